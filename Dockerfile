@@ -1,4 +1,4 @@
-# lrec in a container; docs/tutorial.md has its main job.
+# lrec in a container. docs/tutorial.md shows how to use it.
 #   on a CPU: docker build -t lrec .
 #   on a GPU: docker build -t lrec --build-arg TORCH=https://pypi.org/simple .
 FROM python:3.12-slim
@@ -9,7 +9,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY configs configs
 RUN pip install --no-cache-dir .
-# Whoever runs it, with --user too, may write there.
+# Every user may write to this folder, also a user given by --user.
 ENV HOME=/tmp
 WORKDIR /work
 ENTRYPOINT ["lrec"]

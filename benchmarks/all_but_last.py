@@ -1,4 +1,4 @@
-"""The cut of the HSTU repository, as a split rule of one's own: `--data.split all_but_last.AllButLast`."""
+"""A split rule that splits like the HSTU repository: `--data.split all_but_last.AllButLast`."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ from lrec.data.store.store import Store
 
 @dataclass(frozen=True)
 class AllButLast(SplitRule):
-    """The last item of each user is the test, and all others train; the repository has no validation.
+    """The last item of each user is the test target. All others are for training; the repository has no validation.
 
     Args:
-        validation: Every n-th user holds out the item before the last too, to choose the epoch by.
+        validation: For every n-th user, the item before the last is the validation target, which chooses the epoch.
     """
 
     validation: int = 20
 
     def cut(self, store: Store) -> Split:
-        """Count from the end of each sequence; users with fewer than 3 items only train."""
+        """Cut each sequence at its end; all items of users with fewer than 3 items are for training."""
         lengths_U = np.diff(store.offsets_U1)
         evaluated_U = lengths_U >= 3
         validates_U = evaluated_U & (np.arange(len(lengths_U)) % self.validation == 0)

@@ -2,12 +2,12 @@
 
     python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz [--parts position hstu vectors] [--seeds 1] [--jobs 2]
 
-All is that of configs/recipes/beauty-modern.yaml but what the table names; these runs train in bf16-mixed. The data
-have no times. Vectors are made of the training part alone: which items stand near each other in histories, as positive
-pointwise mutual information, in the 128 first singular directions; the item table begins with them. The checkpoint is
-that of the best validation NDCG@10. Differences are from the recipe with the same seeds; intervals hold 95 %, over
-users, paired. What a run comes to is kept in benchmarks/beauty_parts, and not trained again; then
-benchmarks/beauty_parts.md is written.
+All options are those of configs/recipes/beauty-modern.yaml, except those that the table names. Runs with new parts
+train in bf16-mixed. The data have no times. The item vectors are made from the training part only: the first 128
+singular directions of the positive pointwise mutual information of items that are near each other in histories. The
+item table starts with these vectors. The checkpoint has the best validation NDCG@10. Differences are from the recipe
+with the same seeds; their 95 % intervals are over users, paired. Outcomes of runs are kept in benchmarks/beauty_parts,
+and not measured again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from lrec.tasks.trained_runs import Data
 
 HERE = Path(__file__).parent
 OUTCOMES, RECIPE = HERE / "beauty_parts", "beauty-modern"
-WIDTH, REACH = 128, 10  # of the vectors; items of a history that count as near
+WIDTH, REACH = 128, 10  # of the vectors; the largest distance of items that count as near
 HSTU = {"norm": "layer", "attention": "hstu", "mlp": "none", "positions": "learned", "qk_norm": "false"}
 ARCHITECTURES = {
     "position": {"position_bias": "true"},
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def write_vectors(raw: Path, path: Path) -> None:
-    """A vector for each item, of what stands near it in the histories without their last two items."""
+    """Write a vector for each item, from the items near it in the histories without their last two items."""
     with gzip.open(raw, "rt") as file:
         users = [line.split()[1:] for line in file]
     items = sorted({item for history in users for item in history}, key=int)
@@ -104,7 +104,7 @@ def keep(part: str, seed: int, data: Path, runs: Path) -> None:
 
 
 def page() -> str:
-    """benchmarks/beauty_parts.md."""
+    """The text of benchmarks/beauty_parts.md."""
     lines = [
         "# New parts on Amazon Beauty",
         "",
@@ -125,13 +125,13 @@ def page() -> str:
         if runs:
             lines.append(row(title, runs, [recipe[run.seed] for run in runs]))
     known = float((~np.isnan(recipe[1].ranks_U)).mean())
-    for baseline, (hr, ndcg) in recipe[1].baselines.items():  # which count targets in no training history as misses
+    for baseline, (hr, ndcg) in recipe[1].baselines.items():  # they count targets in no training history as misses
         lines.append(f"| {baseline} | | | {hr / known:.4f} | {ndcg / known:.4f} | | |")
     return "\n".join(lines) + "\n"
 
 
 def row(title: str, runs: list[Outcome], recipe: list[Outcome]) -> str:
-    """A row of the table; targets in no training history are left out, as of the recipes."""
+    """A row of the table, without the targets that are in no training history, as in the table of recipes."""
     figures = metrics_of(np.stack([run.ranks_U for run in runs]))
     known_U = ~np.isnan(figures[0][0])
     users_U = np.flatnonzero(known_U)

@@ -2,13 +2,13 @@
 
     python benchmarks/block_and_time.py --data ml-1m_ratings.dat.xz [--seeds 1 2 3] [--jobs 2] [--repository]
 
-The modern block and HSTU's, both 98k, histories of 200, each with nothing, with a bias by position, with the past gaps
-beside it, and with the gaps up to the next event, whose time must then be known. All are trained alike, by
-configs/recipes/ml-1m-hstu.yaml: 24 epochs in steps of 1,024 targets. Leave-one-out, all items ranked, seen ones left
-out; the checkpoint is that of the best validation NDCG@10. With --repository also the protocol of the HSTU repository:
-all items but a user's last one train, and of the seen items only those among the last 200 are left out. Figures are
-means over the seeds; intervals hold 95 %, over users, paired. What a run comes to is kept in benchmarks/block_and_time
-and not trained again; then benchmarks/block_and_time.md is written.
+The modern block and HSTU's block (both 98k, histories of 200) read, in addition to the items: nothing, a bias by
+position, this bias and the gaps between past events, or this bias and the gaps up to the next event, whose time must
+then be known. All runs use configs/recipes/ml-1m-hstu.yaml: 24 epochs in steps of 1,024 targets. The split is
+leave-one-out; all items that the user has not seen are ranked; the checkpoint has the best validation NDCG@10. With
+--repository, runs also follow the HSTU repository: all items but a user's last one are for training, and only the seen
+items among the last 200 are not ranked. Figures are means over the seeds; 95 % intervals are over users, paired.
+Outcomes of runs are kept in benchmarks/block_and_time, and not measured again.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def keep(name: str, seed: int, data: Path, runs: Path) -> None:
 
 
 def kept(protocol: str) -> Outcomes:
-    """What is kept of a protocol's runs."""
+    """The kept outcomes of a protocol's runs."""
     found = {
         (block, inputs): outcomes_of(f"{protocol}-{block}-{inputs}", OUTCOMES) for block in BLOCKS for inputs in INPUTS
     }
@@ -104,7 +104,7 @@ def kept(protocol: str) -> Outcomes:
 
 
 def page(protocols: dict[str, Outcomes]) -> str:
-    """benchmarks/block_and_time.md."""
+    """The text of benchmarks/block_and_time.md."""
     lines = [
         "# What block, position and time bring on MovieLens-1M",
         "",
@@ -123,7 +123,7 @@ def page(protocols: dict[str, Outcomes]) -> str:
             for cell, runs in outcomes.items()
         }
         lines += [f"## {protocol.capitalize()}", "", *figures(outcomes, ranks, PUBLISHED[protocol])]
-        lines += ["", "What each brings to the one before it:", "", *differences(ranks), ""]
+        lines += ["", "What each input adds, and HSTU's block in place of the modern one:", "", *differences(ranks), ""]
     return "\n".join(lines)
 
 
@@ -154,7 +154,7 @@ def figures(outcomes: Outcomes, ranks: dict[tuple[str, str], np.ndarray], publis
 
 
 def differences(ranks: dict[tuple[str, str], np.ndarray]) -> list[str]:
-    """Of each block what each input adds to the one before, and of the two blocks what the second adds to the first."""
+    """A table of what each input adds to the one before it, for each block; and HSTU's block minus the modern one."""
     pairs = [
         (f"{TITLES[inputs]}, {block}", (block, before), (block, inputs))
         for block in BLOCKS

@@ -1,8 +1,8 @@
-"""MovieLens-1M cut by time: the recipe's figures on two targets of the test, three seeds, beside published ones.
+"""MovieLens-1M split by time: the recipe's metrics on two kinds of test targets, three seeds, and published metrics.
 
-`configs/recipes/ml-1m-time.yaml` is trained once a seed, then tested on each user's last item and on all successive
-items. A run that stands under --runs is tested only. What the tests find is kept in benchmarks/by_time/, from which
-this page is written.
+`configs/recipes/ml-1m-time.yaml` is trained once for each seed, then tested on each user's last item and on all
+successive items. A run that is already in the folder --runs is only tested. The test results are kept in
+benchmarks/by_time/, and this page is written from them.
 
     python benchmarks/by_time.py --data ml-1m_ratings.dat.xz --runs runs/by-time --seeds 1 2 3
     python benchmarks/by_time.py
@@ -22,7 +22,7 @@ from lrec.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, OUTCOMES = ROOT / "benchmarks/by_time.md", ROOT / "benchmarks/by_time"
-# Of a target: what is tested, the end of the names of its figures, and the best published HR@10 / NDCG@10.
+# For each target: `test_targets`, the end of the names of its metrics, and the best published HR@10 / NDCG@10.
 TARGETS = {
     "last": ("last", "", "0.1778 / 0.1014"),
     "all, mean over users": ("all", "_by_user", "0.2094 / 0.1142"),
@@ -31,7 +31,7 @@ TARGETS = {
 
 
 def measured(data: Path, run: Run, seed: int, options: list[str]) -> dict[str, Any]:
-    """Figures of unseen items by target and scorer; the run is trained unless it is there."""
+    """Metrics among unseen items, by target and scorer; a run that is not there is trained first."""
     lrec, folder = [sys.executable, "-m", "lrec"], f"--trainer.default_root_dir={run.folder}"
     if not (run.folder / "ended").is_file():
         recipe = ["fit", f"--config={ROOT / 'configs/recipes/ml-1m-time.yaml'}", f"--data.path={data}", *options]
@@ -76,11 +76,11 @@ def page(outcomes: list[dict[str, Any]]) -> str:
 
 
 READ = (
-    "Figures rank the items that a user has not had. A figure is the mean over seeds; ± is the standard error of one "
-    "seed, users being drawn; in brackets is each seed. Best published is the best of any model in arXiv 2507.16289, "
-    "chosen by its test figures. The recipe was fixed before its test: network and rates are those of `ml-1m-hstu`, "
-    "and each user's last item before the test chose the checkpoint. 7 days is popularity of the last 7 days before "
-    "the test."
+    "Ranks are among the items that a user has not had. A figure is the mean over seeds; the brackets have each seed. "
+    "The number after ± is the standard error of the first seed, over users (in the last two rows, over targets). Best "
+    "published is the best of any model in arXiv 2507.16289, chosen by its test figures. The recipe was fixed before "
+    "its test: network and rates are those of `ml-1m-hstu`, and each user's last item before the test chose the "
+    "checkpoint. 7 days is the popularity in the last 7 days before the test."
 )
 
 

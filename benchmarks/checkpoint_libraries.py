@@ -1,9 +1,9 @@
-"""What torch.distributed.checkpoint and Lightning's AsyncCheckpointIO do where lrec's own checkpoints refuse or wait.
+"""What torch.distributed.checkpoint and Lightning's AsyncCheckpointIO do when lrec refuses a checkpoint or waits.
 
     OMP_NUM_THREADS=1 python benchmarks/checkpoint_libraries.py 2> /dev/null
 
-Two processes save a table of 1,000 rows with each storage of torch.distributed.checkpoint; its files are then damaged,
-lost, mixed with those of another save, or replaced by a stranger's. Figures: benchmarks/checkpoint_libraries.md.
+Two processes save a table of 1,000 rows with each storage of torch.distributed.checkpoint. The files are then damaged,
+lost, mixed with files of another save, or replaced by a stranger's file. Results: benchmarks/checkpoint_libraries.md.
 """
 
 import errno
@@ -29,7 +29,7 @@ GIB = 2**30
 
 
 class Stranger:
-    """What may stand in a pickle."""
+    """An object whose pickle runs code when it is read."""
 
     def __reduce__(self) -> tuple[Callable[..., None], tuple[str, ...]]:
         return print, ("    code of the stranger runs",)
@@ -56,7 +56,7 @@ def two_processes(rank: int, port: int, folder: str) -> None:
             dcp.load(found, storage_reader=reader)
             wrong = int((found["table"].full_tensor() != TABLE_VD).any(1).sum())
             said = f"read without an error, {wrong} of {len(TABLE_VD)} rows wrong"
-        except BaseException as error:  # as torch.distributed.checkpoint raises
+        except BaseException as error:  # CheckpointException is not an Exception
             said = f"refused: {type(error).__name__}"
         if rank == 0:
             print(f"    {said}", flush=True)
@@ -85,14 +85,14 @@ def two_processes(rank: int, port: int, folder: str) -> None:
 
 
 def flip(file: Path, place: int) -> None:
-    """Another bit at a place of a file."""
+    """Flip a bit of the byte at a place of a file."""
     data = bytearray(file.read_bytes())
     data[place] ^= 64
     file.write_bytes(data)
 
 
 class Disk(TorchCheckpointIO):
-    """Slow, then full."""
+    """A disk that is slow, and then full."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
@@ -115,7 +115,7 @@ def in_background() -> None:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has."""
+    """The resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

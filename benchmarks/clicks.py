@@ -1,4 +1,4 @@
-"""News clicks, from a file of interactions to recommendations for all users: lrec's three commands beside RecTools.
+"""News clicks, from a file of interactions to recommendations for all users: three commands of lrec, and RecTools.
 
     python benchmarks/clicks.py --data globo_clicks.parquet [--environments data/peers] [--epochs 3] [--threads 2]
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def write_files(raw: Path, users: int | None) -> tuple[pl.DataFrame, dict[str, int]]:
-    """log.csv, and histories.csv without each user's last click; returns those, and how much there is."""
+    """Write log.csv, and histories.csv without each user's last click. Return these last clicks, and the counts."""
     log = pl.read_parquet(raw).select(user="user_id", item="click_article_id", time="click_timestamp")
     if users is not None:
         log = log.filter(pl.col("user") < users)
@@ -97,7 +97,7 @@ def page(
     counts: dict[str, int],
     options: argparse.Namespace,
 ) -> str:
-    """benchmarks/clicks.md."""
+    """The text of benchmarks/clicks.md."""
     total, whole = sum(seconds for _, seconds, _ in rows), theirs["whole_seconds"]
     point = Run(Path("run")).points[-1]
     lines = [

@@ -1,9 +1,9 @@
-"""What a run costs and what it reaches, by data set and size: docs/results/costs.md, from the committed points.
+"""Write docs/results/costs.md from the committed points: what a run costs and reaches, by data set and size.
 
     python benchmarks/costs.py
 
-Seconds and HR@10 are those of the runs with all data, means over seeds. Memory is computed, as `lrec sizes` does, from
-the shape of the network and the targets of a step. Nothing of the rows for GPUs is measured.
+Seconds and HR@10 are means over the seeds of the runs with all data. Memory is computed, as by `lrec sizes`, from the
+shape of the network and the targets of a step. Nothing in the rows for GPUs is measured.
 """
 
 import math
@@ -23,14 +23,14 @@ from lrec.run import Point, read_points_file
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "costs.md"
 SHOWN = 5  # sizes of a set
-PROCESS_GIB = 0.5  # beside a step: the interpreter and its libraries (docs/sizes.md)
+PROCESS_GIB = 0.5  # in addition to a step: the interpreter and its libraries (docs/sizes.md)
 ON_GPU = ("9.4m", "75m", "829m")
 GPU_SETS = ("Go", "Decks", "MovieLens-1M")
 FLOPS_PER_S, GPU_TARGETS = 0.4 * 989e12, 65_536  # of an H100, as `lrec scaling plan` assumes; targets of a step
 
 
 def tested(file: Path) -> list[list[Point]]:
-    """The results of a study's runs with the most data, of each size together, by size."""
+    """The results of a study's runs with the most data: one list for each size, in order of size."""
     points = [point for point in read_points_file(file) if point.best and point.test_loss is not None]
     most, by_size = max(point.U for point in points), defaultdict(list)
     for point in points:
@@ -40,19 +40,19 @@ def tested(file: Path) -> list[list[Point]]:
 
 
 def network(point: Point) -> TransformerConfig:
-    """The network of a point; the longest input follows from what its parameters leave for positions."""
+    """The network of a point; the longest input follows from the number of parameters that are left for positions."""
     shape = (point.n_layers, point.d_model, point.n_heads)
     one = TransformerConfig(point.N_head // point.d_model, 1, *shape)
     return TransformerConfig(one.n_items, 1 + (point.N_total - cost.n_total(one)) // point.d_model, *shape)
 
 
 def row(name: str, runs: list[Point]) -> list[str]:
-    """Of the runs of one size."""
+    """A row of the table, for the runs of one size."""
     point, config = runs[0], network(runs[0])
     precision: memory.Precision = "bf16-mixed" if point.precision == "bf16-mixed" else "32-true"
     step = memory.of_step(config, math.ceil(point.D / point.step), precision)
     seconds, hits = mean(run.wall_s for run in runs), mean(run.metric("test/HR@10") for run in runs)
-    targets = point.metric("test/targets")  # which older points do not tell
+    targets = point.metric("test/targets")  # older points do not have them
     error = "" if math.isnan(targets) else f" ± {1.645 * math.sqrt(hits * (1 - hits) / targets):.3f}"
     trained = [f"{point.D:,}", f"{point.flops:.2g}", f"{seconds:,.0f}", f"{PROCESS_GIB + step.total / 2**30:.2f}"]
     loss = mean(run.test_loss or math.nan for run in runs)
@@ -60,7 +60,7 @@ def row(name: str, runs: list[Point]) -> list[str]:
 
 
 def gpu_row(name: str, size: str, example: Point) -> list[str]:
-    """Of a size that was not trained, on as much data."""
+    """A row for a size that was not trained, with the training targets of the example."""
     like = network(example)
     config = TransformerConfig(like.n_items, like.max_len, *find_size(size))
     step = memory.of_step(config, GPU_TARGETS // 8, "bf16-mixed", device="cuda", checkpointing=True)

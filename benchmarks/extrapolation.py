@@ -1,11 +1,11 @@
-"""Extrapolation of dense learning curves: the forecast beside the functional forms of the literature.
+"""Extrapolation of dense learning curves: the forecast, and functional forms of the literature.
 
     python benchmarks/extrapolation.py --data FOLDER/extrapolation.csv
     python benchmarks/extrapolation.py --simulated
 
-The table has a row for each point of a curve (domain, task, model, examples, loss, known): points with known = 1 may be
-fitted, the others, up to twice the examples, are predicted (the benchmark of Alabdulmohsin et al., arXiv 2209.06640).
-The forms are fitted by least squares of the logarithm from many starts, of which the best is kept. BNSL has one break.
+The table has a row for each point of a curve (domain, task, model, examples, loss, known). Points with known = 1 may be
+fitted. The others, with up to 2.2 times the examples, are predicted (the benchmark of Alabdulmohsin et al., arXiv
+2209.06640). The forms are fitted by least squares of the logarithm: the best fit of many starts. BNSL has one break.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from lrec.laws.loss_laws import LAWS
 
 Array = np.ndarray
 Method = Callable[[pl.DataFrame, Array], Array]
-"""From the known points to low, prediction and high at x, (X, 3); an interval of no width where a method has none."""
+"""From the known points and x to low, prediction and high, (X, 3). Without an interval, all three are equal."""
 Form = Callable[[Array, Array], Array]
 STARTS = 20
 LOGIT = np.linspace(-30.0, 30.0, 6001)
@@ -41,7 +41,7 @@ class Curve:
 
 
 def curves(path: Path) -> Iterator[Curve]:
-    """In the order of the table; x counts data, so that a curve may stop."""
+    """The curves, in the order of the table; x is an amount of data, so a curve may stop falling."""
     for (domain, task, _), rows in pl.read_csv(path).group_by("domain", "task", "model", maintain_order=True):
         points = rows.sort("examples").select(x="examples", y="loss", may_stop=pl.lit(True), known="known")
         hidden = points.filter(pl.col("known") == 0)
@@ -53,7 +53,7 @@ def curves(path: Path) -> Iterator[Curve]:
         )
 
 
-# ---- forms: ln of the loss at t = ln(x / the largest known x), and where starts are drawn, for the known losses y
+# ---- forms: ln of the loss at t = ln(x / the largest known x)
 
 
 def power(p: Array, t: Array) -> Array:
@@ -110,12 +110,12 @@ def point(loss: Array) -> Array:
 
 
 def by_forecast(known: pl.DataFrame, x: Array) -> Array:
-    """The default."""
+    """The default forecast."""
     return np.array([[p.low, p.predicted, p.high] for p in Forecast(known).predict(x)])
 
 
 def of_independent_points(known: pl.DataFrame, x: Array) -> Array:
-    """The forecast as if each point were a run of its own, as on a ladder."""
+    """The forecast as if each point were a separate run, as on a ladder."""
     with patch("lrec.laws.forecast.LADDER", len(known)):
         return by_forecast(known, x)
 
@@ -152,7 +152,7 @@ HEAD = (
 
 
 def row(name: str, method: Method, of: list[Curve]) -> str:
-    """Of the table; errors and widths are means over curves of means over their hidden points."""
+    """A row of the table; errors and widths are means over curves, of each curve's mean over hidden points."""
     error, no_gain, inside, width, winkler = [], [], [], [], []
     for curve in of:
         low, middle, high = 100 * method(curve.known, curve.x).T / curve.loss

@@ -1,8 +1,8 @@
-"""Faults put into the training of a study: does its report warn of them, and is it silent where there is none?
+"""Faults put into the training of a study: does its report warn of them, and is it silent if there is none?
 
 For each seed of the training, we train a sound ladder on synthetic data and three ladders with a fault. A ladder keeps
 those runs of the sound ladder that its fault does not change. Each ladder is a study, and only its report is read. The
-file benchmarks/faults.jsonl has a line per study. A repeated call goes on, and `--page` writes this page from the file.
+file benchmarks/faults.jsonl has a line per study. A repeated call continues. `--page` writes this page from the file.
 
     python benchmarks/faults.py --seeds 10 --studies DIR
     python benchmarks/faults.py --page
@@ -48,7 +48,7 @@ WARNING = re.compile(r".*(?:\*\*(?:Under-trained|Mistuned|Out of line)|not monot
 
 
 def with_fault(sound: Study, fault: str) -> tuple[Study, list[str]]:
-    """The study with the fault, and the sizes whose runs are others than those of the sound study."""
+    """The study with the fault, and the sizes whose runs are not those of the sound study."""
     if fault == "none":
         return sound, SIZES
     tuned, large = Tuner(sound).kept, SIZES[MIDDLE:]
@@ -95,7 +95,7 @@ def outcome(seed: int, fault: str, studies: Path) -> dict[str, Any]:
 
 
 def is_named(fault: str, warnings: list[str]) -> bool:
-    """Whether the warnings name the fault's first size, or for steps that the ladder is short of training."""
+    """Whether the warnings name the fault's first size, or, for large steps, that the ladder is under-trained."""
     size = SIZES[MIDDLE]
     names = {
         "rate": rf"Mistuned: {size}-|Out of line: {size}\*",
@@ -153,25 +153,25 @@ keeps the sound rates. Losses are of the test targets, in nats. "Above the line"
 12k lie above the line through their neighbours, and "behind" counts the sizes with a higher loss than the Markov chain.
 
 We chose the data and where the trials begin (a rate of 0.4 / width) with seed 1 and with another seed, before the
-studies in this table, by validation losses. Inputs of 16 items were too long: after so few steps, it
-is luck whether a run already uses the second last item. All seeds have the data of process seed 100. With process seed
-1, the losses of 1.7k to 6.9k differed by only 0.06 nats.
+studies in this table, by validation losses. Inputs of 16 items were too long: after so few steps, it depends on chance
+whether a run already uses the second last item. All seeds have the data of process seed 100. With process seed 1, the
+losses of 1.7k to 6.9k differed by only 0.06 nats.
 
-A seed takes about two and a half minutes of a processor. Seed 1 is also the one with which we chose the data, so nine
-seeds are independent. The sound study with a warning is that of seed 7. Its warning is true: the largest size has a
-higher loss than the second largest. With seed 5, the report of the rate says only that losses rise with size: the
-rate of the fault is among those that its trials allow.
+A seed takes about two and a half minutes of processor time. We chose the data with seed 1, so the other nine seeds are
+independent. Of the sound studies, only seed 7 has a warning. It is true: the largest size has a higher loss than the
+second largest. With seed 5, the report on the fault of the rate says only that losses rise with size, because the
+trials allow the rate of this fault.
 
-The warning of the rate says that the rate is not the one that the trials call for, and that is right. But the loss that
-it expects from the fault, 0.16 or 0.17 nats, is too high. In fact the validation losses of 6.9k, 12k and 1x48 rose by
-0.062, 0.005 and 0.033 nats with seed 1. With seed 2, they fell by 0.021 and 0.017 and rose by 0.030: the sound rates of
-two sizes were too low. Each size has trials at three or four rates, of about 270 steps and one seed.
+The warning about the rate says that the trials suggest another rate, and this is true. But the loss that it expects
+from the fault, 0.16 or 0.17 nats, is too high. With seed 1, the validation losses of 6.9k, 12k and 1x48 rose by only
+0.062, 0.005 and 0.033 nats. With seed 2, the first two fell by 0.021 and 0.017 nats, and the third rose by 0.030: the
+sound rates of two sizes were too low. Each size has trials at three or four rates, of about 270 steps and one seed.
 
-Without the trials, the report hardly sees this rate. In two earlier studies of seed 1 with fixed rates, four times
+Without trials, the report hardly notices this rate. In two earlier studies of seed 1 with fixed rates, four times
 0.2 / width raised the three losses by 0.003 to 0.008 nats, and four times 0.4 / width by 0.016 to 0.034 nats. The first
 report had no warning, and the second said only that the loss is not monotone. So we gave the studies trials. The reason
-is the threshold of 0.08 nats: if the losses of all sizes from one on are higher by s, the first of these sizes is about
-s / 2 above its line. Faults below about 0.2 nats stay hidden. A lower threshold would give false alarms: in our studies
+is the threshold of 0.08 nats: if the losses of a size and of all larger sizes rise by s, this size is only about s / 2
+above its line. Faults below about 0.2 nats stay hidden. A lower threshold would give false alarms: in our studies
 of all data, a size of Beauty is 0.048 above its line, and a size of decks 0.042.
 """
 

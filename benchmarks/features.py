@@ -2,12 +2,12 @@
 
     python benchmarks/features.py --data FOLDER [--epochs 5] [--seeds 0 1 2] [--runs runs/features]
 
-On MovieLens-1M (a tenth of the users train, all are tested) the rating is a feature of the event and the genres are one
-of the item; on Ciao (10-core) the rating and the category of the item; on Go (a 64th of the games) the row and the
-column of a point of the board. Leave-one-out; the same network (one layer of width 32, histories of 50) is trained with
-neither and with each: same seeds, same epochs, no choice of an epoch. Differences from the network with neither are
-paired over users; an interval of 90 % draws users and seeds again, together. A loss below zero and an NDCG@10 above
-zero are better. Users have no feature in these sets, so those are not measured.
+On MovieLens-1M (a tenth of the users train, all are tested), events have the rating and items the genres as features.
+On Ciao (10-core), events have the rating and items have the category. On Go (a 64th of the games), items are points of
+the board, with row and column. The split is leave-one-out. The same network (one layer of width 32, histories of 50) is
+trained with neither kind of feature and with each: same seeds, same epochs, no choice of an epoch. Differences from the
+network with neither are paired over users; 90 % intervals draw users and seeds again, together. A lower loss and a
+higher NDCG@10 are better. These sets have no features of users.
 """
 
 import argparse
@@ -113,7 +113,7 @@ class Measured(NamedTuple):
 
 
 def kept_file(name: str, arm: str, seed: int, options: argparse.Namespace) -> Path:
-    """Where what was measured of a run is."""
+    """The file with what was measured of a run."""
     return Path(options.runs) / f"{name}-{arm}-{seed}.npz"
 
 
@@ -132,7 +132,7 @@ def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namesp
 
 
 def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespace) -> str:
-    """benchmarks/features.md."""
+    """The text of benchmarks/features.md."""
     lines = [
         "# Features",
         "",
@@ -142,7 +142,7 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
         "",
         *(__doc__ or "").split("\n\n")[2].strip().splitlines(),
         "",
-        f"{options.epochs} epochs. Processor time of a whole run, start and tests included, by step.",
+        f"{options.epochs} epochs. Times are the processor time of a whole run, start and tests included, per step.",
         "",
         "| data | features | seeds | N_total | test loss | beside neither | NDCG@10 | beside neither | ms a step |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",

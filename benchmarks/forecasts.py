@@ -5,8 +5,8 @@
     python benchmarks/forecasts.py --own                             lrec's own points, in benchmarks/
     python benchmarks/forecasts.py --worlds                          simulated worlds
 
-A split of a curve hides its last two x, all above a quarter, or all above an eighth of the largest; at least four stay.
-A curve in an amount of data may stop (`may_stop` in lrec.laws.table), one in a size or in compute does not.
+A split of a curve hides its last two x, or all x above a quarter or an eighth of the largest; at least four are known.
+A curve in an amount of data may stop (`may_stop` in lrec.laws.table); a curve in a size or in compute does not.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def _splits(curve: dict) -> Iterator[Case]:
             yield Case(curve["family"], known, hidden["x"].to_numpy(), hidden["y"].to_numpy())
 
 
-# ---- methods: from the known points to low, forecast and high at x; an interval of no width where a method has none
+# ---- methods: from the known points to low, forecast and high at x; without an interval, all are equal
 
 
 def by_forecast(beliefs: Beliefs | None = None) -> Callable[[pl.DataFrame, Array], Array]:
-    """The default."""
+    """The forecast, with the default beliefs if none are given."""
     return lambda known, x: _columns(Forecast(known, beliefs).predict(x))
 
 
@@ -78,7 +78,7 @@ def _columns(predictions: Sequence[Prediction]) -> Array:
 
 
 def weighted_law(known: pl.DataFrame, x: Array) -> Array:
-    """E + (x0/x)^a by least squares, weights falling by e per factor 3 below the largest x."""
+    """E + (x0/x)^a by least squares. Weights fall by a factor of e for each factor of 3 below the largest x."""
     t_N, y_N = np.log(known["x"].to_numpy() / known["x"].max()), known["y"].to_numpy()
     best = (np.inf, np.zeros(len(x)))
     for a in np.geomspace(0.005, 5, 200):
@@ -122,7 +122,7 @@ def _points(loss: Array) -> Array:
 
 
 def mean_of_three(known: pl.DataFrame, x: Array) -> Array:
-    """Of the three above."""
+    """The mean of the three methods above."""
     return np.mean([method(known, x) for method in (weighted_law, saturating, last_two)], axis=0)
 
 
@@ -170,7 +170,7 @@ class Score:
     winkler: float
 
     def row(self, name: str) -> str:
-        """Of the table."""
+        """A row of the table."""
         errors = f"{self.median:.2f} | {self.mean:.2f} | {self.loses:.3f} | {self.excess:.1f} | {self.halved:.2f}"
         if self.holds == 0:
             return f"| {name} | {errors} | | | |"
@@ -227,7 +227,7 @@ START = Beliefs(
     misfit=0.2,
     growth=0.7,
 )
-"""Round numbers."""
+"""Round numbers, from which the search begins."""
 BOUNDS = {
     "memory": (0.3, 1.25),
     "damping": (0.05, 0.5),
@@ -242,7 +242,7 @@ INTERVAL = {"widening": (0.5, 3.0), "misfit": (0.05, 1.0), "growth": (0.05, 1.5)
 
 
 def calibrate(path: Path, trials: int) -> None:
-    """Constants from all families but one, and how they do on that one; then from all."""
+    """Fit the constants to all families but one and use them on that one, for each; then fit them to all."""
     every = cases(path)
     families = sorted({case.family for case in every})
     predicted: dict[int, Array] = {}
@@ -259,10 +259,10 @@ def calibrate(path: Path, trials: int) -> None:
 
 
 def fitted_beliefs(of: Sequence[Case], trials: int) -> Beliefs:
-    """By a random search from round numbers: three quarters of it all constants, then those of the interval."""
+    """A random search from round numbers: in the first three quarters those in `BOUNDS`, then those in `INTERVAL`."""
 
     def badness(beliefs: Beliefs) -> float:
-        """How far a score is from the aims in the page beside this file."""
+        """How far a score is from the aims on this script's page."""
         found = score([by_forecast(beliefs)(case.known, case.x) for case in of], of)
         ratios = (
             (1.2, found.mean / 2.15),
@@ -360,7 +360,7 @@ def _held_out(points: pl.DataFrame, k: int, law: str) -> list[tuple[float, float
 
 
 def law_itself(x: Array) -> Array:
-    """L = 4 + 1.2 N^-.12."""
+    """L = 4 + 1.2 N^-0.12."""
     return 4 + 1.2 * x**-0.12
 
 

@@ -28,11 +28,11 @@ TITLES = (
 )  # fmt: skip
 HEADER = f"""# 829 million parameters on two CPU processes
 
-The largest size of the LSRM ladder through the product's own road: `parallel.build` on the meta device, FSDP2 over
-gloo, AdamW, activation checkpointing, gradient clipping, {ITEMS:,} items, windows of {MAX_LEN}. Three steps; saved
-after the second, reloaded by new processes, and the third step taken again: its loss is the same to the last bit, or
-the benchmark fails. Peak of a process is its largest resident size; peak in total is the largest sum of both
-processes' proportional sizes, sampled twice a second.
+The largest size of the LSRM ladder, trained by lrec's own code: `lrec.model.parallelize.build` on the meta device,
+FSDP2 over gloo, AdamW, activation checkpointing, gradient clipping, {ITEMS:,} items, windows of {MAX_LEN}. The run has
+three steps, and is saved after the second. New processes load it and repeat the third step: its loss is the same to the
+last bit, or the benchmark fails. The peak of a process is its largest resident size. The peak in total is the largest
+sum of both processes' proportional sizes, sampled twice a second.
 
     OMP_NUM_THREADS=1 python benchmarks/fsdp_829m.py
 
@@ -110,7 +110,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace, resume: bool) -> tuple[list[dict[str, Any]], float]:
-    """All processes of a run: what each measured, and the peak of their sum."""
+    """Run all processes once: what each measured, and the peak of the sum of their sizes."""
     command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(arguments.folder)]
     process = subprocess.Popen([*command, "--resume"] if resume else [*command, "--train"])
     peak = [0.0]

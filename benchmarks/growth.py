@@ -4,7 +4,7 @@
 
 Each case is a process of its own: a few training steps on full windows (blocks, full softmax, AdamW), the median step
 turned into seconds per million interactions, and the peak of the process. An exponent is the slope of log cost against
-log size, by least squares over the larger half of the cases, where what grows outweighs what does not.
+log size, by least squares over the larger half of the cases, in which the growing part of the cost is the largest.
 """
 
 import argparse
@@ -38,9 +38,9 @@ CASES = [
 
 
 REMARKS = {
-    "size": "Below 1 is what the head costs whatever the size; it tends to 1 as blocks outgrow it.",
-    "items": "Full softmax costs a product with the whole table, so 1 is what it should be; a sampled loss costs less.",
-    "length": "Attention is a small share of a step at these widths, so that a long history costs hardly more.",
+    "size": "They are below 1 because the head costs the same at every size. They approach 1 as the blocks grow.",
+    "items": "Full softmax multiplies with the whole item table, so 1 is expected. A sampled loss costs less.",
+    "length": "At these widths, attention is a small share of a step. So a long history costs hardly more.",
 }
 
 

@@ -1,11 +1,11 @@
-"""Forecasts in size and data from the horizons of small networks: four times the data, eight times the size, both.
+"""Forecasts from the horizons of small networks: for four times the data, eight times the size, and both.
 
-Each set's study (`benchmarks/horizons/SET.yaml`) is trained in part first: sizes of at most an eighth of the largest,
-horizons of at most a quarter of the longest. From these alone the rest is predicted (`SET-prediction.json`, committed
-before the rest was trained), by the forecast in size and data, by Chinchilla's law and by "no gain". `--page` writes
-the tables. `--grids` does the same with public grids of language models (Porian et al. 2024, without those of a long
-warm-up; Chinchilla), of which it knows sizes within 100 times below an eighth of the largest and lengths within 10
-times below a quarter of the longest.
+Of each set's study (`benchmarks/horizons/SET.yaml`), only a part is trained first: sizes up to an eighth of the
+largest, and horizons up to a quarter of the longest. From this part, the rest is predicted by the forecast in size and
+data, by Chinchilla's law and by "no gain" (`SET-prediction.json`, committed before the rest was trained). `--page`
+writes the tables. `--grids` does the same with public grids of language models: Chinchilla, and Porian et al. 2024
+without those of a long warm-up. Their known part has sizes from 1/800 to 1/8 of the largest, and lengths from 1/40 to
+1/4 of the longest.
 
     python benchmarks/horizons.py --grids ../shared/data/scaling
     python benchmarks/horizons.py --sets globo go --small
@@ -40,14 +40,14 @@ SIZE, DATA = 8, 4  # the largest over the largest known
 
 
 def known_part(study: dict[str, Any]) -> tuple[list[str], list[float]]:
-    """The sizes and the horizons that are known, of a study's configuration."""
+    """The sizes and horizons in the known part of a study, from its configuration."""
     largest, longest = max(map(ladder_n_body, study["sizes"])), max(study["horizons"])
     sizes = [size for size in study["sizes"] if SIZE * ladder_n_body(size) <= largest]
     return sizes, [horizon for horizon in study["horizons"] if DATA * horizon <= longest]
 
 
 def train(name: str, studies: Path, small: bool) -> list[Path]:
-    """The points of the study, trained as far as it is not."""
+    """The points of the study; what is missing is trained."""
     file = FOLDER / f"{name}.yaml"
     options: list[str] = ["--out", str(studies / name)]
     if small:
@@ -70,7 +70,7 @@ def predicted(known: pl.DataFrame, places: list[tuple[float, float]]) -> list[di
 
 
 def grids(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The predictions for public grids beside what was measured, by name."""
+    """The predictions for public grids and the measured losses, by name."""
     porian = pl.read_csv(folder / "porian_isoflop_points.csv").rename({"params": "x", "tokens": "d", "loss": "y"})
     short = porian.filter(~pl.col("config").str.contains("long"))
     tables = {name: grid for (name,), grid in short.group_by("config", maintain_order=True)}
@@ -93,7 +93,7 @@ def grids(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def kind_of(larger: bool, longer: bool) -> str:
-    """What of a place lies beyond what is known."""
+    """Which of size and data is beyond the known part."""
     return "size and data" if larger and longer else "size" if larger else "data"
 
 
@@ -121,7 +121,7 @@ def stopped(sets: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 
 def means(sets: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    """The mean over sets of what each method was off by, by what is predicted."""
+    """The mean error of each method over sets, by what is beyond the known part."""
     table = [["beyond the known", "sets", "predictions", "mean error", "inside", "Chinchilla", "no gain"]]
     for kind in ("size", "data", "size and data"):
         of_sets = []
@@ -139,7 +139,7 @@ def means(sets: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 
 def page(sets: dict[str, list[dict[str, Any]]]) -> str:
-    """Every prediction beside what came, and the means by kind, of public grids too."""
+    """Every prediction with its measured loss, and the means by kind, also for public grids."""
     rows = [["set", "N_body", "D", "predicted", "90 %", "measured", "error", "inside", "Chinchilla", "no gain"]]
     for name, each in sets.items():
         for p in (p for p in each if "measured" in p):
@@ -160,41 +160,41 @@ def page(sets: dict[str, list[dict[str, Any]]]) -> str:
 READ = """
 Losses are test losses in nats. Chinchilla's law (E + A/N^a + B/D^b) is fitted to the same points.
 
-For clicks, a first version of the forecast let the loss fall in D as it does in N; it was 3 to 6 % too low. Since
-then it falls as the curves in amounts of data do that the constants were fitted to, and horizons of fewer than 300
-steps are left out. The prediction above is by this second version, written before the rest was trained, but after
-losses of 4.75 to 5.28 on all of these data were known from another study. That for Go was written without a change.
-Go's longest horizon was not trained to its end.
+For clicks, a first version of the forecast let the loss fall in D as it does in N. It was 3 to 6 % too low. In the
+second version, the loss falls in D like the curves in amounts of data that the constants were fitted to, and horizons
+of fewer than 300 steps are left out. The table above has the predictions of this second version. Those for clicks were
+written before the rest was trained, but we already knew losses of 4.75 to 5.28 on all of these data from another study.
+Those for Go were written without a change of the forecast. Go's longest horizon was not trained to its end.
 
-A third version is in use now. In it, more data make the fall in size steeper by as much at every size. In the second
-version, this effect faded as sizes grew. The third version was chosen on the public grids below: there, the error for
-size and data together was 2.70 % with the second version, and 78 % of the losses were inside. The small networks of
-clicks and Go were trained again to compare both versions. On clicks, the third is off by 0.42 % (size), 0.88 % (data)
-and 0.60 % (both), the second by 0.12, 0.95 and 0.26 %. On Go, the third is off by 0.49 % (size) and 0.19 % (data), the
-second by 0.61 and 0.20 %. All are inside. If the known part is 16 times smaller and 8 times shorter than the largest
-run of the grids, both are off by 2 %; at 32 and 8 times, by 7 %, all too low.
+A third version is in use now. In it, more data make the fall in size steeper by the same amount at every size. In the
+second version, this effect faded as sizes grew. The third version was chosen on the public grids below. There, the
+error for size and data together was 2.70 % with the second version, and 78 % of the losses were inside. The small
+networks of clicks and Go were trained again to compare both versions. On clicks, the third is off by 0.42 % (size),
+0.88 % (data) and 0.60 % (both), the second by 0.12, 0.95 and 0.26 %. On Go, the third is off by 0.49 % (size) and 0.19
+% (data), the second by 0.61 and 0.20 %. All are inside. If the known part of the grids is 16 times smaller and 8 times
+shorter than the largest run, both versions are off by 2 %. At 32 and 8 times, they are off by 7 %, always too low.
 
-With horizons of 0.125 to 1 and the two largest sizes of clicks held out, the forecast in size and data is off by 0.8
-and 0.8 % with half-widths of 1.7 and 2.8 %; from the longest runs alone it is off by 0.9 and 0.8 % with 2.2 and 3.8
-%. "No gain" is off by 2.5 and 3.4 %.
+We also held out the two largest sizes of clicks, with horizons of 0.125 to 1. The forecast in size and data is off by
+0.8 % for both, with half-widths of 1.7 and 2.8 %. From the longest runs alone, it is off by 0.9 and 0.8 %, with
+half-widths of 2.2 and 3.8 %. "No gain" is off by 2.5 and 3.4 %.
 
-The longest runs of clicks are as good as runs of their own. With 15,552 parameters, val loss after all 1,019,693
-targets, one seed: 6.053 (wsd, warm-up of 0.0125), 6.057 (wsd, 0.05), 6.058 (linear, 0.05), 6.075 (cosine, 0.05). Half
-of the rate loses by 0.003 to 0.04. Horizons are runs of their own to the last bit (`pytest
-tests/cli/test_horizons.py`), so there is nothing else to compare.
+The longest runs of clicks are as good as separate runs. With 15,552 parameters and one seed, val losses after all
+1,019,693 targets are 6.053 (wsd, warm-up of 0.0125), 6.057 (wsd, 0.05), 6.058 (linear, 0.05) and 6.075 (cosine, 0.05).
+With half of the learning rate, they are 0.003 to 0.04 higher. Each horizon equals a separate run to the last bit
+(`pytest tests/cli/test_horizons.py`), so there is nothing else to compare.
 
-Steps: four horizons of 0.125 to 1 take 1.13 times the longest alone, and 0.60 times separate runs; with 0.25, 0.5,
-0.75 and 1 these are 1.23 and 0.49. Each adds an evaluation. Hours were not measured: the machine was shared.
+Four horizons of 0.125 to 1 take 1.13 times the steps of the longest alone, and 0.60 times those of separate runs. With
+0.25, 0.5, 0.75 and 1, these are 1.23 and 0.49 times. Each horizon adds an evaluation. We did not measure hours: the
+machine was shared.
 """
 
 EARLY = """
 Can a large run be stopped when its forecast is exact enough? Each size is forecast at its longest horizon from all
 smaller sizes and from the shorter horizons of its own run. Its own horizons hardly help: the first of them makes the
-interval a quarter narrower at best, and each later one makes it narrower by a tenth at best. The smaller sizes already
-decide how wide the interval is, before the run begins. At a half-width of 1 %, one run of clicks would be stopped after
-half of its data, and the sizes of Go would not be trained at all or be stopped at their first horizon. So a study has
-no option that stops a run: whoever needs only 1 % can read the forecast, and leave the held-out sizes out (`--holdout
-0`).
+interval a quarter narrower at best, and each later one a tenth narrower at best. The smaller sizes already decide how
+wide the interval is, before the run begins. At a half-width of 1 %, one run of clicks would stop after half of its
+data. The sizes of Go would not be trained at all, or would stop at their first horizon. So a study has no option that
+stops a run. If 1 % is enough for you, read the forecast, and train no held-out sizes (`--holdout 0`).
 """
 
 

@@ -1,7 +1,6 @@
 """User CPU time of a training step of each architecture at equal N_body, by one thread: python benchmarks/hstu_step.py
 
-Rounds of all architectures alternate; a figure is the median of the rounds, and the share of the plain one's is that of
-the medians.
+The architectures take turns in each round. A figure is the median of the rounds; "of plain" is the ratio of medians.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Coverage of the prediction intervals: how often the truth lies inside a nominal 90 % interval.
 
 Losses are drawn from L = 4 + 1.2 N^-0.12 with independent log-normal noise, at sizes spaced evenly in log N between 1e5
-and 1e7 parameters; the law is fitted and asked for the curve, and for a new run, at 8 and 88 times the largest size.
+and 1e7 parameters. The law is fitted, and predicts the curve and a new run at 8 and 88 times the largest size.
 
     python benchmarks/interval_coverage.py --repeats 1000
 """
@@ -28,7 +28,7 @@ def curve(x: np.ndarray) -> np.ndarray:
 def covered(n_sizes: int, n_seeds: int, repeat: int, noise: float = 0.003) -> np.ndarray:
     """One draw, a column for each of `FACTORS`.
 
-    Whether the mean curve (0) and a new run (1) are inside, and the half-width of a new run's interval in percent (2).
+    Rows: whether the mean curve (0) and a new run (1) are inside, and half the width of a new run's interval, in % (2).
     """
     rng = np.random.default_rng([n_sizes, n_seeds, repeat])
     x = np.repeat(np.geomspace(1e5, 1e7, n_sizes), n_seeds)

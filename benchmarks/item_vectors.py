@@ -1,14 +1,14 @@
-"""Vectors of titles and genres on MovieLens-1M: what they bring where an item has few training interactions, or none.
+"""Vectors of titles and genres on MovieLens-1M: what they bring if an item has few training interactions, or none.
 
     python benchmarks/item_vectors.py --data FOLDER [--size 98k] [--epochs 5] [--runs runs/item_vectors]
 
-A film's vector is made offline from its line of movies.dat: the words of its title, its genres and its decade, each
-hashed into 4,096 columns and weighted by the logarithm of how rare it is, then the 64 first singular directions.
-Leave-one-out on MovieLens-1M has 6 test targets with fewer than five training interactions, so some films are made
-rare: of a tenth of all films, chosen by hash, only those ratings stay that are a user's last one, and of another tenth
-four others too. The same network is trained without vectors and with each use of them: same seed, same epochs. NDCG@10
-and HR@100 over items that the user has not seen, new films among them, and the difference from the network without
-vectors, paired over users. A film without a training interaction is a miss for a network that does not know it.
+A film's vector is made offline from its line of movies.dat: the words of its title, its genres and its decade are
+hashed into 4,096 columns and weighted by the logarithm of how rare they are; the vector has the first 64 singular
+directions. Leave-one-out on MovieLens-1M has only 6 test targets with fewer than five training interactions, so we made
+some films rare. A tenth of all films, chosen by hash, keeps only ratings that are a user's last one. Another tenth also
+keeps four others. The same network is trained without vectors and with each use of them: same seed, same epochs.
+NDCG@10 and HR@100 are over items that the user has not seen, with new films. Differences from the network without
+vectors are paired over users. A film without a training interaction is a miss for a network that does not know it.
 """
 
 import argparse
@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 COLUMNS, WIDTH, MAX_LEN, LISTED = 4096, 64, 200, 100
 USES = ("none", "added", "fixed", "initial")
 GROUPS = {"none": (0, 0), "1 to 4": (1, 4), "fewer than 5": (0, 4), "5 or more": (5, 10**9), "all": (0, 10**9)}
-KEPT = 4  # ratings of a film that is made rare, beside those that are a user's last one
+KEPT = 4  # ratings of a film in the second tenth, in addition to those that are a user's last one
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def rare_log(ratings: Path) -> pl.DataFrame:
 
 
 def film_vectors(movies: Path) -> tuple[list[str], np.ndarray]:
-    """Raw ids and vectors (films, WIDTH)."""
+    """Raw ids, and vectors (films, WIDTH)."""
     lines = re.findall(r"^(\d+)::(.*)\((\d{4}).*::(.*)$", movies.read_text(encoding="latin-1"), re.MULTILINE)
     words = [
         [*re.findall(r"\w+", title.lower()), *(f"genre {genre}" for genre in genres.split("|")), f"decade {year[:3]}"]
@@ -132,7 +132,7 @@ def ranks(use: str, data: InteractionsDataModule, users_C: np.ndarray, options: 
 
 
 def page(data: InteractionsDataModule, options: argparse.Namespace) -> str:
-    """benchmarks/item_vectors.md."""
+    """The text of benchmarks/item_vectors.md."""
     cuts, store = data.cuts, data.store
     users_C = cuts.test_users
     targets_C = cuts.catalogue_index_I[store.items_N[store.offsets_U1[users_C] + cuts.test_U[users_C]]]

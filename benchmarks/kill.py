@@ -1,13 +1,13 @@
-"""SIGKILL at random moments of a run: every restart goes on, and what is left equals an undisturbed run.
+"""Kill a run with SIGKILL at random moments: every restart goes on, and the result equals an undisturbed run.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py [--kills 20] [--processes 1|2] [--writing]
 
-The run is trained once undisturbed, then started again and again with --ckpt_path=last and killed after a random time,
-be it start-up, steps, evaluation, saving or the final test, until it ends or all kills are spent (a run that ends
-before is followed by another). With --writing a kill waits, after the random time, for the next checkpoint that is
-written beside training, and comes a random moment into the write. With two processes (FSDP2, sharded checkpoints) one
-of them is killed, drawn by chance. Every point of points.jsonl must be the same to the last bit, but for clocks and
-names (and, on two processes, for the rounding of train_loss, to 1e-6). A row is added to benchmarks/kill.md.
+The run is trained once undisturbed. Then it is started again and again with --ckpt_path=last, and killed after a random
+time: during start-up, training steps, evaluation, saving or the final test. A run that ends before all kills are spent
+is followed by another one. With --writing, the kill waits, after the random time, until a checkpoint is being written
+in the background, and comes at a random moment of this write. With two processes (FSDP2, sharded checkpoints), one of
+them is killed at random. Every point of points.jsonl must be equal to the last bit, except clock times and names. With
+two processes, train_loss may differ by rounding (1e-6). The script adds a row to benchmarks/kill.md.
 """
 
 import argparse
@@ -43,11 +43,11 @@ TITLES = (
 )  # fmt: skip
 HEADER = f"""# Killed at random, and the same in the end
 
-A run is killed with SIGKILL after random times (with `--writing` in the next write of a checkpoint after them) and
-started again with `--ckpt_path=last`. It saves at each evaluation
-and every {EVERY_N_STEPS} steps. All points of a finished run (losses, metrics, D, FLOPs, step) equal those of the
-undisturbed run to the last bit, or the benchmark fails; on two processes, train_loss, a mean over steps before and
-after the kill, to 1e-6.
+A run is killed with SIGKILL after random times and started again with `--ckpt_path=last`. With `--writing`, the kill
+waits for the next write of a checkpoint. The run saves at each evaluation and every {EVERY_N_STEPS} steps. All points
+of a finished run (losses, metrics, D, FLOPs, step) must equal those of the undisturbed run to the last bit, or the
+benchmark fails. On two processes, train_loss may differ by 1e-6, because it is a mean over steps before and after
+the kill.
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 1
     OMP_NUM_THREADS=1 python benchmarks/kill.py --processes 2
@@ -60,7 +60,7 @@ after the kill, to 1e-6.
 
 
 def start(arguments: argparse.Namespace, run: Path) -> "subprocess.Popen[bytes]":
-    """`lrec fit`, from the last checkpoint where there is one, as the leader of a process group."""
+    """Start `lrec fit`, from the last checkpoint if there is one, as the leader of a process group."""
     trainer = "trainer/fsdp-cpu.yaml" if arguments.processes > 1 else "trainer/laptop.yaml"
     command = [sys.executable, "-m", "lrec", "fit", *OPTIONS, f"--config={trainer}", "--ckpt_path=last"]
     command += [f"--data.data_dir={run.parent / 'data'}", f"--trainer.default_root_dir={run}"]
@@ -83,9 +83,9 @@ def step_reached(run: Path) -> int | None:
 
 
 def unfinished(run: Path, processes: int) -> set[Path]:
-    """Files of checkpoints that are not in force: those that wait to be renamed, and shards beside the others."""
+    """Files of unfinished writes: those that wait to be renamed, and shards in a folder that has too many of them."""
     found: set[Path] = set()
-    with contextlib.suppress(FileNotFoundError):  # what is renamed meanwhile, or not there yet
+    with contextlib.suppress(FileNotFoundError):  # a file was renamed meanwhile, or is not there yet
         for folder in [run / "checkpoints", *(run / "checkpoints").glob("*.ckpt/")]:
             files = list(folder.iterdir())
             shards = [file for file in files if file.suffix == ".safetensors"]
@@ -95,7 +95,7 @@ def unfinished(run: Path, processes: int) -> set[Path]:
 
 
 def into_a_write(process: "subprocess.Popen[bytes]", run: Path, processes: int, moment: float) -> None:
-    """Wait until a checkpoint is being written, and a moment more; or until the run ends."""
+    """Wait until a checkpoint is being written, and `moment` seconds more, or until the run ends."""
     before = unfinished(run, processes)
     while process.poll() is None and not unfinished(run, processes) - before:
         time.sleep(0.0005)
@@ -103,7 +103,7 @@ def into_a_write(process: "subprocess.Popen[bytes]", run: Path, processes: int, 
 
 
 def kill(process: "subprocess.Popen[bytes]", chance: random.Random) -> None:
-    """SIGKILL one process of the run, drawn by chance, then what its end has left of the others."""
+    """SIGKILL a random process of the run, and within two seconds all others that are still alive."""
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     except OSError:
@@ -123,7 +123,7 @@ def points(run: Path) -> list[dict[str, Any]]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Any, ...]:
-    """The cells of a row, but for machine and commit."""
+    """The cells of a row, except machine and commit."""
     chance = random.Random(arguments.seed)
     undisturbed = folder / "undisturbed"
     began = time.monotonic()
@@ -155,7 +155,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[Any, ...]:
             print(f"kill {len(found)}: last checkpoint of step {before} -> {found[-1]}", file=sys.stderr, flush=True)
         assert status == 0, f"a restart from step {before} failed:\n{run.with_suffix('.log').read_text()[-4000:]}"
         for got, wanted in zip(points(run), expected, strict=True):
-            # After a restart, one of two processes has the sum of losses so far: the mean over them rounds differently.
+            # After a restart, one of the two processes has all losses so far as its sum: the mean rounds differently.
             loss, wanted_loss = got.pop("train_loss"), wanted["train_loss"]
             assert math.isclose(loss, wanted_loss, rel_tol=1e-6 if arguments.processes > 1 else 0), (loss, wanted_loss)
             different = {name: (value, wanted[name]) for name, value in got.items() if value != wanted[name]}

@@ -1,15 +1,15 @@
-"""SIGKILL at random moments of six commands: started again, each ends as if undisturbed and leaves nothing else.
+"""Kill six commands with SIGKILL at random moments: after a restart, the files must be as without a kill.
 
     OMP_NUM_THREADS=1 python benchmarks/kill_commands.py [--kills 20] [--commands fit,recommend]
 
-Each command runs once undisturbed in a folder; what it wrote there is kept. Then it runs in an empty folder of the
-same name and is killed after a random time, between nothing and what it took undisturbed, again and again. One that
-ends before its kill is compared and begun anew. At last it runs to its end. The files must be the same by name and by
-content, but for clocks, and neither they nor TMPDIR may hold anything temporary of lrec's.
+Each command runs once undisturbed in a folder. Then it runs in an empty folder of the same name, and is killed after a
+random time, at most its undisturbed time, again and again. If it ends before its kill, its files are compared, and it
+begins anew. In the end it runs without a kill. The files must have the same names, and neither they nor TMPDIR may hold
+temporary files of lrec. Contents must be equal too, except clock times; `content` says which files are not compared.
 
 The processes begin with Lightning and torch imported (tests/warm_python.py), so that kills fall into lrec's own work.
-A killed study's runs live on, and the study that is started again waits for them.
-A row for each command is added to benchmarks/kill_commands.md.
+The runs of a killed study live on, and the study that is started again waits for them. The script adds a row for each
+command to benchmarks/kill_commands.md.
 """
 
 import argparse
@@ -58,8 +58,8 @@ TITLES = ("command", "undisturbed, s", "kills", "runs finished", "files compared
 HEADER = f"""# Six commands killed at random
 
 Each command is killed with SIGKILL after random times and started again, until it has been killed twenty times and has
-ended. Then its files have the same names and contents as those of an undisturbed one, but for clocks, and nothing is
-left of the killed ones, or the benchmark fails.
+ended. The benchmark fails unless its files have the same names and contents as without a kill, and no temporary files
+are left. Clock times, ONNX files, TensorBoard's files and some JSON files are not compared.
 
     OMP_NUM_THREADS=1 python benchmarks/kill_commands.py
 
@@ -76,13 +76,13 @@ class Written(NamedTuple):
 
 
 def start(python: str, command: list[str], folder: Path) -> "subprocess.Popen[bytes]":
-    """A command of lrec in a folder."""
+    """Start a command of lrec in a folder."""
     with (folder.parent / "log.txt").open("ab") as log:
         return subprocess.Popen([python, "-m", "lrec", *command], cwd=folder, stdout=log, stderr=log)
 
 
 def written(folder: Path) -> Written:
-    """What lies in a command's folder."""
+    """What is in a command's folder."""
     files: dict[str, Any] = {}
     for path in sorted((folder / "out").rglob("*")):
         name = str(path.relative_to(folder))
@@ -93,7 +93,7 @@ def written(folder: Path) -> Written:
 
 
 def content(path: Path) -> Any:
-    """A file's content, but for clocks."""
+    """A file's content without clock times; None if it is not compared."""
     if path.name.endswith("points.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [{name: value for name, value in line.items() if name not in ("wall_s", "commit")} for line in lines]
@@ -111,7 +111,7 @@ def content(path: Path) -> Any:
 
 
 def measure(name: str, python: str, folder: Path, kills: int, chance: random.Random) -> tuple[Any, ...]:
-    """The cells of a row, but for machine and commit."""
+    """The cells of a row, except machine and commit."""
     work = folder / "work"
     command = COMMANDS[name]
 
@@ -154,7 +154,7 @@ def log_of(folder: Path) -> str:
 
 
 def set_up(python: str, folder: Path) -> None:
-    """What the commands read: a log, a run on it, and a study."""
+    """Write what the commands read: a log, a run on it, and the configuration of a study."""
     chance = random.Random(0)
     rows = [f"u{user},i{chance.randrange(60)},{1_600_000_000 + 60 * step}" for user in range(6000) for step in range(9)]
     (folder / "log.csv").write_text("\n".join(["user,item,time", *rows]) + "\n")

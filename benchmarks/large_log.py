@@ -1,11 +1,11 @@
-"""From a large log to batches: seconds and peak memory of each stage, in a process of its own.
+"""From a large log to batches: seconds and peak memory of each stage in a process of its own.
 
     python benchmarks/large_log.py --rows 10_000_000 [--memory_gib 4] [--folder FOLDER]
 
-Writes interactions to Parquet files, sorted by user as an engine would leave them (users of 10 to 400 rows, a million
-items, the most popular ones most often), prepares a store, opens it, cuts it, and plans an epoch. The second process
-that cuts maps what the first one wrote. The Markov baseline's counts are not made: they are left out where they do not
-fit. Adds a row to benchmarks/large_log.md. Peak memory counts pages of mapped files, which processes share.
+Writes interactions to Parquet files, sorted by user as a database would write them (users of 10 to 400 rows, a million
+items, of which few are popular). Then it prepares a store, opens it, splits it, and plans an epoch. The second process
+that splits maps what the first one wrote. The Markov baseline's counts are not made: lrec leaves them out if they do
+not fit. Adds a row per stage to benchmarks/large_log.md. Peak memory includes mapped pages, which processes share.
 """
 
 import argparse
@@ -25,8 +25,8 @@ HEADER = """# A large log, stage by stage
     python benchmarks/large_log.py --rows 10_000_000
     python benchmarks/large_log.py --rows 200_000_000
 
-A process for each stage; the second one that cuts or plans maps what the first one wrote. Peak memory counts pages of
-mapped files.
+Each stage is a process of its own. The second process that splits or plans maps what the first one wrote. Peak memory
+includes pages of mapped files.
 
 | rows | users | store, GiB | stage | seconds | peak GiB | beside imports, bytes a row |
 |---|---|---|---|---|---|---|
@@ -56,14 +56,14 @@ print(time.monotonic() - start)
 
 
 def write_log(folder: Path, rows: int) -> int:
-    """Files of whole users in order; how many users there are."""
+    """Write files of whole users, in order; returns the number of users."""
     folder.mkdir(parents=True)
     random, first_user, left = np.random.default_rng(0), 0, rows
     while left > 0:
         lengths_U = random.integers(LEAST, MOST + 1, FILE_ROWS // LEAST)
         lengths_U = lengths_U[: int(np.searchsorted(np.cumsum(lengths_U), min(FILE_ROWS, left))) + 1]
         n_rows = int(lengths_U.sum())
-        # Item n is drawn about as often as n ** -0.5, and ids have no order.
+        # Item n is drawn with a probability of about n ** -0.5; ids are in no order.
         items_N = (ITEMS * random.random(n_rows, dtype=np.float32) ** 2).astype(np.int64) * 7_919 % ITEMS
         users_N = np.repeat(np.arange(first_user, first_user + len(lengths_U)), lengths_U)
         times_N = 1_500_000_000 + random.integers(0, 10**8, n_rows)

@@ -1,7 +1,7 @@
-"""Laws on public tables: error on held-out largest sizes; and how long the 1,000 refits of `lrec scaling compare` take,
-here and by scipy.
+"""Laws on public tables: the error on the held-out largest sizes; and the time of the 1,000 refits of `lrec scaling
+compare`, in lrec and in scipy.
 
-Tables (datablations_c4_182.csv, porian_*.csv, kyotakano_llm_df.csv) lie in the folder named.
+The folder holds the tables datablations_c4_182.csv, porian_*.csv and kyotakano_llm_df.csv.
 
     python benchmarks/laws.py --tables FOLDER
     python benchmarks/laws.py --refits
@@ -72,7 +72,7 @@ def refits(by_scipy: int = 50) -> None:
     for _ in range(by_scipy):
         y_1N = fitted.curve(fitted.x_NV)[None] * np.exp(0.003 * rng.standard_normal((1, 10)))
         problem = replace(fitted.problem(), y_SN=y_1N)
-        for share in (None, 0.05, 0.5, 0.9):  # of the lowest loss, where the floor starts
+        for share in (None, 0.05, 0.5, 0.9):  # the floor starts at this share of the lowest loss
             start_T = fitted.theta_T.copy()
             if share is not None:
                 start_T[0] = np.log(share * fitted.y_N.min())

@@ -5,11 +5,11 @@
 
 Accuracy: a network of one block of width 32, with rotary positions and Muon, is trained with the same seed, epochs and
 steps of 2,048 targets at each length, on MovieLens-1M (all users), on games of Go (a 64th) and on tennis (100-core,
-half of the players). Leave-one-out; of tennis, each player's first match after a cut in time. Up to 6,040 users are
-tested, always on the same targets among all items. Differences are paired over users, with an interval of 90 %.
+half of the players). The split is leave-one-out; tennis is tested on each player's first match after a cut in time. Up
+to 6,040 users are tested on the same targets among all items. Differences are paired over users, with 90 % intervals.
 
-Speed: `lrec fit` of the size 98k on random histories of 3,700 items, in steps of 16,000 targets, on all cores of a
-machine that does nothing else. Beside the memory that was measured stands what `lrec sizes` expects of one process.
+Speed: `lrec fit` of the size 98k on random histories over 3,700 items, in steps of 16,000 targets, on all cores of a
+machine that does nothing else. The column `lrec sizes` has the memory that this command expects of one process.
 """
 
 import argparse
@@ -152,8 +152,8 @@ def main() -> None:
 READ = """
 Up to 1,000 items, length costs little: attention is a small part of a step with 3,700 items. A step of 8,000 items per
 row takes three times as long as one of 200, for 40 times the length. So lrec has no attention with a local window.
-`lrec sizes` counts the step alone: of the measured memory, 0.5 to 0.7 GiB is the process with its libraries. It does
-not depend on the length, and the measured memory grows by at most 0.2 GiB.
+`lrec sizes` counts the step alone: of the measured memory, 0.5 to 0.7 GiB is the process with its libraries. This count
+does not depend on the length, and the measured memory grows by at most 0.2 GiB.
 
 For a network of this size, length brings little. On MovieLens-1M, each longer length lowers the loss by 0.01 to 0.02
 nats: from 20 to 1,000 items by 0.043 in all, and NDCG@10 rises from 0.127 to 0.130. On Go, 50 items are as good as 20,

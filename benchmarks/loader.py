@@ -1,4 +1,4 @@
-"""How fast the training loader is by itself, beside what a model consumes; and the memory of its workers.
+"""How fast the training loader is alone, compared with what a model consumes; and the memory of its workers.
 
     python benchmarks/loader.py [--rows 20000263] [--steps 20]
 
@@ -30,11 +30,11 @@ SIZE, MAX_LEN, TARGETS_PER_STEP, WARM_UP = "98k", 50, 4096, 5
 MOMENTS = (0.1, 0.5, 0.9)
 PAGE = """# The training loader alone
 
-An epoch of training batches of a generated set of MovieLens-20M's shape ({rows:,} rows, {users:,} users,
-{items:,} items; {targets:,} targets in {steps:,} steps of {per_step:,}, windows of at most {length} items) is assembled
-and thrown away; beside it, what the network of size {size} (2 blocks, width 64, full softmax, CPU, {threads} threads)
-consumes of the same batches when it trains. Positions are real ones, that is, with a target. Memory is what a worker
-process has for itself (private pages), after {moments} of the epoch; the store is memory-mapped and shared.
+The loader makes an epoch of training batches, and nothing uses them. The data are generated in MovieLens-20M's shape
+({rows:,} rows, {users:,} users, {items:,} items; {targets:,} targets in {steps:,} steps of {per_step:,},
+windows of at most {length} items). For comparison, the network of size {size} (2 blocks, width 64, full softmax, CPU,
+{threads} threads) trains on the same batches. Only positions with a target count. Memory is what a worker process has
+for itself (private pages), after {moments} of the epoch. All processes share the memory-mapped store.
 
     python benchmarks/loader.py
 
@@ -44,7 +44,7 @@ process has for itself (private pages), after {moments} of the epoch; the store 
 |---|---|---|---|
 {rows_of_table}
 
-The model consumes {model:,.0f} positions/s. Aim: the loader at least 10 times as many, at constant memory per worker:
+The model consumes {model:,.0f} positions/s. The loader should have at least 10 times as many, at constant memory:
 {verdict}.
 """
 

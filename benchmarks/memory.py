@@ -1,11 +1,11 @@
-"""Peak memory of real training steps on a CPU against the estimate of `lrec sizes`.
+"""Peak memory of real training steps on a CPU, compared with the estimate of `lrec sizes`.
 
-Each row is a process of its own, or two under FSDP2: it builds the net and takes three steps of AdamW on full windows
-of 50 items. Measured is the largest resident size since then, less that of the same process after steps of one block of
-that width, with freed memory handed back to the system (MALLOC_MMAP_THRESHOLD_=65536); in brackets with the allocator
-as it comes, which keeps some of it.
+Each row is a process of its own, or two under FSDP2. It builds the network and takes three steps of AdamW on full
+windows of 50 items. The measured memory is the largest resident size in this time, minus the size that the process had
+after steps of one block of that width. Freed memory goes back to the system (MALLOC_MMAP_THRESHOLD_=65536). The figures
+in brackets are with the default allocator, which keeps some of it.
 
-A repeated call goes on from the rows in the results file.
+A repeated call measures only the rows that the results file lacks.
 
     python benchmarks/memory.py --results memory.jsonl --page benchmarks/memory.md
 """
@@ -69,7 +69,7 @@ def shape_of(case: Case, n_items: int) -> TransformerConfig:
 
 
 def train(config: TransformerConfig, case: Case, positions: int) -> None:
-    """Three steps; one of `case.shards` processes, with that many positions of its own."""
+    """Take three steps in one of `case.shards` processes, each on `positions` positions of its own."""
     sharding = None
     if case.shards > 1:
         mesh = init_device_mesh("cpu", (case.shards,))
@@ -90,7 +90,7 @@ def train(config: TransformerConfig, case: Case, positions: int) -> None:
 
 
 def measure(case: Case, n_items: int, positions: int) -> int:
-    """Bytes that one process needs beyond itself, the most of any shard; to be called in fresh processes."""
+    """Bytes that training adds to a process, the most of any shard; call it in fresh processes."""
     if case.shards > 1:
         torch.distributed.init_process_group("gloo")
     config = shape_of(case, n_items)

@@ -1,11 +1,11 @@
-"""Forecasts of HR@10 and NDCG@10 on every committed ladder, beside "no gain" and beside each of their two parts.
+"""Forecasts of HR@10 and NDCG@10 on every committed ladder, compared with "no gain" and their two parts.
 
     python benchmarks/metric_forecasts.py --studies                        the held-out sizes of five studies
     python benchmarks/metric_forecasts.py                                  every ladder, one to five sizes hidden
     python benchmarks/metric_forecasts.py --beliefs '{"caution": 0.5}'     the same by a forecast with other constants
 
-A ladder has at least four sizes beside the hidden ones, all of one amount of data. Every method gets the same loss
-forecasts. Errors are means over a split's hidden sizes, in percent of the measured metric.
+A ladder has at least four sizes in addition to the hidden ones, all with one amount of data. Every method gets the same
+loss forecasts. Errors are means over a split's hidden sizes, in percent of the measured metric.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Part = Callable[[Points, list[Prediction]], np.ndarray]
 
 
 def studies() -> None:
-    """What each study would have predicted of the metrics of its held-out sizes, with shares where it has them."""
+    """Print what each study would have predicted for the metrics of its held-out sizes, with shares if it has any."""
     rows = [["study", "metric", "held-out sizes", "error, %", "half-width, %", "no gain, %", "inside"]]
     for study in STUDIES:
         if study.name not in MEASURED:
@@ -62,7 +62,7 @@ def studies() -> None:
 
 
 def splits() -> Iterator[tuple[str, Points, Points]]:
-    """The set, what is known of a ladder, and what is hidden."""
+    """The set, the known points of a ladder, and its hidden points."""
     for name, files in SETS.items():
         for file in files:
             points = read_points([HERE / f"{file}.jsonl"], d="D", u="U")
@@ -72,7 +72,7 @@ def splits() -> Iterator[tuple[str, Points, Points]]:
 
 
 def straight_line(points: Points, losses: list[Prediction]) -> np.ndarray:
-    """ln odds as a line of the loss, by weights that fall by e for 0.15 of the measured losses' span."""
+    """ln odds as a straight line in the loss; weights fall by a factor e per 0.15 of the span of losses."""
     loss_N = points["loss"].to_numpy() - points["loss"].to_numpy().min()
     weight_N = np.exp(-loss_N / (0.15 * loss_N.max()) / 2)
     slope, at_best = np.polyfit(loss_N, np.log(points["y"].to_numpy()), 1, w=weight_N)
@@ -81,7 +81,7 @@ def straight_line(points: Points, losses: list[Prediction]) -> np.ndarray:
 
 
 def no_gain(points: Points, losses: list[Prediction]) -> np.ndarray:
-    """The best size's."""
+    """ln odds of the best size, for every larger size."""
     best = np.log(points.group_by("x").agg(pl.col("y").mean())["y"].to_numpy().min())
     return np.full((len(losses), 3), best)
 
@@ -96,7 +96,7 @@ METHODS: dict[str, tuple[Part, ...]] = {
 
 
 def every_ladder() -> None:
-    """A row for each method: its mean error on each set, over all, and how often its interval holds."""
+    """A row for each method: its mean error on each set and over all, and how often its interval holds."""
     found: dict[str, list[tuple[str, float, float, list[bool], float]]] = {name: [] for name in METHODS}
     for name, small, large in splits():
         losses = Forecast(small).predict(large["x"].unique().sort().to_list())

@@ -1,10 +1,10 @@
-"""How much of a device's arithmetic training uses, by size: real runs of `lrec fit`, 200 steps each.
+"""The share of a device's arithmetic that training uses, by size: real runs of `lrec fit`, 200 steps each.
 
     python benchmarks/mfu.py --accelerator gpu [--sizes 98k 1.6m 9.4m 75m 829m] [--page mfu.md]
 
-Random histories with full windows, of a catalogue like MovieLens-20M's, in steps as published runs have them; on a CPU
-choose smaller ones. The first steps, in which a device warms up, count too. Beside the measured memory stands what
-`lrec sizes` expects.
+Histories are random, with full windows, over a catalogue as large as that of MovieLens-20M. Steps are as large as in
+published runs; choose smaller ones on a CPU. The first steps, in which a device warms up, count too. The last column is
+the memory that `lrec sizes` expects.
 """
 
 import argparse
@@ -34,8 +34,8 @@ TITLES = (
 
 
 def write_log(path: Path) -> None:
-    """Random items, each of them as often as any other; every user trains on whole windows."""
-    per_user = 4 * LENGTH + 3  # a target more than inputs, and one each for validation and test
+    """Random items, all equally often; every user trains on whole windows."""
+    per_user = 4 * LENGTH + 3  # one more item than targets, and one each for validation and test
     users = N_ITEMS * ROWS_OF_ITEM // per_user
     items = np.random.default_rng(0).permutation(np.arange(users * per_user) % N_ITEMS)
     of_user = np.repeat(np.arange(users), per_user)

@@ -1,10 +1,10 @@
-"""`lrec scaling outlook` against the ladders that were trained: benchmarks/outlook.md and benchmarks/outlook/.
+"""`lrec scaling outlook`, compared with ladders that were trained: benchmarks/outlook.md and benchmarks/outlook/.
 
     python benchmarks/outlook.py --data DIR [--sets NAME ...]     measures, a minute a set, and writes the page
     python benchmarks/outlook.py                                  writes the page from benchmarks/outlook/ alone
 
-DIR holds the files that the table below names. What was measured is kept in benchmarks/outlook/NAME.json; the page is
-made from that and from the committed points of the ladders.
+DIR holds the files that SETS names. What was measured is kept in benchmarks/outlook/NAME.json. The page's tables are
+made from these files and from the committed points of the ladders.
 """
 
 import argparse
@@ -35,7 +35,7 @@ NOISE = 0.05  # nats: what counts as no gain, measured or expected
 
 
 class Set(NamedTuple):
-    """A data set as its ladder was trained on it, and where the points of that lie."""
+    """A data set with the options of its ladder, and the file of the ladder's points."""
 
     name: str
     options: str
@@ -110,7 +110,7 @@ def read_ladder(one: Set) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def measured_gain(one: Set) -> Measured:
-    """Between sizes by a line in log N; beyond the largest by the forecast, where it expects a fall."""
+    """The gain between sizes by a line in log N, and beyond the largest by the forecast, if the largest is the best."""
     sizes, losses, targets = read_ladder(one)
     at_small = float(np.interp(math.log(SMALL), np.log(sizes), losses))
     larger = sizes >= SMALL
@@ -136,7 +136,7 @@ def measure_set(key: str, data: Path) -> None:
 
 
 def read_evidence(key: str) -> Evidence | None:
-    """What was measured, where it was."""
+    """What was measured on a set; None if nothing was."""
     path = FOLDER / f"{key}.json"
     if not path.is_file():
         return None
@@ -178,7 +178,7 @@ def record(found: dict[str, Evidence]) -> str:
 
 
 def more_data(found: dict[str, Evidence]) -> str:
-    """What the last doubling of the data brought n-grams and networks, where shares were trained."""
+    """What the last doubling of the data brought to n-grams and networks, for sets whose shares were trained."""
     rows = [["from", "to", "n-grams", "25k", "best size", "said of the best size"]]
     for small, large in (("ml-1m-quarter", "ml-1m-half"), ("ml-1m-half", "ml-1m")):
         if small not in found or large not in found:
@@ -203,7 +203,7 @@ FAMILIES = {
 
 
 def constants(keys: Sequence[str]) -> tuple[float, float]:
-    """Nats per decade and targets per parameter by least squares over sets, on a grid; never the synthetic one."""
+    """Nats per decade and targets per parameter, by least squares over the sets, on a grid."""
     gains = [measured_gain(SETS[key]) for key in keys]
     u, gain = np.array([g.targets for g in gains]), np.array([g.gain for g in gains])
     error = {
@@ -220,7 +220,7 @@ def rule_of(targets: np.ndarray, rate: float, per: float) -> np.ndarray:
 
 
 def left_out() -> str:
-    """The rule with constants of the other sets, set by set, where its amount of data alone decides."""
+    """The rule by amount of data alone, with constants from the other families: a line for each family left out."""
     everything = [key for keys in FAMILIES.values() for key in keys]
     rows = [["left out", "nats per decade", "targets per parameter", "said of it", "measured"]]
     rows.append(["nothing", *(f"{x:.2f}" for x in constants(everything)), "", ""])
@@ -234,14 +234,14 @@ def left_out() -> str:
 
 
 def main() -> None:
-    """Measure where there is a folder of data, and write the page's tables."""
+    """Measure if there is a folder of data, and write the page's tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     arguments = parser.parse_args()
     for key in arguments.sets if arguments.data else ():
         if key == "ml-1m-untuned":
-            continue  # the same data
+            continue  # the same data as ml-1m
         measure_set(key, arguments.data)
     found = {key: read_evidence(key.removesuffix("-untuned")) for key in SETS}
     evidence = {key: one for key, one in found.items() if one is not None}

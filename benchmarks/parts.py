@@ -1,9 +1,9 @@
-"""The parts of training and evaluation against the machine's own matrix products, all in one run.
+"""The parts of training and evaluation, compared with the machine's own matrix products, all in one run.
 
     python benchmarks/parts.py [--threads 2] [--out benchmarks/parts.md]
 
-Every measurement is a process of its own, so that its peak memory is its own; medians over repetitions. The histories
-are synthetic, with lengths drawn from a geometric distribution like real ones; batches come from the training loader.
+Every measurement is a process of its own, so that its peak memory is its own. Times are medians. The histories are
+synthetic, with lengths from a geometric distribution, like real ones; batches come from the training loader.
 """
 
 import argparse
@@ -42,7 +42,7 @@ GIB = 2**30
 
 
 def median_s(work: Callable[[], object], repeats: int = 5) -> float:
-    """Seconds, after one run to warm up."""
+    """Median seconds of some runs, after one run to warm up."""
     work()
     times = []
     for _ in range(repeats):
@@ -58,7 +58,7 @@ def peak_gib() -> float:
 
 
 def measure_loss(loss: Loss) -> dict[str, float]:
-    """Loss and gradients of 25,600 positions among 100,000 items, width 128, against the products with its columns."""
+    """Loss and gradients of 25,600 positions among 100,000 items, width 128, and the bare products with its columns."""
     positions, items, width = 25_600, 100_000, 128
     columns = getattr(loss, "negatives", items)
     hidden_MD = torch.randn(positions, width, requires_grad=True)
@@ -88,7 +88,7 @@ def measure_loss(loss: Loss) -> dict[str, float]:
 
 
 def measure_step(size: str, precision: str, compiled: bool, full: int | None = None) -> dict[str, float]:
-    """A training step by its parts, on real batches of the loader; with windows of `full` targets where it is given."""
+    """A training step by its parts, on real batches of the loader; with windows of `full` targets if that is given."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         data = generated_data(Path(folder), full)
@@ -270,8 +270,8 @@ def page(results: dict[str, dict[str, float]], threads: int) -> str:
     lines += [
         "## A loss and its gradients",
         "",
-        "25,600 positions, 100,000 items, width 128, against the three matrix products alone: with the catalogue,",
-        "or with 8,192 negatives. Memory is that above the process with inputs and gradients.",
+        "25,600 positions, 100,000 items, width 128, compared with the three matrix products alone: with the",
+        "catalogue, or with 8,192 negatives. Memory is in addition to the process with inputs and gradients.",
         "",
         "| | columns | loss and gradients, s | products, s | ratio | memory above, GiB |",
         "|---|---:|---:|---:|---:|---:|",
@@ -287,9 +287,9 @@ def page(results: dict[str, dict[str, float]], threads: int) -> str:
     lines += [
         "## A training step",
         "",
-        "12,101 items, histories of Amazon Beauty's lengths, up to 50, 4,096 targets a step, dropout 0.1, clipping,",
-        "AdamW; length 200: windows of 200 targets. FLOPs are those of blocks, attention and head on real positions;",
-        "MFU is their rate as a share of that of a large square product of the same precision in the same process.",
+        "12,101 items, histories with the lengths of Amazon Beauty, up to 50, 4,096 targets a step, dropout 0.1,",
+        "clipping, AdamW. Length 200 has windows of 200 targets. FLOPs count blocks, attention and head on real",
+        "positions. MFU divides their rate by that of a large square product in the same precision and process.",
         "",
         "| size, precision | loader ms | forward | loss and its gradients | backward | clip and optimizer | targets/s "
         "| GFLOP/s | of (measured peak) | MFU | real positions | peak GiB |",
@@ -309,7 +309,7 @@ def page(results: dict[str, dict[str, float]], threads: int) -> str:
         "## Evaluation",
         "",
         "Cross-entropy, exact ranks and top 50, each with and without the seen items, of every user over the whole",
-        "catalogue, width 64; memory above the process with the item table.",
+        "catalogue, width 64. Memory is in addition to the process with the item table.",
         "",
         "| | users/s | bare score products, users/s | share | memory above, GiB |",
         "|---|---|---|---|---|",

@@ -1,11 +1,11 @@
-"""lrec beside RecTools and RecBole: the same model on the same data with the same loss, each in its own environment.
+"""lrec compared with RecTools and RecBole: the same model, data and loss, each in its own environment.
 
     python benchmarks/peers.py --data FOLDER [--datasets beauty ml-latest-small ml-100k] [--threads 2]
 
 Builds the peers' virtual environments once, under --environments, and writes benchmarks/peers.md. Every engine trains
 SASRec's size (2 blocks, width 64, 2 heads, dropout 0.1) with full softmax for the same number of epochs, then ranks the
-whole catalogue for every test user. Each runs in a fresh process, one after another; lrec, which takes seconds, before,
-between and after the peers, which take minutes, so that its median and their times saw the same machine.
+whole catalogue for every test user. Each runs in a fresh process, one after another. lrec takes seconds, and the peers
+take minutes. So lrec runs before, between and after them: its median and their times are from the same machine load.
 """
 
 import argparse
@@ -32,8 +32,8 @@ ENVIRONMENTS = {
 PEERS = {"rectools": "rectools", "flatsasrec": "rectools", "recbole": "recbole"}
 """Each peer's environment."""
 BF16 = "lrec, bf16-mixed"
-# Raw file (that of MovieLens-100K comes with RecBole), longest history, epochs, and the batches of RecBole's epoch: of
-# prefixes of 200 items a whole one takes it half an hour.
+# Raw file (RecBole brings that of MovieLens-100K), longest history, epochs, and the timed batches of RecBole's epoch: a
+# whole epoch takes it half an hour with prefixes of 200 items.
 DATASETS = {
     "beauty": ("s3rec_Beauty.txt.gz", 50, 2, None),
     "ml-latest-small": ("ml-latest-small_ratings.csv.gz", 200, 1, 4),
@@ -82,7 +82,7 @@ def median_of(runs: list[dict]) -> dict:
 
 
 def environment(root: Path, name: str) -> Path:
-    """Its Python, built where it is not there."""
+    """The Python of an environment, which is built if it is not there."""
     python = root.absolute() / name / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(root / name)], check=True)
@@ -91,7 +91,7 @@ def environment(root: Path, name: str) -> Path:
 
 
 def write_log(raw: Path, folder: Path, users: int | None) -> dict[str, int]:
-    """folder/log.csv: user,item,time `in_order`."""
+    """Write folder/log.csv: user,item,time `in_order`."""
     if raw.name.endswith(".txt.gz"):
         with gzip.open(raw, "rt") as lines:
             histories = [line.split() for line in lines]
@@ -114,7 +114,7 @@ def write_log(raw: Path, folder: Path, users: int | None) -> dict[str, int]:
 
 
 def in_order(log: pl.DataFrame) -> pl.DataFrame:
-    """By user and time; times are made distinct, so that no engine's sort is put to the test."""
+    """Sort by user and time, and make times distinct, so that nothing depends on how an engine sorts."""
     return log.sort("user", "time", maintain_order=True).with_columns(time=pl.int_range(pl.len()) + 1_000_000)
 
 
@@ -135,7 +135,7 @@ def run(engine: str, python: Path, folder: Path, max_len: int, epochs: int, thre
 
 
 def ceiling_targets_per_s(counts: dict[str, int], max_len: int, threads: int) -> float:
-    """Targets per second if a step were its bare matrix products, of blocks and head, forward and backward."""
+    """Targets per second if a step were only its matrix products, of blocks and head, forward and backward."""
     torch.set_num_threads(threads)
     rows, width, items = 4096, 64, counts["items"]
     hidden, inner = torch.randn(rows, width), torch.randn(rows, 4 * width)
@@ -143,7 +143,7 @@ def ceiling_targets_per_s(counts: dict[str, int], max_len: int, threads: int) ->
     logits = torch.randn(128, items)
 
     def products() -> None:
-        for _ in range(2):  # blocks; each product costs its like twice more backward
+        for _ in range(2):  # blocks; backward, each product costs two more like it
             for _ in range(3):
                 for _ in range(4):
                     hidden @ narrow

@@ -28,21 +28,21 @@ LEAST, MOST = 20, 9_254
 PUBLISHED = 18_476_840
 HEADER = """# Preparing interactions: time and peak memory
 
-A file of MovieLens-20M's shape (userId,movieId,rating,timestamp; 20,000,263 rows, 138,493 users of 20 to 9,254 ratings,
-26,744 items of Zipf-like popularity, seconds with ties; larger files have more users) is read; of rows that are equal
-in every column the first is kept; users and items are numbered in the order of their ids as text; rows are put in order
-of user, time and row of the file.
+Each tool reads a file of MovieLens-20M's shape (userId,movieId,rating,timestamp; 20,000,263 rows, 138,493 users of 20
+to 9,254 ratings, 26,744 items of Zipf-like popularity, seconds with ties; larger files have more users). Of rows that
+are equal in every column, it keeps the first. It numbers users and items in the order of their ids as text, and sorts
+rows by user, time and row of the file.
 
-- `lrec` writes and hashes a store that opens by memory-mapping, and would name the row of any mistake in the file.
-- `polars` does it by its streaming engine: scan_csv, sort, filter, join, sort. It writes the same arrays.
-- `duckdb` does it in SQL: read_csv, row_number, GROUP BY, JOIN, ORDER BY, COPY to Parquet. It writes the same arrays.
-- `pandas` does it in memory and writes nothing: read_csv, drop_duplicates, stable sort_values, factorize, groupby.
+- `lrec` writes and hashes a store that opens by memory-mapping, and would name the row of a mistake in the file.
+- `polars` uses its streaming engine: scan_csv, sort, filter, join, sort. It writes the same arrays.
+- `duckdb` uses SQL: read_csv, row_number, GROUP BY, JOIN, ORDER BY, COPY to Parquet. It writes the same arrays.
+- `pandas` writes nothing and numbers ids as they appear: read_csv, drop_duplicates, sort_values, factorize, groupby.
 - `preset` is `lrec data prepare --config data/lsrm-ml20m.yaml` on the same file: the LSRM paper counts 18,476,840
   training interactions, which are those of the training part and of validation.
 
-The arrays of lrec, Polars and DuckDB are equal, also where rows stand twice in the file (`--repeated 0.02`).
-`memory_gib` is the option of lrec and the memory_limit of DuckDB; Polars has no such limit. Each runs in a process of
-its own; seconds are wall-clock without and with imports, peak memory is the process's largest resident size. Aims: at
+The arrays of lrec, Polars and DuckDB are equal, also if rows are repeated in the file (`--repeated 0.02`).
+`memory_gib` is the option of lrec and the memory_limit of DuckDB; Polars has no such limit. Each tool runs in a process
+of its own; seconds are wall-clock without and with imports, peak memory is the largest resident size. The aims: at
 least 5 times as fast as pandas with at most 1/3 of its peak; 200 million rows within 6 GiB, opened in less than 1 s.
 
     python benchmarks/prepare.py --against pandas polars duckdb
@@ -189,7 +189,7 @@ def generate(file: Path, rows: int, repeated: float) -> None:
             owner = np.repeat(np.arange(len(counts)), counts)
             n = len(owner)
             nth = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
-            # One draw in each of the user's equal shares of the popularity, moved up where it is taken.
+            # One draw in each of the user's equal shares of the popularity, moved up if it is taken.
             drawn = np.searchsorted(shares, (nth + random.random(n)) / counts[owner]) - nth + owner * 2 * ITEMS
             items = np.maximum.accumulate(drawn) - owner * 2 * ITEMS + nth
             items = np.minimum(items, ITEMS - counts[owner] + nth)
@@ -247,7 +247,7 @@ def report(arguments: argparse.Namespace, folder: Path) -> None:
     for tool, program in tools.items():
         (folder / tool).mkdir()
         if arguments.rows <= ROWS:
-            file.read_bytes()  # all of them find the file in the page cache
+            file.read_bytes()  # so that all tools find the file in the page cache
         load = os.getloadavg()[0]
         words, whole, peak = measure(
             [sys.executable, "-c", program, str(file), str(folder / tool), arguments.memory_gib]

@@ -5,8 +5,8 @@ import subprocess
 import sys
 import time
 
-# A process in between, for two reasons: the peak of children is the largest of them all, and a child's own peak is
-# never below its parent's at the moment it was started.
+# A process in between is needed for two reasons: the peak of children is that of the largest child, and a child's own
+# peak is never below the memory that its parent had when it was started.
 BETWEEN = """
 import json, resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True)
@@ -15,7 +15,7 @@ print(json.dumps([done.returncode, done.stdout, resource.getrusage(resource.RUSA
 
 
 def measure(command: list[str]) -> tuple[str, float, float]:
-    """What a command prints, its wall-clock seconds and its peak memory in GiB; its failure ends the script."""
+    """What a command prints, its wall-clock seconds and its peak memory in GiB; the script ends if it fails."""
     start = time.monotonic()
     result = subprocess.run([sys.executable, "-c", BETWEEN, *command], stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.monotonic() - start

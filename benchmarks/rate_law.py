@@ -1,4 +1,4 @@
-"""The law of the best rate and batch on a table of runs: fitted to small sizes at little data, judged at the largest.
+"""The law of the best rate and batch on a table of runs: fitted to small sizes with little data, judged at the largest.
 
 python benchmarks/rate_law.py --table steplaw_dense.csv
 """
@@ -14,7 +14,7 @@ from lrec.laws.rate_law import RateLaw
 
 
 def judge(law: RateLaw, table: pl.DataFrame, largest: int) -> list[tuple[float, float]]:
-    """Print a row for each setting of the largest sizes; by how much its choice is above the best, in per cent."""
+    """Print a row for each setting of the largest sizes; returns how far its choice is above the best, in per cent."""
     print("| N | D | rate | best rates | batch | best batches | expected cost, % | nearest run, % | between runs, % |")
     print("|" + "---|" * 9)
     found = []

@@ -1,4 +1,4 @@
-"""Recommendations: speed beside RecTools, latency by size and catalogue, throughput by size, memory by number of users.
+"""Recommendations: speed against RecTools, latency by size and catalogue, throughput by size, memory by user number.
 
     python benchmarks/recommend.py [--threads 2] [--users 100000] [--items 100000] [--page benchmarks/recommend.md]
     python benchmarks/recommend.py --parts latency
@@ -82,7 +82,7 @@ def random_histories(users: int, n_items: int, length: int) -> pl.DataFrame:
 
 
 def beside_rectools(options: argparse.Namespace) -> str:
-    """The same histories, catalogue and shape of network through both, from raw ids to raw ids."""
+    """lrec and RecTools on the same histories, catalogue and shape of network, from raw ids to raw ids."""
     model, histories = (
         untrained(PEER_SIZE, options.items),
         random_histories(options.users, options.items, options.length),
@@ -141,7 +141,7 @@ def run_rectools(folder: Path, ranker: str, options: argparse.Namespace) -> dict
 
 
 def latency(options: argparse.Namespace) -> str:
-    """One history at a time, by size and catalogue, beside the matrix products of its network and scores."""
+    """One history at a time, by size and catalogue, and the matrix products of its network and scores."""
     lines = [
         "## Latency",
         "",
@@ -171,8 +171,8 @@ def latency(options: argparse.Namespace) -> str:
 
 
 def bare_products(net: Transformer, length: int) -> Callable[[], None]:
-    """The matrix products of one history: of the blocks, the last one for one position but for keys and values, and of
-    the scores."""
+    """The matrix products of one history, of blocks and scores. In the last block, only keys and values are for all
+    positions; the rest is for one."""
     config = net.config
     width, inner, heads = config.width, config.inner_width, config.heads
     hidden_LD, inner_LF = torch.randn(length, width), torch.randn(length, inner)

@@ -1,11 +1,11 @@
-"""The recipes of configs/recipes, three seeds each, beside the published figures of the same data set and protocol.
+"""The recipes of configs/recipes, three seeds each, and the published figures of the same data set and protocol.
 
     python benchmarks/replicate.py --data FOLDER [--recipes beauty-sasrec ...] [--seeds 1 2 3] [--jobs 2]
 
-FOLDER holds the raw files. What a run comes to is kept as benchmarks/replicate/RECIPE-seedN.json; runs that are not
-there are trained, `lrec fit` with one core a run, under --runs. Then benchmarks/replicate.md is written from all that
-are there. Intervals are over users, 95 %, of the mean over seeds, paired with the data set's own re-run of SASRec with
-sampled softmax.
+FOLDER holds the raw files. The outcome of a run is kept as benchmarks/replicate/RECIPE-seedN.json. Runs without this
+file are trained under --runs, by `lrec fit` with one core each. Then benchmarks/replicate.md is written from all these
+files. Intervals of 95 % are over users, of the mean over seeds, paired with our run of SASRec with sampled softmax on
+the same data set.
 """
 
 import argparse
@@ -37,13 +37,13 @@ K = 10
 
 
 class Protocol(NamedTuple):
-    """A data set, how it is evaluated, and what is published of it so."""
+    """A data set, how it is evaluated, and the published figures of this evaluation."""
 
     title: str
     recipes: str  # what the names of its recipes begin with
     file: str
-    drop_unknown: bool  # users whose test item stands in no training history are left out, or are misses
-    reference: str  # the recipe that the others are set beside
+    drop_unknown: bool  # users whose test item is in no training history are left out, or else are misses
+    reference: str  # the recipe that the others are compared with
     published: dict[str, tuple[float, float]]  # HR@10 and NDCG@10
 
 
@@ -89,7 +89,7 @@ PROTOCOLS = [
 ]
 
 
-# The file that each recipe is trained on; those of other data sets are not at hand.
+# The file that each recipe is trained on; recipes of other data sets are left out.
 RECIPES = {
     path.stem: protocol.file
     for path in sorted((HERE.parent / "configs" / "recipes").glob("*.yaml"))
@@ -149,7 +149,7 @@ def train(folder: Path, options: dict[str, str], seed: int) -> None:
 
 
 def measured(folder: Path, data: Data, window: bool = False) -> dict:
-    """What a run comes to; of its test ranks those up to ten, and the targets outside the catalogue.
+    """The outcome of a run: figures, test ranks up to ten, and the users with a target outside the catalogue.
 
     With `window`, only the items that the network reads are left out of the ranking as seen, not those before.
     """
@@ -170,7 +170,7 @@ def measured(folder: Path, data: Data, window: bool = False) -> dict:
 
 
 def baselines_of(figures: dict[str, float | None]) -> dict[str, list[float | None]]:
-    """HR@10 and NDCG@10 of each baseline of a run, on test; of no recent popularity where nothing is known of time."""
+    """HR@10 and NDCG@10 of each baseline of a run, on test; without times, there is no recent popularity."""
     return {
         baseline: [figures[f"test/{baseline}/{name}@{K}_unseen"] for name in ("HR", "NDCG")]
         for baseline in BASELINES
@@ -179,7 +179,7 @@ def baselines_of(figures: dict[str, float | None]) -> dict[str, list[float | Non
 
 
 class Outcome(NamedTuple):
-    """What a run came to, with its test ranks in order of users: inf beyond ten, nan outside the catalogue."""
+    """The outcome of a run, with its test ranks in order of users: inf beyond ten, nan outside the catalogue."""
 
     seed: int
     ranks_U: np.ndarray
@@ -190,7 +190,7 @@ class Outcome(NamedTuple):
 
 
 def outcomes_of(recipe: str, folder: Path = OUTCOMES) -> list[Outcome]:
-    """What is kept of a recipe's runs."""
+    """The kept outcomes of a recipe's runs."""
     outcomes = []
     for path in sorted(folder.glob(f"{recipe}-seed*.json")):
         kept = json.loads(path.read_text())
@@ -238,7 +238,7 @@ def in_window(batch: EvalBatch) -> Pairs:
 
 
 def section(protocol: Protocol, recipes: dict[str, list[Outcome]]) -> str:
-    """A data set's table by a protocol, of its recipes' outcomes; empty without any."""
+    """The section of a protocol, with the outcomes of its recipes; empty if there are none."""
     if not recipes:
         return ""
     ranks = {recipe: np.stack([run.ranks_U for run in runs]) for recipe, runs in recipes.items()}

@@ -4,9 +4,9 @@ table of held-out sizes on the page of each study.
     python benchmarks/results.py
 
 The held-out sizes of a study are predicted from its smaller ones. In the roll-out, every fitted size is predicted from
-the sizes below it. "No gain" expects of larger sizes the loss of the best smaller one.
+the sizes below it. "No gain" predicts that larger sizes have the loss of the best smaller one.
 
-A set that is added is a line of `STUDIES`; a way of predicting that is added, a line of `METHODS`.
+To add a set, add a line to `STUDIES`; to add a way of predicting, add one to `METHODS`.
 """
 
 import json
@@ -52,7 +52,7 @@ class Study(NamedTuple):
 
     @property
     def prediction(self) -> Path:
-        """What the study committed to before its held-out sizes were trained, where it was kept."""
+        """The file of what the study predicted before its held-out sizes were trained; it may not have been kept."""
         return (HERE / self.points).with_name("prediction.json")
 
 
@@ -75,23 +75,23 @@ Predict = Callable[[Sequence[float]], list[Prediction]]
 
 
 def single_law(points: pl.DataFrame) -> Predict:
-    """L(N) = E + (N0/N)^a, fitted to the points with all data; the law that a study writes its prediction by."""
+    """L(N) = E + (N0/N)^a, fitted to the points with all data; the law of the prediction of a study."""
     return fit_points(law_named("lsrm"), points_of_most_data(points)).profile.predict
 
 
 def forecast(points: pl.DataFrame) -> Predict:
-    """The forecast, which learns from shares of the data where runs see their data again and again."""
+    """The forecast, which also learns from shares of the data if runs see their data many times."""
     return Forecast(points if points["may_stop"].any() else points_of_most_data(points)).predict
 
 
 METHODS: dict[str, Callable[[pl.DataFrame], Predict]] = {"forecast": forecast, "law": single_law}
-"""Ways of predicting all data's loss, from the points of smaller sizes at all shares of the data, by the name of their
-columns. The first one is drawn."""
+"""Ways of predicting the loss with all data from the points of smaller sizes at all shares, by the name of their
+columns. The figure has the first one."""
 LEAST_SIZES = 4
 
 
 def read_study(study: Study) -> pl.DataFrame:
-    """All points of a study, those of shares of the data too: x is N_body, u the unique training targets."""
+    """All points of a study, also those of shares of the data: x is N_body, u the unique training targets."""
     return read_points([HERE / study.points], d="D", u="U")
 
 
@@ -102,12 +102,12 @@ def losses_by_size(points: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 
 def naive_error(small: pl.DataFrame, loss: float) -> float:
-    """In per cent of the loss: what the best of the smaller sizes has, for a larger one."""
+    """Error, in per cent of the loss, if a larger size is expected to have the loss of the best smaller one."""
     return 100 * (float(losses_by_size(small)[1].min()) / loss - 1)
 
 
 def rolled_out(fitted: pl.DataFrame, method: Callable[[pl.DataFrame], Predict]) -> tuple[float, float]:
-    """Mean absolute error in per cent, the method's and naive's, of fitted sizes predicted from those below."""
+    """Mean absolute errors of the method and of naive, in per cent, for fitted sizes predicted from those below."""
     sizes, losses = losses_by_size(fitted)
     errors = []
     for k in range(LEAST_SIZES, len(sizes)):
@@ -145,7 +145,7 @@ def study_row(study: Study, points: pl.DataFrame) -> list[str]:
 
 
 def committed(study: Study) -> tuple[str, list[Prediction]]:
-    """The prediction that was written before the held-out sizes were trained, and by which method; none if not kept."""
+    """The method and the predictions from before the held-out sizes were trained; both empty if not kept."""
     if not study.prediction.exists():
         return "", []
     prediction = json.loads(study.prediction.read_text())
@@ -156,7 +156,7 @@ def committed(study: Study) -> tuple[str, list[Prediction]]:
 
 
 def errors_of(method: str, predictions: Sequence[Prediction], actual: np.ndarray) -> str:
-    """In per cent of the measured losses, and how many of these are inside the intervals."""
+    """Errors in per cent of the measured losses, and how many of these are inside the intervals."""
     if not predictions:
         return "not kept"
     pairs = list(zip(predictions, actual, strict=True))
@@ -189,7 +189,7 @@ def studies_table(read: dict[Study, pl.DataFrame]) -> str:
 
 
 def held_out_table(study: Study, points: pl.DataFrame) -> str:
-    """A line for each held-out size: what was committed to, and what the methods of today make of the same points."""
+    """A line for each held-out size: the committed prediction, and those of today's methods from the same points."""
     fitted, held_out = hold_out(points, study.holdout)
     large, actual = losses_by_size(held_out)
     by, predictions = committed(study)
@@ -211,7 +211,7 @@ def with_tables(page: Path, read: dict[Study, pl.DataFrame]) -> str:
 
 
 def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
-    """A panel for each study, all as many nats high: fitted and held-out losses, the prediction, and no gain."""
+    """A panel for each study, all equally high in nats: fitted and held-out losses, the prediction, and no gain."""
     method = next(iter(METHODS.values()))
     alt = "Test loss against size, a panel for each study: fitted and held-out losses, the prediction, and no gain"
     figure = new_figure(9.6, 3.1 * -(-len(read) // 3), alt)

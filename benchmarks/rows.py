@@ -17,7 +17,7 @@ HANDED_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes to the sy
 def measured(
     cases: Sequence[Case], results: Path, measure: Callable[[Case], Any], done: Callable[[], bool] = lambda: False
 ) -> dict[Case, Any]:
-    """What `measure` gives for each case that the results file lacks, and what is there; until `done` says so."""
+    """The rows of the results file, and of `measure` for each case that the file lacks, until `done` returns True."""
     lines = results.read_text().splitlines() if results.exists() else []
     of_line = {json.dumps(case): case for case in cases}
     rows = {of_line[json.dumps(case)]: row for case, row in map(json.loads, lines) if json.dumps(case) in of_line}
@@ -55,7 +55,7 @@ def resident(field: str) -> int:
 
 
 def forget_largest() -> None:
-    """Let VmHWM begin anew."""
+    """Reset VmHWM."""
     Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -1,9 +1,9 @@
-"""How long training stands still for a checkpoint, written in the background and at once.
+"""How long training stops for a checkpoint that is written in the background, and for one that is written at once.
 
     OMP_NUM_THREADS=1 python benchmarks/saving.py
 
-A network of a size of the ladder with AdamW's moments, over 10,000 items, is saved five times each way, in turn. What
-training waits for in the background is the copy. A row is added to benchmarks/saving.md.
+A network of the ladder with AdamW's moments, over 10,000 items, is saved five times each way, in turn. In the
+background, training waits only for the copy. A row is added to benchmarks/saving.md.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lrec.model.transformer import Transformer
 TITLES = ("size", "checkpoint, GB", "in the background, s", "at once, s", "until it is there, s", "machine", "commit")
 HEADER = f"""# What a checkpoint costs training
 
-How long training stands still while a checkpoint is saved: medians of five saves each way, in turn.
+How long training stops while a checkpoint is saved: medians of five saves each way, in turn.
 
     OMP_NUM_THREADS=1 python benchmarks/saving.py
 
@@ -36,7 +36,7 @@ How long training stands still while a checkpoint is saved: medians of five save
 
 
 def checkpoint_of(size: str) -> dict[str, Any]:
-    """What a run of that size saves, but for small values."""
+    """What a run of that size saves, except small values."""
     net = Transformer(TransformerConfig(10_000, 50, *SIZES[size]))
     weights = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     moments = {name: {"exp_avg": torch.randn_like(t), "exp_avg_sq": torch.rand_like(t)} for name, t in weights.items()}

@@ -1,10 +1,10 @@
-"""The item table in shards: equal steps, and the memory of a step as processes become more.
+"""The item table in shards: equal steps, and the memory of a step, with more and more processes.
 
-Each row is one process or several (gloo): blocks of one layer, one thread each. Of a step's memory the page gives the
-largest resident size of any process, less what it had before the network was built, and the estimate of
-`memory.of_step` (what `lrec sizes` prints); freed memory is handed back to the system (MALLOC_MMAP_THRESHOLD_=65536).
+Each row is one process or several (gloo), with one thread each. Networks have one block, or two for "Twenty steps". The
+memory of a step is the largest resident size of any process, minus its size before the network was built. The estimate
+is what `lrec sizes` prints. Freed memory goes back to the system (MALLOC_MMAP_THRESHOLD_=65536).
 
-A repeated call goes on from the rows in the results file.
+A repeated call measures only the rows that the results file lacks.
 
     python benchmarks/shards.py --results shards.jsonl --page benchmarks/shards.md
 """
@@ -40,7 +40,7 @@ LOSSES = {
 
 
 class Case(NamedTuple):
-    """A row: so many processes take steps of so many targets."""
+    """A row: how many processes take steps of how many targets, and how."""
 
     kind: str  # memory: three steps, their peak; losses: twenty steps, their losses; evaluation: batches of 256 rows
     items: int
@@ -76,7 +76,7 @@ def config_of(case: Case) -> TransformerConfig:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """What one of `case.processes` processes finds, over all of them."""
+    """What one of `case.processes` processes measures: losses and peaks are over all processes."""
     sharding = None
     if case.processes > 1:
         distributed.init_process_group("gloo")
@@ -128,7 +128,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 @torch.no_grad()
 def evaluate(net: Transformer, case: Case) -> list[int]:
-    """Bytes beyond what the process had before, at most, after each of some batches."""
+    """The most bytes beyond what the process had before, after each of four batches."""
     counts_V = torch.ones(case.items, dtype=torch.int64)
     rows_S, ends_B = torch.arange(256).repeat_interleave(LENGTH), torch.arange(256) * LENGTH + LENGTH - 1
     before = resident("VmRSS")
@@ -162,7 +162,7 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
         "",
         *__doc__.split("\n\n", 1)[1].strip().splitlines(),
         "",
-        f"{here()}. Times are of a machine that had other work.",
+        f"{here()}. Times are from a machine with other work.",
         "",
         "## Memory of a step",
         "",
@@ -184,8 +184,8 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
         "",
         "## Memory of an evaluation",
         "",
-        "Losses, ranks, lists of 50 with and without seen items, and all metrics, of batches of 256 users: bytes",
-        "beyond the network and the items' counts, at most, until the first and until the fourth batch.",
+        "Losses, ranks, lists of 50 with and without seen items, and all metrics, for batches of 256 users: the most",
+        "memory beyond the network and the items' counts, up to the first and up to the fourth batch.",
         "",
         "| items | first, MiB | fourth, MiB |",
         "|---:|---:|---:|",
@@ -198,7 +198,7 @@ def page(rows: dict[Case, dict[str, Any]]) -> str:
         "",
         "## Twenty steps",
         "",
-        "1,003 items, 260 targets a step; the largest difference from one process of any step's loss, relative.",
+        "1,003 items, 260 targets a step: the largest relative difference of any step's loss from that of one process.",
         "",
         "| loss | with | two processes | three processes |",
         "|---|---|---:|---:|",

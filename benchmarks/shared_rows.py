@@ -1,9 +1,9 @@
-"""What it saves that targets of one history share a pass over it.
+"""What lrec saves by one pass over a history for all its targets.
 
-All moves but the first of some games of Go are ranked by an untrained network: each game in one row, and each move from
-a row of its own, as it would be if every move were of another user. Moves after the 256th have rows of their own in
-both, since max_len is 256: few moves, but most of the positions that are left. Seconds are those of one thread of the
-processor, medians of alternating repeats; the results of both are compared.
+An untrained network ranks all moves of some games of Go, except the first one: with each game in one row, and with each
+move in a row of its own, as if every move were of another user. Since max_len is 256, moves after the 256th have rows
+of their own in both. They are few moves, but most of the positions that are left. Seconds are of one processor thread,
+as medians of alternating repeats. The losses of both ways are compared.
 
     python benchmarks/shared_rows.py --games go_games.txt.zst --page benchmarks/shared_rows.md
 """
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 
 
 def games(file: Path, number: int, folder: Path) -> Cases:
-    """Every move but the first of a tenth of the first games of a file."""
+    """Every move except the first, from a tenth of the first games of a file."""
     few = folder / "games.txt"
     with file.open("rb") as packed:
         lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(packed))
@@ -49,7 +49,7 @@ def games(file: Path, number: int, folder: Path) -> Cases:
 
 
 def positions(cases: Cases, net: Transformer) -> int:
-    """Those that are read, padding included."""
+    """Number of positions that are read, padding included."""
     return sum(read["items_BL"].numel() for _, read in batches(cases, net))
 
 

@@ -70,7 +70,7 @@ class Measured(NamedTuple):
 
 
 def measured(kept: Path, given: dict[str, object], seed: int, epochs: int, most: int) -> Measured:
-    """What the file `kept` has of a run; the run is trained and tested, on `most` users, unless the file is there."""
+    """The run in the file `kept`; if there is no file, a run is trained, tested on `most` users, and kept."""
     if not kept.exists():
         given = given | {"points.test": "false", "trainer.precision": "32-true"}
         tested = trained(kept.with_suffix(""), given, seed, epochs, most)

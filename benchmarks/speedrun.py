@@ -50,12 +50,12 @@ class Entry(NamedTuple):
 
     @property
     def minutes(self) -> float:
-        """Of the processor, the median of the seeds."""
+        """Minutes of the processor, the median of the seeds."""
         return statistics.median(seed["processor_s"] for seed in self.seeds.values()) / 60
 
 
 def read_entry(path: Path) -> Entry:
-    """The entry of a configuration; UserError where its first comment is none."""
+    """The entry of a configuration; UserError if its first comment is none."""
     head = HEAD.match(path.read_text(encoding="utf-8"))
     if head is None:
         raise UserError(f"{path}: begin with a comment such as `# 2026-11-25, 0a1b2c3: What changed.`")
@@ -65,7 +65,7 @@ def read_entry(path: Path) -> Entry:
 
 
 def measured(path: Path, data: Path, seeds: Sequence[int], folder: Path) -> dict[str, dict[str, Any]]:
-    """Train the seeds of an entry in `folder`, and verify them; UserError where one does not reach the target."""
+    """Train the seeds of an entry in `folder`, and verify them; UserError if one does not reach the target."""
     rules = path.resolve().parent.with_suffix(".yaml")
     files = [f"--config={path.resolve()}", f"--config={rules}"]
     files += [f"--data.path={data.resolve()}", f"--data.data_dir={folder / 'stores'}"]
@@ -74,7 +74,7 @@ def measured(path: Path, data: Path, seeds: Sequence[int], folder: Path) -> dict
 
 
 def measured_seed(path: Path, rules: Path, files: list[str], seed: int, run: Run) -> dict[str, Any]:
-    """The same of one seed."""
+    """The same for one seed."""
     quiet = [f"--trainer.default_root_dir={run.folder}", "--trainer.enable_progress_bar=false"]
     seconds = lrec("fit", *files, *quiet, f"--seed_everything={seed}", f"--data.seed={seed}")
     if run.config.value("model.architecture.time") == "request":
@@ -102,7 +102,7 @@ def lrec(*arguments: str) -> float:
 
 
 def table(track: Path) -> str:
-    """The measured entries of a track in the order of their names, each beside the record before it."""
+    """The measured entries of a track in the order of their names, each with its share of the record before it."""
     rows = [["entry", "date", "commit", "what changed", "minutes", "each seed", "of the record before"]]
     record = None
     for entry in entries_of(track):
@@ -116,7 +116,7 @@ def table(track: Path) -> str:
 
 
 def entries_of(track: Path) -> Iterator[Entry]:
-    """Those that have been measured."""
+    """The entries that have been measured."""
     return (entry for entry in map(read_entry, sorted(track.glob("*.yaml"))) if entry.seeds)
 
 

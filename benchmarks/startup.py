@@ -1,9 +1,9 @@
-"""How long each command takes to start, and what a run of a study costs beside its training.
+"""How long each command takes to start, and what a run of a study costs in addition to its training.
 
-Each command is a process of its own on a small input that is ready: what is left is start-up. `fit` and a study's run
-are stopped where their first training step would begin; the run is forked, as a study does it. Seconds are medians;
-processor time is that of one thread, which other work on the machine changes less than the clock. The imports alone are
-what no command that needs them can do without: torch for recommend and export, Lightning for fit and data prepare.
+Each command is a process of its own on a small input that is ready, so that only start-up is left. `fit` and a study's
+run are stopped when their first training step would begin. The run is forked, as in a study. Seconds are medians.
+Processor time is that of one thread; other work on the machine changes it less than the clock. The first rows are the
+imports that commands cannot do without: torch for recommend and export, Lightning for fit and data prepare.
 
     OMP_NUM_THREADS=1 python benchmarks/startup.py --page benchmarks/startup.md
 """
@@ -56,10 +56,10 @@ COMMANDS = {
 
 
 class FirstStep(Callback):
-    """Ends the process where the first step would begin, and says how much processor time it took until then."""
+    """Ends the process when the first step would begin, and prints how much processor time it took until then."""
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """The end."""
+        """Print the time and end."""
         print(f"\n{time.process_time()}", flush=True)
         os._exit(0)
 
@@ -70,7 +70,7 @@ def lrec(*arguments: str) -> tuple[float, float]:
 
 
 def python(*arguments: str) -> tuple[float, float]:
-    """The same of Python with these arguments."""
+    """The same for Python with these arguments."""
     before, started = os.times(), time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - started, os.times()
@@ -78,7 +78,7 @@ def python(*arguments: str) -> tuple[float, float]:
 
 
 def forked(study: Study) -> tuple[float, float]:
-    """The same of a study's run, from the fork to its first step."""
+    """The same for a study's run, from the fork to its first step."""
     run = planned_runs(study)[0]
     folder = Run(Path("forked"))
     folder.folder.mkdir(exist_ok=True)

@@ -19,8 +19,8 @@ from lrec.model.sharded_table import Table, whole
 
 
 def with_offset(batch: TrainBatch, offset: int) -> Tensor:
-    """Which targets have another one `offset - 1` places on in their window: a prefix of all, bool. Every position of a
-    window has a target."""
+    """Which targets have another target `offset - 1` places later in their window: bool, for a prefix of all targets.
+    Every position of a window has a target."""
     rows_M = batch.positions_M // batch.items_BL.shape[1]
     return rows_M[: len(rows_M) - offset + 1] == rows_M[offset - 1 :]
 
@@ -32,13 +32,13 @@ class Window(SequentialRecommender):
         """Choose the window.
 
         Args:
-            weights: Of the next item and those after it; at the end of a window, of those that are there.
+            weights: Weights of the next item and those after it; at the end of a window, only of those that are there.
         """
         super().__init__(**options)
         self.weights = weights
 
     def loss_sum(self, batch: TrainBatch) -> Tensor:
-        """log(sum of e^s) less the mean score of the items: full softmax, and no second product with the table."""
+        """log(sum of e^s) minus the mean score of the items: full softmax, and no second product with the table."""
         shape_MK = len(batch.targets_M), len(self.weights)
         targets_MK, weights_MK = batch.targets_M.new_zeros(shape_MK), torch.zeros(shape_MK, device=self.device)
         for place, weight in enumerate(self.weights):
@@ -59,8 +59,8 @@ class Window(SequentialRecommender):
 
 
 class WithHead(SequentialRecommender):
-    """A parameter of training alone, beside the network: it gets the rate of the blocks' matrices, and a checkpoint is
-    that of the network without it."""
+    """A head that only training uses, in addition to the network: it gets the rate of the blocks' matrices, and
+    checkpoints do not contain it."""
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         configured: Any = super().configure_optimizers()
@@ -76,19 +76,19 @@ class WithHead(SequentialRecommender):
 
 
 class MultiToken(WithHead):
-    """A matrix for each further item, on the hidden state: its cross-entropy is added to that of the next item."""
+    """A matrix on the hidden state for each further item, whose cross-entropy is added to that of the next item."""
 
     def __init__(self, further: int = 2, weight: float = 0.3, **options: Any) -> None:
         """Choose the heads.
 
         Args:
             further: Items after the next one.
-            weight: Of each one's loss; that of the next item has 1.
+            weight: Weight of the loss of each further item; the next item has 1.
         """
         super().__init__(**options)
         width = self.shape[1]
         self.weight = weight
-        self.head = nn.Parameter(torch.zeros(further, width, width))  # what is added to the identity
+        self.head = nn.Parameter(torch.zeros(further, width, width))  # added to the identity
 
     def loss_sum(self, batch: TrainBatch) -> Tensor:
         def head(hidden_BLD: Tensor, table: Table) -> Tensor:
@@ -108,13 +108,13 @@ class MultiToken(WithHead):
 
 class Feedback(WithHead):
     """A second head for the feedback to the next item, a feature of its event: linear in the hidden state, the item's
-    row and their product. The last target of a window has none: the batch tells that of the events that are read."""
+    row and their product. The last target of a window has none, since a batch has only the events that are read."""
 
     def __init__(self, weight: float = 0.3, **options: Any) -> None:
         """Choose the head.
 
         Args:
-            weight: Of the loss of the feedback.
+            weight: Weight of the loss of the feedback.
         """
         super().__init__(**options)
         self.weight = weight
@@ -154,8 +154,8 @@ class TargetCorrected(SampledSoftmax):
 
 @dataclass(frozen=True)
 class Corrected(SampledSoftmax):
-    """Corrected logQ: the target is no part of the denominator, and a target counts by the probability, under the
-    network, of any other item. Source: arXiv 2507.09331, and the code of its authors (NonameUntitled/logq).
+    """Corrected logQ: the denominator does not contain the target, and a target has as its weight the probability of
+    any other item under the network. Source: arXiv 2507.09331, and the code of its authors (NonameUntitled/logq).
 
     With P the probability of the target, the gradient of -log P is (1 - P) times that of
     log(sum over others of e^s) - s_target, and the others are drawn with q_j / (1 - q_target).
@@ -174,8 +174,8 @@ class Corrected(SampledSoftmax):
 def drawn_scores(
     loss: SampledSoftmax, hidden_MD: Tensor, table: Table, targets_M: Tensor, counts_V: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of targets; of negatives, less their logQ, where those that are a row's target have the least number that
-    there is; and the targets' logQ."""
+    """The scores of targets; those of negatives minus their logQ, or the least finite number if the negative is the
+    target of the row; and the logQ of targets."""
     table_VD = whole(table)
     mass_V = counts_V.double() ** loss.power
     log_q_M = (mass_V[targets_M] / mass_V.sum()).log().float()

@@ -5,17 +5,17 @@
 The same network (one layer of width 32, histories of 50) is trained with the same seeds, epochs and steps on
 MovieLens-1M (a tenth of the users train), on the clicks of Globo (20-core, 8 % of the users) and on Ciao (10-core),
 leave-one-out. Up to 6,040 users are tested, always on their next item among all items. Feedback needs a log that has
-some: the ratings of MovieLens-1M and Ciao, and who won in tennis (100-core, 5 % of the users; the test is each player's
-first match after a cut in time). Differences are paired over users; an interval of 90 % draws users and seeds again,
-together. A loss below zero and an NDCG@10 above zero are better. An arm pays on a set if the interval of one of the two
-is on its good side and that of the other is not on its bad side.
+it: the ratings of MovieLens-1M and Ciao, and who won in tennis (100-core, 5 % of the users; the test is each player's
+first match after a cut in time). Differences are paired over users; their 90 % intervals resample users and seeds
+together. A negative difference of the loss and a positive one of NDCG@10 are better. An arm pays on a set if one of the
+two intervals is on its good side, and the other is not on its bad side.
 
 - window: the target is the mean of the next three items; with falling weights, those after the next have 0.3.
-- multi-token: a matrix for each of the two items after the next, whose losses are added with the weight 0.3.
+- multi-token: a matrix for each of the two items after the next. Their losses are added with the weight 0.3.
 - sampled: softmax over 256 negatives, drawn by their count, as `SampledSoftmax` corrects it: the target is not sampled.
 - target corrected: the logQ of the target is taken off its score too. corrected: the loss of arXiv 2507.09331.
-- events: the network reads the feedback with the item. feedback: and a second head predicts that to the next item, with
-  the weight 0.3.
+- events: the network reads the feedback with the item. feedback: in addition, a second head predicts the feedback to
+  the next item, with the weight 0.3.
 """
 
 import argparse
@@ -149,8 +149,8 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
         "",
         "\n\n".join([title, *about]),
         "",
-        f"{options.epochs} epochs. Processor time of a whole run, start and validation included, by step: the least of "
-        "the seeds.",
+        f"{options.epochs} epochs. The last column is the processor time of a whole run, with start and validation, "
+        "per step: the least of the seeds.",
         "",
         "| arm | data | seeds | test loss | difference | NDCG@10 | difference | pays | ms a step |",
         "|---|---|---:|---:|---:|---:|---:|---|---:|",
@@ -181,21 +181,21 @@ def of_seeds(runs: list[Measured]) -> tuple[np.ndarray, np.ndarray]:
 FINDINGS = """
 ## What pays
 
-**The window with falling weights pays on all three sets**, and earns its place by the rule that asks for two. Yet all
-runs end after five epochs, which are 640 to 930 steps: lrec warns of fewer than 2,000. [muon.md](muon.md) has it, and
+**The window with falling weights pays on all three sets.** Our rule for a new option asks for two. But all runs end
+after five epochs, which are 640 to 930 steps: lrec warns of fewer than 2,000. [muon.md](muon.md) has the window, and
 Muon, in runs whose length validation chooses.
 
 - The window costs nothing that we can measure: its targets share the sum over all items. Its gain is largest on Ciao,
-  and on MovieLens-1M NDCG@10 stays. With equal weights there is one seed, whose interval draws users alone, and no run
-  of Globo.
+  and on MovieLens-1M NDCG@10 stays the same. With equal weights there is one seed, whose interval resamples users
+  alone, and there is no run of Globo.
 - Multi-token heads take about twice the time. They lower the loss, but by 0.03 to 0.05 nats less than the window with
   the same weights, and NDCG@10 falls on MovieLens-1M. They pay on Ciao alone; we have not run Globo.
-- A logQ of the target pays on MovieLens-1M and does nothing on Ciao: one set, so it has no place.
-- We have not run the feedback head, for want of time.
+- A logQ of the target pays on MovieLens-1M and does nothing on Ciao. That is one set, so lrec does not have it.
+- We had no time to run the feedback head.
 
 ## The corrected logQ
 
-`SampledSoftmax` has the corrected logQ already. Its gradient in the scores is that of the paper's loss: the target gets
+`SampledSoftmax` has the corrected logQ already. Its gradient in the scores is the same as in the paper: the target gets
 -(1 - P), and the negatives share 1 - P by their corrected scores, where P is the probability of the target among itself
 and the negatives. The two differ in how P is estimated: `SampledSoftmax` divides by all negatives that were drawn, the
 paper by those that are not the target. With random scores and the same negatives, the gradients differ by {apart:.1e}
@@ -203,12 +203,12 @@ of their norm. A run of MovieLens-1M differs by 0.0004 nats. So there is nothing
 
 ## What the classes lack
 
-All arms are classes of one's own, by class path. Two things stood in the way:
+All arms are our own classes, named by class path. Two things stood in the way:
 
-- A parameter of training alone, such as a head, has no place. The optimizer gets the parameters of the network alone,
-  and a checkpoint with others cannot be read. `WithHead` works around both.
-- A batch tells the events of the items that are read, not that of a window's last target. So the feedback head leaves
-  that one out, and the network must read the feedback to have it predicted.
+- There is no place for a parameter that only training uses, such as a head. The optimizer gets only the parameters of
+  the network, and lrec cannot read a checkpoint with others. `WithHead` works around both.
+- A batch has the events of the items that are read, but not that of a window's last target. So the feedback head leaves
+  this target out, and it can only predict feedback that the network reads.
 """
 
 

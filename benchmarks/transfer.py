@@ -1,10 +1,10 @@
 """What does a learning rate that was found on a small network lose on a large one, and which constants lose least?
 
 Networks are trained for one pass over a share of a data set's users, at learning rates a factor of two apart. `scaled`
-has the rates by group of lrec's parametrisation, without weight decay, and a linear fall; `standard` has one rate for
-all parameters and a weight decay of 0.01, both with a linear fall. Other rules change one thing of `scaled`. A line per
-finished run goes to the results file; a repeated call goes on. Without --rates, a rule's rates are tried from a first
-one on, down and up, until the loss rises on both sides.
+has the rates by group of lrec's parametrisation, without weight decay. `standard` has one rate for all parameters and a
+weight decay of 0.01. Both have a linear fall. Other rules change one thing of `scaled`, or add Muon to it. Each
+finished run adds a line to the results file, and a repeated call does not train it again. Without --rates, the script
+tries rates down and up from a first one, until the loss rises on both sides.
 
     python benchmarks/transfer.py --set go --share 0.015625 --widths 32 128 --rules standard scaled
     python benchmarks/transfer.py --page benchmarks/transfer.md
@@ -48,10 +48,10 @@ READ = """
 "Muon 2.0, table 4 r" is lrec's default: Muon moves the matrices at twice the rate in the table, and the tables' rate
 falls as 1 / width. At every width, 2^-7 is the best rate, or within 0.005 nats of the best. In one pass over a 64th of
 the games of Go, its losses are 4.468, 4.235 and 4.194 at the widths 32, 128 and 352. With AdamW alone, the best losses
-are 4.524 at width 32 and 4.470 at width 128. On decks, width 32 has 5.152 and width 128 has 4.980 (AdamW alone: 5.614
-and 5.419, at the only rate tried). A step takes up to a third more time, as steps of 512 targets are small.
+are 4.524 at width 32 and 4.470 at width 128. On decks, width 32 has 5.152 and width 128 has 4.980 (AdamW alone: 5.614,
+and 5.419 at the only rate tried). A step takes up to a third more time, because steps of 512 targets are small.
 
-"Muon 2.5" has the tables' rate of AdamW alone, 8 sqrt(r), as lrec had first. On Go, width 32 is as good with it, but
+"Muon 2.5" has the tables' rate of AdamW alone, 8 sqrt(r), as lrec had at first. On Go, width 32 is as good with it, but
 width 128 loses 0.018 and width 352 loses 0.049. On decks, width 128 loses 0.011 at its best rate, which is half of
 2^-7. But width 32 gains 0.035 there, since the narrow table of 17,192 items learns better at the higher rate. With 6 r
 and 8 r, width 128 gains 0.004 and 0.012 on decks, with all items in the loss.
@@ -59,28 +59,28 @@ and 8 r, width 128 gains 0.004 and 0.012 on decks, with all items in the loss.
 With items drawn for the loss (`SampledSoftmax`), high rates of tables cost more. In the trials of a study of decks with
 `--hours 1` (one block), networks with 8 sqrt(r) became unstable in the first hundred steps. At the best rate of each
 rule, width 136 has a validation loss of 5.068 with 8 sqrt(r), 4.993 with 8 r, 4.980 with 6 r and 4.975 with 4 r. Width
-280 has 5.023, 4.930 (8 r) and 4.919 (4 r). In the same hour, the network of a million parameters comes to a test loss
+280 has 5.023, 4.930 (8 r) and 4.919 (4 r). In the same hour, the network of a million parameters reaches a test loss
 of 4.254 instead of 4.457 ([hours.md](hours.md)). A warm-up of a fifth of the steps, with 8 sqrt(r), brought only 0.04
 of the 0.2 nats at width 280.
 
 The rest of this page is about AdamW alone. The item table decides. On decks, with 17,192 items, one rate for all leaves
-it so far behind that width 32 has 6.37 where scaled rates have 5.61, and width 128 has 5.91 (at the highest rate tried)
-where they have 5.42. On games of Go, with 361, the gain is 0.024 nats at width 32, and at width 128 a standard rate
+it far behind: width 32 has 6.37 instead of 5.61 with scaled rates, and width 128 has 5.91 (at the highest rate tried)
+instead of 5.42. On games of Go, with 361 items, scaled rates gain 0.024 nats at width 32. At width 128, a standard rate
 that is tuned for that width is 0.008 better. There the table would learn better at 2 than at 4 times the base's rate of
-matrices (4.470 for 4.480); on decks that costs 0.09, so its rate falls with the root of the width.
+matrices (4.470 instead of 4.480). On decks that costs 0.09, so its rate falls with the root of the width.
 
-On Go the best rate of width 32 is that of width 128, and of 1, 2 and 4 blocks; one rate for all has to be 8 times lower
-at width 128. Matrices must fall as 1 / width: with the root, width 128 loses 0.1. Branches of 2 / L gain 0.012 at 4
-blocks. A linear fall is better than a cosine at both widths, by 0.006 and 0.013, and is the default. Epsilon makes no
-difference; weight decay costs 0.001 and 0.005 in one pass, and stays, for many passes. With twice the step and half the
-steps the best rate is twice as high. One seed: differences below 0.005 may be its noise. MovieLens, clicks and
-catalogues of 100,000 items were not tried.
+On Go, the best rate is the same for widths 32 and 128, and for 1, 2 and 4 blocks; one rate for all must be 8 times
+lower at width 128. The rate of matrices must fall as 1 / width: with the root, width 128 loses 0.1. Branches of 2 / L
+gain 0.012 at 4 blocks. A linear fall is better than a cosine at both widths, by 0.006 and 0.013, and is the default.
+Epsilon makes no difference. Weight decay costs 0.001 and 0.005 in one pass; it stays, for many passes. With twice the
+step and half the steps, the best rate is twice as high. There is one seed: differences below 0.005 may be its noise.
+MovieLens, clicks and catalogues of 100,000 items were not tried.
 """
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Rates of tables and vectors beside those of matrices at the base, and what else follows the shape."""
+    """Rates of tables and vectors relative to those of matrices at the base, and what else depends on the shape."""
 
     table: float = TABLE_RATE
     vectors: float = 1.0
@@ -88,12 +88,12 @@ class Rule:
     table_power: float = 0.5
     branch: bool = True
     epsilon: float = 1e-12
-    weight_decay: float = 0.0  # a step's, as a share of the rate before it is multiplied
+    weight_decay: float = 0.0  # of a step, as a share of the rate that is tuned
     fall: Decay = "linear"
-    muon: float | None = None  # the rate of matrices that Muon moves, as lrec has it, beside the rate that is tuned
+    muon: float | None = None  # rate of the matrices that Muon moves, relative to the rate that is tuned
 
     def share(self, name: str, parameter: nn.Parameter, width: int) -> float:
-        """Of the rate that is tuned."""
+        """The rate of a parameter, relative to the rate that is tuned."""
         narrower = BASE_WIDTH / width
         if parameter.ndim < 2:
             return self.vectors * narrower**self.matrix_power
@@ -168,7 +168,7 @@ def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
     if rule.muon is not None:
         optimizer = Optimizer(lr=run.lr, weight_decay=rule.weight_decay, muon=rule.muon).build(net, 1)[0]
         for group in optimizer.param_groups:
-            if group["params"][0] is net.items.weight:  # and all other tables
+            if group["params"][0] is net.items.weight:  # the group of all tables
                 group["lr"] = group["initial_lr"] = run.lr * rule.share("items.weight", net.items.weight, run.width)
         return optimizer
     groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
@@ -187,7 +187,7 @@ def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
 
 
 def factor(rule: Rule, step: int, steps: int) -> float:
-    """What is left of the rate at a step."""
+    """The share of the rate that is left at a step."""
     warm_up = max(round(WARM_UP * steps), min(LEAST_WARM_UP, steps // 4))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -195,13 +195,13 @@ def factor(rule: Rule, step: int, steps: int) -> float:
 
 
 def sum_of_losses(net: Transformer, items_BL: Tensor, where_M: Tensor, targets_M: Tensor) -> Tensor:
-    """Of the targets that follow the flat positions, in nats."""
+    """The sum over the targets that follow the flat positions, in nats."""
     loss: Tensor = net(items_BL, lambda h_BLD, t_VD: full_softmax(h_BLD.flatten(0, 1)[where_M], t_VD, targets_M))
     return loss
 
 
 def train(run: Run, data: SequenceDataModule) -> float:
-    """Validation loss at the end, in nats; infinite where training left the finite numbers."""
+    """Validation loss at the end, in nats; infinite if training diverged."""
     rule = RULES[run.rule]
     net = made(run, rule, data.n_items, data.max_len).train()
     optimizer, steps = optimizer_of(net, run, rule), run.epochs * data.steps_per_epoch
@@ -245,7 +245,7 @@ def page(rows: list[dict]) -> str:
         "",
         *text[2].rstrip().splitlines(),
         "",
-        f"AdamW, validation targets of {VALIDATION_USERS:,} users. r = {BASE_WIDTH} / width. "
+        f"Losses are of the validation targets of {VALIDATION_USERS:,} users. r = {BASE_WIDTH} / width. "
         f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes of a core "
         f"({platform.machine()}, torch {torch.__version__}).",
         "",

@@ -1,11 +1,11 @@
-"""lrec beside RecTools' SASRec on ml-latest-small, each tuned with the same trials and tested with the same seeds.
+"""lrec and RecTools' SASRec on ml-latest-small, each tuned with the same trials and tested with the same seeds.
 
     python benchmarks/tuned.py --data FOLDER [--seeds 1 2 3] [--jobs 2] [--environments data/peers]
 
 Two blocks of width 64, two heads, full softmax, histories of 200, leave-one-out, seen items left out, whole catalogue.
-Both engines try the same learning rates and dropout rates. The epoch of least validation loss is kept, the trial of
-best validation NDCG@10 is trained with every seed. What a run comes to is kept in benchmarks/tuned, and not trained
-again; then benchmarks/tuned.md is written.
+Both engines try the same learning rates and dropout rates. The epoch of least validation loss is kept. The trial of
+best validation NDCG@10 is trained with every seed. The outcome of a run is kept in benchmarks/tuned, and the run is not
+trained again. Then benchmarks/tuned.md is written.
 """
 
 import argparse
@@ -49,8 +49,8 @@ TRIALS = [Setting(lr, dropout) for lr in (0.0005, 0.0015, 0.0045) for dropout in
 
 
 class Outcome(NamedTuple):
-    """Ranks of held-out items among ten, in order of users, inf where they are not listed; epochs trained; and from
-    lrec, which tests it beside its model, HR@10 and NDCG@10 of popularity."""
+    """Ranks of held-out items among ten, in order of users, inf if they are not listed; epochs trained; and from lrec,
+    which also tests popularity, HR@10 and NDCG@10 of popularity."""
 
     validation_U: np.ndarray
     test_U: np.ndarray
@@ -135,7 +135,7 @@ def train_lrec(runs: Path, setting: Setting, seed: int) -> dict:
     model = lrec.load(folder)
 
     def ranks(from_end: int) -> list[int | None]:
-        """Rank of each user's item so far from the end."""
+        """Rank of each user's item at this place from the end; None if it is not among ten."""
         known = histories.select("user", items=pl.col("item").list.head(pl.col("item").list.len() - from_end))
         lists = model.recommend(known, k=10)["items"].to_list()
         targets = histories["item"].list.get(-from_end).to_list()
@@ -171,7 +171,7 @@ def train_rectools(python: Path, runs: Path, setting: Setting, seed: int) -> dic
 
 
 def run(command: list[str], variables: dict[str, str]) -> str:
-    """What a command prints; its error ends the script."""
+    """What a command prints; the script ends if it fails."""
     finished = subprocess.run(command, env=variables, capture_output=True, text=True)
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{finished.stderr[-3000:]}")
@@ -179,7 +179,7 @@ def run(command: list[str], variables: dict[str, str]) -> str:
 
 
 def validation_ndcg(outcome: Outcome) -> float:
-    """What chooses among the trials."""
+    """The figure that chooses among the trials."""
     return float(metrics_of(outcome.validation_U)[1].mean())
 
 
@@ -209,7 +209,7 @@ def page(
         "",
         *(__doc__ or "").split("\n\n")[2].strip().splitlines(),
         "",
-        f"ml-latest-small, {len(users_U)} users. At most {EPOCHS} epochs, ended after {PATIENCE} without a lower "
+        f"ml-latest-small, {len(users_U)} users. At most {EPOCHS} epochs; a run ends after {PATIENCE} without a lower "
         "validation loss.",
         f"A step is {USERS_PER_STEP} rows of {MAX_LEN} positions in RecTools, {USERS_PER_STEP * MAX_LEN:,} targets in "
         "lrec.",

@@ -1,12 +1,12 @@
-"""Appending beside preparing anew; an update beside the old model and a full retraining. Logs are cut in two by time.
+"""Appending against preparing anew; an update against the old model and a full retraining. Logs are cut by time.
 
     OMP_NUM_THREADS=1 python benchmarks/update.py --data shared/data/interactions [--parts append,rates,models]
 
-append: processor time to prepare all clicks of Globo, and to append their newer half, or newest tenth, to the rest; the
-stores are compared. rates: one pass of `lrec update` at several shares of the run's own learning rate, by its figures
-on the validation window, which comes before the one that judges. models: `lrec update --full` at the default.
-Of users, a share by the remainder of their id. A part's section of benchmarks/update.md is
-written anew; what stands before the sections stays.
+append: processor time to prepare all clicks of Globo, and to append their newer half, or newest tenth, to the rest. The
+stores must be equal. rates: one pass of `lrec update` at several shares of the run's own learning rate, by its figures
+on the validation window, which comes before the window that judges. models: `lrec update --full` at the default. Both
+take a share of the users, by the remainder of their id. The script rewrites the section of a part in
+benchmarks/update.md and keeps what is before the sections.
 """
 
 import argparse
@@ -51,8 +51,8 @@ def movies(folder: Path) -> pl.DataFrame:
     return pl.read_csv(text, has_header=False, schema=schema).drop("rating")
 
 
-# A log, one of how many users is taken, and where in the order of time the old part ends and the new one: of the news,
-# which change within days, the new part is a day and a half.
+# A log, one of how many users is taken, and where in the order of time the old part and the new part end. News change
+# within days, so their new part is a day and a half.
 LOGS: dict[str, tuple[Callable[[Path], pl.DataFrame], int, float, float]] = {
     "Globo": (globo, 16, 0.6, 0.7),
     "MovieLens-1M": (movies, 8, 0.5, 1.0),
@@ -88,7 +88,7 @@ def append(data: Path, folder: Path) -> str:
 
 
 def old_run(name: str, data: Path, folder: Path) -> Path:
-    """The run on the old part of a log; beside its folder, new.parquet is the new part."""
+    """The run on the old part of a log; next to its folder, new.parquet is the new part."""
     read, one_of, ends, new_ends = LOGS[name]
     log = read(data).filter(pl.col("user") % one_of == 0).sort("time", maintain_order=True)
     here = folder / name
@@ -141,8 +141,8 @@ def models(data: Path, folder: Path) -> str:
         found, window = record["drift"], record["window"]
         drift.append(
             f"{name}: {window['targets']:,} targets of {window['users']:,} users judge; {found['unknown_items']:.1%} "
-            f"of {found['rows']:,} new rows are on unknown items; popularity lies {found['distance']:.3f} from the old "
-            f"({found['distance_by_chance']:.3f} by chance)."
+            f"of {found['rows']:,} new rows are on unknown items; popularity is {found['distance']:.3f} away "
+            f"from the old ({found['distance_by_chance']:.3f} by chance)."
         )
     return "\n\n".join([rows_table(rows, text=(0, 1)), *drift])
 

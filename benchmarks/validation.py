@@ -1,9 +1,9 @@
-"""What validation costs beside the training between two evaluations, by default and with all users.
+"""What validation costs, compared with the training between two evaluations, by default and with all users.
 
     python benchmarks/validation.py --data FOLDER [--threads 2] [--sizes 98k 1.6m] [--page benchmarks/validation.md]
 
-Two evaluations, each after an epoch or a part of it (STEPS); the second one is reported, which scores no baseline.
-Time is that of the process on all threads (CPU seconds), so that other work on the machine counts little.
+There are two evaluations, each after an epoch or a part of it (STEPS). The second one is reported, since it scores no
+baseline. Time is that of the process on all threads (CPU seconds), so other work on the machine counts little.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from lrec.common.files import write_text
 from lrec.data.datamodule import SequenceDataModule
 
 HERE = Path(__file__).parent
-# What is trained between two evaluations: an epoch, or so many steps of one that takes long.
+# What is trained between two evaluations: an epoch, or a number of steps if an epoch takes long.
 STEPS = {"beauty": 1.0, "ml-1m": 1.0, "globo": 100}
 PAGE = """# What validation costs during training
 
@@ -35,8 +35,8 @@ PAGE = """# What validation costs during training
     python benchmarks/validation.py --data FOLDER --page benchmarks/validation.md
 
 Two blocks of width 64 (98k), or eight of width 128 (1.6m); full softmax, 4,096 targets a step, histories of 50 items
-(200 of MovieLens-1M). Seconds are CPU seconds from the first evaluation to the second, and of the second; of Globo's
-clicks 100 steps lie between them. `auto` is the default of `data.validation_users`.
+(200 on MovieLens-1M). Seconds are CPU seconds from the first evaluation to the second (100 steps on Globo's clicks),
+and of the second evaluation. `auto` is the default of `data.validation_users`.
 
 | data | size | validation_users | users | training, s | validation, s | share | NDCG@10 | standard error |
 |---|---|---|---:|---:|---:|---:|---:|---:|
@@ -63,7 +63,7 @@ class Clock(Callback):
 
 
 def data_sets(folder: Path, stores: Path) -> dict[str, Callable[..., SequenceDataModule]]:
-    """DataModules by name, of which validation_users is yet to be given."""
+    """Functions that make a DataModule, by name; validation_users is still to be given."""
     globo = {"user_column": "user_id", "item_column": "click_article_id", "time_column": "click_timestamp", "k_core": 5}
     return {
         "beauty": lambda **options: lrec.InteractionsDataModule(

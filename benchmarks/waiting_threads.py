@@ -1,8 +1,8 @@
 """How long should threads spin before they sleep while they wait for each other?
 
-Trainings of the embedded set on all cores, with each way to wait in turn: alone on the machine, and beside one other
+We train on the embedded set on all cores, with each way to wait in turn: alone on the machine, and next to one other
 process that is always busy. Seconds are those of the training steps alone. libgomp's own choice is to spin for
-milliseconds; passive waiting does not spin at all; GOMP_SPINCOUNT lies between.
+milliseconds. Passive waiting does not spin at all. GOMP_SPINCOUNT is in between.
 
     python benchmarks/waiting_threads.py --page benchmarks/waiting_threads.md
 """
@@ -35,7 +35,7 @@ BUSY = "while True: pass"
 
 @contextmanager
 def busy(beside: bool) -> Iterator[None]:
-    """Another process that never rests, where one is asked for."""
+    """Run another process that never rests, if `beside`."""
     other = subprocess.Popen([sys.executable, "-c", BUSY]) if beside else None
     try:
         yield
@@ -46,7 +46,7 @@ def busy(beside: bool) -> Iterator[None]:
 
 
 def seconds(size: str, steps: int, way: str, folder: Path) -> float:
-    """Of a training's steps."""
+    """The seconds of a training's steps."""
     run = folder / str(len(list(folder.iterdir())))
     command = [sys.executable, "-m", "lrec", "fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml"]
     command += [f"--data.data_dir={folder.parent / 'data'}", "--data.n_users=20000", "--data.targets_per_step=1024"]
@@ -70,7 +70,7 @@ def page(taken: dict[tuple[str, bool, str], list[float]], rounds: int) -> str:
         f"Milliseconds a step, medians of {rounds} rounds, {os.cpu_count()} cores {platform.machine()}.",
         "",
         "lrec sets 1,000 spins, unless the environment has `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY`. Runs of a study have "
-        "a thread each, where nothing waits.",
+        "one thread each, so nothing waits.",
         "",
         "| size | beside a busy process | " + " | ".join(WAYS) + " |",
         "|---|---|" + "---:|" * len(WAYS),
@@ -94,7 +94,7 @@ def main() -> None:
         for size, steps in SIZES.items():
             seconds(size, steps // 10, "passive", folder)  # the store is made, the files are read
             for beside, _, way in product((False, True), range(options.rounds), WAYS):
-                # Beside a busy process fewer steps: spinning takes that much longer.
+                # Fewer steps next to a busy process, because spinning takes so much longer there.
                 counted = steps // 10 if beside else steps
                 with busy(beside):
                     of_step = seconds(size, counted, way, folder) / counted

@@ -1,7 +1,7 @@
-"""Draws the figures of the documentation, an SVG for each: `python docs/figures.py`.
+"""Draws the figures of the documentation, one SVG file for each: `python docs/figures.py`.
 
-A flow is a grid of boxes and the arrows between them. Grey boxes are files, yellow ones are steps. The house has a box
-for each folder of src/lrec, and its arrows are the imports in the code.
+A flow is a grid of boxes and the arrows between them. Grey boxes are files, yellow boxes are steps. In the figure
+`house`, each box is a folder or file of src/lrec (a room), and the arrows are the imports in the code.
 """
 
 import re
@@ -23,7 +23,7 @@ STYLE = """
 
 
 class Box(NamedTuple):
-    """One box: its place in the grid, whether it is a file or a step, and up to three lines; the last is a path."""
+    """One box: its place in the grid, whether it is a file or a step, and up to three lines. The last is a path."""
 
     column: int
     row: int
@@ -122,7 +122,7 @@ FIGURES = {
 
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lrec"
-# Where a room stands beside the others of its floor, and what it does; its floor follows from its imports.
+# The column of each room, and what the room does. Its floor (the row) follows from its imports.
 ROOMS = {
     "cli": (2, "which commands there are", ""),
     "backtest": (0, "networks at several times,", "tested on what follows"),
@@ -143,9 +143,9 @@ ROOMS = {
 
 
 def house() -> Figure:
-    """The rooms of src/lrec, each on a floor above those that it imports.
+    """The rooms of src/lrec. Each room is on a floor above the rooms that it imports.
 
-    An arrow leads from a room to each one that it imports, but for those that it reaches through another room as well.
+    An arrow leads from a room to each room that it imports, unless it also reaches this room through another room.
     """
     below = {room: _imported(room) & ROOMS.keys() - {room} for room in ROOMS}
 
@@ -208,7 +208,7 @@ def _corner(box: Box) -> tuple[int, int]:
 
 
 def _arrow(start: Box, end: Box) -> str:
-    """From one box to another, beside it or below it."""
+    """An arrow from one box to another box, which is beside it or on another row."""
     (x, y), (to_x, to_y) = _corner(start), _corner(end)
     if y != to_y:
         middle, to_middle = x + WIDTH // 2, to_x + WIDTH // 2

@@ -1,4 +1,4 @@
-"""What the site shows from outside of docs/: README.md as its home, pages of benchmarks/, and what pages link to."""
+"""What the site shows from outside docs/: README.md as its home, pages of benchmarks/, and files that pages link to."""
 
 import posixpath
 import re
@@ -13,7 +13,7 @@ from mkdocs.structure.pages import Page
 from lrec.common.pages import unbroken
 
 SHOWN = ("clicks.md", "peers.md")
-"""Pages of benchmarks/ that are pages of the site. The site has all others as text, where a page links to them."""
+"""Pages of benchmarks/ that are pages of the site. The others are text files on the site, for links."""
 LINKED = (
     "CONTRIBUTING.md",
     "src/lrec/**/*.py",
@@ -25,7 +25,7 @@ LINKED = (
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """A section for the benchmarks behind the others, and a link to where the repository was cloned from."""
+    """Add the section of benchmarks as the last one, and a link to the repository that this clone comes from."""
     assert config.nav is not None
     asked = subprocess.run(["git", "remote", "get-url", "origin"], capture_output=True, text=True)
     config.repo_url = asked.stdout.strip() if asked.stdout.startswith("https://") else config.repo_url
@@ -34,7 +34,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add each page and each linked file."""
+    """Add each page and linked file, and README.md as the home page."""
     root = Path(config.config_file_path).parent
     for file in (file for pattern in LINKED for file in root.glob(pattern)):
         name = _on_site(file.relative_to(root).as_posix())
@@ -45,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links lead from docs/ to its neighbours and back in the repository; the site has these inside of docs/."""
+    """Change links between docs/ and other folders of the repository: the site has these folders inside docs/."""
     for folder in ("benchmarks/", "src/", "examples/", "tests/"):
         markdown = markdown.replace(f"../{folder}", folder)
     markdown = markdown.replace("../docs/", "../")
@@ -58,11 +58,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Mark the options in sentences, so that no line breaks within one."""
+    """Mark the options in sentences, so that no line breaks inside an option."""
     return re.sub(r"<code>[^<]*</code>", lambda code: unbroken(code[0]), html)
 
 
 def _on_site(name: str) -> str:
-    """The name of a file on the site: pages from outside of docs/ that are not shown are texts."""
+    """The name of a file on the site. Pages from outside docs/ that are not shown as pages are text files."""
     is_shown = not name.startswith("benchmarks/") or name.removeprefix("benchmarks/") in SHOWN
     return name if (is_shown and name != "CONTRIBUTING.md") or not name.endswith(".md") else f"{name}.txt"

@@ -1,4 +1,4 @@
-"""A block's part of your own: gated attention without softmax, after HSTU (arXiv 2402.17152).
+"""A part of a block of your own: gated attention without softmax, as in HSTU (arXiv 2402.17152).
 
 Try it from this folder: lrec fit --model.architecture.attention gated_attention.GatedAttention ...
 """
@@ -13,7 +13,7 @@ from lrec.model.config import TransformerConfig
 
 
 class GatedAttention(Attention):
-    """W (U * norm(mean over what is read of silu(Q K^T * scale) V)): weights that need not sum to 1, gated by U."""
+    """W (U * norm(silu(Q K^T * scale) V / number of positions read)): U is a gate; weights need not sum to 1."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__(config, layer)

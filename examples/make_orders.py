@@ -1,6 +1,6 @@
-"""Writes the orders.csv of the page Get started: python make_orders.py
+"""Writes orders.csv for the page Get started: python make_orders.py
 
-After a product, a customer buys one of two others, which the product and the one before it decide, or by chance any.
+The last two products of a customer decide which two products may come next. One purchase in five is random.
 """
 
 from datetime import datetime, timedelta

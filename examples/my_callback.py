@@ -1,4 +1,4 @@
-"""A callback of your own: a line for each evaluation that was the best so far.
+"""A callback of your own: it prints a line for each evaluation that is the best so far.
 
     lrec fit --config configs/data/synthetic.yaml --model.size 3k --trainer.callbacks+=my_callback.Announcer
 
@@ -15,13 +15,13 @@ class Announcer(Callback):
         """Choose the metric.
 
         Args:
-            metric: Its name after val/.
+            metric: The name of the metric, without val/.
         """
         self.metric = metric
         self.best = -1.0
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read what the model has just evaluated."""
+        """Compare the new value of the metric with the best value so far."""
         value = float(trainer.callback_metrics[f"val/{self.metric}"])
         if value > self.best and trainer.is_global_zero:
             print(f"step {trainer.global_step}: {self.metric} {value:.4f}")

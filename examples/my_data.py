@@ -21,13 +21,13 @@ ORDERS = "SELECT customer AS user, product AS item, ordered_at AS time FROM orde
 
 
 class ShopOrders(SequenceDataModule):
-    """Orders that were not returned, each an interaction."""
+    """Each order that was not returned is an interaction."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         """Say where the database is.
 
         Args:
-            path: The database file; its table orders has customer, product, ordered_at (seconds) and returned.
+            path: The database file. Its table orders has customer, product, ordered_at (seconds) and returned.
         """
         super().__init__(**options)
         self.path = Path(path)
@@ -36,11 +36,11 @@ class ShopOrders(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        """The prepared store's folder begins with it."""
+        """The name of the prepared store's folder begins with this."""
         return "shop"
 
     def source(self) -> dict[str, Any]:
-        """What the store is found again by: it is prepared again when this changes."""
+        """What identifies the store. If this changes, the data are prepared again."""
         return {"kind": "shop", "query": ORDERS, "files": source_hashes(self.data_dir, [self.path])}
 
     def read(self) -> RawInteractions:
@@ -48,6 +48,6 @@ class ShopOrders(SequenceDataModule):
         return RawInteractions(self._blocks(), {"time_unit": "s"})
 
     def _blocks(self) -> Iterator[pl.DataFrame]:
-        # Opened here, because blocks are read ahead in a thread, and SQLite wants one thread for a connection.
+        # Opened here, because another thread reads the blocks, and a connection of SQLite belongs to one thread.
         connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
         yield from pl.read_database(ORDERS, connection, iter_batches=True, batch_size=500_000)

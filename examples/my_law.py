@@ -1,4 +1,4 @@
-"""A law of your own: a power that sets in only beyond some size.
+"""A law of your own: a power law that begins only above some size.
 
 Try it from this folder: lrec scaling fit --points runs --law my_law.OffsetPower --out fit
 """
@@ -9,7 +9,7 @@ from lrec.laws.law import EXPONENT, Array, Law, Values, by_column, power_of, sta
 
 
 class OffsetPower(Law):
-    """L(x) = E + A/(x + s)^a: below the offset s size hardly matters, far above it is the power law with a floor."""
+    """L(x) = E + A/(x + s)^a. Below the offset s, size hardly matters. Far above s, it is a power law with a floor."""
 
     name = "offset-power"
     formula = "L(x) = E + A/(x + s)^a"

@@ -1,8 +1,8 @@
-"""A metric of your own: how often is a rare item found where it is what the user wants next?
+"""A metric of your own: if the next item is rare, how often is it in the list?
 
 Try it from this folder: lrec fit --model.metrics my_metric.RareHitRate ... --checkpoint.monitor val/rareHR@10
 
-See docs/extending.md. Shape suffixes: B targets.
+See docs/extending.md. Shape suffixes: B targets, V items.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lrec.evaluation.metrics import Found, Mean
 
 @dataclass(frozen=True)
 class RareHitRate(Mean):
-    """rareHR@k: the share of hits among the targets that have at most `most` training interactions."""
+    """rareHR@k: the share of hits among the targets whose item has at most `most` training interactions."""
 
     name = "rareHR"
     most: int = 20

@@ -1,4 +1,4 @@
-"""A split rule of your own: the last tenth of each history tests, as much before it validates.
+"""A split rule of your own: the last tenth of each history is for test, the tenth before it for validation.
 
     lrec data prepare --config configs/data/ml-latest-small.yaml --data.split my_split.LastShare --data.split.share 0.2
 
@@ -16,10 +16,10 @@ from lrec.data.store.store import Store
 
 @dataclass(frozen=True)
 class LastShare(SplitRule):
-    """Hold out a share of each history, rounded up, for test, and as much for validation; what is left trains.
+    """Hold out the end of each history for test and as much before it for validation. The rest is for training.
 
     Args:
-        share: Share of a user's interactions. Users of whom nothing would be left only train.
+        share: Share of a history for test, rounded up. If a history is too short for this, it is only for training.
     """
 
     share: float = 0.1
@@ -29,7 +29,7 @@ class LastShare(SplitRule):
             raise UserError(f"split.share must lie between 0 and 0.5, not {self.share}")
 
     def cut(self, store: Store) -> Split:
-        """Cut every user at two positions, which count from 0."""
+        """Cut every history at two positions, which count from 0."""
         lengths_U = np.diff(store.offsets_U1)
         held_U = np.ceil(lengths_U * self.share).astype(np.int64)
         held_U[2 * held_U >= lengths_U] = 0

@@ -1,8 +1,8 @@
-"""A task of your own: does size help where users come back to an item, or where they find a new one?
+"""A task of your own: does size help if users return to an item, or if they choose a new one?
 
     lrec tasks --runs studies/mine/runs --tasks long_tail,my_task.repeat_consumption --out tasks
 
-See docs/extending.md. Shape suffixes: C cases, N items of all histories laid end to end.
+See docs/extending.md. Shape suffixes: C cases, N items of all histories, one history after the other.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from lrec.tasks.trained_runs import Ladder
 
 
 def repeat_consumption(ladder: Ladder, seed: int) -> TaskResult:
-    """Test targets that the history holds, and those that are new to it."""
+    """Compare test targets that are in the history with test targets that are not."""
     result = TaskResult("repeat_consumption", "Repeat consumption")
     cases = cases_of_test(ladder.split, ladder.max_len)
     cases = cases.where(cases.targets_C >= 0)

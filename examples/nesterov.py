@@ -1,7 +1,7 @@
-"""An optimizer and a schedule of your own: SGD with Nesterov's momentum, whose rate falls linearly to zero.
+"""An optimizer and a schedule of your own: SGD with Nesterov's momentum and a rate that falls linearly to zero.
 
 Try it from this folder: lrec fit --model.optimizer nesterov.Nesterov --model.optimizer.lr 0.5 ...
-torch's own with a constant rate need no class of yours: --model.optimizer torch.optim.Adagrad --model.optimizer.lr 0.1
+torch's optimizers with a constant rate need no class: --model.optimizer torch.optim.Adagrad --model.optimizer.lr 0.1
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lrec.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Nesterov(OptimizerConfig):
-    """SGD for every parameter alike."""
+    """SGD, with the same rate for every parameter."""
 
     lr: float = 0.5
     momentum: float = 0.9

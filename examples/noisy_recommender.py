@@ -1,4 +1,4 @@
-"""A LightningModule of your own: training on histories in which some items were swapped for random ones.
+"""A LightningModule of your own: it trains on histories in which random items replace some items.
 
 Try it from this folder: lrec fit --model noisy_recommender.NoisyRecommender --model.noise 0.1 --model.size 3k ...
 """
@@ -12,13 +12,13 @@ from lrec import SequentialRecommender
 
 
 class NoisyRecommender(SequentialRecommender):
-    """SequentialRecommender that has to cope with inputs that are partly random; its targets are the true ones."""
+    """A SequentialRecommender whose inputs in training are partly random. Its targets are the true items."""
 
     def __init__(self, noise: float = 0.1, **options: Any) -> None:
         """Choose how noisy histories are in training.
 
         Args:
-            noise: Share of the input items that are swapped.
+            noise: Share of the input items that are replaced.
         """
         super().__init__(**options)
         self.noise = noise

@@ -16,7 +16,7 @@ EXAMPLE = '{"histories": [["SKU-0001", "SKU-0007"]], "k": 5}'
 
 
 def answer(model: Model, body: bytes) -> tuple[int, str]:
-    """Status and JSON for a request, whose keys are the arguments of Model.recommend: histories, k, exclude, ..."""
+    """Status and JSON for a request. Its keys are the arguments of Model.recommend: histories, k, exclude, ..."""
     try:
         request = json.loads(body)
     except ValueError as wrong:
@@ -28,12 +28,12 @@ def answer(model: Model, body: bytes) -> tuple[int, str]:
 
 
 def server(model: Model, port: int) -> ThreadingHTTPServer:
-    """A server on this machine; port 0 takes any free one. Each client has a thread of its own, so that a slow one
-    keeps nobody waiting, and the model answers one request at a time."""
+    """A server on this machine. Port 0 takes any free port. Each client has its own thread, so a slow client does not
+    block the others. The model answers one request at a time."""
     one_at_a_time = Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # seconds for the rest of a request to come
+        timeout = 10  # seconds to wait for the rest of a request
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))

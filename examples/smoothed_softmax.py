@@ -14,10 +14,10 @@ from lrec.model.losses import full_softmax
 
 @dataclass(frozen=True)
 class SmoothedSoftmax(Loss):
-    """Cross-entropy to a target that has 1 - share, beside all items, which have share / V each.
+    """Cross-entropy to smoothed targets: every item has the probability share / V. The target has 1 - share more.
 
-    With scores s it is log(sum of e^s) - (1 - share) s_target - share mean(s), that is full softmax plus
-    share (s_target - mean(s)): no second product with the table is needed.
+    With scores s, it is log(sum of e^s) - (1 - share) s_target - share mean(s). This is the full softmax plus
+    share (s_target - mean(s)), so it needs no second product with the table.
     """
 
     share: float = 0.1

@@ -1,4 +1,4 @@
-"""What several tests need: the command line in this process, a small log, and real data where it is at hand."""
+"""Fixtures for many tests: the command line in this process, a small log, and the real data if it is there."""
 
 import os
 
@@ -6,7 +6,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # before anything that counts the
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(share, 1)))
 
-# What is compared exactly has been trained in float32, whatever this machine is faster in.
+# Tests that compare results exactly need float32, even if another precision is faster on this machine.
 os.environ.setdefault("LREC_PRECISION", "32-true")
 
 import logging
@@ -30,10 +30,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture
 def lrec(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `lrec` with arguments; returns what it printed. A UserError ends in SystemExit(2)."""
+    """Run `lrec` with arguments and return what it prints. A UserError ends in SystemExit(2)."""
 
     def run(*arguments: object) -> str:
-        # A run leaves its rank, port and seed in the environment: the next command must not take them for its own.
+        # A run leaves its rank, port and seed in the environment: the next command must not use them.
         with patch.dict(os.environ):
             main([str(argument) for argument in arguments])
         return capsys.readouterr().out
@@ -43,7 +43,7 @@ def lrec(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture
 def refused(lrec: Callable[..., str], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `lrec` with arguments it must refuse: exit code 2 and one line, which is returned."""
+    """Run `lrec` with arguments that it must refuse, with exit code 2 and one line. Returns that line."""
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as stop:
@@ -72,7 +72,7 @@ def _warm_executable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def warm_processes(_warm_executable: str) -> Iterator[None]:
-    """Processes of `lrec` that a module's tests start, and those that they start, have imported Lightning already."""
+    """Processes of `lrec` that a module's tests start, and their own child processes, start with Lightning imported."""
     with patch.object(sys, "executable", _warm_executable):
         yield
 
@@ -95,7 +95,7 @@ def parse() -> Callable[[list[str]], None]:
 
 @pytest.fixture(scope="session")
 def log_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of 300 users over 40 items, in which an item is mostly followed by the next one."""
+    """A log of 300 users over 40 items, in which an item is mostly followed by the item with the next number."""
     generator = np.random.default_rng(0)
     lines = ["who,what,when"]
     for user in range(300):
@@ -110,7 +110,7 @@ def log_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
-    """A file of the real data beside the repository; skips the test where it is not there."""
+    """A file of the real data next to the repository. Skips the test if the file is missing."""
 
     def find(name: str) -> Path:
         path = REPOSITORY.parent / "shared" / "data" / "interactions" / name

@@ -1,25 +1,25 @@
-"""Operators that would have the process wait for a GPU, seen on a CPU."""
+"""Finds, on a CPU, the operators that would make the process wait for a GPU."""
 
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# What asks the device for a number, or for how many elements there are.
+# These ask the device for a number, or for the number of elements.
 _ASKS = {
     "_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique_consecutive", "unique_dim",
     "_unique", "_unique2", "bincount", "repeat_interleave", "allclose",
 }  # fmt: skip
-_INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by true and false: as many as there are true
-_COPIES = {"copy_", "_to_copy"}  # between host and device; seen where the latter is the meta device
+_INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}  # by a mask: asks how many entries are true
+_COPIES = {"copy_", "_to_copy"}  # between host and device; seen if the device is the meta device
 
 
 class HostWaits(TorchDispatchMode):
-    """Notes such operators while it is entered.
+    """Records these operators while the mode is active.
 
     Attributes:
         seen: Their names.
-        operators: How many others there were.
+        operators: The number of all operators, also those in `seen`.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A small network's checkpoint, and the folder that several processes leave of it."""
+"""The checkpoint of a small network, and the folder that several processes write for it."""
 
 import json
 from pathlib import Path
@@ -21,14 +21,14 @@ IDS = pl.Series([f"item {i} é" for i in range(CONFIG.n_items)])
 
 
 def checkpoint(net: Transformer) -> dict[str, Any]:
-    """What a run saves of a network of that shape."""
+    """What a run saves for a network of the shape CONFIG."""
     state = {f"net.{name}": tensor for name, tensor in net.state_dict().items()}
     items = items_as_tensors(IDS, np.arange(CONFIG.n_items) + 1)
     return {"lrec": ABOUT, "global_step": 3, "state_dict": state, ITEMS: items}
 
 
 def write_by_hand(path: Path, whole: dict[str, Any], n: int) -> None:
-    """The folder that `n` processes leave of a checkpoint, by the documented form."""
+    """Write the folder that `n` processes write for a checkpoint, in the documented format."""
     path.mkdir()
     names = [f"token-{process:05d}-of-{n:05d}.safetensors" for process in range(n)]
     for process, name in enumerate(names):

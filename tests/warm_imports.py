@@ -1,4 +1,4 @@
-"""What processes of `warm_python` have imported and worked out before they begin."""
+"""What processes of `warm_python` have imported and computed before they start."""
 
 import gc
 from importlib import import_module
@@ -11,9 +11,9 @@ from lrec.training.throughput import measure_peak
 
 for module in ("torch.distributed.run", *(path.rpartition(".")[0] for _, path in OWN_COMMANDS.values())):
     import_module(module)
-# What jsonargparse makes of docstrings and types it keeps.
+# jsonargparse caches what it reads from docstrings and types.
 compose(["--data=lrec.SyntheticDataModule", "--model.size=3k"])
-# So is the processor's rate. On one thread: OpenMP's others would not live in the processes that are forked.
+# The processor's rate is cached too. One thread only, because OpenMP's other threads do not survive a fork.
 torch.set_num_threads(1)
 measure_peak(torch.device("cpu"), torch.float32, torch.get_num_threads())
 gc.freeze()

@@ -1,9 +1,9 @@
-"""A Python that has imported Lightning and torch: processes of `lrec` that begin in 0.1 s instead of 5.
+"""A Python that has already imported Lightning and torch, so that processes of `lrec` start in 0.1 s instead of 5 s.
 
-`start` makes an executable to stand for sys.executable. `-m lrec`, torchrun and submitit's jobs are run in processes of
-their own, forked as those of a study are, with the arguments, environment, folder, open files and limit of file size
-that they were given; what these start begins as fast. The executable hands signals on, waits, and ends as its process
-ends. Killed, it takes that with it. What else is asked of it goes to the Python that it stands for.
+`start` makes an executable that replaces sys.executable. It runs `-m lrec`, torchrun and submitit's jobs in their own
+processes, forked like those of a study, with the given arguments, environment, folder, open files and limit of file
+size. Processes that these start are as fast. The executable passes signals on, waits, and ends as its process ends. If
+it is killed, it kills that process too. All other commands go to the Python that it replaces.
 """
 
 import atexit
@@ -24,13 +24,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-_SERVERS: "list[subprocess.Popen[bytes]]" = []  # so that Python says nothing of those it has not waited for
+_SERVERS: "list[subprocess.Popen[bytes]]" = []  # keeps Python from warning about processes not waited for
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def start(folder: Path) -> tuple[str, int]:
-    """The executable, made in `folder` by whoever comes first, and a descriptor: the server ends with the last process
-    that holds one of these open."""
+    """Return the executable, which the first caller makes in `folder`, and a descriptor. The server ends with the last
+    process that holds such a descriptor open."""
     executable, address, alive = folder / "python", folder / "socket", folder / "alive"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,10 +81,10 @@ def _is_open(number: int) -> bool:
 
 
 def serve(listener: str, executable: str) -> None:
-    """Begin a process for each request, and stay with it to its end."""
+    """Start a process for each request, and look after it until it ends."""
     from lrec.study import processes
 
-    processes.IMPORTED.append("warm_imports")  # which must be found
+    processes.IMPORTED.append("warm_imports")  # PYTHONPATH must have it
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     processes.start_server()
     with socket.socket(fileno=int(listener)) as requests:
@@ -109,13 +109,13 @@ def _look_after(connection: socket.socket, executable: str) -> None:
     while process.sentinel not in select.select(readable, [], [])[0]:
         for number in connection.recv(64) or [signal.SIGKILL]:
             os.kill(process.pid, number)
-    with contextlib.suppress(BrokenPipeError):  # whoever asked was killed
+    with contextlib.suppress(BrokenPipeError):  # the caller was killed
         connection.sendall(str(exit_code(process)).encode())
     connection.close()
 
 
 def become(executable: str, asked: str) -> None:
-    """In the forked process: take over what it was given, and do what `python -m` does."""
+    """In the forked process: apply what the request gives, and do what `python -m` does."""
     request: dict[str, Any] = json.loads(asked)
     sys.executable = executable
     resource.setrlimit(resource.RLIMIT_FSIZE, request["file_size"])

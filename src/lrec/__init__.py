@@ -1,6 +1,6 @@
 """Large sequential recommenders with scaling laws.
 
-The names below are those a YAML may use, and `load`; they are imported on first use, so that `import lrec` stays fast.
+The names below are `load` and those that YAML files may use. Each is imported on first use: `import lrec` is fast.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m lrec` is the `lrec` command (torchrun and the study start it so)."""
+"""`python -m lrec` is the `lrec` command (torchrun and studies start it in this way)."""
 
 from lrec.cli import main
 

@@ -1,4 +1,4 @@
-"""The `lrec` command: routes to lrec's own commands or to Lightning's, and turns user errors into one line and exit 2.
+"""The `lrec` command: starts lrec's own commands or Lightning's, and turns user errors into one line and exit code 2.
 
 Nothing here imports Lightning: commands that do not train start fast.
 """
@@ -30,14 +30,14 @@ LIGHTNING_COMMANDS = {
     "predict": "write the top-k items of every user",
 }
 
-# What a run's configuration has beside its data.
+# The options of a run's configuration besides its data.
 OF_RUNS = {
     *("seed_everything", "trainer", "model", "checkpoint", "early_stopping", "points", "last", "projector"),
     "ckpt_path",
 }
 _HELP = ("-h", "--help")
-_DOT = "․"  # a one dot leader, which is in no option's name
-# What the user is to put right: rights, space, and what kind of file there is.
+_DOT = "․"  # the character "one dot leader", which no option's name contains
+# The system's errors that the user can correct: permissions, disk space, and wrong kinds of files.
 _SURROUNDINGS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
@@ -65,14 +65,14 @@ OWN_COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `lrec` with these arguments (those of the process by default)."""
+    """Run `lrec` with these arguments, by default the arguments of the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Before torch is imported, here and in processes to come: threads that spin for long while they wait for each other
-    # take the cores from each other as soon as another process works too; such that sleep at once cost small networks
-    # twice the time where none does (benchmarks/waiting_threads.md).
+    # This must be set before torch is imported, here and in child processes. If threads spin for long while they wait,
+    # they take the cores from each other when another process works too. If they sleep at once, small networks take
+    # twice the time when no other process works (benchmarks/waiting_threads.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # For the user's own classes; by its name, as jsonargparse reads a configuration from within the folder that has it.
+    # For the user's own classes. By its full path, because jsonargparse reads a configuration from within its folder.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
@@ -89,13 +89,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that `error` is or comes from: jsonargparse wraps those raised while it makes an object. A folder
-    that may not be written to, a disk that is full, or a package that is missing is for the user to put right too."""
+    """The UserError that `error` is or comes from; jsonargparse wraps those raised while it makes an object. A folder
+    without permission to write, a full disk, or a missing package is also a UserError. None for all other errors."""
     while error is not None and not isinstance(error, UserError):
         if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
             return UserError(": ".join(str(part) for part in (error.filename, error.strerror) if part))
         if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("lrec"):
-            return UserError(f"what the options name needs a package that is not there: {error}")
+            return UserError(f"the options name something that needs a package that is not installed: {error}")
         error = error.__cause__
     return error
 
@@ -124,8 +124,8 @@ def _run(arguments: list[str]) -> None:
 
 
 def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParser, list[str]]:
-    """One of lrec's own commands, its parser, and what is left for that to parse: an option for each argument of the
-    function, or for each field of its one dataclass."""
+    """One of lrec's own commands, its parser, and the arguments left to parse. The parser has an option for each
+    argument of the function, or for each field of its one dataclass."""
     name = next((n for n in (arguments[0], " ".join(arguments[:2])) if n in OWN_COMMANDS), None)
     if name is None:
         known = ", ".join([*LIGHTNING_COMMANDS, *OWN_COMMANDS])
@@ -152,7 +152,7 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
 
 
 class _DataOfRun(ActionConfigFile):
-    """A configuration of which a command that takes a data set leaves alone what else a run has."""
+    """A configuration for a command that takes a data set: it ignores the other options of a run."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         whole = read_config(Path(values))
@@ -162,14 +162,14 @@ class _DataOfRun(ActionConfigFile):
 
 
 def _settings_of(command: Callable[..., None]) -> type | None:
-    """The dataclass that is a command's one argument and holds its options; None where the function names them."""
+    """The dataclass of options that is a command's only argument; None if the function's arguments are the options."""
     first, *others = [hint for name, hint in typing.get_type_hints(command).items() if name != "return"]
     return first if not others and isinstance(first, type) and is_dataclass(first) else None
 
 
 def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[str]:
-    """A flag alone, as in --dry_run, is --dry_run true. --options.data.path FILE is the entry data.path of the
-    dictionary options, but of dots jsonargparse makes entries of entries, of which the second replaces the first."""
+    """Write --dry_run alone as --dry_run true. --options.data.path FILE is the entry data.path of the dictionary
+    options: its dot becomes _DOT, because jsonargparse would nest entries, and a second would replace the first."""
     result: list[str] = []
     for option, following in zip_longest(options, options[1:], fillvalue="-"):
         given, equals, value = option.partition("=")
@@ -179,14 +179,14 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
         elif dot and hints.get(name) in (dict[str, Any], dict[str, Any] | None):
             result.append(f"--{name}.{key.replace('.', _DOT)}{equals}{value}")
         elif dot and given.startswith("--") and "options" in hints and name not in hints:
-            raise UserError(f"{given} is an option of the runs: --options.{given.removeprefix('--')}")
+            raise UserError(f"{given} is an option of the runs: write --options.{given.removeprefix('--')}")
         else:
             result.append(option)
     return result
 
 
 def _overview(group: str = "") -> str:
-    """Every command, or those of a group, such as scaling, with what it does."""
+    """Every command, or every command of a group such as scaling, with what it does."""
     meanings = LIGHTNING_COMMANDS | {name: meaning for name, (meaning, _) in OWN_COMMANDS.items()}
     lines = "\n".join(f"  {name:<18}{does}" for name, does in meanings.items() if name.startswith(group))
     usage = "usage: lrec COMMAND [--config FILE ...] [options]; lrec COMMAND --help lists the options"

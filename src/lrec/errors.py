@@ -1,4 +1,4 @@
-"""The one error lrec raises for what a user did wrong."""
+"""The error that lrec raises for a mistake of the user."""
 
 from operator import ge, gt, le, lt
 
@@ -13,8 +13,8 @@ class UserError(ValueError):
 
 
 def check_range(option: str, value: float | None, **bounds: float) -> None:
-    """UserError that names the option where its value is not `at_least`, `above`, `at_most` or `below` its bounds, or
-    is nan; None is no value."""
+    """Raise a UserError that names the option if its value is outside the bounds `at_least`, `above`, `at_most` and
+    `below`, or is nan. A value of None passes."""
     if value is not None and not all(_HOLDS[name](value, bound) for name, bound in bounds.items()):
         words = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
         raise UserError(f"{option} must be {words}, got {value}")

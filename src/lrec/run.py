@@ -1,14 +1,14 @@
-"""A run's folder: what lies in it, what a point holds and what its options are called.
+"""A run's folder: its files, the fields of a point, and the names of a run's options.
 
 config.yaml             every option of its `lrec fit` (`RunConfig`)
 points.jsonl            a `Point` per evaluation
 items.parquet           the catalogue: item (index), raw_id, count, domain
 metrics.json            the figures of the last test or validation
-predictions.parquet     the lists of `lrec predict`, a part for each process where there are several
+predictions.parquet     the lists of `lrec predict`, a part for each process if there are several
 target_losses.parquet   in studies, the loss on each held-out target
-checkpoints/            best.ckpt, last.ckpt; stable.ckpt, before the rate falls, from which a longer run can go on
-.lock                   held by who trains it
-progress                what is going on, in words; absent once it has ended
+checkpoints/            best.ckpt, last.ckpt; stable.ckpt, from before the rate falls, from which a longer run can go on
+.lock                   locked by the process that trains the run
+progress                what the run is doing, in words; absent once it has ended
 ended                   how the last attempt ended: finished or interrupted; absent while it runs or if it was killed
 """
 
@@ -32,72 +32,72 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
-UPDATE = "update.json"  # in the folder of `lrec update`, which is no run's: what came of it, and the run to serve
+UPDATE = "update.json"  # in the folder of `lrec update`, which is no run's folder: the result, and the run to serve
 
 BEST, LAST, STABLE = "best.ckpt", "last.ckpt", "stable.ckpt"
 
-# Where data lie and how they are served: no part of what is trained.
+# Where the data are and how they are read: this does not change what is trained.
 _PLACES = ("data.path", "data.store", "data.data_dir", "data.num_workers", "data.memory_gib")
 
 
 @dataclass(frozen=True)
 class Point:
-    """An evaluation of a run, a line of points.jsonl. Losses are in nats per target, None where they are not finite."""
+    """An evaluation of a run, a line of points.jsonl. Losses are in nats per target, None if they are not finite."""
 
     schema: int = SCHEMA  # version of this list of fields
-    study: str | None = None  # that the run belongs to
+    study: str | None = None  # the study that the run belongs to
     run: str = ""
     size: str = ""  # entry of the ladder, or layers x width
     n_layers: int = 0
     d_model: int = 0
     n_heads: int = 0
     N_body: int = 0  # parameters of the blocks' matrices
-    N_head: int = 0  # of the item table
-    N_total: int = 0  # all
+    N_head: int = 0  # parameters of the item table
+    N_total: int = 0  # all parameters
     D: int = 0  # targets trained on so far
     U: int = 0  # targets of an epoch
     epochs: float = 0.0  # D / U
     flops: int = 0  # spent on training so far
     step: int = 0  # the optimizer's steps so far
-    train_loss: float | None = None  # over the targets since the evaluation before
+    train_loss: float | None = None  # over the targets since the previous evaluation
     val_loss: float | None = None  # over the whole catalogue
-    test_loss: float | None = None  # the same on the test targets, of the best point alone
+    test_loss: float | None = None  # the same on the test targets, only at the best point
     metrics: dict[str, float | None] = field(default_factory=dict)  # by name, such as val/NDCG@10
     selected_on: str | None = None  # the metric that chose the best checkpoint
-    lr_phase: str = ""  # of the optimizer: adamw or sgd
+    lr_phase: str = ""  # phase of the optimizer: adamw or sgd
     best: bool = False  # whether this evaluation's checkpoint was tested
-    status: str = "running"  # or finished, or diverged
-    seed: int = 0  # of the order of training
-    precision: str = ""  # the trainer's
-    world_size: int = 1  # processes
-    wall_s: float = 0.0  # training and evaluation so far, of resumed runs too
-    floor: dict[str, float] | None = None  # least possible loss of val and test, where it is known
-    data_hash: str = ""  # of the store, the split and the reduction
-    config_hash: str | None = None  # of config.yaml
-    commit: str | None = None  # of the lrec checkout that trained
+    status: str = "running"  # running, finished or diverged
+    seed: int = 0  # seed of the order of training
+    precision: str = ""  # precision of the trainer
+    world_size: int = 1  # number of processes
+    wall_s: float = 0.0  # seconds of training and evaluation so far, with those before the run was resumed
+    floor: dict[str, float] | None = None  # lowest possible loss of val and test, if it is known
+    data_hash: str = ""  # hash of the store, the split and the reduction
+    config_hash: str | None = None  # hash of config.yaml
+    commit: str | None = None  # commit of the lrec checkout that trained
     # In studies; the losses from target_losses.parquet:
-    test_loss_se: float | None = None  # standard error of test_loss, users being drawn
-    trajectory_loss: float | None = None  # mean of the test targets and of the split's trajectories
-    trajectory_loss_se: float | None = None  # its standard error
-    horizon: float | None = None  # of runs that go on from one another, the share of the training that this one has
+    test_loss_se: float | None = None  # standard error of test_loss over draws of users
+    trajectory_loss: float | None = None  # mean over the test targets and the targets of the split's trajectories
+    trajectory_loss_se: float | None = None  # standard error of trajectory_loss
+    horizon: float | None = None  # if a study has horizons, the share of the whole training that this run has
 
     @property
     def diverged(self) -> bool:
         return self.status == "diverged"
 
     def metric(self, name: str) -> float:
-        """A figure of the evaluation by its name, such as test/NDCG@10; nan where it is not known or not finite."""
+        """A metric of the evaluation by its name, such as test/NDCG@10; nan if it is not known or not finite."""
         value = self.metrics.get(name)
         return math.nan if value is None else value
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields in order, without those that only studies add where they are not known."""
+        """The fields in order, without the fields of studies that are None."""
         of_studies = ("test_loss_se", "trajectory_loss", "trajectory_loss_se", "horizon")
         return {name: value for name, value in vars(self).items() if name not in of_studies or value is not None}
 
 
 def read_points_file(path: Path) -> list[Point]:
-    """The points in a file, of one run or of several; UserError where a line is none."""
+    """The points in a file, of one run or of several; UserError if a line is not a point."""
     points = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -109,13 +109,13 @@ def read_points_file(path: Path) -> list[Point]:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Every option of a run, as config.yaml nests them, by the names that the command line has for them."""
+    """Every option of a run, as config.yaml nests them; `nested` and `flat` have the names of the command line."""
 
     options: dict[str, Any]
 
     @cached_property
     def nested(self) -> dict[str, Any]:
-        """The options as the command line nests them: those of a class stand beside its class_path."""
+        """The options as the command line nests them: those of a class are next to its class_path."""
         return _without_init_args(self.options)
 
     @cached_property
@@ -124,13 +124,13 @@ class RunConfig:
         return dotted(self.nested)
 
     def value(self, option: str, default: Any = None) -> Any:
-        """An option by its dotted name; `default` where there is none of that name or it is null."""
+        """An option by its dotted name; `default` if there is no such option or if it is null."""
         value = self.flat.get(option)
         return default if value is None else value
 
     @property
     def trained_with(self) -> dict[str, Any]:
-        """What decides the trained network, by dotted name: all but where data lie and how they are served."""
+        """The options that decide what is trained, by dotted name: all except where data are and how they are read."""
         plain = json.loads(json.dumps(self.flat))
         plain["trainer.precision"] = plain.get("trainer.precision") or "32-true"  # what null means
         return {name: value for name, value in plain.items() if name not in _PLACES}
@@ -142,7 +142,7 @@ def _without_init_args(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options by their dotted names; of an option given twice, the later one counts."""
+    """Nested options by their dotted names; if an option is given twice, the later one counts."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
         flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -151,7 +151,7 @@ def dotted(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @dataclass
 class Run:
-    """A run's folder, and the path of each file in it; nothing is read before it is asked for."""
+    """A run's folder, and the path of each file in it. A file is read only when a property needs it."""
 
     folder: Path
 
@@ -169,7 +169,7 @@ class Run:
         self.log_file = self.folder / "log.txt"
 
     def predictions_file(self, rank: int | None = None) -> Path:
-        """Where predict's lists stand: of one process of several, of all without a rank."""
+        """The file of the lists of `lrec predict`: with `rank`, the part of one process; otherwise, all lists."""
         return self.folder / ("predictions.parquet" if rank is None else f"predictions.{rank}.parquet")
 
     @cached_property
@@ -186,22 +186,22 @@ class Run:
 
     @property
     def config_hash(self) -> str | None:
-        """Of config.yaml as it is written; None where there is none."""
+        """The hash of config.yaml as it is written; None if the file does not exist."""
         return json_hash(self.config_file.read_text(encoding="utf-8")) if self.config_file.is_file() else None
 
     @property
     def occupied(self) -> bool:
-        """Whether an attempt at it has left points or a checkpoint."""
+        """Whether an attempt to train the run has left points or a checkpoint."""
         return self.points_file.is_file() or self.last.exists() or self.best.exists()
 
     @property
     def points(self) -> list[Point]:
-        """Its evaluations so far, as they stand now."""
+        """The evaluations so far, read from the file each time."""
         return read_points_file(self.points_file) if self.points_file.is_file() else []
 
     @property
     def result(self) -> Point | None:
-        """What it came to: its best and tested point, its last one if it diverged, None while it is unfinished."""
+        """The result: the best and tested point, or the last point if the run diverged; None while it is unfinished."""
         points = self.points
         return points[-1] if points and points[-1].diverged else next((p for p in points if p.best), None)
 
@@ -211,7 +211,7 @@ class Run:
         return result is not None and result.diverged
 
     def alone(self) -> AbstractContextManager[int]:
-        """Be the only one who trains it, until the end or until this process is killed; UserError where another is."""
+        """Let only this process train the run, until it leaves the context or ends; UserError if another one trains."""
         taken = f"{self.folder} is being trained by another process: wait for its end, or choose another"
         return locked(self.folder / ".lock", f"{taken} --trainer.default_root_dir")
 
@@ -219,11 +219,11 @@ class Run:
         write_text(self.config_file, yaml.safe_dump(config.options, sort_keys=False))
 
     def write_end(self, how: Literal["finished", "interrupted"]) -> None:
-        """Write how the attempt to train it has ended, which no exit code tells of several machines."""
+        """Write how the attempt to train the run has ended. With several machines, no exit code says this."""
         write_text(self.ended_file, f"{how}\n")
 
     def write_progress(self, doing: str) -> None:
-        """Tell those who look from outside what is going on, as far as that is possible."""
+        """Write what the run is doing, for people who look from outside. Ignore it if the file cannot be written."""
         with suppress(OSError):
             write_text(self.progress_file, f"{doing}\n")
 
@@ -247,7 +247,7 @@ def find_points(folder: Path) -> list[Path]:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in or under these folders, each once; UserError where there is none, or one has no best checkpoint."""
+    """The runs in or under these folders, each once; UserError if there is none, or if one has no best checkpoint."""
     runs: dict[Path, Run] = {}
     for path in paths:
         if not path.is_dir():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def fit_arguments(run: Path, log: Path, **options: object) -> list[str]:
-    """Of a run in a folder, with options in place of these or beside them; a__b stands for a.b."""
+    """Arguments of a run in a folder; `options` replace or extend the usual ones, and a__b stands for a.b."""
     usual = {
         "data__path": log,
         "data__time_column": "timestamp",

@@ -1,4 +1,4 @@
-"""Small files in the formats and under the names that the pages of the documentation speak of."""
+"""Small files in the formats and under the names that the documentation pages use."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ data:
 
 
 def write_stand_ins(folder: Path) -> None:
-    """120 users with 12 to 69 interactions each with 60 items, September to December 2000; and the examples."""
+    """Write files of 120 users with 12 to 69 interactions each, 60 items, September to December 2000; copy examples."""
     for example in EXAMPLES.glob("*.py"):
         shutil.copy(example, folder)
     log = _log()
@@ -35,7 +35,7 @@ def write_stand_ins(folder: Path) -> None:
     )
     orders.write_csv(folder / "orders.csv")
     (folder / "orders.yaml").write_text(ORDERS_YAML)
-    for name, days in (("new", 122), ("newer", 244)):  # a season later, and one more
+    for name, days in (("new", 122), ("newer", 244)):  # four months later, and eight
         later = pl.col("bought_at").str.to_datetime().dt.offset_by(f"{days}d").dt.to_string("iso")
         orders.with_columns(later).write_csv(folder / f"{name}_orders.csv")
     with sqlite3.connect(folder / "shop.db") as shop:
@@ -59,7 +59,7 @@ def write_stand_ins(folder: Path) -> None:
     interactions.rename(atomic).write_csv(folder / "shop.inter", separator="\t")
     histories = orders.group_by("customer", maintain_order=True).agg(pl.col("product").alias("items"))
     histories.rename({"customer": "user"}).head(5).write_ndjson(folder / "new_users.jsonl")
-    items = [f"SKU-{item:04}" for item in range(62)]  # two of which nobody has bought
+    items = [f"SKU-{item:04}" for item in range(62)]  # nobody has bought two of them
     vectors = np.random.default_rng(1).normal(size=(62, 8)).tolist()
     pl.DataFrame({"item": items, "vector": vectors}).write_parquet(folder / "vectors.parquet")
     orders.select("product", pl.lit("A thing").alias("title")).unique().write_csv(folder / "products.csv")
@@ -85,7 +85,7 @@ def write_stand_ins(folder: Path) -> None:
 
 
 def _committed_points(folder: Path) -> None:
-    """Those of the studies of the results, where a checkout has them."""
+    """Copy the points of the studies in benchmarks/, if the checkout has them."""
     for points in (EXAMPLES.parent / "benchmarks").glob("*/*.jsonl"):
         copy = folder / points.relative_to(EXAMPLES.parent)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _committed_points(folder: Path) -> None:
 
 
 def write_points(folder: Path) -> None:
-    """Points of runs over sizes, data and passes, those of a quickstart, and a table: what docs/laws.md fits."""
+    """Write what docs/laws.md fits: points over sizes, data and passes, points of a quickstart, and a table."""
     rows = [
         {"N": n, "U": u, "D": u * r, "loss": 5 + 30 / n**0.4 + 40 / (u * r) ** 0.35}
         for n in (1e3, 2e3, 4e3, 1e4, 3e4, 1e5, 3e5)

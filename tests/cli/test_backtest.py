@@ -1,4 +1,4 @@
-"""`lrec backtest`: from a log to a report, again after an interruption, and without a look at the future."""
+"""`lrec backtest`: from a log to a report, again after an interruption, and without looking into the future."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
-    """Half a year of walks along a circle of 20 items, which moves on by one every week."""
+    """60 days of walks along a circle of 20 items; every week the step grows by one item."""
     random, rows = np.random.default_rng(0), list[tuple[str, str, int]]()
     for user in range(120):
         time, item = 1_600_000_000 + int(random.integers(0, 20 * DAY)), int(random.integers(0, 20))
@@ -77,7 +77,7 @@ def test_a_backtest_says_what_age_and_updates_bring(
     assert "NDCG@10 markov" in (out / "report.md").read_text()
     assert "the best baseline is " in found["verdict"]
     assert "http" not in (out / "report.html").read_text().replace("http://www.w3.org", "")
-    # What it kept is read again: nothing is trained or tested anew.
+    # Kept results are read again: nothing else is trained or tested anew.
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
     report = (out / "report.md").read_text()
     later = "[0.8k-warm-2-seed1,0.8k-full-2-seed1]"
@@ -88,17 +88,17 @@ def test_a_backtest_says_what_age_and_updates_bring(
     }
     again = json.loads((out / "backtest.json").read_text())
     for row in [*found["updates"], *again["updates"]]:
-        row["seconds"] = row["cost"] = None  # which the clock tells
+        row["seconds"] = row["cost"] = None  # they depend on the clock
     assert again == found
     assert (out / "report.md").read_text().splitlines()[:12] == report.splitlines()[:12]
-    # Of a run whose folder is lost, the record has the points, and nothing to test.
+    # The record has the points of a run whose folder is lost, but nothing to test.
     shutil.rmtree(out / "runs" / "0.8k-warm-2-seed1")
     with contextlib.chdir(tested):
         assert "--restart '[0.8k-warm-2-seed1]' trains it again" in refused("backtest", "--data.path=log.csv", *TINY)
 
 
 def test_recent_popularity_counts_the_share_that_was_asked_for(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
-    """Of all interactions, and not of the last tenth, it ranks as popularity does."""
+    """Counted over all interactions instead of the last tenth, it ranks as popularity does."""
     whole, alike = tmp_path / "whole", []
     backtest(whole, log, "--update=[none]", "--data.recent_popularity=1.0")
     for folder in (tested, whole):
@@ -131,7 +131,7 @@ def test_the_future_changes_nothing(tested: Path, log: pl.DataFrame, tmp_path: P
 
 
 def test_training_begins_at_a_time(log: pl.DataFrame, tmp_path: Path) -> None:
-    """What is older changes no network, whatever it is."""
+    """Older interactions change no network."""
     begin = 1_600_000_000 + 25 * DAY
     old = pl.col("time") < begin
     other = log.with_columns(item=pl.when(old).then(pl.col("item").shuffle(1)).otherwise(pl.col("item")))
@@ -176,7 +176,7 @@ def test_what_cannot_be_is_refused(
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(log: pl.DataFrame, tmp_path: Path) -> None:
-    """Killed at random times, with all that it has started, and begun again, it ends with the undisturbed result."""
+    """A backtest that is killed at random times, with all its processes, and restarted ends with the same result."""
     command = [sys.executable, "-m", "lrec", "backtest", "--data.path=log.csv", *TINY, "--update=[none,full]"]
     found, lasted = dict[str, Any](), 0.0
     for name in ("undisturbed", "killed"):

@@ -1,4 +1,4 @@
-"""What the baselines beside a run reach depends on its data alone; those that memory has no room for are left out."""
+"""A run's baselines depend on its data alone; baselines whose counts do not fit into memory are left out."""
 
 import json
 from collections.abc import Callable
@@ -48,9 +48,7 @@ def test_counts_without_room_are_left_out(
     assert large["repeat-last"] == small["repeat-last"]
 
 
-def test_the_losses_by_target_of_a_study_are_of_the_users_who_test(
-    log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
-) -> None:
+def test_losses_by_target_cover_the_test_users(log_csv: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     lrec(*arguments(tmp_path / "run", log_csv, data__test_users=40, points__study="s", points__run="r"))
     point = Run(tmp_path / "run").result
     losses = pl.read_parquet(tmp_path / "run" / "target_losses.parquet")

@@ -1,4 +1,4 @@
-"""A run's checkpoints at the command line: gone on from, exported, refused."""
+"""A run's checkpoints on the command line: resumed, exported, refused."""
 
 import json
 import zipfile
@@ -97,7 +97,7 @@ def test_what_no_run_can_go_on_from(
     for command in ("fit", "test"):
         error = refused(command, *options, f"--ckpt_path={folder}")
         assert f"--ckpt_path {folder}: not a checkpoint that lrec wrote, or a damaged one" in error
-    assert "has none" in refused("validate", *options, "--ckpt_path=last")
+    assert "has no last checkpoint" in refused("validate", *options, "--ckpt_path=last")
     assert "no such checkpoint" in refused("export", f"--ckpt_path={tmp_path / 'no.ckpt'}", f"--out={tmp_path / 'out'}")
     assert "every_n_steps must be at least 0, got -1" in refused("fit", *options, "--last.every_n_steps=-1")
     options += ["--trainer.strategy=lrec.FSDP2"]

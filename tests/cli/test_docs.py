@@ -1,7 +1,7 @@
-"""What the README and the docs show is run, page by page, in a folder of small stand-ins for the files they name.
+"""The commands and programs of the README and the docs run, page by page, with small stand-ins for the files they name.
 
-Training is cut to one epoch. Pages that train beyond the README and the tutorial, studies, and what reads their runs,
-take minutes: `pytest -m slow` runs them, otherwise they are parsed. What needs GPUs or a cluster is parsed.
+Training is cut to one epoch. Studies, what reads their runs, and pages that train, except README and tutorial, take
+minutes: `pytest -m slow` runs them, otherwise they are only parsed. What needs GPUs or a cluster is only parsed.
 """
 
 import os
@@ -23,7 +23,7 @@ from lrec.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-# GPUs, several nodes, and what a run on them has left.
+# Commands for GPUs or several nodes, and commands that read such a run.
 PARSED = re.compile(r"trainer/fsdp(-hybrid)?\.yaml|/shared/|runs/829m")
 SLOW = re.compile(r"lrec (scaling|tasks|backtest) |trainer/fsdp-cpu\.yaml")
 SHORT = {
@@ -81,7 +81,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder, to be written in."""
+    """A copy of that folder, which a test may change."""
     desk = tmp_path / "desk"
     shutil.copytree(reader, desk)
     monkeypatch.chdir(desk)
@@ -95,7 +95,7 @@ def run(command: str) -> None:
     arguments = shlex.split(command)[1:]
     for pattern, options in SHORT.items():
         arguments += options if re.search(pattern, command) else []
-    if "fsdp-cpu" in command:  # the second process is started as this one was
+    if "fsdp-cpu" in command:  # its second process repeats the command line of the first
         subprocess.run([sys.executable, "-m", "lrec", *arguments], check=True)
         return
     with patch.dict(os.environ):
@@ -103,7 +103,7 @@ def run(command: str) -> None:
 
 
 def follow(page: Path, may_run: Callable[[str], bool], parse: Parse) -> None:
-    """Do what the page shows, in its order."""
+    """Run what the page shows, in order."""
     names = {
         "table": pl.DataFrame({"user": ["c_1"], "items": [["SKU-0001", "SKU-0007"]]}),
         "in_stock": ["SKU-0003", "SKU-0004"],
@@ -111,7 +111,7 @@ def follow(page: Path, may_run: Callable[[str], bool], parse: Parse) -> None:
     }
     text = page.read_text()
     for folder in re.findall(r"--trainer\.default_root_dir (\S+)", text):
-        shutil.rmtree(folder, ignore_errors=True)  # it is the page itself that trains it
+        shutil.rmtree(folder, ignore_errors=True)  # the page trains it itself
     for language, block in blocks(page):
         if language == "python":
             if "onnxruntime" in block:
@@ -128,7 +128,7 @@ def stem(page: Path) -> str:
 
 
 def shown() -> list[ParameterSet]:
-    """Pages with something that is no study; slow where they train."""
+    """Pages with anything besides slow commands; marked slow if they train."""
     pages = [page for page in PAGES if any(not SLOW.search(text) for _, text in blocks(page))]
     trains = {
         page: any(re.match("lrec fit|lrec update|import lrec|.*Trainer", text) for _, text in blocks(page))

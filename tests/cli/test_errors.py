@@ -61,7 +61,7 @@ def test_histories_too_short(items: str, says: str, tmp_path: Path, refused: Cal
 
 @pytest.mark.parametrize("users", [1, 40])
 def test_no_validation_target_in_the_catalogue(users: int, tmp_path: Path, refused: Callable[..., str]) -> None:
-    """Of each user the last two items are nobody else's, so that there is no loss: the run does not diverge."""
+    """Each user's last two items belong to no other user, so there is no validation loss: an error, not divergence."""
     path = tmp_path / "log.csv"
     rows = [
         f"u{user},{item if item < 5 else f'{user}-{item}'},{time}"
@@ -89,7 +89,7 @@ BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         (b"trainer: &t {max_epochs: 1, more: *t}\n", "row 1: a value contains itself"),
         (b"data: &a [&b [*a]]\n", "row 1: a value contains itself"),
         (BOMB.encode(), "its aliases stand for more than 100,000 values"),
-        (b"trainer:\n  max_epochs: !lots 3\n", "row 2: the tag !lots is not for configurations"),
+        (b"trainer:\n  max_epochs: !lots 3\n", "row 2: the tag !lots is not allowed"),
         (
             b"data: !!python/object/apply:os.getcwd []\n",
             "row 1: the tag tag:yaml.org,2002:python/object/apply:os.getcwd",
@@ -195,5 +195,5 @@ def test_too_few_points(tmp_path: Path, refused: Callable[..., str]) -> None:
     path = tmp_path / "points.csv"
     path.write_text("N_body,test_loss\n1000,6\n2000,5.8\n4000,5.7\n")
     error = refused("scaling", "fit", "--points", path, "--holdout=0", f"--out={tmp_path / 'fit'}")
-    assert "4" in error
+    assert "at least 4 distinct sizes, but there are 3" in error
     assert not (tmp_path / "fit").exists()

@@ -1,4 +1,4 @@
-"""Times as an input, from the raw file to what is recommended: each way of reading them learns what it can know."""
+"""Times as an input, from the raw file to the recommendations: each way of reading them learns what it can know."""
 
 import json
 from collections.abc import Callable
@@ -16,8 +16,8 @@ BEGIN = 1_600_000_000
 
 
 def log(path: Path, follows: str, unit: int = 1) -> Path:
-    """An item is followed by the next one where a gap is short, and by the one after it where the gap is a week: the
-    gap before the last event (past) or the one after it (request)."""
+    """After a short gap the next item follows, after a gap of a week the item after that. The gap that counts is the
+    one before the last event (past) or after it (request)."""
     random = np.random.default_rng(0)
     lines = ["user,item,timestamp"]
     for user in range(300):
@@ -43,7 +43,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def trained(logs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A run on a log with a way of reading times, trained once."""
+    """Trains a run on a log with a way of reading times, each combination once."""
     from lrec.cli import main
 
     folder, made = tmp_path_factory.mktemp("runs"), {}
@@ -85,7 +85,7 @@ HSTU = (
     "--config=model/hstu.yaml",
     "--trainer.max_epochs=24",
     "--trainer.check_val_every_n_epoch=24",
-)  # it learns later
+)  # it learns more slowly
 
 
 def best_loss(run: Path) -> float:
@@ -119,7 +119,7 @@ def test_the_unit_of_time_does_not_matter(trained: Callable[..., Path]) -> None:
     assert best_loss(trained("milliseconds", "past")) == best_loss(trained("past", "past"))
 
 
-# Softmax over a single event would read nothing but that event, whatever its time.
+# Two events: with a single one, softmax would give it the weight 1, whatever its time.
 HISTORY = pl.DataFrame({"user": ["a", "b"], "items": [["i1", "i3"]] * 2, "times": [[BEGIN - WEEK, BEGIN]] * 2})
 
 
@@ -156,7 +156,7 @@ def test_past_gaps_decide_what_is_recommended(trained: Callable[..., Path]) -> N
     ("time", "histories", "now", "says"),
     [
         ("request", HISTORY, None, "reads the time of the request .*: give now"),
-        ("past", HISTORY, 5, "now is of networks that read the time of the request"),
+        ("past", HISTORY, 5, "now is only for networks that read the time of the request"),
         ("past", HISTORY.drop("times"), None, "histories need a column times, or time"),
         ("past", HISTORY.with_columns(times=pl.lit([1])), None, "times has not as many entries as items"),
         ("past", HISTORY.with_columns(times=5), None, "times has not as many entries as items"),

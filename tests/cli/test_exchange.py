@@ -1,4 +1,4 @@
-"""`lrec scaling exchange`: steps of a study whose runs obey a known law, and one that is really trained."""
+"""`lrec scaling exchange`: steps of a study whose runs obey a known law, and a study that is really trained."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def law(n_body: float) -> float:
 
 
 def finish(run: Run, size: str, loss: float, seconds: float) -> None:
-    """Let a run be finished: with this mean loss over targets of which some are harder than others."""
+    """Write a finished run with this mean loss, over targets of which some are harder than others."""
     best = {"best": True, "status": "finished", "metrics": {"test/HR@10": 1 / loss}, "epochs": 1.0}
     run.folder.mkdir(parents=True)
     losses = {"test_loss": loss, "test_loss_se": 0.1, "val_loss": loss}
@@ -48,7 +48,7 @@ def finish(run: Run, size: str, loss: float, seconds: float) -> None:
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of six sizes on half of the users, all of them as the law has it, an hour for every 1,000 parameters."""
+    """A study of six sizes on half of the users; the losses follow the law, and 1,000 parameters take an hour."""
     folder = tmp_path_factory.mktemp("exchange")
     options = OPTIONS | {"data.data_dir": str(folder)}
     of_runs = {"sizes": SIZES, "fractions": (0.5,), "holdout": 1, "options": options}
@@ -63,12 +63,12 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def study(known: Path, tmp_path: Path) -> Path:
-    """A copy, to be written in."""
+    """A copy, which a test may change."""
     return shutil.copytree(known, tmp_path / "known")
 
 
 def finish_steps(study: Path, **came: tuple[float, float]) -> None:
-    """Let steps at 1x16 be finished: the size whose loss each has, and hours."""
+    """Write finished steps at 1x16; for each, the N_body whose loss it has, and its hours."""
     out = study.with_name("known-exchange")
     for name, (n_body, hours) in {"again-seed101": (3072.0, 3.072), **came}.items():
         finish(run_of_study(out, f"1x16-{name.replace('_', '-')}"), "1x16", law(n_body), 3600 * hours)
@@ -116,7 +116,7 @@ def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Calla
     assert pair["error_pct"] == pytest.approx(100 * (1 / 1.02 - 1), abs=0.5)
     assert pair["inside"] == (pair["low"] <= pair["actual"] <= pair["high"])
     assert after["bigger+passes x2"]["inside"]
-    # What was judged stays, and another combination comes beside it.
+    # Judged combinations stay, and another one is added.
     assert run_exchange(study, lrec)["combinations"] == after
     finish(run_of_study(out, "1x16-bigger-users-x2-seed1"), "1x24", law(6912 * 2.25), 36000)
     more = run_exchange(study, lrec, "--combine=[bigger+users x2]")["combinations"]
@@ -125,7 +125,7 @@ def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Calla
         "bigger+passes x2",
         "bigger+users x2",
     }
-    # One whose run is lost is left out.
+    # A combination whose run is lost has no actual loss any more.
     shutil.rmtree(run_of_study(out, "1x16-passes-x2-users-x2-seed1").folder)
     assert "actual" not in run_exchange(study, lrec)["combinations"]["passes x2+users x2"]
 
@@ -166,7 +166,7 @@ def test_a_rate_follows_the_ladder(study: Path, lrec: Callable[..., str]) -> Non
     ("options", "said"),
     [
         (["--size=1x17"], "has finished runs of 1x8, 1x12, 1x16, 1x24, 1x32, 1x48"),
-        (["--steps={a+b: {trainer.max_epochs: 2}}"], "name it without +"),
+        (["--steps={a+b: {trainer.max_epochs: 2}}"], "must not contain +"),
         (["--steps={a: {data.split.trajectory: 3}}"], "step a: other test targets or items"),
         (["--steps={a: {data.test_users: 50}}"], "step a: other test targets or items"),
         (["--steps={a: {trainer.max_epochs: 2}}", "--combine=[a+b]"], "'b' is none of the steps: a"),

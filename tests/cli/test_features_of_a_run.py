@@ -1,4 +1,4 @@
-"""Features from the raw file to what is recommended, exported, tested by tasks, and begun with."""
+"""Features from the raw file to the recommendations, in exports, in tasks and in a warm start."""
 
 import json
 from collections.abc import Callable
@@ -26,13 +26,13 @@ ITEMS, LENGTH, USERS = 12, 12, 200
 
 
 def step(device: str, price: str, country: str) -> int:
-    """How far the next item is: each kind of feature decides something."""
+    """How far on the next item lies: each feature of the event and of the user decides a part."""
     return 1 + (device == "app") + 2 * (float(price or 0) > 5) + 4 * (country == "c1")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log with two features of events; a file of users and one of items, in which some items are new."""
+    """A log with two features of events, a file of users, and a file of items, two of which are not in the log."""
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("features")
     lines = ["user,item,timestamp,device,price"]
     for user in range(USERS):
@@ -82,7 +82,7 @@ def first(found: pl.DataFrame) -> list[str]:
 
 
 def test_features_are_learned_where_they_decide(run: Path) -> None:
-    """Without them eight items are as probable: 2.08."""
+    """Without features eight items are equally likely, a loss of 2.08."""
     assert json.loads((run / "metrics.json").read_text())["model"]["loss"] < 0.6
 
 
@@ -105,7 +105,7 @@ HISTORIES = pl.DataFrame(
 
 
 def test_histories_bring_their_features(run: Path) -> None:
-    """As columns of lists, or of a row per event; what is not given, or not known, is missing."""
+    """In columns of lists, or in one row per event; a value that is not given or unknown counts as missing."""
     model = library.load(run)
     assert first(model.recommend(HISTORIES, exclude_seen=False)) == ["i6", "i9"]  # 1 + 2, and 1 + 1 + 4 further
     lists = ["items", "device", "price"]
@@ -138,7 +138,7 @@ def test_files_bring_their_features(
 
 
 def test_new_items_have_rows(run: Path, folder: Path, tmp_path: Path) -> None:
-    """Those of the file that was trained with, or of a later one."""
+    """New items in the file of the training, or in a later file."""
     assert {"i12", "i13"} <= set(library.load(run).item_ids)
     (tmp_path / "items.csv").write_text((folder / "items.csv").read_text() + "new,odd|t1,7\nold,,\n")
     later = library.load(run, item_vectors=tmp_path / "items.csv")
@@ -153,7 +153,7 @@ def test_new_items_have_rows(run: Path, folder: Path, tmp_path: Path) -> None:
 
 
 def index_pairs(model: Model) -> list[tuple[int, int]]:
-    """An item that has the features of `new`, and one that has none of them, each with `new`."""
+    """Two pairs: an item with all features of `new` and `new`; an item with none of them and `new`."""
     like, other, new = model.index(pl.Series(["i7", "i0", "new"]))
     return [(int(like), int(new)), (int(other), int(new))]
 
@@ -204,7 +204,7 @@ def test_tasks_read_them(run: Path, tmp_path: Path, lrec: Callable[..., str]) ->
 
 
 def test_another_run_begins_with_them(run: Path) -> None:
-    """Values that both know keep their vectors, items their rows; a new item's is what its features say of the old."""
+    """Values that both know keep their vectors, and items their rows; a new item's row follows from its features."""
     model, trained = (
         library.load(run, new_items=False),
         SequentialRecommender.load_from_checkpoint(run / "checkpoints" / "best.ckpt"),

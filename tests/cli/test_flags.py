@@ -19,9 +19,9 @@ def test_a_flag_alone_is_true() -> None:
 
 
 @pytest.mark.parametrize("option", ["--trainer.max_epochs=3", "--trainer.max_epochs 3"])
-def test_an_option_of_the_runs_is_named_as_the_study_has_it(refused: Callable[..., str], option: str) -> None:
+def test_an_option_of_the_runs_is_refused_with_its_name_in_a_study(refused: Callable[..., str], option: str) -> None:
     error = refused("scaling", "study", "--config=study/quickstart.yaml", *option.split(), "--dry_run")
-    assert error == "lrec: error: --trainer.max_epochs is an option of the runs: --options.trainer.max_epochs"
+    assert error == "lrec: error: --trainer.max_epochs is an option of the runs: write --options.trainer.max_epochs"
 
 
 def test_entries_of_a_dictionary_add_up(
@@ -36,7 +36,7 @@ def test_entries_of_a_dictionary_add_up(
     assert len(list((tmp_path / "data").glob("log-*"))) == 1
 
 
-def test_of_a_run_s_configuration_the_data_are_prepared(
+def test_data_are_prepared_from_a_run_s_configuration(
     log_csv: Path, lrec: Callable[..., str], refused: Callable[..., str], tmp_path: Path
 ) -> None:
     own = ["--data.user_column=who", "--data.item_column=what", f"--data.data_dir={tmp_path}", f"--data.path={log_csv}"]

@@ -1,4 +1,4 @@
-"""Horizons: runs that go on from one another before their rates fall, each as if it had trained alone."""
+"""Horizons: a run goes on from a shorter one before its learning rate fell, and ends as if it had trained alone."""
 
 import json
 import shutil
@@ -77,8 +77,8 @@ def test_runs_of_horizons_are_complete_by_themselves() -> None:
     [
         ({"trainer.max_epochs": 3}, r"--horizons 0\.5 of 3 passes is 1\.5"),
         ({"model.optimizer.decay": "cosine"}, "model.optimizer.decay wsd"),
-        ({"trainer.max_steps": 100}, "trainer.max_epochs alone"),
-        ({"model.optimizer.switch.at": 9}, "no switch"),
+        ({"trainer.max_steps": 100}, "trainer.max_epochs only"),
+        ({"model.optimizer.switch.at": 9}, "without switch"),
     ],
 )
 def test_what_horizons_cannot_share_is_refused(changed: dict[str, Any], said: str) -> None:
@@ -97,7 +97,7 @@ def test_a_study_repeats_and_extends_its_horizons(
     (first,), (half,), (whole,) = (points_of(runs / name) for name in names)
     assert [point["horizon"] for point in (first, half, whole)] == [0.25, 0.5, 1.0]
     assert first["D"] < half["D"] < whole["D"] == whole["U"]
-    # One that is lost is made again from the one before; without that one's checkpoint, from the beginning.
+    # A lost run is trained again from the run before it, or from the beginning if that run's checkpoint is lost too.
     shutil.rmtree(runs / names[1])
     lrec("scaling", "study", "--config", "study.yaml")
     assert points_of(runs / names[1])[0]["test_loss"] == half["test_loss"]

@@ -44,7 +44,7 @@ OPTIONS = [
 def test_nothing_asks_the_device(
     loss: str, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_threads, "is_cpu", lambda device: False)  # evaluation has another way on a CPU
+    monkeypatch.setattr(cpu_threads, "is_cpu", lambda device: False)  # on a CPU, evaluation takes another path
     module = f"watch_{loss.lower()}"
     (tmp_path / f"{module}.py").write_text(WATCH)
     monkeypatch.chdir(tmp_path)

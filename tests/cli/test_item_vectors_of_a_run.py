@@ -1,4 +1,4 @@
-"""Item vectors from the file to what is recommended: items that nobody has chosen yet are found by their vectors."""
+"""Item vectors from the file to the recommendations: items that nobody has chosen yet are found by their vectors."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from lrec.errors import UserError
 from lrec.training.module import SequentialRecommender
 
 KINDS, ITEMS = 6, 10  # kinds of item, and items of each kind in the log
-NEW = 2  # items of each kind that are in the file of vectors alone
+NEW = 2  # items of each kind that only the file of vectors has
 
 
 def kind_of(raw_id: str) -> int:
@@ -24,13 +24,13 @@ def kind_of(raw_id: str) -> int:
 
 
 def chain(start: int, length: int, random: np.random.Generator) -> list[str]:
-    """Items of which each is of the kind after that of the item before."""
+    """Random items whose kinds follow one another in a cycle."""
     return [f"{(start + place) % KINDS}-{random.integers(ITEMS)}" for place in range(length)]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """log.csv, and vectors.parquet, in which a vector tells an item's kind, but for noise."""
+    """log.csv, and vectors.parquet, where an item's vector is its kind plus noise."""
     folder, random = tmp_path_factory.mktemp("kinds"), np.random.default_rng(0)
     lines = ["user,item,timestamp"]
     for user in range(200):
@@ -62,7 +62,7 @@ def arguments(data: Path) -> Arguments:
 
 @pytest.fixture(scope="module")
 def trained(arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str | None], Path]:
-    """A run of each use, trained once."""
+    """Trains a run for a use of the vectors, each use once."""
     from lrec.cli import main
 
     folder, made = tmp_path_factory.mktemp("runs"), set()
@@ -112,7 +112,7 @@ def test_items_that_are_new_since_training_come_from_another_file(
     lrec: Callable[..., str],
     refused: Callable[..., str],
 ) -> None:
-    """In place of those of the training's file."""
+    """They replace the new items of the training's file."""
     run, table = trained("fixed"), pl.read_parquet(data / "vectors.parquet")
     old = table.filter(~pl.col("item").str.ends_with(str(ITEMS)))
     today = table.filter(pl.col("item") == "3-0").with_columns(item=pl.lit("3-today"))
@@ -136,11 +136,11 @@ def test_items_that_are_new_since_training_come_from_another_file(
     other.write_parquet(tmp_path / "other.parquet")
     assert "was trained with other vectors" in refused(*command, f"--item_vectors={tmp_path}/other.parquet")
     command[1] = f"--ckpt_path={trained(None)}"
-    assert "makes no rows of vectors" in refused(*command, f"--item_vectors={tmp_path}/today.parquet")
+    assert "was trained without item vectors" in refused(*command, f"--item_vectors={tmp_path}/today.parquet")
 
 
 def test_an_initial_table_is_a_table_like_any_other(trained: Callable[[str | None], Path]) -> None:
-    """It knows no new items, and begins where the vectors lead."""
+    """It knows no new items and only starts from the vectors."""
     model, plain = library.load(trained("initial")), library.load(trained(None))
     assert model.item_ids.to_list() == plain.item_ids.to_list()
     assert model.about["vector_width"] is None
@@ -157,7 +157,7 @@ def test_a_checkpoint_needs_no_file(
     monkeypatch: pytest.MonkeyPatch,
     use: str,
 ) -> None:
-    """It recommends, is exported and is read by load_from_checkpoint without it."""
+    """It recommends, is exported and is read by load_from_checkpoint without the file of vectors."""
     run, file = trained(use), data / "vectors.parquet"
     monkeypatch.setattr("lrec.model.item_vectors._READERS", {})  # no file of vectors can be read
     lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.safetensors")
@@ -276,6 +276,6 @@ def test_each_item_of_the_catalogue_needs_a_vector(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_of_another_width_is_another(trained: Callable[[str | None], Path]) -> None:
+def test_a_checkpoint_with_vectors_is_not_loaded_without_them(trained: Callable[[str | None], Path]) -> None:
     with pytest.raises(UserError, match="has vector_width 8, the config None"):
         SequentialRecommender.load_from_checkpoint(trained("added") / "checkpoints" / "best.ckpt", item_vectors=None)

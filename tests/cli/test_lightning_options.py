@@ -1,4 +1,4 @@
-"""Lightning's options that would train something else than they say, or nothing: one line, and nothing is written."""
+"""Lightning's options that would not do what they say are refused in one line, and nothing is written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +25,8 @@ REFUSED = {
     "--trainer.check_val_every_n_epoch=0": "--trainer.check_val_every_n_epoch must be at least 1, got 0",
     "--trainer.accumulate_grad_batches=0": "--trainer.accumulate_grad_batches must be at least 1, got 0",
     "--data.seed=-1": "seed must be at least 0",
-    "--trainer.logger=WandbLogger": "needs a package that is not there",
-    "--trainer.logger=CometLogger": "needs a package that is not there",
+    "--trainer.logger=WandbLogger": "needs a package that is not installed",
+    "--trainer.logger=CometLogger": "needs a package that is not installed",
     "--trainer.default_root_dir={file}": "file is not a folder",
     "--trainer.default_root_dir={file}/run": "file is not a folder",
 }
@@ -64,7 +64,7 @@ def test_an_out_that_is_a_file(command: tuple[str, ...], tmp_path: Path, refused
 
 
 def options(**trainer: object) -> Namespace:
-    """As the parser makes them."""
+    """Options as the parser makes them."""
     usual = {"strategy": "auto", "precision": None, "barebones": False, "callbacks": None}
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
     usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
@@ -90,7 +90,7 @@ def test_what_works_is_left_alone(trainer: dict[str, object]) -> None:
     check_options("fit", options(**trainer))
 
 
-def test_training_without_end_is_a_matter_of_fit() -> None:
+def test_only_fit_refuses_training_without_end() -> None:
     check_options("test", options(max_epochs=-1))
     with pytest.raises(UserError, match="never ends"):
         check_options("fit", options(max_epochs=-1))
@@ -123,7 +123,7 @@ def test_torchrun_starts_as_many_processes_as_there_are_devices(
 @pytest.mark.parametrize(
     ("precision", "said"), [pytest.param("bf16-true", True, marks=pytest.mark.slow), ("bf16-mixed", False)]
 )
-def test_parameters_of_16_bits_are_warned_of(
+def test_parameters_of_16_bits_get_a_warning(
     precision: str, said: bool, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     small = ("--data.n_users=100", "--data.n_items=20", "--data.length=8", f"--data.data_dir={tmp_path}")

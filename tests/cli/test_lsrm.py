@@ -24,7 +24,7 @@ def preset(name: str, path: Path, data_dir: Path) -> SequenceDataModule:
 
 
 def write_movielens(folder: Path, lengths: list[int]) -> Path:
-    """A ratings.csv of users with so many ratings, and an exact duplicate."""
+    """A ratings.csv of users with these numbers of ratings, and an exact duplicate."""
     lines = ["userId,movieId,rating,timestamp"]
     for user, length in enumerate(lengths):
         lines += [f"{user},{movie},0.5,{1_000_000_000 + movie // 3}" for movie in range(length)]
@@ -34,7 +34,7 @@ def write_movielens(folder: Path, lengths: list[int]) -> Path:
 
 
 def write_amazon(folder: Path) -> Path:
-    """Two domains that are 30-cores only together, beside users and items that fall below."""
+    """Two domains that are a 30-core only together, and users and items that fall below it."""
     raw = folder / "raw"
     raw.mkdir()
     for domain, items in (("Books", range(16)), ("Toys", range(16, 33))):
@@ -56,8 +56,8 @@ def test_movielens(lengths: list[int], tmp_path: Path, lrec) -> None:
     counts = split.counts
     assert counts["trajectory"] == 10 * is_long.sum()
     assert counts["test"] == counts["validation"] == is_long.sum() + sum(3 <= length <= 15 for length in lengths)
-    # The paper counts what is left without trajectory and test of the users with more than 15 interactions: on
-    # MovieLens-20M, where all have, 20,000,263 - 11 * 138,493 = 18,476,840.
+    # The paper counts what is left without the trajectory and test of the users with more than 15 interactions. On
+    # MovieLens-20M, where all users have more, that is 20,000,263 - 11 * 138,493 = 18,476,840.
     short_tests = counts["test"] - is_long.sum()
     assert counts["training"] + counts["validation"] + short_tests == rows - 11 * is_long.sum()
     assert sum(max(n - 1, 0) for n in split.train_U) == data.U

@@ -1,4 +1,4 @@
-"""`lrec export --card`: what the card of an exported network tells, and what it is refused for."""
+"""`lrec export --card`: what the card of an exported network says, and when it is refused."""
 
 import json
 import re

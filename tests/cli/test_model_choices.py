@@ -1,4 +1,4 @@
-"""Architecture and muP from the command line: trained, resumed, tested, and held to by the checkpoint."""
+"""Architecture and muP from the command line: trained, resumed, tested, and enforced by the checkpoint."""
 
 import json
 from collections.abc import Callable

@@ -38,8 +38,8 @@ for command in json.loads(sys.argv[1]):
 
 
 def without_rights() -> None:
-    """Permission bits are for this process too, even if root starts it."""
-    for capability in (1, 2):  # to read, write and search whatever the bits say
+    """Make permission bits apply to this process, even if root starts it."""
+    for capability in (1, 2):  # the rights to read, write and search in spite of the bits
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 
 
@@ -68,7 +68,7 @@ def fit(log: Path, folder: Path, run: str = "run") -> list[object]:
 
 @pytest.fixture(scope="module")
 def trained(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in a folder with spaces and what else a name may hold, its log beside it."""
+    """A run and its log, in a folder whose name has spaces and other unusual characters."""
     from lrec.cli import main
 
     folder = tmp_path_factory.mktemp("a folder") / "of [mine], 50% é"

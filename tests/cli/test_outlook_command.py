@@ -23,7 +23,7 @@ def test_says_what_size_and_data_bring_and_writes_it(arguments: list[str], lrec:
     assert sorted(path.name for path in Path().iterdir()) == ["data", "outlook"]
     assert "short run  trained on" in printed
     assert "From 25k to 786k parameters expect 0.00 nats (0.00 to 0.05)" in printed
-    assert "the last doubling brought n-grams" in printed
+    assert "the last doubling lowered the loss of n-grams" in printed
     assert on_terminal(Path("outlook/report.md").read_text()) == printed.strip()
     written = json.loads(Path("outlook/outlook.json").read_text())
     assert written["outlook"]["gain"] == 0

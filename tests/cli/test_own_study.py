@@ -1,4 +1,4 @@
-"""A study in which every part is a class of the user's own file: grown, fitted, put to tasks, recommended from."""
+"""A study in which every part is a class of the user's own file: trained, fitted, put to tasks, used to recommend."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def folder(log_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.mark.slow
-def test_a_study_of_ones_own_parts(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
+def test_a_study_made_of_own_classes(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     planned = lrec("scaling", "study", "--config", "own.yaml", "--dry_run")
     lrec("scaling", "study", "--config", "own.yaml")
     report = Path("studies/own/report.md").read_text()
@@ -63,7 +63,7 @@ def test_a_study_of_ones_own_parts(folder: Path, lrec: Callable[..., str], refus
     for size, run in runs.items():
         model = package.load(run.best, trust=True)
         assert run.result is not None
-        # The gated attention has a fifth matrix of width x width beside softmax attention's four.
+        # The gated attention has five matrices of width x width, one more than softmax attention.
         assert run.result.N_body == cost.n_body(model.net.config) == 13 * model.net.config.width**2
         assert f"{run.result.N_body:,}" in planned
         assert f"| {size} | 1 | {run.result.N_body:,} |" in report

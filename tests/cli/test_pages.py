@@ -23,7 +23,7 @@ def name(page: Path) -> str:
 
 
 def words(text: str) -> int:
-    """Words; the bars and lines of tables are none."""
+    """The number of words; bars and lines of tables do not count."""
     return sum(any(character.isalnum() for character in word) for word in text.split())
 
 

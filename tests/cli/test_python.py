@@ -34,14 +34,14 @@ class Doubled(FullSoftmax):
 
 
 class Tripled(FullSoftmax):
-    """A loss that it cannot keep: no dataclass of its arguments."""
+    """A loss that a checkpoint cannot keep: its argument is no field of a dataclass."""
 
     def __init__(self, factor: float = 3.0) -> None:
         object.__setattr__(self, "secret", object())
 
 
 class Own(SequentialRecommender):
-    """A model of one's own."""
+    """The user's own model."""
 
     def __init__(self, note: str, loss: Loss = FullSoftmax(), **options: Any) -> None:  # noqa: B008
         super().__init__(loss=loss, **options)
@@ -49,7 +49,7 @@ class Own(SequentialRecommender):
 
 
 def data(log: Path, folder: Path, **options: Any) -> InteractionsDataModule:
-    """Paths are text throughout."""
+    """All paths are strings."""
     return InteractionsDataModule(
         str(log),  # type: ignore[arg-type]
         user_column="who",
@@ -79,7 +79,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(log_csv: Path, stores: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """The checkpoint of a plain Trainer, moved away from everything that it was written beside; and its test."""
+    """The checkpoint of a plain Trainer, moved away from all other files of its run, and its test figures."""
     folder = tmp_path_factory.mktemp("run")
     model = SequentialRecommender(size="3k", optimizer=Optimizer(lr=0.01))
     fitted = trainer(folder, max_epochs=2)
@@ -113,7 +113,7 @@ def test_a_loaded_model_tests_and_predicts_as_the_trained_one(
 
 
 class Frozen(Callback):
-    """How many objects Python's garbage collection passes over at the first step."""
+    """Notes how many objects Python's garbage collection skips when training starts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.objects = gc.get_freeze_count()
@@ -199,7 +199,7 @@ def test_a_model_and_a_loss_of_one_s_own(log_csv: Path, stores: Path, tmp_path: 
     model = Own.load_from_checkpoint(path, trust=True)
     assert (model.note, model.loss) == ("mine", Doubled(factor=4.0))
     assert Own.load_from_checkpoint(path, trust=True, note="yours").note == "yours"
-    with pytest.raises(UserError, match=r"holds a test_python\.Own, which its own load_from_checkpoint loads"):
+    with pytest.raises(UserError, match=r"holds a test_python\.Own: use its own load_from_checkpoint"):
         SequentialRecommender.load_from_checkpoint(path, trust=True)
     assert lrec.load(path).about["model"] == "test_python.Own"  # no class of the checkpoint is needed
     path = saved(Tripled())

@@ -1,4 +1,4 @@
-"""`lrec recommend` and `lrec.load(path).recommend`: raw ids in, the same lists as evaluation's out."""
+"""`lrec recommend` and `lrec.load(path).recommend` take raw ids and give the same lists as evaluation."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from lrec.serving.recommender import Model
 
 
 def fit(log: Path, folder: Path, data: str = "lrec.InteractionsDataModule", **options: object) -> None:
-    """A run on a log, a data set with these options."""
+    """Train a run on a log, with these options of its data."""
     from lrec.cli import main
 
     options = {
@@ -39,7 +39,7 @@ def fit(log: Path, folder: Path, data: str = "lrec.InteractionsDataModule", **op
 
 @pytest.fixture(scope="module")
 def run(log_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with its predictions.parquet, which evaluation's own scoring made."""
+    """A finished run with its predictions.parquet, made by evaluation's own scoring."""
     from lrec.cli import main
 
     folder = tmp_path_factory.mktemp("runs") / "first"
@@ -111,7 +111,7 @@ def test_every_form_of_histories_gives_them(
     assert f"{len(histories)} users written to {out}; 0 unknown items" in printed
 
 
-def test_columns_are_named_as_in_training_or_as_usual_where_the_file_has_these_instead(
+def test_columns_have_the_names_of_training_or_else_the_usual_ones(
     run: Path, log_csv: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
     mixed = pl.read_csv(log_csv).sample(fraction=1, shuffle=True, seed=3)
@@ -151,9 +151,7 @@ def test_what_training_left_out_is_left_out_here(log_csv: Path, tmp_path: Path, 
         same(pl.read_parquet(out), pl.read_parquet(tmp_path / "run" / "predictions.parquet"))
 
 
-def test_an_item_that_a_user_has_had_before_counts_where_it_did_in_training(
-    log_csv: Path, tmp_path: Path, lrec: Callable[..., str]
-) -> None:
+def test_repeats_are_dropped_as_in_training(log_csv: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     file, out = tmp_path / "Books.csv", tmp_path / "out.parquet"
     columns = dict(zip(["who", "what", "when"], ["user_id", "parent_asin", "timestamp"], strict=True))
     log = pl.read_csv(log_csv).rename(columns).with_columns(rating=5.0)
@@ -349,7 +347,7 @@ def test_files_with_titles(
     printed = lrec(*arguments, "--out", tmp_path / "out.jsonl")
     assert "4 users written" in printed
     assert "2 unknown items of the histories skipped" in printed
-    assert "what is popular for 1 user: the model knows no item of the history" in printed
+    assert "popular items for 1 user: the model knows no item of the history" in printed
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["items"] for row in rows] == expected["items"].to_list()
     assert [row["fallback"] for row in rows] == [False, False, False, True]
@@ -365,7 +363,7 @@ def test_files_with_titles(
     shown = lrec(*arguments)
     assert f"{rows[0]['user']}: {first}\n" in shown, "without --out the first users are shown"
     assert "2 unknown items of the histories skipped" in shown
-    assert "what is popular for 1 user:" in shown
+    assert "popular items for 1 user:" in shown
     assert "nothing for 1 user: the model knows no item of the history" in lrec(*arguments, "--fallback", "false")
 
 

@@ -76,7 +76,7 @@ def test_a_run_s_folder_is_as_before(name: str, run: Path, tmp_path: Path, refus
 
 
 def test_a_log_that_changed_replaces_nothing(run: Path, refused: Callable[..., str]) -> None:
-    """Ids and options of the run stay those of its checkpoints."""
+    """The run keeps the ids and options of its checkpoints."""
     before, log = snapshot(run), run.with_name("log.csv")
     rows = log.read_bytes()
     log.write_bytes(rows + b"u1,item-new,1700000000\nu2,item-new,1700000000\n")
@@ -122,7 +122,7 @@ STUDY = {
 def test_a_study_that_is_refused_removes_nothing(
     options: list[str], says: str, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    """Not even the run that is to be trained again."""
+    """Not even a run that --restart names."""
     study = Study(**STUDY, out=tmp_path / "kept")  # type: ignore[arg-type]
     record = Record(study, planned_runs(study))
     for run in record.runs:

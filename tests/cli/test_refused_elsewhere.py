@@ -1,4 +1,4 @@
-"""Commands beside fit and its like that are refused leave a run's folder as it was, and so do damaged checkpoints."""
+"""Commands of all kinds that are refused, also for a damaged checkpoint, leave a run's folder as it was."""
 
 import json
 import os

@@ -29,7 +29,7 @@ OPTIONS = (
     "--model.optimizer.lr=0.01",
     "--trainer.max_epochs=3",
     "--trainer.enable_progress_bar=false",
-    # The last epoch ranks better than the first and has the greater loss only by chance.
+    # By NDCG the last epoch is better than the first; by loss it may be worse by chance.
     "--checkpoint.monitor=val/NDCG@10",
     "--early_stopping.monitor=val/NDCG@10",
 )
@@ -55,9 +55,7 @@ def test_the_best_checkpoint_is_the_one_that_ranks_best(run: Path) -> None:
     assert best["metrics"]["val/NDCG@10"] == max(ranked) > min(ranked)
 
 
-def test_a_run_tells_those_who_look_from_outside_what_is_going_on(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_reports_its_progress(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr("lrec.training.callbacks.Progress.TELL_S", 0.0)
     monkeypatch.setattr(Run, "write_progress", lambda _, doing: told.append(doing))
@@ -140,7 +138,7 @@ with Run(Path(sys.argv[1])).alone():
 def test_two_processes_do_not_train_one_run(
     run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
-    """The second is refused before it writes, and a process that was killed holds nothing."""
+    """The second is refused before it writes, and a killed process does not hold the folder any more."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
     on = ["fit", f"--config={folder / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=4"]
@@ -154,5 +152,5 @@ def test_two_processes_do_not_train_one_run(
     lrec(*on)
     assert len(points_of(folder)) == 4
     assert "holds a run already" in refused(on[0], on[1])
-    lrec(*on[:3], "--trainer.max_epochs=5")  # who has ended holds nothing
+    lrec(*on[:3], "--trainer.max_epochs=5")  # a process that has ended does not hold the folder
     assert len(points_of(folder)) == 5

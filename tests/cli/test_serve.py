@@ -77,15 +77,15 @@ def test_a_wrong_request_is_answered_with_the_reason(body: bytes, says: str, add
     assert ask(address, b'{"histories": [["SKU-1"]]}')[0] == 200, "and the next one is served"
 
 
-def test_who_asks_by_get_is_told_what_to_post(address: str) -> None:
+def test_a_get_request_is_told_what_to_post(address: str) -> None:
     status, reply = ask(address, None)
     assert status == 405
     assert reply["error"].startswith('POST a JSON object such as {"histories"')
 
 
-def test_who_sends_less_than_announced_keeps_nobody_waiting(address: str) -> None:
+def test_an_incomplete_request_keeps_nobody_waiting(address: str) -> None:
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as slow:
         slow.sendall(b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
-        time.sleep(0.2)  # it is being served
+        time.sleep(0.2)  # now the server is waiting for the rest
         assert ask(address, b'{"histories": [["SKU-1"]]}')[0] == 200

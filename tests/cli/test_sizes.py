@@ -70,7 +70,7 @@ def test_a_store_gives_catalogue_and_window_lengths(log_csv: Path, tmp_path: Pat
     assert assumed["pairs"] < 5.5
 
 
-# What docs/cluster.md reckons with: 829m over ten million items on 64 GPUs.
+# The example of docs/cluster.md: 829m over ten million items on 64 GPUs.
 LARGEST = ["--sizes=[829m]", "--items=10000000", "--ranks=64", "--precision=bf16-mixed", "--device=cuda"]
 
 
@@ -94,7 +94,7 @@ def test_ten_million_items_fit_64_gpus(
 def test_copies_of_the_network_exchange_gradients_alone(tmp_path: Path, lrec: Callable[..., str]) -> None:
     lrec("sizes", "--sizes=[98k]", "--ranks=2", "--shards=1", f"--out={tmp_path / 'sizes.json'}")
     row = json.loads((tmp_path / "sizes.json").read_text())["sizes"][0]
-    # Half of them to the other rank and back.
+    # A rank receives one half of them to add up, and the other half added up.
     assert row["step_of_a_rank"]["received"] == row["step_of_a_rank"]["gradients"] == 4 * row["parameters"]["total"]
 
 

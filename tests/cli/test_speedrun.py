@@ -1,4 +1,4 @@
-"""The speedrun: an entry counts where its kept checkpoint reaches the target, and the page says what was measured."""
+"""The speedrun: an entry counts if its kept checkpoint reaches the target, and the page says what was measured."""
 
 import json
 import runpy
@@ -30,7 +30,7 @@ def speedrun(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.fixture
 def entry(tmp_path: Path) -> Callable[[float], Path]:
-    """An entry of a small track with a target, in nats; the items are 40."""
+    """Writes an entry of a small track with a target, in nats; the log has 40 items."""
 
     def write(target: float) -> Path:
         (tmp_path / "tiny").mkdir()

@@ -45,7 +45,7 @@ def last_checkpoint(run: Path) -> dict[str, Any]:
 
 
 def assert_same_end(run: Path, other: Path) -> None:
-    """Points but for the clock, weights and optimizer of two runs are the same, bit for bit."""
+    """Assert that the points (except clocks), weights and optimizers of two runs are the same, bit for bit."""
     for one, another in zip(points_of(run), points_of(other), strict=True):
         # train_loss is left out: a resumed run does not know the part of the epoch before its checkpoint.
         for name in ("step", "D", "lr_phase", "val_loss", "test_loss", "metrics", "best"):
@@ -90,7 +90,7 @@ def test_convergence_switches_and_early_stopping_waits_for_it(
     phases = [point["lr_phase"] for point in points]
     adamw = phases.count("adamw")
     assert phases == ["adamw"] * adamw + ["sgd"] * (len(phases) - adamw)
-    # The switch comes at the first evaluation after which three in a row were no improvement on the best before.
+    # The switch comes after the first three evaluations in a row that did not improve on the best before them.
     best, waited, converged = float("inf"), 0, None
     for index, point in enumerate(points):
         best, waited = (point["val_loss"], 0) if point["val_loss"] < best - 0.002 else (best, waited + 1)
@@ -146,7 +146,7 @@ def test_resume_before_at_and_after_convergence_is_exact(
     (switched,) = {g["sgd_from"] for g in last_checkpoint(undisturbed)["optimizer_states"][0]["param_groups"]}
     epoch = points_of(undisturbed)[0]["step"]
     assert switched % epoch == 0
-    # In mid-epoch before the switch with the count half up, on the evaluation that makes it, one step after it.
+    # In mid-epoch before the switch with the count half up; at the evaluation that triggers it; one step after it.
     for folder, step in ((kept, switched - epoch // 2), (evaluated, switched), (kept, switched + 1)):
         resumed = tmp_path / f"from-{step}"
         lrec("fit", *options, f"--trainer.default_root_dir={resumed}", f"--ckpt_path={folder / f'step={step}.ckpt'}")

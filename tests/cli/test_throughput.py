@@ -75,7 +75,7 @@ def test_a_precision_that_the_processor_lacks_is_said_at_once(
 
 
 def test_flops_are_those_of_the_windows_as_they_are(fit: Callable[..., tuple[str, Path]]) -> None:
-    """The synthetic users are of one length, so the sum over windows can be written down where one window holds all."""
+    """The synthetic users have the same length and fit into one window, so the sum over windows has a formula."""
     _, run = fit("--trainer.max_epochs=1", "--data.length=20", "--data.max_len=50")
     point = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
     targets, users = 17, point["U"] // 17

@@ -1,4 +1,4 @@
-"""A run that ends by time: the learning rate rises and falls within it, and goes on where it stopped."""
+"""A run with a time limit: its learning rate rises and falls within that time, also if more time is given later."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ QUICK = (
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time that passes when the limit is looked at: a busy machine takes as many steps as an idle one."""
+    """Time passes only when the limit is checked, so a busy machine takes as many steps as an idle one."""
     seconds = count(0, 0.005)
     monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", SimpleNamespace(monotonic=lambda: next(seconds)))
 
@@ -76,6 +76,6 @@ def test_more_time_goes_on_at_the_rate_of_that_share(tmp_path: Path, lrec: Calla
     lrec(*fit, "--trainer.max_time={seconds: 2}", "--ckpt_path=last")
     rates = rates_of(run)[steps:]
     at_half = (1 + math.cos(math.pi * (0.5 - 0.05) / 0.95)) / 2
-    # The first step has the rate that was due at the end of the second before.
+    # The first step still has the rate of the end of the first run.
     assert max(rates[1:]) == pytest.approx(at_half, abs=0.05)
     assert rates[-1] < 0.1

@@ -9,7 +9,7 @@ from fit_arguments import fit_arguments
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 users act on days 0 .. 29; new items come along until the end."""
+    """40 users act on days 0 to 29; new items appear until the end."""
     path = tmp_path_factory.mktemp("log") / "log.csv"
     rows = [f"u{u},i{(u * 7 + day * day) % (20 + day)},{day * 86_400 + u}" for day in range(30) for u in range(40)]
     path.write_text("\n".join(["user,item,timestamp", *rows]) + "\n")
@@ -20,13 +20,13 @@ def test_a_monitor_that_the_targets_do_not_have_is_refused(refused, log: Path, t
     fit = fit_arguments(tmp_path / "run", log, trainer__max_epochs=2, data__split="GlobalTemporal")
     monitors = ["--checkpoint.monitor=val/recall@10", "--early_stopping.monitor=val/NDCG@10_by_user"]
     said = refused(*fit, *monitors)
-    assert "validation on targets of this kind has no such figure" in said
+    assert "validation on targets of this kind does not have this metric" in said
     assert not (tmp_path / "run").exists()
     assert "choose one of val/loss" in refused(*fit, "--checkpoint.monitor=val/loss_by_user")
 
 
 def test_the_recipe_of_beauty_by_time_reads_reviews(lrec, tmp_path: Path) -> None:
-    """On reviews that are written as those of 2014; the real ones cannot be downloaded by a test."""
+    """Reviews in the format of 2014 stand in for the real ones, which a test cannot download."""
     reviews = tmp_path / "reviews_Beauty_5.json"
     keys = ("reviewerID", "asin", "overall", "unixReviewTime")
     rows = [
@@ -63,7 +63,7 @@ def test_one_run_is_tested_in_several_ways(lrec, refused, log: Path, tmp_path: P
     assert cold > 0
     assert "  unseen/warm/user  HR" in said
     for name in ("HR@10", "NDCG@10_unseen", "popularity/HR@10"):
-        # Everyone has as many targets, and a cold one is a miss.
+        # All users have the same number of targets, and a cold target is a miss.
         assert every[f"{name}_by_user"] == pytest.approx(every[name])
         assert every[f"{name}_warm"] == pytest.approx(every[name] * 200 / (200 - cold))
     dropped, _ = tested("split.test_targets=all", "cold_targets=dropped")

@@ -118,7 +118,7 @@ def test_the_model_learns_and_beats_popularity(run: Path) -> None:
 
 def test_baselines_stand_beside_the_model(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    # In this log an item is mostly followed by the next one, and an item hardly comes back soon.
+    # In this log an item is mostly followed by the next one and hardly ever comes back soon.
     assert metrics["markov"]["NDCG@10"] > 2 * metrics["popularity"]["NDCG@10"]
     assert metrics["popularity"]["NDCG@10"] > metrics["repeat-last"]["NDCG@10"]
     assert metrics["markov"]["loss"] < metrics["popularity"]["loss"]
@@ -148,14 +148,14 @@ def test_tensorboard_opens_on_training_and_validation(run: Path) -> None:
         assert (shown.step, shown.value) == (best["step"], pytest.approx(best["metrics"][name]))
     val_loss = [event.value for event in events.Scalars("various/scaling/val_loss")]
     assert val_loss == pytest.approx([point["val_loss"] for point in points])
-    # The rate after so many steps, of a schedule that rises to 0.02 (Muon) and falls to 0 with the run's last step.
+    # Learning rates by step: the schedule rises to 0.02 (Muon) and falls to 0 at the run's last step.
     rates = {event.step + 1: event.value for event in events.Scalars("train/lr")}
     steps = 6 * points[0]["step"]
     assert all(0 < rate <= 0.02 for step, rate in rates.items() if step < steps)
     assert rates[max(rates)] == min(rates.values()) < 0.001
 
 
-def test_hparams_are_led_by_what_runs_differ_in(run: Path) -> None:
+def test_hparams_begin_with_what_runs_differ_in(run: Path) -> None:
     """As TensorBoard itself lists them: it shows five options and five figures until it is asked for more."""
     events = EventMultiplexer({"run": str(run)}).Reload()
     context = backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(events, str(run))))
@@ -245,7 +245,7 @@ def test_the_same_seed_gives_the_same_run_and_so_does_resuming_in_mid_epoch(
 def test_few_large_steps_get_a_hint(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
     few = [f"--trainer.default_root_dir={tmp_path / 'few'}", "--data.targets_per_step=4096", "--trainer.max_epochs=1"]
     printed = lrec("fit", *options, *few)
-    found = re.search(r"no more than 1 of .*: --data.targets_per_step (\d+) would make it ([\d,]+)$", printed, re.M)
+    found = re.search(r"no more than 1 opt.*: --data.targets_per_step (\d+) would make it ([\d,]+)$", printed, re.M)
     assert found
     more = [f"--trainer.default_root_dir={tmp_path / 'more'}", "--trainer.max_epochs=1"]
     assert "no more than" not in lrec("fit", *options, *more, f"--data.targets_per_step={found[1]}")
@@ -274,10 +274,6 @@ def test_a_diverged_run_stops_and_says_so(options: list[str], tmp_path: Path, lr
     assert len(points) < 6
 
 
-def test_a_run_is_never_written_over_another(run: Path, options: list[str], refused: Callable[..., str]) -> None:
-    assert "holds a run already" in refused("fit", *options, f"--trainer.default_root_dir={run}")
-
-
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_what_is_no_checkpoint_is_refused(
     command: str, run: Path, log_csv: Path, tmp_path: Path, refused: Callable[..., str]
@@ -288,11 +284,6 @@ def test_what_is_no_checkpoint_is_refused(
         folder = f"--trainer.default_root_dir={tmp_path / 'run'}"
         error = refused(command, "--config", run / "config.yaml", "--ckpt_path", path, folder)
         assert f"{path}: not a checkpoint that lrec wrote" in error
-
-
-def test_another_network_s_checkpoint_is_refused(run: Path, refused: Callable[..., str]) -> None:
-    error = refused("test", "--config", run / "config.yaml", "--model.size", "25k")
-    assert "the checkpoint has layers 1, the config 2" in error
 
 
 def test_a_sample_validates_during_training_and_all_users_are_tested(
@@ -311,7 +302,7 @@ def test_a_sample_validates_during_training_and_all_users_are_tested(
         some, whole = some["metrics"], whole["metrics"]
         assert (some["val/targets"], whole["val/targets"]) == (70, 300)
         assert some["val/popularity/targets"] == 70
-        # The sample's figure is that of all users, but for its standard error.
+        # The sample's figure agrees with that of all users within 4 standard errors.
         for name, error in (("loss", "loss_se"), ("NDCG@10_unseen", "NDCG@10_unseen_se")):
             assert 0 < whole[f"val/{error}"] < some[f"val/{error}"]
             assert abs(some[f"val/{name}"] - whole[f"val/{name}"]) < 4 * some[f"val/{error}"]

@@ -35,12 +35,12 @@ def figures(run: Path) -> dict[str, float]:
     return found
 
 
-def test_one_batch_is_one_batch_and_is_said(run: Path, lrec: Callable[..., str]) -> None:
+def test_a_limit_of_one_batch_holds_and_is_reported(run: Path, lrec: Callable[..., str]) -> None:
     test = ["test", "--config", run / "config.yaml"]
     whole = lrec(*test), figures(run)
     first = lrec(*test, "--trainer.limit_test_batches=1"), figures(run)
     assert first[1]["NDCG@10"] != whole[1]["NDCG@10"]
-    assert "figures of the first users alone: --trainer.limit_test_batches is 1" in first[0]
+    assert "these figures are of the first users only: --trainer.limit_test_batches is 1" in first[0]
     assert "first users" not in whole[0]
     all_of_them = lrec(*test, "--trainer.limit_test_batches=1.0"), figures(run)
     assert all_of_them[1] == whole[1]
@@ -68,7 +68,7 @@ def test_a_limited_epoch_ends_with_a_step(
 def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     fit = ["fit", *QUICK, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     printed = lrec(*fit, "--trainer.fast_dev_run=true", "--trainer.limit_val_batches=1")
-    assert "a trial, of which nothing is kept" in printed
+    assert "a trial; nothing is kept" in printed
     assert "--trainer.limit_val_batches 1: the first users alone choose the best checkpoint" in printed
     assert not (tmp_path / "run").exists()
     before = snapshot(run)

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def desk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, to be written in."""
+    """A copy, which a test may change."""
     shutil.copytree(folder, tmp_path / "desk", symlinks=True)
     (tmp_path / "desk" / "run" / "config.yaml").write_text(
         (folder / "run" / "config.yaml").read_text().replace(str(folder), str(tmp_path / "desk"))
@@ -81,7 +81,7 @@ def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused
     assert first["drift"]["rows"] == 960
     assert 0 < first["drift"]["unknown_items"] < 0.3
 
-    # The windows are the newest of the new rows, and nothing of them trains.
+    # The windows are the newest of the new rows; nothing trains on them.
     times = pl.read_csv("new.csv")["timestamp"].sort()
     assert first["split"]["validate_from"] == times[int(0.7 * 960)]
     assert first["split"]["test_from"] == times[int(0.8 * 960)]
@@ -92,7 +92,7 @@ def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused
     latest = max(data.store.times_N[rows].max() for rows in trained if rows.stop > rows.start)
     assert latest < first["split"]["validate_from"]
 
-    # The store is that of all rows.
+    # The store equals one built from all rows at once.
     pl.concat([pl.read_csv("old.csv"), pl.read_csv("new.csv")]).write_csv("all.csv")
     whole = InteractionsDataModule(Path("all.csv"), data_dir=Path("whole"))
     whole.prepare_data()
@@ -108,7 +108,7 @@ def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused
     assert Run(Path("day2/updated")).points[-1].step == 5
     assert Run(Path("day2/updated")).config.value("data.reduction.since") == first["split"]["validate_from"]
     assert Run(Path("day2/updated")).config.value("model.optimizer.lr") == 0.002  # a quarter of the first run's
-    assert "name the folder of that" in refused("update", "day1/updated", "--data", "newer.csv")
+    assert "name the folder of this update" in refused("update", "day1/updated", "--data", "newer.csv")
 
 
 @pytest.mark.parametrize("lr", [0.5, pytest.param(1e30, marks=pytest.mark.slow)])
@@ -151,9 +151,9 @@ REFUSED: dict[str, tuple[pl.DataFrame, list[str], str]] = {
     "another column": (NEW.rename({"item": "thing"}), [], "no column item"),
     "no rows": (NEW.clear(), [], "no rows"),
     "no times": (NEW.with_columns(timestamp=pl.lit("soon")), [], "soon"),
-    "another unit": (NEW.with_columns(pl.col("timestamp") * 1000), [], "are in s, those of the new rows in ms"),
+    "another unit": (NEW.with_columns(pl.col("timestamp") * 1000), [], "in s, but the times of the new rows are in ms"),
     "old rows": (NEW.with_columns(pl.col("timestamp") - 10**8), [], "0 of 40 rows are newer"),
-    "rows of one time": (NEW.with_columns(timestamp=pl.lit(1_700_000_000)), [], "too few, or too many of one time"),
+    "rows of one time": (NEW.with_columns(timestamp=pl.lit(1_700_000_000)), [], "or too many have the same time"),
     "the store's rows again": (pl.DataFrame(), [], "has all of its rows already"),
     "no run": (NEW, ["none"], "no run there"),
     "a folder in use": (NEW, ["run", "--out", "stores"], "holds another update"),
@@ -181,7 +181,7 @@ def test_a_k_core_is_refused(desk: Path, lrec: Callable[..., str], refused: Call
 
 
 def outcome(desk: Path) -> dict[str, Any]:
-    """What an update leaves, but for clocks."""
+    """What an update leaves, except clocks."""
     found = {name: value for name, value in record("out").items() if name != "minutes"}
     weights = read(desk / "out" / "updated" / "checkpoints" / "best.ckpt")["state_dict"]
     files = {path.name: path.read_bytes() for path in Path(found["store"]).glob("*.[np]*")}
@@ -242,7 +242,7 @@ def test_kills_leave_no_trace(desk: Path) -> None:
             assert outcome(desk) == expected
             clear(desk, fresh)
         except subprocess.TimeoutExpired:
-            process.kill()  # a training lives on, and the next update waits for it
+            process.kill()  # its training lives on, and the next update waits for it
             process.wait()
             killed += 1
     subprocess.run(command, check=True)
@@ -250,7 +250,7 @@ def test_kills_leave_no_trace(desk: Path) -> None:
 
 
 def clear(desk: Path, fresh: set[Path]) -> None:
-    """Remove what is not fresh."""
+    """Remove all paths that are not in `fresh`."""
     for path in sorted(desk.rglob("*"), reverse=True):
         if path not in fresh:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

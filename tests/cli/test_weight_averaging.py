@@ -1,4 +1,4 @@
-"""What Lightning's weight averaging leaves is evaluated: the averages, after fit and by every later command."""
+"""With Lightning's weight averaging, the averages are evaluated, after fit and by every later command."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ QUICK = (
 )
 
 
-def test_the_test_after_fit_is_that_of_the_averages(
+def test_the_averages_are_tested_after_fit(
     tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], recwarn: pytest.WarningsRecorder
 ) -> None:
     run = tmp_path / "run"
@@ -38,10 +38,10 @@ def test_the_test_after_fit_is_that_of_the_averages(
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     raw, averaged = checkpoint["current_model_state"], checkpoint["state_dict"]
     assert not torch.equal(raw["net.items.weight"], averaged["net.items.weight"])
-    # The figures are those of the averages, and not of what was averaged.
+    # The figures are those of the averages, not of the raw weights.
     checkpoint["state_dict"] = raw
     write(tmp_path / "raw.ckpt", checkpoint)
     lrec("test", "--config", run / "config.yaml", f"--ckpt_path={tmp_path / 'raw.ckpt'}")
     assert json.loads((run / "metrics.json").read_text())["model"]["loss"] != after_fit["loss"]
     sharded = f"--trainer.default_root_dir={tmp_path / 'sharded'}"
-    assert "averages no sharded parameters" in refused("fit", *options, sharded, "--trainer.strategy=fsdp2")
+    assert "cannot average sharded parameters" in refused("fit", *options, sharded, "--trainer.strategy=fsdp2")

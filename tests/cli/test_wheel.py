@@ -31,7 +31,7 @@ def test_pre_commit_runs_what_ci_runs() -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `lrec` of an environment into which the wheel was installed, beside the libraries of this one."""
+    """The `lrec` of a new environment that has the wheel and uses the libraries of this environment."""
     pytest.importorskip("hatchling", reason="hatchling, which builds the wheel, is not installed")
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
@@ -42,7 +42,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
     subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
-    # A plain path: of this environment's own .pth files, one of which may lead to the checkout, none is read.
+    # A plain path, so that this environment's own .pth files are not read: one may lead to the checkout.
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return environment / "bin" / "lrec"

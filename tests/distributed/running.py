@@ -1,4 +1,4 @@
-"""Runs of `lrec` on one and two processes, tiny but whole."""
+"""Tiny but complete runs of `lrec` on one and two processes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from lrec.cli import main
 from lrec.options.config_files import find_config
 
 # 51 items, which two processes cannot share equally, and 3 evaluation batches, so that one of them needs a filler.
-# An epoch has 14 steps: 20 end in the middle of the second.
+# An epoch has 14 steps, so 20 steps end in the middle of the second epoch.
 OPTIONS = [
     f"--config={find_config('data/synthetic.yaml')}",
     "--data.n_users=2101",
@@ -38,12 +38,12 @@ class Fit(Protocol):
 
 
 def environment() -> dict[str, str]:
-    """That of a child: one thread for each process."""
+    """The environment of a child process, which uses one thread."""
     return os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def fit_command(folder: Path, run: Path, processes: int, *options: str) -> list[str]:
-    """`lrec fit` on so many processes with sharded parameters; 0 stands for one process without sharding."""
+    """The command of `lrec fit` on `processes` processes with sharded parameters; 0 means one without sharding."""
     return [
         *(sys.executable, "-m", "lrec", "fit"),
         f"--config={find_config(SHARDED if processes else ALONE)}",
@@ -57,14 +57,14 @@ def fit_command(folder: Path, run: Path, processes: int, *options: str) -> list[
 
 
 def run(command: list[str], code: int = 0, **more: str) -> str:
-    """The command's stdout and stderr; it must exit with `code`."""
+    """Run a command, which must exit with `code`; its stdout and stderr."""
     result = subprocess.run(command, capture_output=True, text=True, env=environment() | more, timeout=200, check=False)
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout + result.stderr
 
 
 def run_here(command: list[str]) -> None:
-    """`python -m lrec ...` for one process, in this one, which spares the seconds that another takes to start."""
+    """Run `python -m lrec ...` in this process, which saves the seconds that another one takes to start."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with patch.dict(os.environ):
@@ -73,7 +73,7 @@ def run_here(command: list[str]) -> None:
 
 
 def run_on(processes: int, command: list[str]) -> None:
-    """The command, in this process where one is enough."""
+    """Run the command, in this process if one is enough."""
     if processes > 1:
         run(command)
     else:

@@ -36,7 +36,7 @@ SCONTROL = '#!/bin/sh\necho "$@" >> "$SCONTROL_LOG"\n'
 
 @pytest.fixture
 def cluster(folder: Path, tmp_path: Path) -> dict[str, str]:
-    """The environment of both recipes, with this Python's commands first and stand-ins for those of SLURM."""
+    """The environment of both recipes, with this Python's commands first and stand-ins for SLURM's commands."""
     commands = {"srun": SRUN.format(python=sys.executable), "scontrol": SCONTROL}
     for name, module in (("lrec", "lrec"), ("torchrun", "torch.distributed.run")):
         commands[name] = f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n'
@@ -76,7 +76,7 @@ def check(run: Path, alone: Path, printed: list[str]) -> None:
 
 
 def two_nodes(cluster: dict[str, str], arguments: list[str]) -> "list[subprocess.Popen[str]]":
-    """fit.sh on two "nodes", under way."""
+    """Start fit.sh on two "nodes"."""
     variables = {"NODES": "2", "DEVICES": "1", "PORT": str(free_port()), "LOCAL_ADDRESS": "127.0.0.1", "PAUSE": "1"}
     return [
         subprocess.Popen(
@@ -92,7 +92,7 @@ def two_nodes(cluster: dict[str, str], arguments: list[str]) -> "list[subprocess
 
 
 def ended(nodes: "list[subprocess.Popen[str]]", codes: list[int]) -> list[str]:
-    """What each node printed; it must exit with its code."""
+    """Wait for the nodes, which must exit with `codes`; what each printed."""
     printed = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == codes, "\n".join(printed)
     return printed
@@ -168,7 +168,7 @@ def test_a_process_that_dies_is_started_again(folder: Path, undisturbed: list[fl
 
 @pytest.mark.slow
 def test_nobody_trains_on_without_its_agent(folder: Path, undisturbed: list[float], cluster: dict[str, str]) -> None:
-    """SIGKILL to torchrun, as where memory runs out: its process ends too, and both nodes start again."""
+    """SIGKILL to torchrun, as when memory runs out: its process ends too, and both nodes start again."""
     run = Path(cluster["RUN"])
     nodes = two_nodes(cluster, [*OPTIONS, f"--data.data_dir={folder / 'data'}", *LONG])
     wait_for_steps(run, nodes)
@@ -184,7 +184,7 @@ def test_nobody_trains_on_without_its_agent(folder: Path, undisturbed: list[floa
 
 
 def wait_for_steps(run: Path, nodes: "list[subprocess.Popen[str]]") -> None:
-    """Until the run has saved."""
+    """Wait until the run has saved a checkpoint."""
     while not (run / "checkpoints" / "last.ckpt" / "state.pt").exists():
         assert all(node.poll() is None for node in nodes), [node.communicate() for node in nodes]
         time.sleep(0.02)
@@ -204,7 +204,7 @@ def process_of(run: Path, variable: bytes) -> int:
     ("how", "code", "failures", "exits", "requeued"),
     [
         ("interrupted", 75, None, 75, True),
-        ("interrupted", 1, 2, 75, True),  # whatever srun makes of it
+        ("interrupted", 1, 2, 75, True),  # even if srun exits with another code
         ("finished", 0, 2, 0, False),
         ("", 1, None, 1, True),
         ("", 1, 3, 1, False),  # the fourth failure in a row
@@ -216,7 +216,7 @@ def test_what_slurm_does_afterwards(
 ) -> None:
     run = Path(cluster["RUN"])
     run.mkdir()
-    (run / "ended").write_text("finished\n")  # of an attempt before
+    (run / "ended").write_text("finished\n")  # from an earlier attempt
     if failures is not None:
         (run / "failed").write_text(f"{failures}\n")
     note = f'echo {how} > "$RUN/ended"' if how else ""

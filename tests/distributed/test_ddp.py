@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("warm_processes")
 
 
 def fit(folder: Path, devices: int) -> list[dict]:  # type: ignore[type-arg]
-    """A short run on so many processes; returns its points."""
+    """Train a short run on `devices` processes; returns its points."""
     arguments = [
         "--config=data/synthetic.yaml",
         "--config=trainer/laptop.yaml",

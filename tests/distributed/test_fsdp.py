@@ -62,7 +62,7 @@ def test_other_ways_to_take_the_same_steps(
 @pytest.mark.slow
 def test_touched_rows_of_a_sampled_loss(fit: Fit) -> None:
     sampled = ["--trainer.val_check_interval=5", "--model.loss=lrec.SampledSoftmax", "--model.loss.negatives=8"]
-    # At this learning rate no step's loss jumps, so that roundings are not multiplied.
+    # At this learning rate no step's loss jumps, so rounding errors do not grow.
     rows = [
         "--model.optimizer.touched_rows=true",
         "--model.optimizer.switch={at: 12, lr: 0.02}",
@@ -74,7 +74,7 @@ def test_touched_rows_of_a_sampled_loss(fit: Fit) -> None:
 
 @pytest.mark.slow
 def test_products_in_bfloat16_stay_near(fit: Fit) -> None:
-    # At this learning rate no step's loss jumps, so that roundings are not multiplied.
+    # At this learning rate no step's loss jumps, so rounding errors do not grow.
     slow = [EVERY_STEP, "--model.optimizer.lr=0.002", "--model.parametrisation=standard"]
     half = fit("half", 2, *slow, "--trainer.strategy=lrec.FSDP2", "--trainer.strategy.param_dtype=bfloat16")
     assert {point["precision"] for point in points(half)} == {"bf16-mixed"}

@@ -1,4 +1,4 @@
-"""Signals, kills and full disks: what they cost is at most the steps since the last checkpoint."""
+"""Signals, kills and full disks cost at most the steps since the last checkpoint."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ def start(command: list[str]) -> "subprocess.Popen[str]":
 
 
 def interrupt(process: "subprocess.Popen[str]", run: Path, number: signal.Signals, which: int) -> str:
-    """Send a signal to process `which` of a run once it has taken steps; what the run printed."""
+    """Send a signal to process `which` of a run once it has taken steps; returns what it printed."""
     last = run / "checkpoints" / "last.ckpt"
     before = newest(last)
     while newest(last) == before:
@@ -44,7 +44,7 @@ def interrupt(process: "subprocess.Popen[str]", run: Path, number: signal.Signal
 
 
 def second_process(run: Path) -> int:
-    """The process that the first one of a run has started."""
+    """The process that a run's first process has started."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             mine = str(run).encode() in (folder / "cmdline").read_bytes()
@@ -54,13 +54,13 @@ def second_process(run: Path) -> int:
 
 
 def newest(checkpoint: Path) -> int:
-    """When it was completed."""
+    """When the checkpoint was completed."""
     path = checkpoint / "state.pt" if checkpoint.is_dir() else checkpoint
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def step_of(run: Path) -> int:
-    """The step of a run's last checkpoint; 0 where there is none yet."""
+    """The step of a run's last checkpoint; 0 if there is none yet."""
     last = find_last(run / "checkpoints")
     if last is None:
         return 0
@@ -76,7 +76,7 @@ def test_two_processes_stopped_and_killed_end_as_if_undisturbed(folder: Path, fi
     command = fit_command(folder, run, 2, *LONG, "--ckpt_path=last")
 
     stopped = start(command)
-    printed = interrupt(stopped, run, signal.SIGTERM, which=1)  # one of them is told, and not the first
+    printed = interrupt(stopped, run, signal.SIGTERM, which=1)  # only the second process gets the signal
     assert stopped.returncode == 75, printed
     assert f"interrupted at step {step_of(run)}; go on with --ckpt_path=last" in printed
     assert (run / "ended").read_text() == "interrupted\n"
@@ -121,7 +121,7 @@ def test_twenty_stops_while_a_checkpoint_is_written_lose_nothing(processes: int,
         left, process = unfinished(run), start(command)
         while process.poll() is None:
             time.sleep(0.005)
-            if not unfinished(run) <= left and chance.random() < 0.05:  # some moment in which one is being written
+            if not unfinished(run) <= left and chance.random() < 0.05:  # a random moment while one is being written
                 stops, number = stops + 1, chance.choice([signal.SIGTERM, signal.SIGKILL])
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(second_process(run) if processes else process.pid, number)
@@ -129,7 +129,7 @@ def test_twenty_stops_while_a_checkpoint_is_written_lose_nothing(processes: int,
         printed = process.communicate(timeout=100)[0]
         if f"interrupted at step {step_of(run)};" in printed:
             assert process.returncode == 75, printed
-        elif process.returncode == 0:  # it had come to its end
+        elif process.returncode == 0:  # it finished before the signal came
             assert losses(run) == pytest.approx(losses(steady), rel=1e-6 if processes else 0)
             shutil.rmtree(run)
         else:

@@ -1,4 +1,4 @@
-"""A process that is killed or hangs: the others end soon, with one line, where nobody watches over all of them."""
+"""If a process is killed or hangs and no launcher watches over all, the others end soon, with one line."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ SHARDED = {"class_path": "lrec.FSDP2", "init_args": {"timeout_minutes": PATIENCE
 def test_the_other_one_ends_within_its_patience(
     how: signal.Signals, folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    if how == signal.SIGKILL:  # that ends a warm process too; who stands for it alone would stop
+    if how == signal.SIGKILL:  # it ends a warm process too; SIGSTOP would stop only its stand-in
         request.getfixturevalue("warm_processes")
     run = folder / f"lost-{how.name}"
     nodes = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -56,7 +56,7 @@ def test_the_other_one_ends_within_its_patience(
             process.communicate()
 
 
-def test_a_loss_is_known_by_the_words_of_gloo() -> None:
+def test_a_lost_process_is_recognised_by_gloo_s_messages() -> None:
     for words, lost in (
         ("[/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 10000ms for send operation to complete", True),
         ("Application timeout caused pair closure", True),

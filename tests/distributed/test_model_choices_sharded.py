@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("warm_processes")
 
 CHOICES = {
     "modern": ("--config=model/modern.yaml", "--model.parametrisation=scaled", "--model.optimizer.lr=0.003"),
-    # A small rate: LayerNorm of what a first position reads, which may be almost nothing, makes rounding grow.
+    # A small rate: a first position may read almost nothing, and LayerNorm of that makes rounding errors grow.
     "hstu": ("--config=model/hstu.yaml", "--model.parametrisation=scaled", "--model.optimizer.lr=0.0003"),
 }
 
@@ -27,12 +27,12 @@ def test_two_shards_equal_one_process(name: str, fit: Fit) -> None:
     for name in ("train_loss", "val_loss"):
         assert [point[name] for point in two] == pytest.approx([point[name] for point in one], rel=1e-5)
     assert [point["N_total"] for point in two] == [point["N_total"] for point in one]
-    assert one[-1]["val_loss"] < math.log(51) - 0.1  # that of guessing
+    assert one[-1]["val_loss"] < math.log(51) - 0.1  # log(51) is the loss of guessing
 
 
 @pytest.fixture(scope="module")
 def vectors(folder: Path) -> Path:
-    """Vectors of the 51 items, and of two that nobody has."""
+    """Vectors of the 51 items, and of two that no user has."""
     random, path = np.random.default_rng(0), folder / "vectors.parquet"
     items = [*(f"{item:02}" for item in range(51)), "new", "newer"]
     pl.DataFrame({"item": items, "vector": random.normal(size=(53, 6)).tolist()}).write_parquet(path)
@@ -41,7 +41,7 @@ def vectors(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_item_vectors_in_shards(vectors: Path, fit: Fit) -> None:
-    """The steps of one process, and a checkpoint of shards that recommends new items as its whole one does."""
+    """Two processes take the steps of one, and their checkpoint of shards knows the new items like a whole one."""
     runs = [
         fit(
             f"vectors-{processes}",

@@ -1,4 +1,4 @@
-"""predict on two processes: each writes the lists of its own users, together those of one process."""
+"""predict on two processes: each writes the lists of its own users, and together they equal those of one."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("warm_processes")
 
 
 def predicted(trained: Path, devices: int) -> list[pl.DataFrame]:
-    """What a process wrote, or each of two, with the checkpoint of a run."""
+    """The lists that each of `devices` processes writes with the checkpoint of a run."""
     options = [f"--trainer.devices={devices}", f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}"]
     command = [*(sys.executable, "-m", "lrec", "predict"), f"--config={trained / 'config.yaml'}", *options]
     run_on(devices, command)

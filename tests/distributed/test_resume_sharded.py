@@ -22,7 +22,7 @@ EVERY_THIRD = "--trainer.val_check_interval=3"
 
 
 def keep(folder: Path) -> str:
-    """Options that keep the checkpoint of every fifth step."""
+    """The option that keeps the checkpoint of every fifth step."""
     options = {"dirpath": str(folder), "filename": "{step}", "every_n_train_steps": 5, "save_top_k": -1}
     return "--trainer.callbacks+=" + json.dumps({"class_path": "ModelCheckpoint", "init_args": options})
 
@@ -47,7 +47,7 @@ def test_one_process_to_the_last_bit(step: int, folder: Path) -> None:
 
 
 def test_evaluations_between_accumulated_micro_batches(folder: Path) -> None:
-    """Three micro-batches after each other are a step and a half: checkpoints are of whole steps all the same."""
+    """Three micro-batches are a step and a half, but every checkpoint is one of whole steps."""
     run, kept = folder / "evaluated-between", folder / "evaluated-between-kept"
     options = ["--trainer.accumulate_grad_batches=2", EVERY_THIRD, *DROPOUT, "--trainer.max_steps=8"]
     every = {
@@ -63,7 +63,7 @@ def test_evaluations_between_accumulated_micro_batches(folder: Path) -> None:
 
 
 class SaveInMidStep(Callback):
-    """Saves after the first of two micro-batches of a step, as a run does whose time is over then."""
+    """Saves after the first of two micro-batches of a step, as a run does if its time ends there."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -133,7 +133,7 @@ def test_two_processes(step: int, two: Path, folder: Path, fit: Fit, monkeypatch
         assert len([name for name in mine if name.startswith(token)]) == 1, "each process verifies its own, once"
 
 
-def test_what_one_process_finds_damaged_all_refuse(two: Path, folder: Path) -> None:
+def test_all_processes_refuse_a_shard_that_one_finds_damaged(two: Path, folder: Path) -> None:
     kept, run = folder / "damaged.ckpt", folder / "from-damaged"
     shutil.copytree(two / "checkpoints" / "last.ckpt", kept)
     shard = next(kept.glob("*-00001-of-00002.safetensors"))  # the second process's
@@ -144,7 +144,7 @@ def test_what_one_process_finds_damaged_all_refuse(two: Path, folder: Path) -> N
     assert not (run / "points.jsonl").exists()
 
 
-def test_of_a_file_the_first_process_alone_verifies_all(folder: Path, fit: Fit, monkeypatch: Any) -> None:
+def test_only_the_first_process_verifies_a_whole_file(folder: Path, fit: Fit, monkeypatch: Any) -> None:
     monkeypatch.chdir(Path(__file__).parent)
     kept = fit("whole-file", 0, "--trainer.max_steps=3") / "checkpoints" / "last.ckpt"
     watch = {"class_path": f"{__name__}.NoteVerified", "init_args": {"folder": str(folder / "file-verified")}}
@@ -161,7 +161,7 @@ def test_of_a_file_the_first_process_alone_verifies_all(folder: Path, fit: Fit, 
     [(2, 1, 5), (2, 0, 10), (0, 2, 10)],
 )
 def test_another_number_of_processes(before: int, after: int, step: int, folder: Path, fit: Fit) -> None:
-    """From shards to one process with and without sharding, from one file or one shard to two processes."""
+    """From two shards to one process with and without sharding, and from one file to two processes."""
     straight = folder / f"from-{before}"
     if not straight.exists():
         fit(straight.name, before, EVERY_THIRD, SWITCHED, keep(folder / f"{straight.name}-kept"))

@@ -1,4 +1,4 @@
-"""Processes that share the item table by rows against one that holds it: steps, scores, lists and initial values."""
+"""Processes that share the item table by rows against one that has it all: steps, scores, lists, initial values."""
 
 import os
 import socket
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 def on_processes(shape: tuple[int, ...], folder: Path, work: Callable[[Sharding], Any]) -> list[Any]:
     """What `work` returns on each process of a mesh; they are forks of this one."""
-    if distributed.is_initialized():  # by a training in this process, for it alone; forks would inherit it
+    if distributed.is_initialized():  # left by a training in this process; forks would inherit it
         distributed.destroy_process_group()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -60,7 +60,7 @@ def _process(rank: int, world: int, port: int, shape: tuple[int, ...], folder: P
 
 
 def batches(n_items: int, step: int) -> list[Batch]:
-    """What four processes get of a step; one of them has no target, and one few."""
+    """The batches of four processes in a step; one has no targets, and one has few."""
     random = torch.Generator().manual_seed(step)
     found = []
     for rows in (3, 1, 5, 2):
@@ -108,7 +108,7 @@ def train(
 
 
 def joined(parts: list[Batch]) -> Batch:
-    """One batch."""
+    """The parts as one batch."""
     starts = torch.tensor([0] + [part.items_BL.numel() for part in parts]).cumsum(0)
     positions = [part.positions_M + start for part, start in zip(parts, starts[:-1], strict=True)]
     targets = [part.targets_M for part in parts]
@@ -144,7 +144,7 @@ LOSSES = [FullSoftmax(), SampledSoftmax(7), GBCE(5), OfWholeTable()]
 def test_steps_are_those_of_one_process(
     shape: tuple[int, ...], n_items: int, accumulation: int, tmp_path: Path
 ) -> None:
-    """The catalogue does not divide, or is smaller than the number of processes."""
+    """The catalogue does not divide evenly, or is smaller than the number of processes."""
     config = TransformerConfig(n_items, LENGTH, 2, 8, 2)
 
     def with_all_losses(sharding: Sharding | None) -> list[dict[str, Any]]:
@@ -175,7 +175,7 @@ def test_a_table_made_of_vectors_takes_the_same_steps(shape: tuple[int, ...], ow
 
 
 def test_no_step_asks_a_device_how_many_rows_are_here(tmp_path: Path) -> None:
-    """Of all that processes share the table for; how many rows a step touches has to be known to update only those."""
+    """Without touched_rows, which must know how many rows a step touches to update only those."""
     config = TransformerConfig(11, LENGTH, 1, 8, 2)
 
     def watch(sharding: Sharding) -> list[list[str]]:
@@ -193,13 +193,13 @@ def test_no_step_asks_a_device_how_many_rows_are_here(tmp_path: Path) -> None:
             seen.append(waits.seen)
         return seen
 
-    # How many inputs and targets each process has is known to the hosts, and agreed upon by them.
+    # The hosts know how many inputs and targets their process has, and agree on these two numbers.
     agreed = ["aten._local_scalar_dense.default"] * 2
     assert on_processes((2,), tmp_path, watch) == [[agreed] * 3] * 2
 
 
 class Case(NamedTuple):
-    """Rows to score, with many tied scores; and what each has seen."""
+    """Rows to score, with many tied scores, and the seen items of each row."""
 
     hidden_BD: Tensor
     targets_B: Tensor
@@ -208,7 +208,7 @@ class Case(NamedTuple):
 
 
 def case_of(process: int, n_items: int) -> Case:
-    """Other rows on every process, and more of them on some; a few targets are outside the catalogue."""
+    """Each process has its own rows, and some have more; a few targets are outside the catalogue."""
     random = torch.Generator().manual_seed(process)
     rows = (3, 150, 1)[process]
     pairs = torch.randint(rows * n_items, (4 * rows,), generator=random).unique()
@@ -221,7 +221,7 @@ def case_of(process: int, n_items: int) -> Case:
 
 
 def scored(case: Case, table: Any) -> list[Tensor]:
-    """All that is to be known of a case."""
+    """All that scoring finds for a case."""
     of_items = score(case.hidden_BD, table, case.targets_B, case.seen_rows_S, case.seen_items_S, 7)
     return [*of_items, *top_items(case.hidden_BD, table, case.seen_rows_S, case.seen_items_S, 7)]
 
@@ -231,7 +231,7 @@ def scored(case: Case, table: Any) -> list[Tensor]:
 def test_ranks_ties_and_lists_are_those_of_one_process(
     n_items: int, on_cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU and, with CPUs in their place, on devices that nobody asks for a number."""
+    """On the path of CPUs, and on the path that never asks a device for a number, here with CPUs too."""
     table_VD = torch.randint(-2, 3, (n_items, 4), generator=torch.Generator().manual_seed(9)).float()
 
     def score_here(sharding: Sharding) -> list[Tensor]:

@@ -16,7 +16,7 @@ ON_CONVERGENCE = ["--model.optimizer.switch={patience: 1, min_improvement: 0.15,
 
 
 def fit(folder: Path, options: list[str], devices: int, strategy: str) -> list[dict[str, Any]]:
-    """A short run on so many processes, two micro-batches a step; returns its points."""
+    """Train a short run on `devices` processes, two micro-batches a step; returns its points."""
     arguments = [
         "--config=data/synthetic.yaml",
         "--config=trainer/laptop.yaml",

@@ -41,7 +41,7 @@ BEST = Path("checkpoints", "best.ckpt")
 
 
 def test_two_processes_begin_as_one_from_a_file_and_from_shards(folder: Path, fit: Fit) -> None:
-    # Two processes can share none of these catalogues equally, so the rows of each are cut at another item.
+    # None of these catalogues divides by two, so the rows of each are cut at a different item.
     start = fit("catalogue-of-45", 0, *SHORT, "--data.n_items=45") / BEST
     assert start.is_file()
     for n_items in (51, 57):
@@ -56,7 +56,7 @@ def test_two_processes_begin_as_one_from_a_file_and_from_shards(folder: Path, fi
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers of a tensor that is made meanwhile, what lies on the disk and views of it aside."""
+    """The size of the largest tensor made meanwhile, except views and what lies on the disk."""
 
     most = 0
 

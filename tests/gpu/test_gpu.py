@@ -31,8 +31,8 @@ OPTIONS = [
 ]
 ON = {"cuda": "--trainer.accelerator=gpu", "cpu": "--trainer.accelerator=cpu"}
 
-# A step that waits for the GPU is an error, from the third one on, and so is a batch of an evaluation, from the
-# second one on: the first brings the order of the items by popularity to the GPU. What is logged may wait.
+# From the third step on, a step that waits for the GPU is an error. So is a batch of an evaluation from the second
+# batch on: the first brings the order of the items by popularity to the GPU. What is logged may wait.
 STRICT = """
 import torch
 from lightning.pytorch import Callback
@@ -73,7 +73,7 @@ class Graphs(Callback):
 
 @pytest.fixture
 def fit(tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Train a run of that name; the folder of all runs is the current one."""
+    """Train a run of that name in a folder of the current folder."""
     monkeypatch.chdir(tmp_path)
 
     def train(name: str, device: str, *options: str) -> Path:
@@ -97,7 +97,7 @@ def test_neither_a_step_nor_an_evaluation_waits_for_the_gpu(fit: Callable[..., P
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-4), ("bf16-mixed", 5e-3)])
 def test_losses_are_those_of_the_cpu(precision: str, tolerance: float, fit: Callable[..., Path]) -> None:
-    """In float32 sums are taken in another order; bfloat16 has 8 significant bits, and both round differently."""
+    """In float32, only the order of sums differs; bfloat16 has only 8 significant bits."""
     chosen = f"--trainer.precision={precision}"
     here, there = fit("here", "cpu", "--trainer.precision=32-true"), fit("there", DEVICE, chosen)
     assert losses(there) == pytest.approx(losses(here), rel=tolerance)
@@ -127,5 +127,5 @@ def test_memory_is_at_most_what_lrec_sizes_says(precision: memory.Precision, fit
     run = fit("memory", DEVICE, *large)
     estimate = memory.of_step(TransformerConfig(500, 32, *find_size("9.4m")), 2048, precision, device="cuda")
     peak_gib = json.loads((run / "throughput.json").read_text())["memory_gib"]
-    # On a CPU it is that of the whole process.
+    # On a CPU the peak is that of the whole process.
     assert DEVICE == "cpu" or 0.5 * estimate.total < peak_gib * 2**30 < 1.1 * estimate.total

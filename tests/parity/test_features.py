@@ -1,4 +1,4 @@
-"""Features of events, users and items against plain loops over the raw rows, with a one for each value."""
+"""Features of events, users and items against plain loops over the raw rows."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def raw_rows(seed: int = 0) -> list[Row]:
-    """Events of which each feature has missing values, and values that the training part has not: of the last two."""
+    """Events with missing values in each feature; each user's last two have values that the training part lacks."""
     random = np.random.default_rng(seed)
     rows = []
     for user in range(USERS):
@@ -100,7 +100,7 @@ def bucket(edges: list[float], value: float) -> int:
 
 
 def edges_of(numbers: list[float]) -> list[float]:
-    """Of the sorted numbers, those at each 1 / BUCKETS of the way, each once, above the least."""
+    """The distinct numbers at each 1 / BUCKETS of the sorted numbers, without the least number."""
     numbers = sorted(numbers)
     if len(set(numbers)) <= BUCKETS:
         return sorted(set(numbers))[1:]
@@ -109,7 +109,7 @@ def edges_of(numbers: list[float]) -> list[float]:
 
 
 def names_of(entry: str, column: str, trained: list[str]) -> Iterator[str]:
-    """What is read of an entry, by name, where the entries of the training part are these."""
+    """The names of the values that are read from an entry; `trained` are the entries of the training part."""
     numbers = [float(each) for each in trained if each] if column in ("price", "age") else []
     if not entry:
         yield from ["missing"] if "" in trained else []
@@ -162,7 +162,7 @@ def test_what_a_network_reads_is_a_sum_over_raw_values(data: InteractionsDataMod
 
 
 def test_every_value_is_met(data: InteractionsDataModule) -> None:
-    """So that the comparison above is one: each row of the table, and values without one."""
+    """The comparison above covers each row of the table, and values without a row."""
     codes = torch.cat(
         [batch.events_BL.flatten(0, 1) for batch in data.predict_dataloader() if batch.events_BL is not None]
     )
@@ -181,15 +181,9 @@ def test_a_row_of_the_item_table_is_its_own_and_its_features(data: InteractionsD
         """Brands x, y, z and none; cost and whether there is none; genres g, h and none. Item i0 has no row."""
         row = ITEM_ROWS.get(name, {"brand": "", "cost": "", "genres": ""})
         brands = [float(row["brand"] == each) for each in ("x", "y", "z", "")]
-        cost = [
-            (costs[name] - mean) / deviation
-            if name in costs
-            else (float(row["cost"]) - mean) / deviation
-            if row["cost"]
-            else 0.0
-        ]
+        cost = (float(row["cost"]) - mean) / deviation if row["cost"] else 0.0
         genres = [float(each in row["genres"].split("|")) for each in ("g", "h", "")]
-        return [*brands, *cost, float(not row["cost"]), *genres]
+        return [*brands, cost, float(not row["cost"]), *genres]
 
     every = np.array([plain(name) for name in ids])
     centre = every.mean(0)
@@ -207,7 +201,7 @@ def test_a_row_of_the_item_table_is_its_own_and_its_features(data: InteractionsD
 
 
 def test_features_of_a_target_change_nothing(tmp_path: Path) -> None:
-    """Those of each user's last event, the test target, are read nowhere in test; those before it are."""
+    """The features of each user's last event, the test target, are not read in test; earlier ones are."""
     rows = raw_rows()
     for name in ("before", "after", "history"):
         (tmp_path / name).mkdir()
@@ -234,7 +228,7 @@ def test_features_of_a_target_change_nothing(tmp_path: Path) -> None:
 
 
 def test_vocabularies_come_from_the_training_part(data: InteractionsDataModule, tmp_path: Path) -> None:
-    """Values that held-out events alone have are in none, and change no bucket."""
+    """Values that only held-out events have are in no vocabulary, and change no bucket."""
     of = {each.column: each for each in data.learned.vocabularies}
     assert of["device"].values == ["app", "web"]
     assert of["tags"].values == ["a", "b"]

@@ -92,7 +92,7 @@ def scores(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
 
 
 def some_times(config: TransformerConfig, rows: int, length: int) -> Tensor | None:
-    """Ascending, with equal times, and up to years apart; None where the network reads none."""
+    """Ascending, with equal times, and up to years apart; None if the network reads none."""
     if config.architecture.time == "none":
         return None
     torch.manual_seed(1)
@@ -284,7 +284,7 @@ def test_an_event_that_comes_at_another_time_than_the_request_is_refused_by_the_
 
 
 def test_a_network_without_time_is_what_it_was_to_the_last_digit() -> None:
-    """Parameters are drawn by name, so that what is new moves no other."""
+    """Parameters are drawn by name, so a new one changes no other."""
     plain = Transformer(TransformerConfig(31, 11, 2, 12, 3), seed=3)
     biased = Transformer(
         TransformerConfig(31, 11, 2, 12, 3, architecture=Architecture(position_bias=True, time="past")), seed=3

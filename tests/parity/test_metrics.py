@@ -20,7 +20,7 @@ B, D = 40, 6
 
 
 def make_case(n_items: int, levels: int | None, seed: int = 0):  # type: ignore[no-untyped-def]
-    """Hidden states, a table (with many tied scores where `levels` is small), targets and seen pairs."""
+    """Hidden states, a table (with many tied scores if `levels` is small), targets and seen pairs."""
     generator = torch.Generator().manual_seed(seed)
     if levels is None:
         hidden_BD, table_VD = torch.randn(B, D, generator=generator), torch.randn(n_items, D, generator=generator)
@@ -34,7 +34,7 @@ def make_case(n_items: int, levels: int | None, seed: int = 0):  # type: ignore[
 
 
 def batch_of(targets_B: torch.Tensor, weights_B: torch.Tensor) -> EvalBatch:
-    """Targets whose scores are there already."""
+    """A batch of targets that are already scored."""
     nothing = torch.empty(0, dtype=torch.int64)
     return EvalBatch(nothing, nothing, targets_B, weights_B, nothing, nothing, nothing)
 
@@ -47,7 +47,7 @@ def naive_rank(scores: list[float], target: int, candidates: list[int]) -> float
 
 @pytest.fixture(params=["on a CPU", "elsewhere"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether what is computed here goes the way of a CPU, or the one that never asks a device for a number."""
+    """Compute on the path of a CPU, or on the path that never asks a device for a number."""
     if request.param == "elsewhere":
         monkeypatch.setattr(cpu_threads, "is_cpu", lambda device: False)
     place: str = request.param

@@ -66,7 +66,7 @@ def test_forward_equals_gpt2_written_out(layers: int, width: int, heads: int) ->
 @pytest.mark.parametrize("architecture", [Architecture(), Architecture(position_bias=True, time="past")])
 @pytest.mark.parametrize("length", [9, 70])
 def test_attention_weights_are_not_rounded_to_bfloat16(architecture: Architecture, length: int) -> None:
-    """Where queries, keys and values have no more digits than bfloat16, only what is read is rounded, once."""
+    """If bfloat16 holds queries, keys and values exactly, only the result is rounded, once."""
     torch.manual_seed(0)
     config = TransformerConfig(11, length, 1, 64, 2, architecture=architecture)
     exact = SoftmaxAttention(config, 0).double()

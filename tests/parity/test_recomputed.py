@@ -1,6 +1,6 @@
 """Figures of `lrec test` recomputed from the raw file and the exported parameters, in numpy, a user at a time.
 
-Nothing of lrec's own reads the data, cuts the users, computes the network or ranks here.
+No code of lrec reads the data, splits them, computes the network or ranks here.
 """
 
 import json
@@ -26,7 +26,7 @@ Row = tuple[str, int, str]  # item, time, type of event
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log whose rows are mixed and whose times tie, and vectors of its items; some items come late."""
+    """A log with shuffled rows and tied times, and vectors of its items; some items appear late."""
     random, path = np.random.default_rng(0), tmp_path_factory.mktemp("recomputed")
     lines = []
     for user in range(150):
@@ -54,7 +54,7 @@ class Target(NamedTuple):
 
 
 def histories(folder: Path) -> list[list[Row]]:
-    """Each user's rows in order of time, rows of one time in the file's."""
+    """Each user's rows in order of time; rows with the same time in the order of the file."""
     users: dict[str, list[Row]] = {}
     for line in (folder / "log.csv").read_text().splitlines()[1:]:
         user, item, time, action = line.split(",")
@@ -63,13 +63,13 @@ def histories(folder: Path) -> list[list[Row]]:
 
 
 def last_items(users: list[list[Row]]) -> tuple[list[Row], list[Target]]:
-    """Training rows, and the last item of all who have three."""
+    """Training rows, and the last item of each user with at least three rows."""
     train = [row for rows in users for row in (rows[:-2] if len(rows) > 2 else rows)]
     return train, [Target(rows[-1][0], rows[:-1], rows[-1][1]) for rows in users if len(rows) > 2]
 
 
 def by_time(users: list[list[Row]], every: bool) -> tuple[list[Row], list[Target]]:
-    """Training rows, which come before 80 % of all, and the first or every item of the last 10 %."""
+    """Training rows, the first 80 % by time, and each user's first or every item in the last 10 %."""
     times = sorted(row[1] for rows in users for row in rows)
     first, second = times[int(0.8 * len(times))], times[int(0.9 * len(times))]
     train, targets = [], []
@@ -93,7 +93,7 @@ def bucket(seconds: int) -> int:
 def last_hidden(
     p: dict[str, Numbers], index: list[int], read: list[Row], asked: int | None, types: list[str]
 ) -> Numbers:
-    """GPT-2's forward pass over one history; times enter by the parameters that there are for them."""
+    """GPT-2's forward pass over one history; times count if there are parameters for them."""
     length, times = len(index), [row[1] for row in read]
     x = p["items.weight"][index] + p["positions.weight"][:length]
     if "events.weight" in p:
@@ -171,7 +171,7 @@ CASES: dict[str, Case] = {
 
 
 def on_processes(command: list[str]) -> None:
-    """`lrec` in a process of its own, which starts as many as the configuration asks for."""
+    """Run `lrec` in a process of its own, which starts the others that the configuration asks for."""
     ran = subprocess.run(
         [sys.executable, "-m", "lrec", *command], capture_output=True, text=True, timeout=200, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -211,7 +211,7 @@ def test_figures_are_those_of_another_program(
     train, targets = last_items(users) if split == "last" else by_time(users, split == "all")
     types = json.loads((tmp_path / "model.json").read_text())["event_names"] if name == "types" else []
     catalogue = {row[0] for row in train}
-    assert set(ids[: len(catalogue)]) == catalogue  # what vectors alone know comes after it
+    assert set(ids[: len(catalogue)]) == catalogue  # items that only the vectors know come after it
     parameters["items.weight"] = parameters["items.weight"][: len(catalogue)]
     expected = figures(parameters, ids[: len(catalogue)], targets, types, to_request=name == "request")
     found = json.loads((run / "metrics.json").read_text())["model"]

@@ -1,7 +1,7 @@
-"""MovieLens-1M cut by time, beside what time-to-split (arXiv 2507.16289, commit 5a33f9f) counts and reaches on it.
+"""MovieLens-1M cut by time, against the counts and figures of time-to-split (arXiv 2507.16289, commit 5a33f9f).
 
-Its counts are those of its notebooks and CSVs. The figures of popularity were computed with Pandas, by its protocol:
-the best items of the last 7 days before the cut, the history left out, ties in the order in which items first come in
+The counts are those of its notebooks and CSVs. The figures of popularity were computed with Pandas, by its protocol:
+the best items of the last 7 days before the cut, without the history; ties in the order in which items first occur in
 those days.
 """
 
@@ -24,7 +24,7 @@ from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder
 from lrec.ranking.scoring import Scores
 
-# The first seconds after its cuts, the quantiles 0.9 of all times (978,132,488) and of those before (975,962,083.1).
+# The first seconds after its cuts: the quantiles 0.9 of all times (978,132,488) and of those before (975,962,083.1).
 VALIDATE_FROM, TEST_FROM = 975_962_084, 978_132_489
 DAYS = 7 * 86_400
 
@@ -73,7 +73,7 @@ def test_counts(data: MovieLensDataModule) -> None:
 
 
 def popularity(split: Split, own_ties: bool) -> dict[str, float]:
-    """Of the last 7 days of the training part, on its test targets."""
+    """Figures of the popularity in the last 7 days of the training part, on the test targets."""
     store, baselines = split.store, Baselines(split, torch.device("cpu"), "7d")
     users = np.repeat(np.arange(store.n_users), split.train_U)
     rows = np.concatenate([np.arange(b, b + n) for b, n in zip(store.offsets_U1[:-1], split.train_U, strict=True)])
@@ -115,7 +115,7 @@ def test_popularity_of_seven_days(
     for expected, until in ((to_validation, split), (to_test, longer)):
         figures = popularity(until, own_ties=False)
         assert tuple(round(1e4 * figures[f"{name}@10_unseen"]) for name in ("HR", "NDCG")) == expected
-        # By total counts where those of the days tie, by half a rank or the item's index where these tie too.
+        # If the counts of the days tie, total counts decide; if these tie too, half a rank or the item's index.
         own = popularity(until, own_ties=True)
         for name in ("HR@10_unseen", "NDCG@10_unseen"):
             assert own[name] == pytest.approx(figures[name], abs=20e-4)

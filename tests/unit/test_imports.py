@@ -1,7 +1,7 @@
-"""Which way imports point in src/lrec: down or sideways, never up, never in a circle; and what starts without torch.
+"""Imports in src/lrec point down or sideways, never up, never in a circle; and some commands start without torch.
 
-Imports inside functions count: they only put a circle off until the function is called. What is imported by a name in
-a table (`lrec.X`, the commands of `lrec`) is not followed: such a table is there so that its module knows nobody.
+Imports inside functions count: they only delay a circle until the function is called. Imports by a name in a table
+(`lrec.X`, the commands of `lrec`) do not count: such a table keeps its module independent of all others.
 """
 
 import ast
@@ -21,7 +21,7 @@ from lrec.data.store.prepare import RawInteractions, prepare_store
 
 PACKAGE = Path(__file__).parents[2] / "src" / "lrec"
 
-# A line per room, from the ground up: what it may import. A room is a folder, or a file at the root of the package.
+# What each room may import, the lowest room first. A room is a folder, or a file at the root of the package.
 ROOMS = {
     "errors": "",
     "common": "errors",
@@ -37,7 +37,7 @@ ROOMS = {
     "training": "errors common options run data model ranking checkpoint evaluation serving",
     "tasks": "errors common options run data model ranking evaluation serving",
     "study": "errors common options run data model laws evaluation serving training",
-    "backtest": "errors common run data model ranking evaluation serving study",
+    "backtest": "errors common run data ranking evaluation serving study",
     "cli": "errors common options training",
     "__main__": "cli",
     "__init__": "",
@@ -46,7 +46,7 @@ LIGHTNING = {"lightning", "lightning_fabric", "lightning_utilities", "pytorch_li
 
 
 class Import(NamedTuple):
-    """That one module of lrec imports another, or a library."""
+    """One import of a module of lrec: of another module, or of a library."""
 
     importer: str
     imported: str
@@ -71,7 +71,7 @@ MODULES = modules()
 
 
 def imports(importer: str) -> Iterator[Import]:
-    """All imports of a module, those inside functions marked."""
+    """All imports of a module. `inside` marks those inside functions."""
 
     def visit(node: ast.AST, inside: bool) -> Iterator[Import]:
         for child in ast.iter_child_nodes(node):
@@ -90,7 +90,7 @@ def imports(importer: str) -> Iterator[Import]:
 
 
 def _module_of(name: str) -> str:
-    """The module, named from below lrec, that an import reads; that of another library as it is."""
+    """The module that an import reads: its name below lrec, or the full name in another library."""
     root, _, below = name.partition(".")
     if root != "lrec":
         return name
@@ -118,7 +118,7 @@ def test_rooms_import_only_those_before_them() -> None:
     assert [name for place, name in enumerate(names) if not set(ROOMS[name].split()) <= set(names[:place])] == []
 
 
-def test_imports_are_those_of_the_table() -> None:
+def test_imports_match_the_table() -> None:
     drawn: dict[str, set[str]] = {name: set() for name in ROOMS}
     for found in OWN:
         drawn[room(found.importer)].add(room(found.imported))
@@ -142,7 +142,7 @@ def imported_by(*rooms: str) -> set[str]:
     return {found.imported.partition(".")[0] for name in MODULES if room(name) in rooms for found in imports(name)}
 
 
-def test_laws_know_tables_of_points_only() -> None:
+def test_laws_import_neither_torch_nor_lightning() -> None:
     assert imported_by("laws").isdisjoint(LIGHTNING | {"torch"})
 
 
@@ -155,7 +155,7 @@ def test_data_know_nothing_of_the_trainer() -> None:
     assert {name for name in found if room(name) in LIGHTNING} <= {"lightning.pytorch.LightningDataModule"}
 
 
-# In one process, the lightest first: what one command imports the next has too.
+# All in one process, the lightest command first: each command also has what earlier ones imported.
 LIGHT = """
 import contextlib, io, json, sys
 import lrec

@@ -1,4 +1,4 @@
-"""A run's folder: what is read from it is what was written; what is none of it is one line."""
+"""A run's folder: everything is read back as it was written, and invalid files are refused in one line."""
 
 import json
 from dataclasses import fields
@@ -54,7 +54,7 @@ def test_points_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathF
     assert run.points == points
 
 
-def test_a_line_has_the_fields_in_their_order_and_those_of_studies_where_they_are_known(tmp_path: Path) -> None:
+def test_a_line_has_the_fields_in_order_and_those_of_studies_if_known(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.write_points([Point(run="a"), Point(run="a", test_loss_se=0.5)])
     plain, measured = (list(json.loads(line)) for line in (tmp_path / "points.jsonl").read_text().splitlines())
@@ -63,7 +63,7 @@ def test_a_line_has_the_fields_in_their_order_and_those_of_studies_where_they_ar
     assert measured == names[:-3]
 
 
-def test_what_a_point_lacks_has_its_default(tmp_path: Path) -> None:
+def test_missing_fields_of_a_point_have_their_defaults(tmp_path: Path) -> None:
     line = {"schema": 1, "run": "a", "N_body": 768, "val_loss": 5.0, "best": True, "status": "finished"}
     (tmp_path / "points.jsonl").write_text(json.dumps(line) + "\n")
     assert Run(tmp_path).result == Point(run="a", N_body=768, val_loss=5.0, best=True, status="finished")
@@ -105,10 +105,10 @@ def test_options_have_the_names_of_the_command_line(tmp_path: Path) -> None:
     assert nested.value("model.class_path") == "my.Model"
 
 
-def test_where_data_lie_is_no_part_of_what_is_trained() -> None:
+def test_the_location_of_the_data_does_not_count_as_trained_with() -> None:
     moved = json.loads(json.dumps(OPTIONS))
     moved["data"]["init_args"] |= {"path": "elsewhere.csv", "data_dir": "stores", "num_workers": 4}
-    moved["trainer"] = moved.get("trainer", {}) | {"precision": "32-true"}  # what no precision means
+    moved["trainer"] = moved.get("trainer", {}) | {"precision": "32-true"}  # the same as no precision
     assert RunConfig(moved).trained_with == RunConfig(OPTIONS).trained_with
     moved["model"]["optimizer"]["betas"] = [0.9, 0.999]
     assert RunConfig(moved).trained_with != RunConfig(OPTIONS).trained_with

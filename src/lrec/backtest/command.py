@@ -1,4 +1,4 @@
-"""`lrec backtest`: train networks at several times, test each on what follows, and write what size and age bring."""
+"""`lrec backtest`: train networks at several times, test each on later windows, and report gains of size by age."""
 
 from lrec.backtest.findings import Findings, Served, figures_of
 from lrec.backtest.options import Backtest, open_store, origin_of, origins_of, planned
@@ -17,7 +17,7 @@ from lrec.study.work import Work
 
 
 def backtest(options: Backtest) -> None:
-    """Train at several times, test on the windows that follow, and write a report; started again, it goes on.
+    """Train at several times, test on the windows that follow, and write a report; the same command continues it.
 
     Args:
         options: What is trained, and when.
@@ -61,6 +61,6 @@ def _served(record: Record, run: PlannedRun, windows: Windows) -> Served:
     print(f"testing {run.name}", flush=True)
     trained = record.trained(run)
     assert trained.result is not None
-    last = max(windows) if update == "full" else origin  # only what is trained anew is measured as it ages
+    last = max(windows) if update == "full" else origin  # only networks trained anew are tested as they age
     table = figures_of(measured(trained, {number: windows[number] for number in range(origin, last + 1)}))
     return Served(update, origin, run.size, run.seed, trained.result, table)

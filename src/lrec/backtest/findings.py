@@ -1,4 +1,4 @@
-"""What the targets of a backtest say: what size brings by age, and what updates keep of training anew."""
+"""The findings of a backtest: the gain of size by age, and how much of the gain of training anew an update keeps."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lrec.run import Point
 METRIC = "NDCG@10"
 CONFIDENCE, Z = "90 %", 1.6449
 KEY = ["window", "user", "step"]
-Tables = list[pl.DataFrame]  # of targets, one for each seed
+Tables = list[pl.DataFrame]  # tables of targets, one for each seed
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Gain:
-    """By how much a mean over targets differs from a base, with its standard error, targets paired, users drawn."""
+    """The difference of a mean from a base, on the same targets, with its standard error over users."""
 
     value: float
     error: float
@@ -45,7 +45,7 @@ class Gain:
 
     @property
     def sign(self) -> int:
-        """1 where it is a gain for sure, -1 where it is a loss for sure, else 0."""
+        """1 if the whole interval is a gain, -1 if the whole interval is a loss, else 0."""
         return 0 if abs(self.value) <= Z * self.error else 1 if self.value > 0 else -1
 
     @property
@@ -74,7 +74,7 @@ def mean_of(tables: Tables, column: str) -> float:
 
 
 def summary_of(tables: Tables) -> dict[str, float]:
-    """How many targets there are, and their figures."""
+    """The number of targets and the means of their figures."""
     return {"targets": len(tables[0])} | {
         name: mean_of(tables, name) for name in ("loss", "HR@10", METRIC, f"{METRIC}_unseen")
     }
@@ -96,20 +96,20 @@ class Findings:
 
     @cached_property
     def by_age(self) -> dict[int, dict[str, Tables]]:
-        """The targets of all windows so many windows after an origin, by size, as networks trained anew rank them."""
+        """By age (the number of windows since the origin) and size: targets as networks trained anew rank them."""
         folds, sizes = self.backtest.folds, self.backtest.sizes
         origins = sorted({each.origin for each in self.served if each.update == "full"})
-        found: dict[int, dict[str, Tables]] = {}
-        for age in range(folds):
+
+        def tables(age: int, size: str) -> Tables:
             of_age = [k for k in origins if k + age <= folds]
-            for size in sizes if of_age else []:
-                parts = [self.tables(f"full-{k}", size, pl.col("window") == k + age) for k in of_age]
-                found.setdefault(age, {})[size] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
-        return found
+            parts = [self.tables(f"full-{k}", size, pl.col("window") == k + age) for k in of_age]
+            return [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
+
+        return {age: {size: tables(age, size) for size in sizes} for age in range(folds)}
 
     @cached_property
     def of_size(self) -> dict[int, Gain]:
-        """What the last size gains over the first one in NDCG@10, by age; nothing where there is one size."""
+        """The gain of the last size over the first one in NDCG@10, by age; empty if there is one size."""
         small, large = self.backtest.sizes[0], self.backtest.sizes[-1]
         if small == large:
             return {}
@@ -120,8 +120,8 @@ class Findings:
 
     @cached_property
     def updates(self) -> list[dict[str, Any]]:
-        """Each size and update over all windows but the first: what the network that then serves reaches, which share
-        of the gain of training anew over no update that is, and which share of its seconds it takes."""
+        """Each size and update over all windows except the first: the figures of the networks that serve, the share
+        they keep of the gain of training anew over no update, and their share of its training seconds."""
         rows, later = list[dict[str, Any]](), range(2, self.backtest.folds + 1)
         for size in self.backtest.sizes:
             tables, seconds = dict[Update, Tables](), dict[Update, float]()
@@ -142,8 +142,8 @@ class Findings:
 
 
 def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float]:
-    """(own - none) / (full - none) of the metric, and its standard error by the ratio's linear part; users are
-    drawn."""
+    """(own - none) / (full - none) of the metric, and its standard error over users by the ratio's linear
+    approximation."""
     one, *others = (
         pl.concat(tables).group_by(KEY, maintain_order=True).agg(pl.col(METRIC).mean().alias(name))
         for name, tables in (("none", none), ("own", own), ("full", full))

@@ -1,4 +1,4 @@
-"""What a backtest trains: networks of each size at each origin, which are variants of a study without a law."""
+"""What a backtest trains: networks of each size at each origin; the networks are variants of a study without a law."""
 
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
@@ -16,7 +16,7 @@ from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Runs, Study
 from lrec.study.warm_fit import Recipe, trained_on
 
-MOST_VALIDATE, VALIDATE = 1024, 20  # users that validate: one of so many of those known at an origin
+MOST_VALIDATE, VALIDATE = 1024, 20  # validation users: 1 in 20 users known at an origin, at most 1024
 Update = Literal["none", "warm", "full"]
 
 
@@ -25,7 +25,8 @@ class Backtest(Runs):
     """Train at several times (origins), test on the windows after each, and compare sizes and ages of networks.
 
     Windows follow one after the other; the last one ends with the data, or at `until`. A network learns only from what
-    lies before its origin, and is tested on the window that begins at its origin and on all later windows.
+    lies before its origin. Networks trained anew are tested on all windows from their origin on. Other networks are
+    tested on the window that begins at their origin.
 
     Attributes:
         sizes: Names of sizes, or shapes such as 2x96, from the smallest to the largest.
@@ -34,8 +35,8 @@ class Backtest(Runs):
         folds: Number of origins.
         until: End of the last window: an ISO date, a Unix time in the log's unit, or a share of all interactions; by
             default the end of the data. Later interactions are left out.
-        train_from: Start of training, given like until; by default the start of the data. What comes earlier trains no
-            network, but a warm one's replay has whole histories, and baselines count it.
+        train_from: Start of training, given like until; by default the start of the data. Earlier interactions train no
+            network, but the replay of a warm update has whole histories, and baselines count them too.
         update: What happens at later origins. none: the networks of the first origin stay as they are; warm: they
             are trained a little more on new interactions; full: networks are trained anew on all interactions.
         out: Folder of the backtest; backtests/NAME by default.
@@ -60,7 +61,7 @@ class Backtest(Runs):
         for option, duration in (("every", self.every), ("horizon", self.length)):
             if not seconds_in(duration):
                 raise UserError(f"--{option} {duration} is no duration such as 30m, 12h, 7d or 2w")
-        self.study({})  # which checks what it shares with a study
+        self.study({})  # checks the options that it shares with a study
 
     @property
     def folder(self) -> Path:
@@ -68,11 +69,11 @@ class Backtest(Runs):
 
     @property
     def length(self) -> str:
-        """Of a window."""
+        """Length of a window."""
         return self.horizon or self.every
 
     def lasting(self, folds: int) -> str:
-        """The time of so many folds, such as 21d."""
+        """The time that this number of folds takes, such as 21d."""
         return f"{int(self.every[:-1]) * folds}{self.every[-1]}"
 
     def study(self, variants: dict[str, dict[str, Any]], starts_from: dict[str, str] | None = None) -> Study:
@@ -88,28 +89,26 @@ def network_of(update: Update, origin: int) -> str:
 
 
 def origin_of(network: str) -> int:
-    """Of a variant by its name, counted from 1."""
+    """Origin of a variant by its name, counted from 1."""
     return int(network.rpartition("-")[2])
 
 
 def open_store(backtest: Backtest) -> Store:
-    """The store, prepared; UserError where it would let the future into the past."""
+    """The store, prepared; UserError if it has no times, or if data.k_core selects by future interactions."""
     example = planned_runs(replace(backtest.study({}), sizes=backtest.sizes[:1], seeds=backtest.seeds[:1]))[0]
     data = datamodule_of(example.options)
     data.prepare_data()
     store = data.open_store()
     if data.k_core:
-        raise UserError(
-            f"data.k_core={data.k_core} keeps whom the future makes frequent: a backtest needs data.k_core 0"
-        )
+        raise UserError(f"data.k_core={data.k_core} selects by future interactions too: a backtest needs data.k_core 0")
     if store.times_N is None:
         raise UserError("a backtest needs times, and the data have none (--data.time_column)")
     return store
 
 
 def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
-    """The time of each origin, such that the last window ends with the data, and the length of a window; both in the
-    store's unit of time."""
+    """The time of each origin and the length of a window, in the store's unit of time. The last window ends with the
+    data, or at `until`."""
     assert store.times_N is not None
     every = in_units(store, "--every", backtest.every)
     length = in_units(store, "--horizon", backtest.length)
@@ -119,22 +118,22 @@ def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
     origins = [end - length - every * ahead for ahead in reversed(range(backtest.folds))]
     if origins[0] <= begin:
         raise UserError(
-            f"--folds {backtest.folds} of --every {backtest.every} begin before the data: fewer folds, or shorter ones"
+            f"--folds {backtest.folds} of --every {backtest.every} begin before the data: choose fewer or shorter ones"
         )
     for number, at in enumerate(origins, start=1):
         if not ((store.times_N >= at) & (store.times_N < at + length)).any():
             begins = time_text(at, store.time_unit)
             raise UserError(
-                f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction: other "
-                "windows, or another end (--until)"
+                f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction: choose "
+                "other windows, or another end (--until)"
             )
     return origins, length
 
 
 def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -> tuple[Study, list[PlannedRun]]:
-    """The study of every network that the updates need, and its runs. Each learns from all before its origin, but for
-    users who validate, and its test is the window that begins there; a warm one as `lrec update` does, from what is new
-    since the origin before."""
+    """The study of every network that the updates need, and its runs. A network learns from all interactions before its
+    origin, except those of validation users, and is tested on the window that begins there. A warm network learns from
+    what is new since the previous origin, as in `lrec update`."""
     splits, part = list[dict[str, Any]](), dict[str, Any]()
     if backtest.train_from is not None:
         since = cut_time(store, "--train_from", backtest.train_from)

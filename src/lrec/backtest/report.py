@@ -1,4 +1,4 @@
-"""What a backtest leaves behind: report.md, report.html, backtest.json, a picture, and points by age to fit laws to."""
+"""What a backtest writes: report.md, report.html, backtest.json, a picture, and points by age for fitting laws."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
-    """Write everything that was found, `beside` it what baselines reach in the window of each origin, and return
+    """Write all findings, with the baselines' targets in the window of each origin (`beside`), and return the text of
     report.md."""
     backtest, out, gains = found.backtest, found.backtest.folder, found.of_size
     updates = found.updates
@@ -78,7 +78,7 @@ def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
 
 
 def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
-    """What counting reaches at most, on the targets of the networks' first windows."""
+    """The best baseline on the targets of the networks' first windows."""
     of_networks = next(iter(found.by_age[0].values()))[0]["window"].unique()
     targets = pl.concat([table.filter(window=k) for k, table in beside.items() if k in of_networks])
     means = {name: mean_of([mine], METRIC) for (name,), mine in targets.group_by("scorer", maintain_order=True)}
@@ -98,7 +98,7 @@ def _method(backtest: Backtest) -> str:
         f"{backtest.folds} origins, {backtest.every} apart, and windows of {backtest.length}. A network learns from "
         "all before its origin, except the users for validation. Each interaction in a window is a target, predicted "
         "from all earlier ones of its user. An item that nobody had before the origin is a miss, without a loss. Gains "
-        f"are means over the same targets. The {CONFIDENCE} intervals come from resampling users with all windows."
+        f"are means over the same targets. The {CONFIDENCE} intervals are over users, each with all windows."
     )
 
 
@@ -115,7 +115,7 @@ def _ages_table(found: Findings) -> str:
 
 
 def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
-    """Of each window, the networks that were trained last before it, and the baselines of its origin."""
+    """For each window: the newest networks trained before it, and the baselines of its origin."""
     backtest = found.backtest
     newest = "full" if "full" in backtest.update else backtest.update[-1]
     names = list(dict.fromkeys(name for table in beside.values() for name in table["scorer"]))
@@ -149,7 +149,7 @@ def _updates_table(updates: list[dict[str, Any]]) -> str:
 
 
 def _age_figure(ages: Sequence[str], gains: Sequence[Gain], finding: str) -> "Figure":
-    """The gain of the larger network at each age with its interval, and no gain."""
+    """The gain of the larger network at each age with its interval, and a line for no gain."""
     figure = new_figure(4.4, 3.2, f"{finding}. Gain in {METRIC} against the age of the networks, with {CONFIDENCE}")
     axes = figure.add_subplot()
     value_A, half_A = np.array([(gain.value, Z * gain.error) for gain in gains]).T
@@ -165,7 +165,7 @@ def _age_figure(ages: Sequence[str], gains: Sequence[Gain], finding: str) -> "Fi
 
 
 def _points_by_age(found: Findings) -> dict[int, list[Point]]:
-    """A point for each age, size and seed, whose test loss is that of the windows so much later; for laws of size."""
+    """A point for each age, size and seed, with the test loss of the windows at this age; for laws of size."""
     points: dict[int, list[Point]] = {}
     for age, by_size in found.by_age.items():
         for size, tables in by_size.items():

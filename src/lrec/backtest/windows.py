@@ -1,6 +1,6 @@
 """How networks and baselines of an origin rank the targets of the windows that follow it.
 
-Shape suffixes: M targets of a batch, D width, V catalogue.
+Shape suffix: M targets of a batch.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from torch import Tensor
 
 from lrec.common.files import replacing
 from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask, shared_rows
@@ -20,35 +19,33 @@ from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.errors import UserError
 from lrec.evaluation.baselines import Baselines
-from lrec.evaluation.metrics import KS
+from lrec.evaluation.evaluator import scores_of
 from lrec.evaluation.shared_scoring import device
-from lrec.model.sharded_table import Table
-from lrec.model.transformer import Transformer
-from lrec.ranking.scoring import Scores, score
+from lrec.ranking.scoring import Scores
 from lrec.run import Run
 from lrec.serving.export import load
 
 Scorer = Callable[[EvalBatch], Scores]
-Windows = dict[int, tuple[int, int]]  # by number from 1: the time at which each begins, and at which it has ended
+Windows = dict[int, tuple[int, int]]  # by number from 1: begin and end (exclusive) of each window
 
 
 def measured(run: Run, windows: Windows) -> pl.DataFrame:
     """The targets of the windows as a run's best network ranks them; the table is kept in the run's folder."""
 
     def of_network(data: SequenceDataModule) -> dict[str, Scorer]:
-        model = load(run.best, trust=True, new_items=False)  # whoever trained it has imported its classes
+        model = load(run.best, trust=True, new_items=False)  # the training already imported its classes
         if model.about["data_hash"] != data.data_hash:
-            raise UserError(f"{run.folder} was trained on other data than there are now: --restart '[{run.name}]'")
+            raise UserError(f"the data have changed since {run.folder} was trained: --restart '[{run.name}]'")
         net = model.net.float().requires_grad_(False).to(device())
         if net.config.architecture.time != "none":
             data.carry_times()
-        return {"model": lambda batch: _scored(net, batch)}
+        return {"model": partial(scores_of, net)}
 
     return _kept(run.folder / "windows.parquet", run, windows, of_network)
 
 
 def baselines(run: Run, windows: Windows, file: Path) -> pl.DataFrame:
-    """The same of every baseline, which counts what the run has learned from; the table is kept in `file`."""
+    """The same for every baseline, counted in the training part before the run's origin; `file` keeps the table."""
 
     def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
         found = Baselines(data.cuts, device(), data.recent_popularity)
@@ -97,12 +94,3 @@ def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Score
                 kept = pl.DataFrame({**of_targets, **numbers}).filter(batch.weights_M.numpy() > 0)
                 tables.append(kept.with_columns(scorer=pl.lit(name), window=number))
     return pl.concat(tables)
-
-
-def _scored(net: Transformer, batch: EvalBatch) -> Scores:
-    def head(hidden_MD: Tensor, table_VD: Table) -> Scores:
-        return score(hidden_MD, table_VD, batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
-
-    times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
-    found: Scores = net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
-    return found

@@ -1,15 +1,15 @@
-"""What a checkpoint is on disk, one file or one folder of shards, and how any number of processes reads it.
+"""What a checkpoint is on disk (one file, or one folder of shards), and how any number of processes reads it.
 
 A file `NAME.ckpt` is what Lightning saves: a dictionary of tensors and plain values. A folder `NAME.ckpt` holds the
 same dictionary in parts:
 
-    state.pt                             the dictionary, but for the rows of sharded tensors, and the names of the files
-    TOKEN-00000-of-00002.safetensors     that hold them: rows of such tensors, a file per process
+    state.pt                             the dictionary without the rows of sharded tensors, and the names of the shards
+    TOKEN-00000-of-00002.safetensors     a shard: rows of sharded tensors, one file per process
 
-Replacing state.pt is what puts a new checkpoint in force; files that it does not name are removed afterwards. No
-pickled code is read or written. What is damaged is refused: NAME.ckpt and state.pt are zip archives, with a CRC for
-each entry; shards have a `checksum` of their own; and the entry lrec_checksum is that of the network as a whole file
-holds it, its description and its item ids, so that nobody can exchange one of them alone.
+A new checkpoint takes effect when state.pt is replaced; files that it does not name are removed afterwards. No pickled
+code is read or written. Damaged checkpoints are refused: NAME.ckpt and state.pt are zip archives, with a CRC for each
+entry, and each shard has its own `checksum`. The entry lrec_checksum covers the network's tensors (except those in
+shards), its description and its item ids, so that nobody can exchange only one of them.
 """
 
 import json
@@ -34,11 +34,11 @@ STATE = "state.pt"
 SHARDED = "sharded"  # in state.pt, (SHARDED, name, rows) stands for a tensor whose rows are in the shards
 ITEMS = "lrec_items"  # the entry that holds the catalogue
 CHECKSUM = "lrec_checksum"
-BY_PARAMETER = ("state_dict", "optimizer_states")  # the entries whose tensors are sharded as parameters are
-ROWS = "rows"  # where a shard says, as JSON, its file's name and the first row that it has of each tensor
+BY_PARAMETER = ("state_dict", "optimizer_states")  # the entries whose tensors are sharded like the parameters
+ROWS = "rows"  # in a shard's metadata: JSON with its file name and the first row that it has of each tensor
 
 T = TypeVar("T")
-Rows = Callable[[str, int], slice]  # those to read of a parameter or of its optimizer's state, by its name and size
+Rows = Callable[[str, int], slice]  # the rows to read of a tensor, by its name and number of rows
 _DAMAGE = (
     *(OSError, RuntimeError, EOFError, TypeError, ValueError, LookupError, AttributeError, OverflowError),
     *(pickle.UnpicklingError, SafetensorError, BadZipFile, zlib.error),
@@ -55,7 +55,7 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def checksum_of(checkpoint: Mapping[str, Any]) -> str:
-    """Of the network's tensors, but for those whose rows are in shards, of its description and of its items."""
+    """The checksum of the network's tensors (except those in shards), its description and its items."""
     named = checkpoint["state_dict"] | checkpoint.get(ITEMS, {})
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     return checksum(json.dumps(checkpoint["lrec"], sort_keys=True, default=str), tensors)
@@ -71,18 +71,18 @@ def change_leaves(value: Any, name: str, change: Callable[[str, Any], Any]) -> A
 
 
 def aside(path: Path) -> Path:
-    """Where a checkpoint lies while one of the other form, file or folder, takes its place."""
+    """The path of a checkpoint while one of the other form (file or folder) takes its place."""
     return path.with_name(f"{path.stem}-0{path.suffix}")
 
 
 def find_last(folder: Path) -> Path | None:
-    """The last checkpoint in a run's folder of checkpoints; None where none was completed."""
+    """The last checkpoint in a run's folder of checkpoints; None if none was completed."""
     last = folder / LAST
     return next((path for path in (last, aside(last)) if path.is_file() or (path / STATE).is_file()), None)
 
 
 def check(path: Path, whole: bool = True) -> None:
-    """UserError unless `path` is a whole and undamaged checkpoint of lrec's; or else one by its description alone."""
+    """Raise UserError unless `path` is an undamaged checkpoint of lrec. Unless `whole`, only read its description."""
     with refuse_damage(path):
         if not path.is_dir():
             _load_pt(path, mmap=True, verify=whole)
@@ -94,13 +94,13 @@ def check(path: Path, whole: bool = True) -> None:
 
 
 def read_together(path: Path, rows: Rows | None = None, optimizer: bool = True) -> dict[str, Any]:
-    """`read` on all processes: the first one verifies a file, each one the shards that it reads."""
+    """`read` on all processes. The first process verifies a file; each process verifies the shards that it reads."""
     verify = path.is_dir() or not distributed.is_initialized() or distributed.get_rank() == 0
     return agreed(lambda: read(path, rows, optimizer, verify))
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """What this process makes of it, while others do; what one of them refuses all refuse."""
+    """The result of `work`, which all processes do together. A UserError on one of them is raised on all of them."""
     if not distributed.is_initialized():
         return work()
     made, mine = [], None
@@ -116,7 +116,7 @@ def agreed(work: Callable[[], T]) -> T:
 
 
 def mapped(path: Path, name: str) -> list[Tensor]:
-    """The rows of a parameter, in order, as they lie on the disk, unverified: what is not looked at takes no memory."""
+    """The rows of a parameter, in order, mapped from the disk and unverified: rows that are not used take no memory."""
     with refuse_damage(path):
         if not path.is_dir():
             return [_load_pt(path, mmap=True, verify=False)["state_dict"][name]]
@@ -126,11 +126,11 @@ def mapped(path: Path, name: str) -> list[Tensor]:
 
 
 def read(path: Path, rows: Rows | None = None, optimizer: bool = True, verify: bool = True) -> dict[str, Any]:
-    """The checkpoint as Lightning knows it, verified unless another process does that; UserError where there is none,
-    or it is not lrec's, or damaged."""
+    """The checkpoint as Lightning knows it. It is verified, unless another process does that (`verify`). Raise
+    UserError if it does not exist, is damaged, or is not from lrec."""
     with refuse_damage(path):
         folder = path.is_dir()
-        # Mapped where only some rows are copied out of the file.
+        # A file is mapped if only some of its rows are copied.
         state = _load_pt(path / STATE if folder else path, rows is not None and not folder, verify)
         if not optimizer:
             state.pop("optimizer_states", None)
@@ -151,7 +151,7 @@ def read(path: Path, rows: Rows | None = None, optimizer: bool = True, verify: b
 
 @contextmanager
 def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Iterator[None]:
-    """UserError where `path` is not there, or what is done with it shows that it is none of that kind, or damaged."""
+    """Raise UserError if `path` does not exist, or if an error in the block shows damage or another kind of file."""
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
     try:
@@ -169,7 +169,7 @@ def _load_pt(path: Path, mmap: bool = False, verify: bool = True) -> dict[str, A
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     if "lrec" not in checkpoint:
         raise ValueError("it lacks what lrec adds to a checkpoint")
-    # Trainer.save_checkpoint in a script of one's own writes none; the archive's own was verified above.
+    # Trainer.save_checkpoint in a user's script writes no checksum; the CRCs of the archive were verified above.
     stated = checkpoint.pop(CHECKSUM, None)
     if verify and stated not in (None, checksum_of(checkpoint)):
         raise ValueError("its network, its description or its items are not as they were written")
@@ -177,8 +177,8 @@ def _load_pt(path: Path, mmap: bool = False, verify: bool = True) -> dict[str, A
 
 
 class _Shards:
-    """The shards of a folder, open for reading; each is verified before anything is read of it, unless that is not
-    wanted."""
+    """The shards of a folder, open for reading. With `verify`, each shard is verified before `read` takes rows from
+    it."""
 
     def __init__(self, folder: Path, names: list[str], verify: bool = True) -> None:
         self._files = {name: safe_open(folder / name, framework="pt") for name in names}
@@ -193,7 +193,7 @@ class _Shards:
             raise ValueError(f"{name} is not as it was written")
 
     def pieces(self, tensor: str, total: int) -> list[tuple[int, str, Tensor]]:
-        """First row, shard and rows of each part of a tensor that has `total`."""
+        """First row, shard and rows of each part of a tensor that has `total` rows."""
         found, end = [], 0
         starts = {name: places["starts"] for name, places in self._places.items()}
         for start, name in sorted((starts[name][tensor], name) for name in starts if tensor in starts[name]):

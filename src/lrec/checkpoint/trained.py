@@ -1,4 +1,4 @@
-"""The trained network in a checkpoint: its description, its parameters, its items; and what refuses another one."""
+"""The trained network in a checkpoint: its description, parameters and items. And checks that refuse another one."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +15,9 @@ from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import NewItems
 from lrec.model.transformer import Transformer
 
-# The catalogue, in the entry ITEMS: raw ids and training interactions.
+# Keys of the catalogue in the entry ITEMS: raw ids and training interactions.
 CATALOGUE = IDS, ENDS, COUNTS = "item_ids", "item_ends", "item_counts"
-# Beside it there, where a network makes rows of vectors: the items that have one and are not in the catalogue.
+# If a network makes rows from vectors, ITEMS also has the items with a vector that are not in the catalogue.
 NEW_IDS, NEW_ENDS, NEW_VECTORS = "new_item_ids", "new_item_ends", "new_item_vectors"
 _AGAIN = "it is damaged, or was edited; export it again, or train again"
 
@@ -25,10 +25,10 @@ _AGAIN = "it is damaged, or was edited; export it again, or train again"
 class Trained(NamedTuple):
     """A trained network as it is stored."""
 
-    about: dict[str, Any]  # what it says of itself: the network's shape, step, D, data hash ...
+    about: dict[str, Any]  # its description: the network's shape, step, D, data hash ...
     parameters: dict[str, Tensor]  # by name
     item_ids: pl.Series  # raw id of each item of the catalogue
-    counts_V: np.ndarray | None  # training interactions of each item; None where a model was exported without
+    counts_V: np.ndarray | None  # training interactions of each item; None if a model was exported without them
     new: NewItems | None = None  # items outside the catalogue that have a vector
 
 
@@ -41,8 +41,8 @@ def trained_in(checkpoint: dict[str, Any]) -> Trained:
 
 
 def build_network(config: TransformerConfig, parameters: dict[str, Tensor], path: Path) -> Transformer:
-    """The network of these parameters; UserError where `path` lacks some, or has others, of another shape, or not
-    finite."""
+    """The network with these parameters. Raise UserError if `path` lacks a parameter, or has one that is unexpected, of
+    another shape, or not finite."""
     n_blocks = len({name.split(".")[1] for name in parameters if name.startswith("blocks.")})
     if n_blocks != config.layers:
         raise UserError(f"{path} has the parameters of {n_blocks} blocks, its network has {config.layers}: {_AGAIN}")
@@ -55,7 +55,7 @@ def build_network(config: TransformerConfig, parameters: dict[str, Tensor], path
 
 
 def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: object) -> None:
-    """UserError where `path` lacks an expected parameter, or has another one, or one of another shape."""
+    """Raise UserError if `path` lacks an expected parameter, or has an unexpected one or one of another shape."""
     for names, has in ((expected.keys() - found.keys(), "lacks"), (found.keys() - expected.keys(), "also has")):
         if names:
             raise UserError(f"{path} {has} the parameter {min(names)}: {_AGAIN}")
@@ -67,21 +67,21 @@ def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None) -> None:
-    """UserError where a trained network is of another shape than the config, or was trained on other data."""
+    """Raise UserError if a trained network has another shape than the config, or was trained on other data."""
     for name, value in config.to_dict().items():
         if trained[name] != value:
-            raise UserError(f"the checkpoint has {name} {trained[name]}, the config {value}: give its own config")
+            raise UserError(f"the checkpoint has {name} {trained[name]}, the config {value}: use the run's own config")
     if data_hash is not None and trained["data_hash"] != data_hash:
         raise UserError("the checkpoint was trained on other data, another split or another reduction")
 
 
 def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) -> None:
-    """UserError where both arguments of a model name an optimizer, and these are of different classes, or with another
-    rate of Muon: what is loaded would go on as before."""
-    made = trained_with.get("optimizer"), now.get("optimizer")  # none: an object that no checkpoint can hold
+    """Raise UserError if both models' arguments name an optimizer, and these differ in class or in the option `muon`:
+    the loaded state would go on with the old one."""
+    made = trained_with.get("optimizer"), now.get("optimizer")  # None for an object, which no checkpoint can hold
     theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
     if mine is not None and theirs not in (None, mine):
-        raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: give its own config")
+        raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: use the run's own config")
     muon = [each.get("init_args", {}).get("muon") if isinstance(each, dict) else None for each in made]
     if mine is not None and theirs is not None and muon[0] != muon[1]:
         theirs, mine = ("null" if each is None else each for each in muon)
@@ -89,15 +89,15 @@ def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) ->
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:
-    """UserError where a parameter of `path` is not finite, whose scores would put items in some order all the same."""
+    """Raise UserError if a parameter of `path` is not finite: its scores would still order the items in some way."""
     for name, tensor in parameters.items():
         if not tensor.isfinite().all():
-            raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; recommend from another one")
+            raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; recommend from another run")
 
 
 def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None, new: NewItems | None = None) -> dict[str, Tensor]:
-    """The catalogue as tensors: ids as UTF-8 laid end to end, where each ends, and counts; the same of new items, with
-    their vectors."""
+    """The catalogue as tensors: the ids as one UTF-8 text, where each id ends, and counts. For new items: ids, ends and
+    vectors."""
     tensors = dict(zip((IDS, ENDS), _text_as_tensors(ids), strict=True))
     if counts_V is not None:
         tensors[COUNTS] = torch.from_numpy(counts_V.astype(np.int64))
@@ -108,7 +108,7 @@ def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None, new: NewItems 
 
 
 def items_of(tensors: dict[str, Tensor]) -> tuple[pl.Series, np.ndarray | None, NewItems | None]:
-    """Raw ids and counts of the catalogue, and new items, that `items_as_tensors` laid down."""
+    """Raw ids and counts of the catalogue, and the new items, from the tensors of `items_as_tensors`."""
     new = NewItems(_text_of(tensors[NEW_IDS], tensors[NEW_ENDS]), tensors[NEW_VECTORS]) if NEW_IDS in tensors else None
     return _text_of(tensors[IDS], tensors[ENDS]), tensors[COUNTS].numpy() if COUNTS in tensors else None, new
 

@@ -1,5 +1,5 @@
-"""Writing a checkpoint, file or folder, in steps: what takes time may run in a thread beside training, of a copy, and
-one rename ends it."""
+"""Write a checkpoint (file or folder) in steps. The slow steps may work on a copy, in a thread, while training goes on.
+One rename completes the checkpoint."""
 
 import errno
 import json
@@ -21,12 +21,12 @@ from lrec.common.hardware import available_gib
 from lrec.errors import UserError
 from lrec.model.sharded_table import is_first_copy, is_sharded, local_range, local_rows
 
-# What Trainer.save_checkpoint takes as storage_options for a save that it does not wait for.
+# The storage_options of Trainer.save_checkpoint for a save that it does not wait for.
 IN_BACKGROUND = "in background"
 
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a file; where that fails, the checkpoint before stands."""
+    """Write a file. If that fails, the checkpoint before it is kept."""
     other_form = _set_aside(path) if path.is_dir() else None
     with replacing(path) as temporary:
         _save_pt(checkpoint, temporary)
@@ -35,21 +35,21 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def shard_names(token: str, processes: int) -> list[str]:
-    """The files of a folder, one a process, that `token` tells from those of the checkpoint before."""
+    """Names of a folder's shards, one per process; `token` sets them apart from those of the checkpoint before."""
     return [f"{token}-{process:05d}-of-{processes:05d}.safetensors" for process in range(processes)]
 
 
 class Save:
-    """A checkpoint that is about to be written, in place of the one at its path: a file by one process, or a folder by
-    all of them together. Where it holds copies, training may change the originals meanwhile."""
+    """A checkpoint to be written in place of the one at its path: one process writes a file, or all processes together
+    write a folder. If it holds copies, training may change the originals at the same time."""
 
     def __init__(
         self, path: Path, checkpoint: dict[str, Any], copied: bool, shards: list[str] | None = None, process: int = 0
     ) -> None:
-        """Take this process's part of what Lightning makes: of `shard_names`, which are None for a file, that of its
-        number; the first one also writes what is not sharded. The catalogue does not change, and needs no copy."""
+        """Take this process's part of Lightning's checkpoint. `shards` are the `shard_names`, or None for a file. The
+        first process also writes what is not sharded. The catalogue does not change, so it needs no copy."""
         self.path, self.copied = path, copied
-        self.links: list[Path] = []  # where else it will be, of the same files
+        self.links: list[Path] = []  # further paths that will have the same files
         self._rows: dict[str, Tensor] = {}
         self._starts: dict[str, int] = {}
 
@@ -79,8 +79,8 @@ class Save:
             self.path.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> None:
-        """Write this process's part, in a thread, without a word with other processes; the checkpoint before stands,
-        but a file takes its place at once."""
+        """Write this process's part, in a thread, without talking to other processes. A file replaces the checkpoint
+        before it at once; a folder does not replace it yet."""
         if self._shards is None:
             write(self.path, self._state)
             return
@@ -90,7 +90,7 @@ class Save:
             _save_pt(self._state, self._new_state)
 
     def put_in_force(self) -> None:
-        """Once all processes have written: let the first one rename, remove what was there before, and link."""
+        """After all processes have written: the first one renames, removes the checkpoint before it, and links."""
         if self._shards is not None and self._first:
             self._new_state.replace(self.path / STATE)
             if self._other_form is not None:
@@ -100,15 +100,15 @@ class Save:
             link(self.path, path)
 
     def discard(self) -> None:
-        """Remove what this process has written; of a file nothing is left."""
+        """Remove what this process has written to a folder; a failed file leaves nothing behind."""
         if self._shards is not None:
             for file in (self._shard, self._new_state):
                 file.unlink(missing_ok=True)
 
 
 def link(checkpoint: Path, path: Path) -> None:
-    """Have a checkpoint at another path, too, of the same files: the disk holds it once, and replacing one keeps the
-    other. Copied where the file system has no hard links."""
+    """Put the same checkpoint at another path, too, by hard links: the disk holds it once, and replacing one keeps the
+    other. It is copied if the file system has no hard links."""
     folder = checkpoint.is_dir()
     other_form = _set_aside(path) if (path.is_file() if folder else path.is_dir()) else None
     if folder:
@@ -124,7 +124,7 @@ def link(checkpoint: Path, path: Path) -> None:
 
 
 class Anywhere:
-    """Whether something is true on any process of a group of gloo, where nobody waits for a GPU; null: of this one."""
+    """Whether something is true on any process of a gloo group, where nobody waits for a GPU; None: on this one."""
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
@@ -139,8 +139,8 @@ class Anywhere:
         return bool(anywhere.item())
 
     def last_time(self, mine: bool) -> bool | None:
-        """Whether it was true on any process at the last call, a step of training ago, so that nobody waits for the
-        others; None at the first call. Alone: whether it is true."""
+        """Whether it was true on any process at the last call, one training step ago, so that nobody waits for others.
+        None at the first call, and after `now`. Without a group, whether it is true now."""
         if self._group is None:
             return mine
         before, anywhere = self._asked, torch.tensor(int(mine))
@@ -152,20 +152,20 @@ class Anywhere:
 
 
 class Saver:
-    """One save at a time. It is in force once every process has written its part and has been asked (`poll`, `join`).
+    """Runs one save at a time. It is in force once all processes have written their parts and call `poll` or `join`.
 
-    Where a process could not write, all of them raise a UserError, and the checkpoint before stands.
+    If one process cannot write, all of them raise a UserError, and the checkpoint before it is kept.
     """
 
     def __init__(self, group: Any = None) -> None:
-        """All processes of a group of gloo take part in every save; null: this process is alone."""
+        """All processes of a gloo group take part in every save; None: this process is alone."""
         self._anywhere = Anywhere(group)
         self._save: Save | None = None
         self._written: Future[None]
         self._afterwards: list[Callable[[], object]] = []
 
     def start(self, save: Save, background: bool) -> None:
-        """Write a checkpoint, once the save before is in force; in the background, return while it is being written."""
+        """Finish the previous save and write a checkpoint. In the background, do not wait for one that holds copies."""
         self.join()
         self._together(save, save.make_room)
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lrec-checkpoint")
@@ -177,16 +177,16 @@ class Saver:
             wait([self._written])
 
     def link_to(self, path: Path) -> None:
-        """Have the save under way at another path, too; nothing where this process has no part in it."""
+        """Put the save under way at another path, too. Does nothing if no save is under way."""
         if self._save is not None:
             self._save.links.append(path)
 
     def afterwards(self, work: Callable[[], object]) -> None:
-        """Have something done once the save under way is in force; nothing where this process has no part in it."""
+        """Do some work once the save under way is in force; never if no save is under way."""
         self._afterwards.append(work)
 
     def poll(self) -> None:
-        """After a step: put the save under way in force if all processes have written. Waits for nothing."""
+        """After a step: put the save under way in force if all processes have written. It does not wait for them."""
         if self._save is not None and self._anywhere.last_time(not self._written.done()) is False:
             self.join()
 
@@ -200,7 +200,7 @@ class Saver:
             work()
 
     def give_up(self) -> None:
-        """Leave the save under way, where the other processes may be gone: the checkpoint before stands."""
+        """Give up the save under way, because other processes may be gone. The checkpoint before it is kept."""
         self._save = None
 
     def _together(self, save: Save, work: Callable[[], object]) -> None:
@@ -215,7 +215,7 @@ class Saver:
 
 
 def copy_fits(checkpoint: dict[str, Any], processes: int = 1) -> bool:
-    """Whether so many processes may each hold a copy: in half of the memory that is free."""
+    """Whether half of the free memory has room for one copy per process."""
     leaves: list[Any] = []
     change_leaves(checkpoint, "", lambda _, leaf: leaves.append(leaf))
     size = sum(local_rows(leaf).nbytes for leaf in leaves if isinstance(leaf, Tensor))
@@ -223,26 +223,26 @@ def copy_fits(checkpoint: dict[str, Any], processes: int = 1) -> bool:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file to the disk, for those to read who may read what this process writes."""
+    """Write a safetensors file to the disk, with the permissions that this process gives to new files."""
     path.touch()
-    mode = path.stat().st_mode  # safetensors would leave it to its owner alone
+    mode = path.stat().st_mode  # safetensors would let only the owner read it
     save_file(tensors, path, metadata)
     path.chmod(mode)
     flush(path)
 
 
 def flush(path: Path) -> None:
-    """Have the file on the disk before anything refers to it."""
+    """Make sure that the file is on the disk before anything refers to it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def not_written(path: Path, error: Exception | None) -> UserError:
-    """What to say of a checkpoint that could not be written: by this process where there is an error, or by another."""
+    """The error for a checkpoint that this process could not write, or another process if `error` is None."""
     reason = "another process failed" if error is None else str(error).splitlines()[0]
     way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
     return UserError(
-        f"the checkpoint {path} could not be written ({reason}): the one before it stands; "
+        f"the checkpoint {path} could not be written ({reason}): the one before it is kept; "
         f"{way_out} and go on with --ckpt_path=last"
     )
 
@@ -251,7 +251,7 @@ def _save_pt(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         with path.open("wb") as file:
             torch.save(checkpoint | {CHECKSUM: checksum_of(checkpoint)}, file)
-    except RuntimeError as error:  # torch loses its place in a file that the system refuses to write
+    except RuntimeError as error:  # torch raises it while it handles the OSError of a failed write
         raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
     flush(path)
 

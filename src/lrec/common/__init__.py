@@ -1,1 +1,1 @@
-"""Knows nothing of recommenders: files that are whole or absent, pictures, text tables, signals, hardware, threads."""
+"""Helpers that know nothing of recommenders: whole files, pictures, pages, text tables, signals, hardware, threads."""

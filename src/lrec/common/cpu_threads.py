@@ -1,5 +1,5 @@
-"""Threads that each compute on one core of a CPU: torch's own wait for each other after each operation, which takes
-longer than the work where operations are small."""
+"""Threads that each compute on one core of a CPU. torch's own threads wait for each other after each operation; if
+operations are small, this takes longer than the work."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,16 +16,16 @@ R = TypeVar("R")
 
 
 def is_cpu(device: torch.device) -> bool:
-    """Whether it is a CPU, where threads share work, and asking for a number costs nothing."""
+    """Whether the device is a CPU: threads can share its work, and reading a number from a tensor costs nothing."""
     return device.type == "cpu"
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Compute in one thread: the last digits of sums depend on how many there are."""
+    """Compute in one thread, because the last digits of sums depend on the number of threads."""
     threads = torch.get_num_threads()
     try:
-        if threads > 1:  # setting it in a thread of `mapped` would change the number of threads to come
+        if threads > 1:  # in a thread of `mapped`, which has one, setting it would change later threads
             torch.set_num_threads(1)
         yield
     finally:
@@ -34,14 +34,14 @@ def one_core() -> Iterator[None]:
 
 
 def mapped(function: Callable[[T], R], things: Iterable[T]) -> list[R]:
-    """function(thing) for each thing, in as many threads as torch may use; each result is that of one core."""
+    """function(thing) for each thing, in as many threads as torch may use; each result is computed on one core."""
     n_threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
     if n_threads == 1:
         return [function(thing) for thing in things]
     dtype, autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
 
     def in_thread(thing: T) -> R:
-        # Modes are a thread's own.
+        # Each thread has modes of its own.
         with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", dtype, autocast):
             return function(thing)
 
@@ -50,11 +50,11 @@ def mapped(function: Callable[[T], R], things: Iterable[T]) -> list[R]:
 
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """Threads to which torch gives one core each; they stay, because making them changes the number for all others."""
+    """Threads in which torch uses one core each. They are kept: making them changes the number for other threads."""
     pool, all_here = ThreadPoolExecutor(n_threads), Barrier(n_threads)
 
     def take_one_core(_: int) -> None:
-        torch.get_num_threads()  # a thread's first use of torch takes the common number
+        torch.get_num_threads()  # on its first use of torch, a thread takes the common number
         torch.set_num_threads(1)
         all_here.wait()
 
@@ -63,5 +63,5 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-# A forked process has the pool, but none of its threads.
+# A forked process inherits the pool, but none of its threads.
 os.register_at_fork(after_in_child=_pool.cache_clear)

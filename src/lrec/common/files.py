@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, then renamed. And their hashes and locks."""
+"""Files that are whole or absent: written under a temporary name, then renamed. Also hashes and locks of files."""
 
 import fcntl
 import hashlib
@@ -20,14 +20,14 @@ _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,9})\.[0-9a-f]
 
 
 def check_writable(path: Path, option: str) -> None:
-    """UserError where no file can be put at `path`: to be asked before hours of work, not after."""
+    """UserError if no file can be written at `path`. Call it before hours of work, not after."""
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file")
     check_folder(path, option, path.absolute().parent)
 
 
 def check_folder(path: Path, option: str, folder: Path | None = None) -> None:
-    """UserError where `path`, or the folder it is to lie in, is none that can be written to, nor can be made one."""
+    """UserError if `folder`, by default `path`, cannot be written to, or cannot be made."""
     folder = folder or path.absolute()
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir():
@@ -38,8 +38,8 @@ def check_folder(path: Path, option: str, folder: Path | None = None) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, for a file or a folder; on success rename it to `path`, on failure remove
-    it. A file that is there is replaced; a folder must not be there."""
+    """Yield a temporary path next to `path`, for a file or a folder; on success rename it to `path`, on failure remove
+    it. An existing file is replaced; a folder must not exist yet."""
     with temporary(path) as unfinished:
         yield unfinished
         os.replace(unfinished, path)
@@ -47,9 +47,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` that is removed at the end, and remove what killed processes have left of the same.
+    """Yield a path next to `path` that is removed at the end. Also remove such paths that killed processes have left.
 
-    A full disk is an OSError that names `path`, whichever library found it.
+    If the disk is full, the OSError names `path`, whichever library raised it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.iterdir():
@@ -59,7 +59,7 @@ def temporary(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
     except Exception as error:
-        found = re.search(r"\(os error (\d+)\)", str(error))  # as libraries in Rust give the system's number
+        found = re.search(r"\(os error (\d+)\)", str(error))  # libraries in Rust write the system's number so
         number = getattr(error, "errno", None) or (int(found[1]) if found else None)
         if number is None or getattr(error, "filename", None) is not None:
             raise
@@ -69,12 +69,12 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 def _is_left_over(name: str) -> bool:
-    """Whether it is the name of a `temporary` of this machine whose process has ended."""
+    """Whether this is the name of a `temporary` path of this machine whose process has ended."""
     found = _TEMPORARY.fullmatch(name)
     if found is None or found["host"] != _HOST:
         return False
     try:
-        with suppress(PermissionError):  # another user's, and alive
+        with suppress(PermissionError):  # the process is another user's, and alive
             os.kill(int(found["process"]), 0)
     except ProcessLookupError:
         return True
@@ -82,7 +82,7 @@ def _is_left_over(name: str) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, as far as that is possible; nothing where there is none."""
+    """Remove a file or a folder, as far as possible; do nothing if it does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -92,8 +92,8 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, refusal: str | None = None) -> Iterator[int]:
-    """Hold an exclusive lock on a file and yield its descriptor; the system releases it with the last process that
-    holds the descriptor. Where another process holds it, wait for that; with a refusal, that is the UserError."""
+    """Hold an exclusive lock on a file and yield its descriptor. The system releases the lock when the last process
+    with the descriptor ends. If another process has the lock, wait; with `refusal`, raise that as a UserError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -118,7 +118,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """What a JSON file holds; `default` where there is no file."""
+    """The value in a JSON file; `default` if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
@@ -129,5 +129,5 @@ def file_hash(path: Path) -> str:
 
 
 def json_hash(value: Any) -> str:
-    """SHA-256 of a JSON-able value, independent of the order of keys."""
+    """SHA-256 of a value that JSON can hold, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

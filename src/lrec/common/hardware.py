@@ -1,4 +1,4 @@
-"""What this machine has: CPU or GPUs, bfloat16, free memory, the time that work takes, memory kept by a process."""
+"""This machine: CPU or GPU, bfloat16, free memory, a clock for work, and the freed memory that a process keeps."""
 
 import ctypes
 import os
@@ -12,7 +12,7 @@ from lrec.errors import UserError
 Kind = Literal["cpu", "cuda"]
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
-# Options of glibc's mallopt(3), and the largest blocks that every version of it lets stay.
+# Options of glibc's mallopt(3), and their values; blocks of 32 MiB are the largest that every version can keep.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT, LARGEST_BLOCK = 2**30, 2**25  # bytes
 
@@ -27,15 +27,15 @@ def kind_of(accelerator: str) -> Kind:
 
 
 def auto_precision(kind: Kind) -> str:
-    """What `--trainer.precision auto` is: bfloat16 products where there are instructions for them. The environment's
-    LREC_PRECISION goes before."""
+    """What `--trainer.precision auto` is: bf16-mixed if the device has instructions for bfloat16, otherwise 32-true.
+    The environment variable LREC_PRECISION overrides this."""
     import torch
 
     if chosen := os.environ.get("LREC_PRECISION"):
         return chosen
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "trainer.precision auto: training takes a GPU, and none is here: choose 32-true or bf16-mixed, or "
+            "trainer.precision auto: training needs a GPU, but none is here: choose 32-true or bf16-mixed, or "
             "trainer.accelerator cpu"
         )
     return "bf16-mixed" if has_bfloat16(kind) else "32-true"
@@ -51,8 +51,8 @@ def has_bfloat16(kind: Kind) -> bool:
 
 
 def available_gib() -> float:
-    """Memory that can be used without swapping, in GiB: what the machine has, or what is left of the least limit of a
-    control group, as containers and clusters set them; 4 where the system does not tell."""
+    """Memory in GiB that can be used without swapping: what the machine has, or less if a control group has a limit, as
+    in containers and on clusters. 4 if the system does not say."""
     with suppress(OSError, KeyError, ValueError):
         machine = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(machine["MemAvailable"].split()[0]) * 1024
@@ -61,7 +61,7 @@ def available_gib() -> float:
 
 
 def _left_in_groups() -> list[int]:
-    """Bytes that each control group of this process (v2 or v1), and each above it, leaves up to its limit."""
+    """Bytes left up to the limit of each control group of this process (v2 or v1), and of each group above it."""
     left = []
     for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else []:
         _, controllers, path = line.split(":", 2)
@@ -74,7 +74,7 @@ def _left_in_groups() -> list[int]:
         )
         group = top / path.lstrip("/")
         for each in (group, *group.parents):
-            # In a container the groups above its own are not there; where there is no limit, it is "max".
+            # In a container, the groups above its own do not exist. If a group has no limit, its file says "max".
             with suppress(OSError, ValueError, KeyError):
                 stat = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
                 left.append(int((each / limit).read_text()) - int((each / used).read_text()) + int(stat[cache]))
@@ -84,7 +84,7 @@ def _left_in_groups() -> list[int]:
 
 
 def seconds(kind: str) -> float:
-    """A clock for work: processor time on a CPU, so that other load counts little; a GPU's once its work is done."""
+    """A clock for work: processor time on a CPU, so that other load counts little; on a GPU, after its work is done."""
     if kind == "cpu":
         return time.process_time()
     import torch
@@ -94,8 +94,8 @@ def seconds(kind: str) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Keep up to a gibibyte of freed blocks of up to 32 MiB with the process, where there is glibc, which hands them
-    back at once: the next step of training got empty pages, a fault each, a tenth of a step of size 98k on a CPU."""
+    """With glibc, keep up to 1 GiB of freed blocks of up to 32 MiB. glibc would return them to the system at once, and
+    page faults for new ones would take a tenth of the next training step of size 98k on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, KEPT)

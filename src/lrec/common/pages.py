@@ -1,4 +1,4 @@
-"""HTML pages that need nothing beside them."""
+"""HTML pages that need no other files."""
 
 import base64
 import html
@@ -19,7 +19,7 @@ _PICTURE = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
 
 
 def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callable[..., str]) -> str:
-    """A template of a room of lrec with these values; HTML ones may extend `page.html.j2`, which is beside this."""
+    """A template of the package lrec.`room` with the values `shown`. HTML templates may extend `page.html.j2` here."""
     rooms = ChoiceLoader([PackageLoader(f"lrec.{room}", "."), PackageLoader("lrec.common", ".")])
     escaping = select_autoescape(enabled_extensions=["html.j2"])
     environment = Environment(loader=rooms, autoescape=escaping, trim_blocks=True)
@@ -28,18 +28,18 @@ def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callabl
 
 
 def unbroken(text: str) -> str:
-    """HTML in which no line ends within an option: the style of the page keeps the class `option` in one line."""
+    """HTML in which no option is broken across lines: the page's style keeps the class `option` in one line."""
     return _OPTION.sub(r'<span class="option">\g<0></span>', text)
 
 
 def as_html(report: str) -> Markup:
-    """A report in Markdown as HTML; its pictures are named, for they are files of their own."""
+    """A report in Markdown as HTML. Its pictures are only named, because they are separate files."""
     text = _PICTURE.sub(r"Picture \2: \1.", html.escape(report, quote=False))
     return Markup(markdown.markdown(text, extensions=["tables"]))
 
 
 def within_a_page(figure: "Figure") -> str:
-    """A picture as the source of an <img>: SVG, the same each time, whose text stays text."""
+    """A figure as the source of an <img>: SVG with text as text, the same each time."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

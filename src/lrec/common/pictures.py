@@ -1,4 +1,4 @@
-"""What all pictures have in common: colours, frame, words for those who cannot see them, and files."""
+"""What all pictures have in common: colours, frame, a text for people who cannot see them, and files."""
 
 import time
 from pathlib import Path
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito, which people who see few colours tell apart too (jfly.uni-koeln.de/color).
+# Colours of Okabe and Ito: colour-blind people can tell them apart too (jfly.uni-koeln.de/color).
 BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#5a5a5a", "#222222"
 
 
 def new_figure(width: float, height: float, alt: str) -> "Figure":
-    """An empty figure, in inches; `alt` says in words what it shows, for those who cannot see it."""
+    """An empty figure, with its size in inches; `alt` says what it shows, for people who cannot see it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -28,7 +28,7 @@ def alt_text(figure: "Figure") -> str:
 
 
 def draw_frame(axes: "Axes") -> None:
-    """A faint grid in the background, and no box."""
+    """Draw a faint grid in the background, and hide the top and right edges."""
     axes.grid(True, which="major", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -42,8 +42,8 @@ def write_png(path: Path, figure: "Figure") -> None:
 
 
 def save_figure(path: Path, figure: "Figure") -> None:
-    """Write a picture as a file, and beside it, in place of an earlier one, for TensorBoard under scaling/."""
-    # Not torch's SummaryWriter: it draws the figure again, and torch takes longer to import than most laws to fit.
+    """Write a picture as a file, and next to it an event file with which TensorBoard shows it under scaling/."""
+    # Not torch's SummaryWriter: it draws the figure again, and importing torch takes longer than fitting most laws.
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.summary.writer.event_file_writer import EventFileWriter

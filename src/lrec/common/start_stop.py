@@ -1,4 +1,4 @@
-"""How a process of lrec starts fast, and how a scheduler stops it."""
+"""Fast imports when a process starts, and the signals with which a scheduler stops it."""
 
 import gc
 import signal
@@ -13,7 +13,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as exit code: start the same comman
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without looking for garbage among a million objects that stay: that takes a fifth of the time."""
+    """Import without garbage collection: it would search a million objects that stay, and take a fifth of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

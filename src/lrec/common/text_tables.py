@@ -6,15 +6,15 @@ from pathlib import Path
 
 
 def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
-    """A Markdown table whose first row is the header; columns of `text` stand to the left, numbers to the right."""
+    """A Markdown table whose first row is the header; columns in `text` are aligned left, others right."""
     head, *others = ["| " + " | ".join(row) + " |" for row in rows]
     rules = ["---" if i in text else "---:" for i in range(len(rows[0]))]
     return "\n".join([head, "|" + "|".join(rules) + "|", *others])
 
 
 def on_terminal(markdown: str, folder: Path = Path()) -> str:
-    """A report as a terminal shows it: aligned tables without bars, headings underlined, a line for each picture, whose
-    path begins with `folder`."""
+    """A report for a terminal: aligned tables without bars, underlined headings, and a line for each picture, with a
+    path that begins with `folder`."""
     lines, table = list[str](), list[str]()
     for line in [*markdown.strip().splitlines(), ""]:
         if line.startswith("|"):
@@ -33,7 +33,7 @@ def on_terminal(markdown: str, folder: Path = Path()) -> str:
 
 
 def _aligned(table: list[str]) -> list[str]:
-    """The lines of a Markdown table with columns of one width, two spaces between them."""
+    """The lines of a Markdown table with aligned columns, and two spaces between columns."""
     head, rules, *rows = [[cell.strip() for cell in line.removeprefix("|").split("|")[:-1]] for line in table]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     sides = [">" if rule.endswith(":") else "<" for rule in rules]
@@ -49,6 +49,14 @@ def lasting(seconds: float) -> str:
 
 
 def counted(number: float, noun: str) -> str:
-    """A number with its noun, in the singular where the number reads 1: 1 run, 1,024 targets, 0.5 epochs."""
+    """A number with its noun, in the singular if the number is shown as 1: 1 run, 1,024 targets, 0.5 epochs."""
     shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
     return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"
+
+
+def amount(number: float) -> str:
+    """Format a number of parameters or FLOPs, such as 62k or 2.5M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.9995 * unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.3g}"

@@ -133,7 +133,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         if isinstance(recent_popularity, float):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
         elif seconds_in(recent_popularity) is None:
-            raise UserError(f"data.recent_popularity {recent_popularity} is no duration such as 7d, and no share")
+            raise UserError(f"data.recent_popularity {recent_popularity} is neither a duration such as 7d nor a share")
         self.data_dir = Path(data_dir)
         self.split = split
         self.reduction = reduction
@@ -156,7 +156,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         self._resume: dict[str, Any] | None = None
 
     def local(self, path: Path) -> Path:
-        """Where raw data are read: at the path, or in a copy of what it names as a URL, which `prepare_data` makes."""
+        """The local path of raw data: the path itself, or for a URL the place of the copy that `prepare_data` makes."""
         url = url_of(path)
         if url is None:
             return Path(path)
@@ -179,16 +179,16 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     @property
     def store_path(self) -> Path:
-        """Where the store lies, or will."""
+        """Where the store is, or where it will be."""
         return self.given_store or store_path(self.data_dir, self.store_name, self._source(), self.k_core)
 
     def _source(self) -> dict[str, Any]:
-        """The source; repeats and features are told where they are not the default: other stores keep their place."""
+        """The source, with repeats and features only if they are not the default: other stores keep their path."""
         repeats = {} if self.repeats is True else {"repeats": self.repeats}
         return self.source() | repeats | ({"features": self.feature_columns} if self.feature_columns else {})
 
     def prepare_data(self) -> None:
-        """Write the store unless it is there."""
+        """Write the store unless it exists."""
         for url in self._urls:
             copy_here(url, self.data_dir / "raw")
         if self.given_store is None:
@@ -196,7 +196,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             prepare_store(self.data_dir, name, source, self.k_core, self.read, self.memory_gib, reading)
 
     def open_store(self) -> Store:
-        """The store; UserError where it was given and an option says that the raw data be read otherwise."""
+        """The store; UserError if it was given and an option would read the raw data in another way."""
         store = Store.open(self.store_path)
         if self.given_store is not None:
             stored = store.prepared_with(_reading(self), _reading(type(self)))
@@ -207,7 +207,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         return store
 
     def cut(self, store: Store) -> Split:
-        """Cut a store's users, and keep the domain that was asked for."""
+        """Cut a store's users, and keep only the chosen domain."""
 
         def whole() -> Split:
             split = self.split(store)
@@ -240,11 +240,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
             raise UserError(
                 f"none of the {len(self.cuts.val_targets.users_T):,} validation targets is an item of the training "
-                "part, so that there is no loss to evaluate: more users, a k_core or another split"
+                "part, so there is no loss to evaluate: use more users, a k_core or another split"
             )
 
     def carry_times(self) -> None:
-        """Let batches carry the times of events, for a network that reads them; UserError where there are none."""
+        """Let batches contain the times of events, for a network that reads them; UserError if the data have none."""
         if self.store.times_N is None:
             raise UserError("model.architecture.time: the data have no times (--data.time_column)")
         self.with_times = True
@@ -278,14 +278,14 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What the store holds and where it is cut, as JSON can hold it."""
+        """What the store holds and where it is cut, as JSON-able values."""
         of_store = {"name": self.store.meta["name"], "statistics": self.store.statistics, "facts": self.store.facts}
         return of_store | {"split": repr(self.split), "reduction": repr(self.reduction), "counts": self.cuts.counts}
 
     @property
     def event_rows(self) -> list[str]:
-        """Names of what the network has a vector of, beside items: types of event, and values of events' and users'
-        features."""
+        """Names of the vectors that the network has besides those of items: types of event, and values of the features
+        of events and users."""
         of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
         return [*self.store.event_types, *chain.from_iterable(of_features)]
 
@@ -300,9 +300,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         return self.store.item_table[self.cuts.catalogue_V].select(items, "raw_id", counts, "domain")
 
     def train_dataloader(self) -> TrainLoader:
-        """This rank's training batches, from where a loaded checkpoint stopped."""
+        """This rank's training batches; they continue where a loaded checkpoint stopped."""
         ranks, epoch_plan = self._ranks(), None
-        if ranks.world * max(self.num_workers, 1) > 1:  # which would each make every epoch's plan
+        if ranks.world * max(self.num_workers, 1) > 1:  # each would make every epoch's plan
             token = secrets.token_hex(8)
             folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
             epoch_plan = partial(shared_epoch, self.batch_plan, self.seed, folder)
@@ -315,8 +315,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         return loader
 
     def evaluated(self, stage: str) -> tuple[Targets, tuple[int, int] | None]:
-        """The targets of a stage, val or test, of the users that it evaluates; how many these are, of how many, or None
-        where they are all."""
+        """The targets of the users that a stage (val or test) evaluates, and (evaluated users, all users), or None if
+        they are all evaluated."""
         users, every, some = self.cuts.test_users, self.cuts.test_targets, self.test_users
         if stage == "val":
             users, every, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
@@ -331,11 +331,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         return bool(self.cuts.sets_2[("val", "test").index(stage)])
 
     def val_dataloader(self) -> EvalLoader:
-        """The validation targets of the users that validate, after the items before them."""
+        """The validation targets of the evaluated users, after the items before them."""
         return self._evaluation("val", "validation", self.validation_users)
 
     def test_dataloader(self) -> EvalLoader:
-        """The test targets of the users that test, after the items before them, validation targets included."""
+        """The test targets of the evaluated users, after the items before them, validation targets included."""
         return self._evaluation("test", "test", self.test_users)
 
     def _evaluation(self, stage: str, name: str, asked: int | str) -> EvalLoader:
@@ -343,7 +343,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         if sample is not None:
             said = f"{sample[0]:,} of {sample[1]:,} users"
             if stage == "val" and not self.cuts.is_known(targets).any():
-                raise UserError(f"{name}: no target of {said} is in the catalogue: --data.{name}_users")
+                raise UserError(f"{name}: no target of {said} is in the catalogue: raise --data.{name}_users")
             if self._ranks().rank == 0:
                 print(f"{name}: {said} (--data.{name}_users {asked})")
         sizes_U = self.cuts.val_targets_U if stage == "val" else self.cuts.test_targets_U
@@ -356,15 +356,15 @@ class SequenceDataModule(LightningDataModule, ABC):
         return self._loader(EvalTask(np.arange(len(lengths_U)), lengths_U, False, self.with_times))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch on `device`; as it is on the CPU, where it was made: Lightning would go through all its fields."""
+        """The batch on `device`. On the CPU it stays as it is, because Lightning would go through all its fields."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
-        """The training loader's state. Lightning keeps a loader's own state only in mid-epoch, this one always."""
+        """The training loader's state, always. Lightning itself keeps it only in the middle of an epoch."""
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give the state to the training loader that is about to begin, else remember it for the next one."""
+        """Give the state to a training loader that has not begun; otherwise keep it for the next one."""
         if state_dict and self._train_loader is not None and not self._train_loader.begun:
             self._train_loader.load_state_dict(state_dict)
         else:
@@ -384,6 +384,6 @@ class SequenceDataModule(LightningDataModule, ABC):
 
 
 def _reading(data: SequenceDataModule | type[SequenceDataModule]) -> dict[str, Any]:
-    """The options that decide how raw data are read; those of a class are the defaults."""
+    """The options that decide how raw data are read; for a class, their defaults."""
     columns = {} if data.columns is None else {f"{key}_column": name for key, name in vars(data.columns).items()}
     return {"k_core": data.k_core, "min_rating": data.min_rating, "repeats": data.repeats, **columns}

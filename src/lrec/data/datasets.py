@@ -17,15 +17,15 @@ __all__ += ["SequenceDataModule", "SyntheticDataModule", "UserSplit", "datamodul
 
 
 def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
-    """The DataModule that a run's configuration names; UserError where its options do not fit it."""
+    """The DataModule that a run's configuration names; UserError if its options do not fit it."""
     return from_config(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
 
 
 def prepare(data: SequenceDataModule) -> None:
-    """Prepare a data set's store, and print its statistics and what the split makes of it.
+    """Prepare a data set's store, and print its statistics and the sizes of the split's parts.
 
     Args:
-        data: The data set; its store is written unless it is there.
+        data: The data set; lrec writes its store unless the store exists.
     """
     data.prepare_data()
     store = data.open_store()

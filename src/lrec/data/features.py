@@ -1,10 +1,10 @@
-"""Features of events, users and items: columns of the log, or of a file by id, as what a network reads.
+"""Features of events, users and items: columns of the log, or of a file with ids, as a network reads them.
 
-    a column -> its Vocabulary, from the training part alone -> codes: rows of a table, of events and of users
-                                                             -> vectors of ones and numbers, of items
+    a column -> its Vocabulary, from the training part alone -> events and users: codes, which are rows of a table
+                                                             -> items: vectors of ones and numbers
 
 Shape suffixes: N interactions, U users, K users, items or distinct values, S values that an entry of a column may have,
-F those of all columns, W width of an item's vector.
+F values that the entries of all columns may have, W width of an item's vector.
 """
 
 from collections import defaultdict
@@ -24,7 +24,7 @@ from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabula
 from lrec.errors import UserError, check_range
 
 MOST_WIDTH = 4096
-MOST_NUMBERS = 2**20  # of training, whose quantiles bound the buckets
+MOST_NUMBERS = 2**20  # numbers of the training part, whose quantiles bound the buckets
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Features:
         return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
-        """The file: `id` and the columns, text or numbers, null where a value is missing; UserError where it cannot be
-        used."""
+        """Read the file: `id` and the columns, text or numbers, null if a value is missing; UserError if the file
+        cannot be used."""
         assert self.path is not None
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
@@ -83,7 +83,7 @@ class Features:
         return frame
 
     def by_id(self, split: Split, of: str, raw_ids: pl.Series) -> pl.DataFrame:
-        """`id` and the columns of users or items: `raw_ids` first, then others that a file has."""
+        """`id` and the columns of users or items: first those of `raw_ids`, then others that a file has."""
         if self.path is not None:
             frame = self.read(f"data.{of}_features")
             if not frame["id"].is_in(raw_ids.implode()).any():
@@ -96,7 +96,7 @@ class Features:
             else:
                 keys_N = split.catalogue_index_I[store.items_N[rows_N]]
             new_N = first_K[keys_N] < 0
-            # Of equal keys numpy keeps the last, which here is the first row.
+            # If a key occurs twice, numpy keeps its last value, which in this order is the first row.
             first_K[keys_N[new_N][::-1]] = rows_N[new_N][::-1]
         there = pl.when(pl.Series(first_K >= 0))
         found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
@@ -108,8 +108,8 @@ class Features:
 
 
 class EventCodes:
-    """What a network reads of interactions beside item and time: rows of its table of types of event, features of
-    events and features of users."""
+    """What a network reads of interactions besides item and time: rows of one table, which has a row for each type of
+    event and for each value of the features of events and users."""
 
     def __init__(self, store: Store, events: list[Vocabulary], users: list[Vocabulary], of_users: pl.DataFrame) -> None:
         """`of_users` has a row for each user of the store."""
@@ -117,12 +117,12 @@ class EventCodes:
         if users:
             codes = codes_of(users, of_users.to_dict(), store.n_users)
             self._codes_UF = one_table(codes, [each.size for each in users])
-        # What is stored of text are places among the column's distinct values.
+        # For text, the store has places in the list of the column's distinct values.
         texts = [each for each in events if each.kind != "numbers"]
         self._of_text = {each.column: each.codes(store.feature_texts(each.column)) for each in texts}
 
     def __call__(self, rows_N: np.ndarray) -> np.ndarray:
-        """The rows of the table of these interactions, (N, F)."""
+        """The rows of the table that these interactions have, (N, F)."""
         store, codes, sizes = self._store, [], [each.size for each in self._events]
         for each in self._events:
             stored_N, of_text_KS = store.features[each.column][rows_N], self._of_text.get(each.column)
@@ -131,41 +131,41 @@ class EventCodes:
             codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None], *codes], [len(store.event_types), *sizes]
         if self._codes_UF is not None:
             codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])
-            sizes.append(0)  # of the last one nothing follows
+            sizes.append(0)  # never used, because no column follows
         return one_table(codes, sizes)
 
 
 class Learned(NamedTuple):
-    """What the features of a data set are to a network."""
+    """The features of a data set, as a network reads them."""
 
     vocabularies: list[Vocabulary]  # of events, users and items
     event_codes: EventCodes | None
     item_vectors: tuple[pl.Series, np.ndarray] | None  # raw ids, those of the catalogue first, and their vectors
-    identity: list[Any]  # what tells them from other features: options, and contents of files
+    identity: list[Any]  # what distinguishes them from other features: options, and hashes of files
 
 
 class Chosen(NamedTuple):
-    """The options event_features, user_features and item_features; None: there are none."""
+    """The options event_features, user_features and item_features; None if an option is not set."""
 
     event: Features | None
     user: Features | None
     item: Features | None
 
     def columns_of_log(self) -> dict[str, bool]:
-        """The columns that are read of the log, and whether they are numbers."""
+        """The columns that are read from the log, and whether they are numbers."""
         if self.event is not None and self.event.path is not None:
             raise UserError("data.event_features.path: features of events are columns of the log")
         chosen = [each.kinds for each in self if each is not None and each.path is None]
         found = {column: kind == "numbers" for kinds in chosen for column, kind in kinds.items()}
         if any(found[column] != (kind == "numbers") for kinds in chosen for column, kind in kinds.items()):
-            raise UserError("data: a column is a number in one of event_features, user_features and item_features only")
+            raise UserError("data: event_features, user_features, item_features must agree whether a column is numbers")
         names = [name for each in (self.event, self.user) if each is not None for name in each.kinds]
         if len(set(names)) < len(names):
             raise UserError("data: event_features and user_features have a column of the same name")
         return found
 
     def learn(self, split: Split) -> Learned:
-        """Vocabularies of the split's training part, and what they make of its interactions and items."""
+        """Learn the vocabularies from the split's training part, and encode its interactions and items with them."""
         store, raw_items = split.store, split.store.item_table["raw_id"].gather(split.catalogue_V)
         of_users, of_items = pl.DataFrame(), pl.DataFrame()
         events, users, items = list[Vocabulary](), list[Vocabulary](), list[Vocabulary]()
@@ -189,20 +189,20 @@ def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndar
     """A vector for each row of a frame of items, float32 (N, W)."""
     parts = [each.vectors(frame[each.column]) for each in vocabularies]
     if (width := sum(part.shape[1] for part in parts)) > MOST_WIDTH:
-        raise UserError(f"data.item_features: {width:,} values, where at most {MOST_WIDTH:,} can be read: group them")
+        raise UserError(f"data.item_features: {width:,} values; at most {MOST_WIDTH:,} are read: group them")
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Vectors of the items of another file, by what a trained network says of its features: those of `raw_ids` first,
-    then those that are new."""
+    """Ids and vectors of the items of another file, first those of `raw_ids`, then new ones. `about` describes the
+    features of a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
     frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids)
     return frame["id"], item_vectors(vocabularies, frame)
 
 
 def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.DataFrame:
-    """`id`, the first column, and the columns of a trained network in another file."""
+    """Read from another file `id`, its first column, and the columns that a trained network reads."""
     if not vocabularies:
         raise UserError(f"{option} {path}: the network was trained without such features")
     columns: dict[str, Any] = defaultdict(list)
@@ -223,6 +223,6 @@ def _trained_values(split: Split, column: str) -> pl.Series:
 
 
 def _completed(frame: pl.DataFrame, raw_ids: pl.Series) -> pl.DataFrame:
-    """A row for each of `raw_ids`, nulls where the frame has none, then the frame's other rows."""
+    """A row for each of `raw_ids` (nulls if the frame has no such id), then the other rows of the frame."""
     mine = pl.DataFrame({"id": raw_ids}).join(frame, on="id", how="left", maintain_order="left")
     return pl.concat([mine, frame.filter(~pl.col("id").is_in(raw_ids.implode()))], how="vertical_relaxed")

@@ -1,4 +1,4 @@
-"""Histories to be continued by recommendations: from a table in memory, or from a file, block by block. Shape suffixes:
+"""Histories that recommendations continue: from a table in memory, or from a file, block by block. Shape suffixes:
 B histories."""
 
 import tempfile
@@ -27,11 +27,11 @@ BLOCK = 8192
 
 
 class Histories(NamedTuple):
-    """Users and their interactions, laid end to end, oldest first."""
+    """Users and their interactions, one user after the other, each user's oldest first."""
 
     users: pl.Series  # raw ids
     lengths_B: np.ndarray
-    rows: pl.DataFrame  # item (raw id) and, where asked for, time (whole seconds), event and features, after FEATURE
+    rows: pl.DataFrame  # item (raw id) and, if asked for, time (whole seconds), event and features (FEATURE + name)
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
         ends_B = np.cumsum(self.lengths_B)
@@ -41,17 +41,17 @@ class Histories(NamedTuple):
             yield Histories(self.users[start : start + size], lengths_B, rows)
 
     def of_users(self, frame: pl.DataFrame) -> "Histories":
-        """The same with features of a frame that has them by the user's `id`."""
+        """The same histories with the features of `frame`, which has a row for each user `id`."""
         mine = pl.DataFrame({"id": self.users.cast(pl.String)}).join(frame, on="id", how="left", maintain_order="left")
         of_rows = mine.drop("id")[np.repeat(np.arange(len(mine)), self.lengths_B)]
         return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
 
 
 class ReadingRules(NamedTuple):
-    """How rows of interactions are read: as those of the training data were."""
+    """How rows of interactions are read: in the same way as the training data."""
 
     columns: Columns
-    min_rating: float | None = None  # compared where the rows have a column of ratings
+    min_rating: float | None = None  # applied if the rows have a column of ratings
     repeats: Repeats = True
     features: Mapping[str, bool] | None = None  # columns that a network reads, and whether they are numbers
 
@@ -59,10 +59,10 @@ class ReadingRules(NamedTuple):
 def histories_of(
     table: Any, with_times: bool = False, with_events: bool = False, features: Collection[str] = ()
 ) -> Histories:
-    """Histories in memory: a Polars or pandas table with a row per user (columns user, which may be absent, and items,
-    lists) or per interaction in time order (columns user and item), or a list of lists. Times and types of event are
-    read, where they are asked for and there, from columns times and events (lists), or time and event; features from
-    columns of their names, a list or a single value in each row of a user."""
+    """Histories in memory. `table` is a list of lists, or a Polars or pandas table with a row per user (columns items,
+    which are lists, and user, which may be absent) or a row per interaction in time order (columns user and item).
+    If asked for and present, times and types of event come from the columns times and events (lists), or time and
+    event. Features come from columns of their names: a list or a single value in each row of a user."""
     if not hasattr(table, "columns"):
         return _of_lists({"items": table})
     names = [str(name) for name in table.columns]
@@ -89,12 +89,12 @@ def histories_in(
 ) -> Iterator[Histories]:
     """Histories in a file, in blocks.
 
-    A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`): blocks then come
-    in the file's order. Or it is an interaction: the file is put in order first, as training data are, in bounded
-    memory and a temporary folder; blocks then come in the order of the users' ids.
+    A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`). Then the blocks
+    come in the file's order. Or a row may be an interaction. Then the file is ordered first, like training data, in
+    bounded memory and a temporary folder, and the blocks come in the order of the users' ids.
 
-    `otherwise` names columns to fall back on where the file lacks those of `reading`. Times and types of event, where a
-    row is a user, are in columns times and events of lists, features in columns of their names.
+    `otherwise` names columns to use if the file lacks those of `reading`. If a row is a user, times and types of event
+    are lists in the columns times and events, and features are in columns of their names.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name one file")
@@ -141,13 +141,13 @@ def _lists(histories: Any) -> pl.Series:
 
 
 def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> Histories:
-    """From a column items of lists and, where there are any, user, times and events (lists), and features."""
+    """Histories from a column items of lists and, if present, user, times and events (lists), and features."""
     items = _lists(columns["items"])
     lengths = items.list.len().fill_null(0)
     rows = {"item": items.filter(lengths > 0).explode().cast(pl.String)}
 
     def laid(name: str) -> pl.Series:
-        """What stands beside the items, laid end to end."""
+        """The entries of a column of lists, one list after the other, as many as there are items."""
         lists = columns[name]
         lists = lists if _is_list(lists) else pl.Series(lists.to_list())
         if len(lists) and not (_is_list(lists) and (lists.list.len().fill_null(0) == lengths).all()):
@@ -161,7 +161,7 @@ def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> His
     for name in columns.keys() & set(features):
         if _is_list(columns[name]) or columns[name].dtype == pl.Object:
             rows[f"{FEATURE}{name}"] = laid(name)
-        else:  # a single value of the user
+        else:  # a single value per user
             rows[f"{FEATURE}{name}"] = columns[name].gather(np.repeat(np.arange(len(items)), lengths))
     users = columns.get("user", pl.Series(np.arange(len(items))))
     return Histories(users, lengths.to_numpy().astype(np.int64), pl.DataFrame(rows))
@@ -172,7 +172,7 @@ def _is_list(values: pl.Series) -> bool:
 
 
 def _is_json_list(values: pl.Series) -> bool:
-    """In JSON lines, nested values arrive as their text."""
+    """Whether the values are lists as JSON text: this is how nested values of JSON lines arrive."""
     return values.dtype == pl.String and bool(values.drop_nulls().head(1).str.starts_with("[").any())
 
 

@@ -1,6 +1,6 @@
-"""The vocabulary of a feature: which values of a column training had, each with a row of a table that a network learns.
+"""The vocabulary of a feature: a column's values in training, each with a row of a table that a network learns.
 
-Shape suffixes: N entries, K distinct ones, S values that an entry may have, F those of all columns, W width of vectors.
+Shape suffixes: N entries, K distinct ones, S values of an entry, F values in all columns, W vector width.
 """
 
 from collections.abc import Mapping
@@ -21,17 +21,17 @@ MOST_SLOTS = 32
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the training part has of a column: a row of a table for each value, or for each bucket of numbers.
+    """The values of a column in the training part: a table row for each value, or for each bucket of numbers.
 
-    Missing values are a value too, the last row, where training had some. What training had not, such as a value that
-    is new, has no row (-1) and adds nothing.
+    If the training part has missing values, they have a row too, the last one. A value that is not in the training part
+    has no row (-1) and adds nothing.
 
     Attributes:
-        values: Of categories and lists, in text order.
-        edges: Of numbers: bucket b holds edges[b - 1] <= x < edges[b].
-        centre: Of numbers, their mean and their standard deviation in training.
-        missing: Whether training had missing ones.
-        slots: Most values of an entry.
+        values: Values of categories and lists, in text order.
+        edges: Edges of the buckets of numbers: bucket b holds edges[b - 1] <= x < edges[b].
+        centre: Mean and standard deviation of numbers in training.
+        missing: Whether training had missing values.
+        slots: Largest number of values in an entry.
     """
 
     column: str
@@ -45,7 +45,7 @@ class Vocabulary:
 
     @classmethod
     def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":
-        """That of a column's values in the training part."""
+        """The vocabulary of a column, from its values in the training part."""
         missing = _is_missing(values)
         values = values.filter(~missing)
         if kind == "numbers":
@@ -70,12 +70,12 @@ class Vocabulary:
 
     @property
     def row_names(self) -> list[str]:
-        """What tells each row from all others."""
+        """A name for each row that no other row has."""
         values = range(len(self.edges) + 1) if self.kind == "numbers" else self.values
         return [f"{self.of} {self.column}={value}" for value in (*values, *["\0missing"] * self.missing)]
 
     def codes(self, values: pl.Series) -> np.ndarray:
-        """The rows of each entry's values, int64 (N, S); -1 where there is none."""
+        """The table rows of each entry's values, int64 (N, S); -1 if a value has no row or a slot is unused."""
         if self.kind == "numbers":
             return self.buckets(self._numbers(values))
         values = values.cast(pl.String).fill_null("")
@@ -88,7 +88,7 @@ class Vocabulary:
         return places_KS[values.cast(pl.Enum(distinct)).to_physical().to_numpy()]
 
     def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
-        """The rows of numbers, int64 (N, 1). Without Polars, whose threads a process of a loader does not have."""
+        """The table rows of numbers, int64 (N, 1). Not with Polars, whose threads a data loader's process lacks."""
         rows_N = np.searchsorted(np.asarray(self.edges), numbers_N, side="right")
         return np.where(np.isnan(numbers_N), self._of_missing, rows_N)[:, None]
 
@@ -97,18 +97,18 @@ class Vocabulary:
         return self.size - 1 if self.missing else -1
 
     def vectors(self, values: pl.Series) -> np.ndarray:
-        """Each entry as numbers, (N, W): a one for each of its values; or a number, standardised, and whether it is
-        missing."""
+        """Each entry as a vector, (N, W): a one for each of its values; or the standardised number and, if training had
+        missing values, whether it is missing."""
         if self.kind == "numbers":
             numbers_N = (self._numbers(values) - self.centre[0]) / self.centre[1]
             return np.stack([np.nan_to_num(numbers_N), np.isnan(numbers_N)], 1)[:, : 1 + self.missing]
         codes_NS = self.codes(values)
-        ones_NW = np.zeros((len(codes_NS), self.size + 1), dtype=np.float32)  # the last column for what has no row
+        ones_NW = np.zeros((len(codes_NS), self.size + 1), dtype=np.float32)  # the last column is for -1
         np.put_along_axis(ones_NW, codes_NS, 1, axis=1)
         return ones_NW[:, :-1]
 
     def _numbers(self, values: pl.Series) -> np.ndarray:
-        """The numbers, nan where a value is missing."""
+        """The numbers, nan if a value is missing."""
         return numbers_of(values.alias(self.column), "features", 1).to_numpy()
 
     @cached_property
@@ -129,23 +129,23 @@ def _parts(text: str, kind: Kind) -> list[str]:
 
 
 def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n: int) -> list[np.ndarray]:
-    """The codes of `n` entries, (N, S) for each column; a column that is not given is missing."""
+    """The codes of `n` entries, (N, S) for each column. Of a column that is not given, all values are missing."""
     nothing = pl.Series([None] * n, dtype=pl.Float64)
     return [vocabulary.codes(values.get(vocabulary.column, nothing)) for vocabulary in vocabularies]
 
 
 def one_table(codes: list[np.ndarray], sizes: list[int]) -> np.ndarray:
-    """Codes of several columns, each (N, S), as rows of one table in which their rows follow on each other, (N, F)."""
+    """Codes of several columns, each (N, S), as rows of one table, (N, F), which joins the columns' tables in order."""
     starts = np.cumsum([0, *sizes[:-1]])
     moved = [np.where(codes_NS < 0, -1, codes_NS + start) for codes_NS, start in zip(codes, starts, strict=True)]
     return np.concatenate(moved, axis=1).astype(np.int64)
 
 
 def vocabularies_of(about: Mapping[str, Any]) -> list[Vocabulary]:
-    """The features of a trained network, from what it says of itself; none where it has none."""
+    """The vocabularies of a trained network, from its description; empty if it has no features."""
     return [Vocabulary(**each) for each in about.get("features", [])]
 
 
 def as_plain(vocabularies: list[Vocabulary]) -> dict[str, Any]:
-    """What `vocabularies_of` reads; nothing where there are none."""
+    """The part of the description that `vocabularies_of` reads; empty without vocabularies."""
     return {"features": [asdict(each) for each in vocabularies]} if vocabularies else {}

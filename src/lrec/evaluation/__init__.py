@@ -1,1 +1,1 @@
-"""The figures of any scorer: metrics, baselines, cases, standard errors."""
+"""The evaluation of any scorer: metrics, baselines, cases, standard errors."""

@@ -1,15 +1,15 @@
-"""What scores without a network, from the unreduced training part alone; it stands beside every model.
+"""Baselines: scorers without a network, which count in the unreduced training part. They are evaluated with each model.
 
-    popularity          log p_j, with p_j the item's share of the training interactions
-    recent-popularity   log(n_j + p_j), n_j counting the last tenth of them in time, or those of a
-                        duration before the last; absent where there are no times
-    repeat-last         the items of the input, the last one first, then all others by popularity
-    markov              log(n_ij + p_j), n_ij counting how often j followed the last item i
-    item-graph          log(g_j + c p_j), g_j adding up how often j followed shortly after each of the last items
+    popularity          log p_j; p_j is the item's share of the training interactions
+    recent-popularity   log(n_j + p_j); n_j counts the last tenth of these interactions in time, or those within a
+                        duration before the last one; absent if the data have no times
+    repeat-last         the items of the input, the last one first, then all other items by popularity
+    markov              log(n_ij + p_j); n_ij counts how often j came directly after the last item i
+    item-graph          log(g_j + c p_j); g_j adds up how often j came shortly after each of the last items
 
-The softmax of a score is a share (with one observation more, which is shared out as popularity), so each has a
-cross-entropy; repeat-last has none. Ranks and lists obey the rules of `scoring.score`, ties included. They come in
-closed form from counts, without a pass over the catalogue for each row.
+The softmax of the scores gives shares, so each baseline has a cross-entropy, except repeat-last. Next to a count, p_j
+acts as one more observation (c p_j as c of them) that is divided among the items by popularity. Ranks and lists follow
+the rules of `scoring.score`, also for ties. They come in closed form from counts, without a catalogue pass per row.
 
 Shape suffixes: L positions, M targets, V catalogue, N interactions.
 """
@@ -37,27 +37,27 @@ from lrec.ranking.scoring import Scores
 
 BASELINES = ("popularity", "recent-popularity", "repeat-last", "markov", "item-graph")
 RECENT_SHARE = 0.1
-# In the graph, an edge leads from an item to each of the five that follow it, and weighs 0.8 times as much for each
-# further step; an item of the input weighs half for each step back.
+# In the graph, an edge leads from an item to each of the five items that follow it. Its weight is multiplied by 0.8 for
+# each further step. The weight of an input item is halved for each step back.
 EDGES, STEPS_BACK = (625, 500, 400, 320, 256), (16, 8, 4, 2, 1)
 LEAST = EDGES[-1] * STEPS_BACK[-1] / (EDGES[0] * STEPS_BACK[0])
-NEIGHBOURS = 500  # the strongest edges of an item that count
+NEIGHBOURS = 500  # number of an item's edges that are kept, the strongest ones
 
 
 class Baselines:
-    """The baselines of a split; what they count, they count when they are first asked to score. `names` are those of
-    BASELINES that the data allow."""
+    """The baselines of a split. A baseline does its counting when it is first asked to score. `names` lists the
+    baselines that the data allow."""
 
     def __init__(self, split: Split, device: torch.device, recent: float | str = RECENT_SHARE) -> None:
-        """Count in the training part of the split; `recent` is the share, or the duration, that recent-popularity
-        counts."""
+        """Use the training part of the split. `recent` is the share of it, or the duration at its end, that
+        recent-popularity counts."""
         self._split, self._device, self._recently = split, device, recent
         self._share_V = split.counts_V / split.counts_V.sum()
         self._k = min(max(KS), len(self._share_V))
         self.names = [name for name in BASELINES if name != "recent-popularity" or split.store.times_N is not None]
 
     def score(self, name: str, batch: EvalBatch) -> Scores:
-        """Score every item of the catalogue for every target, by one of `names`."""
+        """Score every item of the catalogue for every target with the baseline `name`."""
         seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
         if name in ("markov", "item-graph"):
             followers = self._next_items if name == "markov" else self._item_graph
@@ -96,7 +96,7 @@ class Baselines:
         return self._common(self._counted(f"recent-popularity-{self._recently}", count)["counts_V"] + self._share_V)
 
     def _common(self, values_V: np.ndarray) -> tuple[CommonOrder, Tensor]:
-        """The order of the logarithms, and each item's cross-entropy."""
+        """The order of the items by the logarithms of their values, and each item's cross-entropy."""
         scores_V = torch.from_numpy(np.log(values_V)).float().to(self._device)
         return CommonOrder(scores_V), float(np.log(values_V.sum())) - scores_V
 
@@ -106,7 +106,7 @@ class Baselines:
 
     @cached_property
     def _item_graph(self) -> Followers:
-        # Such that whatever is reached scores above all that is not.
+        # Small enough that each item that an edge reaches scores above all other items.
         prior = min(1.0, LEAST / (2 * float(self._share_V.max())))
         edges_VV = self._edges("item-graph", EDGES, NEIGHBOURS)
         return Followers(edges_VV, self._share_V, self._device, prior, EDGES[0] * STEPS_BACK[0], STEPS_BACK)
@@ -124,14 +124,14 @@ class Baselines:
         return csr_array((found["data"], found["indices"], found["indptr"]), shape=(n_items, n_items))
 
     def _counted(self, name: str, count: Callable[[], Arrays]) -> Arrays:
-        """What is counted in the training part; of several processes one counts, and all map it into memory."""
+        """What `count` counts in the training part. Of several processes, one counts and all map it into memory."""
         if number() == 1:
             return count()
         cut = sha256(np.ascontiguousarray(self._split.train_U, dtype=np.int64).data).hexdigest()
         return made_beside(self._split.store, name, cut, count)
 
     def with_room(self, names: list[str]) -> list[str]:
-        """Those of the names whose counts fit into the first process's memory; a line tells which are left out."""
+        """The names whose counts fit into the memory of the first process; prints which names are left out."""
         n_rows, steps = int(self._split.train_U.sum()), {"recent-popularity": 0, "markov": 1, "item-graph": len(EDGES)}
         gib = {name: bytes_to_count(n_rows, len(self._share_V), n) / 2**30 for name, n in steps.items()}
         room = available_gib()

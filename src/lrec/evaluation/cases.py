@@ -26,17 +26,17 @@ LIST_LENGTH = 10
 
 @dataclass(frozen=True)
 class Cases:
-    """Histories of at least one catalogue item, oldest first, with the item to predict after each."""
+    """Histories of at least one catalogue item, oldest first, each with the item to predict after it."""
 
     users_C: np.ndarray  # store index of the user; a user may have several cases
-    positions_C: np.ndarray  # of the target among the user's interactions
+    positions_C: np.ndarray  # position of the target among the user's interactions
     items_N: np.ndarray  # the histories laid end to end, catalogue indices
     lengths_C: np.ndarray
     targets_C: np.ndarray  # catalogue indices, -1 outside the catalogue
-    blank_N: np.ndarray | None = None  # which items are blanked in place, of no history all
-    times_N: np.ndarray | None = None  # of each item in whole seconds; None where the data have none
-    asked_C: np.ndarray | None = None  # time of the target; None where the data have none
-    events_N: np.ndarray | None = None  # `Split.events` of each item; None where the data have none
+    blank_N: np.ndarray | None = None  # which items are blanked in place; never all items of a history
+    times_N: np.ndarray | None = None  # time of each item in whole seconds; None if the data have no times
+    asked_C: np.ndarray | None = None  # time of the target; None if the data have no times
+    events_N: np.ndarray | None = None  # `Split.events` of each item; None if the data have none
 
     def __len__(self) -> int:
         return len(self.users_C)
@@ -62,13 +62,13 @@ class Cases:
         return self.inserting(self.items_N[places], lengths_C, places)
 
     def keeping(self, keep_N: np.ndarray) -> Self:
-        """The same cases with some items of their histories; cases that lose all of them are left out."""
+        """The same cases with only these items in their histories; cases that lose all their items are left out."""
         lengths_C = np.bincount(self.case_N[keep_N], minlength=len(self))
         return self.inserting(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
 
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        """The same cases with these histories; each of their items is as old, as blank and of the same type of event as
-        the item that stood at its entry of places_M."""
+        """The same cases with other histories. Each item of items_M takes its blank mark, time and event from the old
+        item at its entry of places_M."""
         of_items: dict[str, Any] = {
             name: _at(getattr(self, name), places_M) for name in ("blank_N", "times_N", "events_N")
         }
@@ -80,7 +80,7 @@ def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
 
 
 def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
-    """Predict the item at a user's position from the last `max_len` catalogue items before it.
+    """Cases that predict the item at a user's position from the last `max_len` catalogue items before it.
 
     Items outside the catalogue are left out of histories; cases without any item before the target are left out.
     """
@@ -108,7 +108,7 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
 
 
 def cases_of_test(split: Split, max_len: int) -> Cases:
-    """Predict the split's test targets: see `cases_before`."""
+    """Cases that predict the split's test targets: see `cases_before`."""
     return cases_before(split, split.test_targets.users_T, split.test_targets.positions_T, max_len)
 
 
@@ -121,9 +121,9 @@ class Ranked(NamedTuple):
 
 
 def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Every case in one batch of similar lengths: the indices of its cases, row after row, and what the network reads,
-    by its arguments; positions_M are those of each history's last item that is not blank. Cases whose histories begin
-    the history of another share its row."""
+    """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name.
+    positions_M is the position of each history's last item that is not blank. If a case's history is the beginning of
+    another one, both cases share a row."""
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:
@@ -145,7 +145,7 @@ def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[s
 
 
 def _shared_rows(cases: Cases) -> Rows:
-    """Puts cases of a user into one row where each history is the beginning of the next longer one."""
+    """Put cases of a user into one row if each history is the beginning of the next longer one."""
     order_C = np.lexsort((cases.lengths_C, cases.users_C))
     begins_C = np.diff(cases.users_C[order_C], prepend=-1) != 0
     later_P = np.flatnonzero(~begins_C)
@@ -154,7 +154,7 @@ def _shared_rows(cases: Cases) -> Rows:
 
 
 def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.ndarray:
-    """Of pairs of cases, whether the longer history goes on from the shorter one, at the time of that one's target."""
+    """For pairs of cases: whether the longer history continues the shorter one, at the time of the shorter's target."""
     lengths_P = cases.lengths_C[shorter_P]
     shorter_N, longer_N = (ranges(cases.starts_C[which_P], lengths_P) for which_P in (shorter_P, longer_P))
     differs_N = np.zeros(len(shorter_N), dtype=bool)
@@ -178,7 +178,7 @@ def _last_not_blank(cases: Cases) -> np.ndarray:
 
 @torch.inference_mode()
 def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """Rank each case's target among all items of the catalogue, or among the candidates (ascending) alone."""
+    """Rank each case's target among all items of the catalogue, or only among the candidates (ascending)."""
     device = net.items.weight.device
     # Catalogue indices of the candidates, which get a table of their own.
     names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
@@ -201,7 +201,7 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
 
 
 def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """The same by training count, ties half; the probability of an item is its share of the training interactions."""
+    """Rank targets by training count, a tie is half a rank. An item's probability is its share of the counts."""
     counts_V = _among(counts_V, candidates_V)
     rank_C, top_CK = _ranked(counts_V, cases.targets_C)
     with np.errstate(divide="ignore"):
@@ -210,8 +210,8 @@ def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndar
 
 
 def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """The same with the items of the history (but for blanked ones) listed first, the last one on top, and then all
-    others by popularity."""
+    """Rank the items of the history (without blanked ones) first, the last item on top, then all others by
+    popularity."""
     counts_V = _among(counts_V, candidates_V)
     read_N = counts_V[cases.items_N] > 0
     if cases.blank_N is not None:
@@ -222,7 +222,7 @@ def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarr
 
 
 def by_count(counts_V: np.ndarray) -> CommonOrder:
-    """Catalogue items by training count; those without any are not listed."""
+    """The catalogue items in the order of their training counts; items with a count of 0 are not listed."""
     return CommonOrder(torch.from_numpy(counts_V).double().log())
 
 
@@ -249,7 +249,7 @@ def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
 def values_of(
     ranked: Ranked, targets_C: np.ndarray, counts_V: np.ndarray, metrics: Sequence[Metric] = METRICS
 ) -> dict[str, np.ndarray]:
-    """Each case's value by metric, nan where it has none; the metric is the mean over cases. Others are left out."""
+    """Each case's value by metric, nan if it has none. Only metrics that are means over cases are included."""
     found = Found(*(torch.from_numpy(values) for values in (*ranked, targets_C, counts_V)))
     values = {}
     for metric in metrics:

@@ -1,4 +1,4 @@
-"""An evaluation adds up: the states of its metrics over batches and processes, of all targets and of parts of them.
+"""An evaluation adds up the states of its metrics over batches and processes, for all targets and for parts of them.
 
 Shape suffixes: B targets, V catalogue, K cut-offs, U users.
 """
@@ -15,14 +15,14 @@ from lrec.ranking.scoring import Scores
 
 
 class Evaluation:
-    """A scorer's whole evaluation: cross-entropy, rank metrics over every item (`NDCG@10`), and over the items the user
-    has not seen (`NDCG@10_unseen`).
+    """A scorer's whole evaluation: cross-entropy, and rank metrics over all items (`NDCG@10`) and over the items that
+    the user has not seen (`NDCG@10_unseen`).
 
     Args:
-        counts_V: The items' training interactions; they lie where scores will lie.
+        counts_V: Training interactions of each item, on the device of the scores.
         sets: Whether targets are sets.
-        warm: Whether targets inside the catalogue have figures of their own too.
-        users_U: Store indices of the users, ascending, for means over users too; None for none.
+        warm: Whether there are also separate figures for the targets inside the catalogue.
+        users_U: Store indices of the users, ascending, for means over users too; None for no such means.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Evaluation:
         users_U: Tensor | None = None,
     ) -> None:
         self._counts_V, self._of_sets, self._users_U = counts_V, sets, users_U
-        # All, those outside the catalogue, and how many sets they are.
+        # Number of targets, of targets outside the catalogue, and of requests (a set is one request).
         self._targets_3 = torch.zeros(3, dtype=torch.float64, device=counts_V.device)
         there = [(suffix, each) for suffix, each in with_unseen(metrics) if sets or not each.of_sets]
         in_parts = [(suffix, each) for suffix, each in there if isinstance(each, Mean) and each.in_parts]
@@ -42,7 +42,7 @@ class Evaluation:
             there += (in_warm := [(f"{suffix}{WARM}", each) for suffix, each in in_parts])
             in_parts += in_warm
         self._states = [(each, suffix, each.empty(counts_V)) for suffix, each in there]
-        # Of each user the sums of values, by cut-off, and of how much they count.
+        # For each user: the weighted sum of the values at each cut-off, and the sum of the weights.
         self._by_user = [
             (each, suffix, self._targets_3.new_zeros(len(each.cutoffs) + 1, len(users_U)))
             for suffix, each in in_parts
@@ -55,7 +55,7 @@ class Evaluation:
         return names + [f"{label}{suffix}{BY_USER}" for each, suffix, _ in self._by_user for label in each.labels]
 
     def update(self, scores: Scores, batch: EvalBatch) -> None:
-        """Add the targets of a batch; of those of weight 0 nothing counts."""
+        """Add the targets of a batch; targets of weight 0 do not count."""
         targets_B, weights_B, n_true_B = batch.targets_M, batch.weights_M, batch.n_true_M
         of_all = Found(scores.loss_B, scores.rank_B, scores.top_BK, targets_B, self._counts_V)
         of_unseen = of_all._replace(rank_B=scores.rank_unseen_B, top_BK=scores.top_unseen_BK)
@@ -81,7 +81,7 @@ class Evaluation:
             state_K1U.index_add_(1, place_B, torch.stack([*values, counts_B]))
 
     def compute(self) -> dict[str, float]:
-        """Every metric by name, over the rows of all processes, which call this together."""
+        """Every metric by name, over the rows of all processes; all processes must call this together."""
         targets, outside, requests = reduced(self._targets_3, "sum").tolist()
         figures = {"targets": targets, "targets_outside_catalogue": outside}
         if self._of_sets:

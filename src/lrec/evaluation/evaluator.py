@@ -1,8 +1,8 @@
-"""What the model and the baselines beside it reach on the targets of a stage, val or test: figures, table, verdict."""
+"""The model and the baselines on the targets of a stage (val or test): scores, figures, table, verdict."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,15 +14,19 @@ from lrec.data.datamodule import SequenceDataModule
 from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.evaluation import Evaluation
 from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
-from lrec.ranking.scoring import Scores
+from lrec.model.sharded_table import Table
+from lrec.model.transformer import Transformer
+from lrec.ranking.scoring import Scores, score
+
+Result = TypeVar("Result")
 
 
 class Evaluator:
     """The evaluations of a model on one data set, one after the other.
 
-    Popularity stands beside every evaluation, the other baselines beside `lrec test` and `lrec validate`. They do not
-    change during training: they are scored in the first whole evaluation of a stage. `figures` are those of the last
-    evaluation of each stage, the model's by `stage`, a baseline's by `stage/baseline`.
+    Every evaluation includes popularity; `lrec test` and `lrec validate` include the other baselines too. Baselines do
+    not change during training, so they are scored only in the first whole evaluation of a stage. `figures` has the
+    figures of each stage's last evaluation: the model's under `stage`, a baseline's under `stage/baseline`.
     """
 
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
@@ -33,8 +37,8 @@ class Evaluator:
         self._users_of: dict[tuple[str, bool], np.ndarray] = {}
 
     def begin(self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False) -> None:
-        """Before the first batch. `counts_V`, the items' training interactions, lies where scores will; where training
-        goes on (`fitting`) only popularity stands beside the model."""
+        """Prepare for the first batch. `counts_V` is the training interactions of each item, on the device of the
+        scores. During training (`fitting`), popularity is the only baseline."""
         if self._baselines is None:
             self._baselines = Baselines(data.cuts, counts_V.device, data.recent_popularity)
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
@@ -45,7 +49,7 @@ class Evaluator:
         self._under_way = {scorer: self._evaluation(stage, data, counts_V, users) for scorer in scorers}
 
     def names(self, stage: str, data: SequenceDataModule) -> list[str]:
-        """The metrics that an evaluation of these data has."""
+        """Names of the metrics of an evaluation of these data."""
         some_user = torch.zeros(1) if _tells_users(stage, data) else None
         return self._evaluation(stage, data, torch.ones(1), some_user).names
 
@@ -74,7 +78,7 @@ class Evaluator:
                 add_scores_of(scorer)
 
     def end(self, stage: str, whole: bool) -> dict[str, float]:
-        """After the last batch: all figures of the stage, by their full names. Those of baselines stay if `whole`."""
+        """After the last batch: all figures of the stage by full name. If `whole`, the baselines' figures are kept."""
         computed = {scorer: evaluation.compute() for scorer, evaluation in self._under_way.items()}
         self._under_way = {}
         self.figures[stage] = computed.pop("model")
@@ -88,7 +92,7 @@ class Evaluator:
 
 
 def _tells_users(stage: str, data: SequenceDataModule) -> bool:
-    """Whether a user may have several targets, each of which is evaluated by itself."""
+    """Whether a user may have several targets that are evaluated one by one, not as a set."""
     number_U = data.cuts.val_targets_U if stage == "val" else data.cuts.test_targets_U
     return not data.has_sets(stage) and bool(number_U.max(initial=0) > 1)
 
@@ -114,7 +118,7 @@ def evaluation_table(
 
 
 def _title(suffix: str) -> str:
-    """all items, unseen items, and for means over users or over warm targets: all/user, unseen/warm ..."""
+    """The title of rows: all items or unseen items; for means over users or warm targets all/user, unseen/warm ..."""
     of, parts = ("unseen" if "_unseen" in suffix else "all"), suffix.removeprefix("_unseen").replace(BY_USER, "/user")
     return of + (parts.replace(WARM, "/warm") or " items")
 
@@ -125,9 +129,9 @@ def verdict(
     before: Sequence[float],
     metrics: Sequence[Metric] = METRICS,
 ) -> str | None:
-    """What a run came to, in one line: the model beside the best baseline, by their figures, on the monitored metric,
-    whose values at the run's evaluations are `before`, and what to try; None where no baseline has the metric, or
-    neither end of it is the best."""
+    """One line that compares the model with the best baseline on the monitored metric, with advice if the model is not
+    better. `before` has the metric's values at the run's evaluations. None if no baseline has the metric, or if neither
+    low nor high values are good."""
     metric = monitor.removeprefix("val/")
     best_end = best_is(metric, metrics)
     baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}
@@ -143,5 +147,17 @@ def verdict(
     values = [value for value in before if math.isfinite(value)]
     advice = f"try another --model.optimizer.lr, --model.dropout or --model.size, and choose by {monitor}"
     if values and choose(values) == values[-1]:
-        advice = f"{monitor} was the best at the last evaluation: more --trainer.max_epochs, max_steps or max_time"
+        advice = f"{monitor} was the best at the last evaluation: raise --trainer.max_epochs, max_steps or max_time"
     return f"no better {line}; {advice}"
+
+
+def scores_of(net: Transformer, batch: EvalBatch) -> Scores:
+    """How a network ranks the targets of a batch."""
+    given = (batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
+    return at_targets(net, batch, lambda hidden_MD, table: score(hidden_MD, table, *given))
+
+
+def at_targets(net: Transformer, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
+    """The result of `head` on the hidden states before the batch's targets and the item table."""
+    times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
+    return net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)

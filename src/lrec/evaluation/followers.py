@@ -1,4 +1,4 @@
-"""Scores from what followed the last items of a history: those of the baselines `markov` and `item-graph`.
+"""Scores of the baselines `markov` and `item-graph`, from what followed the last items of a history in training.
 
 Shape suffixes: V catalogue, N interactions, T edges, B rows, M last items of all rows (or edges of an item), R items
 that rows reach.
@@ -17,10 +17,10 @@ from lrec.ranking.scoring import Scores
 
 
 class Followers:
-    """Scores log(g_j + c p_j): g_j adds up the edges to j of the last items, p_j is j's share of all interactions.
+    """Scores log(g_j + c p_j): g_j adds up the edges from the last items to j, p_j is j's share of all interactions.
 
-    An edge leads from an item to each that followed it. Whatever is reached scores above all that is not, so a list is
-    what is reached by its scores, and then what is popular.
+    An edge leads from an item to each item that followed it. Items that an edge reaches score above all others, so a
+    list has the reached items by score, and then the other items by popularity.
     """
 
     def __init__(
@@ -32,15 +32,15 @@ class Followers:
         one: int = 1,
         weights_back: Sequence[int] = (1,),
     ) -> None:
-        """`prior` is c, `one` the weight of an edge that makes g 1, and `weights_back` those of the last item of a
-        history, of the one before it ..., whole numbers, so that ties are exact."""
+        """`prior` is c. `weights_back` has the weights of a history's last item, the item before it, and so on. g is
+        the sum of item weight * edge weight / `one`. Weights are whole numbers, so that ties are exact."""
         self._edges_VV, self._one, self._weights_back = edges_VV, one, np.array(weights_back)
         self._prior, self._device = prior, device
         self._prior_V = torch.from_numpy(prior * share_V).to(device)
         self._popular = CommonOrder(torch.from_numpy(np.log(share_V)).float().to(device))
 
     def score(self, items_BL: Tensor, last_M: Tensor, targets_M: Tensor, seen: Pairs, k: int) -> Scores:
-        """Score every item of the catalogue for every target; last_M is the flat index of the last item before each."""
+        """Score every catalogue item for every target; last_M is the flat index of the last item before each target."""
         rows_R, items_R, weights_R = self._reached(items_BL, last_M)
         scores_R = (weights_R + self._prior_V[items_R]).log().float()
         score_M = self._prior_V[targets_M.clamp(min=0)].log().float()
@@ -52,7 +52,7 @@ class Followers:
         return Scores(loss_M.masked_fill(targets_M < 0, torch.nan), *ranked)
 
     def _reached(self, items_BL: Tensor, last_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The items that the last ones before each target lead to, rows and items ascending, and g of each."""
+        """The items that edges reach from the last items before each target: rows and items, ascending, and their g."""
         items_N, last_N = items_BL.flatten().cpu().numpy(), last_M.cpu().numpy()
         back = np.arange(len(self._weights_back))
         rows_M, back_M = np.nonzero(back <= (last_N % items_BL.shape[1])[:, None])
@@ -69,8 +69,8 @@ class Followers:
 def edges_of(
     users_N: np.ndarray, items_N: np.ndarray, n_items: int, weights: Sequence[int] = (1,), most: int | None = None
 ) -> csr_array:
-    """The edges between the interactions of a user, whose order is that of `users_N` and `items_N`: `weights` are those
-    of an edge to the next item, to the one after it ...; of an item, the `most` strongest stay."""
+    """The edges between items of the same user; `users_N` and `items_N` are in the order of the interactions. `weights`
+    has the weight of an edge to the next item, to the item after it, and so on. An item keeps its `most` strongest."""
     edges_VV = csr_array((n_items, n_items), dtype=np.int64)
     for step, weight in enumerate(weights, start=1):
         together_N = users_N[:-step] == users_N[step:]
@@ -80,12 +80,12 @@ def edges_of(
 
 
 def bytes_to_count(n_rows: int, n_items: int, steps: int) -> int:
-    """Memory that counting takes at most, by measurement: of each row, and of each edge that `edges_of` can find."""
+    """The most memory that counting takes: measured bytes for each row, and for each edge that `edges_of` can find."""
     return 64 * n_rows + 36 * min(steps * n_rows, n_items**2)
 
 
 def _strongest(edges_VV: csr_array, most: int) -> csr_array:
-    """No more than so many edges of each item, those of the largest weights, ties by index."""
+    """At most `most` edges of each item: those with the largest weights, ties by index."""
     starts_V1, kept_T = edges_VV.indptr, np.ones(edges_VV.nnz, dtype=bool)
     for item in np.flatnonzero(np.diff(starts_V1) > most):
         row = slice(starts_V1[item], starts_V1[item + 1])

@@ -1,6 +1,6 @@
-"""The metrics of an evaluation, a class each, from the ranks, losses and lists that `scoring.score` gives.
+"""The metrics of an evaluation, one class each, computed from the ranks, losses and lists that `scoring.score` gives.
 
-A metric of your own is a class too, named by `--model.metrics`: most inherit from `Mean`.
+A metric of your own is also a class, named by `--model.metrics`; most inherit from `Mean`.
 
 Shape suffixes: B targets, V catalogue, K list length (of a list), K cut-offs (of values), P pairs of a target and an
 item of its set, U users.
@@ -21,7 +21,7 @@ from lrec.options.class_paths import class_path
 from lrec.options.objects import from_config
 
 KS = (1, 5, 10, 50)
-# What stands behind these: figures of the targets inside the catalogue alone, and means over users.
+# Suffixes of metric names: for figures of the targets inside the catalogue only, and for means over users.
 WARM, BY_USER = "_warm", "_by_user"
 Best = Literal["min", "max"]
 
@@ -49,7 +49,7 @@ class Found(NamedTuple):
     n_true_B: Tensor | None = None
 
     def with_sets(self, targets_P: Tensor, items_P: Tensor, n_true_B: Tensor) -> "Found":
-        """The same with what is true of it: pairs of a target and an item of its set, ascending, and its size."""
+        """The same with the sets: pairs of a target and an item of its set, ascending, and the size of each set."""
         n_items, rows_B1 = len(self.counts_V), torch.arange(len(self.top_BK), device=self.top_BK.device)[:, None]
         keys_P, keys_BK = targets_P * n_items + items_P, rows_B1 * n_items + self.top_BK
         at_BK = torch.searchsorted(keys_P, keys_BK)
@@ -57,14 +57,14 @@ class Found(NamedTuple):
         return self._replace(true_BK=true_BK, n_true_B=n_true_B)
 
     def true_at(self, k: int) -> tuple[Tensor, Tensor]:
-        """Of sets: which of the best k items are true (B, k or as many as there are), 0 or 1, and the places of these
-        in the list, from 1; float64."""
+        """For sets, float64: 1 for each of the best k items that is true, else 0 (B, k or fewer in a shorter list); and
+        the places in the list, from 1."""
         assert self.true_BK is not None
         true_BK = self.true_BK[:, :k].double()
         return true_BK, torch.arange(1, true_BK.shape[1] + 1, dtype=torch.float64, device=true_BK.device)
 
     def most_true(self, k: int) -> Tensor:
-        """Of sets: how many true items the best list of k has (B)."""
+        """For sets: how many true items the best possible list of k has (B)."""
         assert self.n_true_B is not None
         return self.n_true_B.clamp(1, k)
 
@@ -117,8 +117,8 @@ class Mean(Metric):
 
     Attributes:
         with_error: Whether lrec also reports the standard error over targets.
-        in_parts: Whether there are also a value for targets inside the catalogue (`_warm`), with cold_targets apart,
-            and a mean over users of the mean over each user's targets (`_by_user`), if users have several targets.
+        in_parts: Whether there are also a value for targets inside the catalogue (`_warm`, if cold_targets is apart)
+            and a mean over users of the mean over each user's targets (`_by_user`, if users have several targets).
     """
 
     with_error: ClassVar[bool] = False
@@ -133,7 +133,7 @@ class Mean(Metric):
         return torch.ones_like(found.rank_B)
 
     def empty(self, counts_V: Tensor) -> Tensor:
-        """Of each cut-off the sums of values, of their squares, and of how much they count."""
+        """For each cut-off: the weighted sums of the values and of their squares, and the sum of the weights."""
         return torch.zeros(len(self.cutoffs), 3, dtype=torch.float64, device=counts_V.device)
 
     def add(self, state: Tensor, found: Found, weights_B: Tensor) -> None:
@@ -163,12 +163,12 @@ class CrossEntropy(Mean):
         return found.loss_B.where(found.targets_B >= 0, 0.0)
 
     def shares(self, found: Found, k: int) -> Tensor:
-        """Those outside the catalogue do not count."""
+        """Targets outside the catalogue do not count."""
         return (found.targets_B >= 0).double()
 
 
 class HitRate(Mean):
-    """HR@k = [rank <= k]; of a set, whether the best k items have one of it."""
+    """HR@k = [rank <= k]; for a set, whether one of its items is among the best k."""
 
     name = "HR"
     in_parts = True
@@ -180,8 +180,8 @@ class HitRate(Mean):
 
 
 class NDCG(Mean):
-    """NDCG@k = [rank <= k] / log2(1 + rank); of a set, the sum over its items among the best k of 1 / log2(1 + place),
-    divided by that of the best possible list."""
+    """NDCG@k = [rank <= k] / log2(1 + rank); for a set, the sum of 1 / log2(1 + place) over its items among the best k,
+    divided by the same sum for the best possible list."""
 
     name = "NDCG"
     with_error = True
@@ -197,7 +197,7 @@ class NDCG(Mean):
 
 
 class MRR(Mean):
-    """MRR@k = [rank <= k] / rank; of a set, 1 / place of its first item among the best k."""
+    """MRR@k = [rank <= k] / rank; for a set, 1 / place of its first item among the best k."""
 
     name = "MRR"
 
@@ -210,18 +210,18 @@ class MRR(Mean):
 
 
 class Coverage(Metric):
-    """coverage@k = share of the catalogue that is in some list of k."""
+    """coverage@k = share of the catalogue that is in at least one list of k."""
 
     name = "coverage"
     of_lists = True
     state = "min"
 
     def empty(self, counts_V: Tensor) -> Tensor:
-        """The first of `KS` whose lists have the item, a byte for each, and one more for unused slots."""
+        """A byte for each item, the place in `KS` of the first k whose lists have it; and a byte for unused slots."""
         return counts_V.new_full((len(counts_V) + 1,), len(KS), dtype=torch.uint8)
 
     def add(self, state: Tensor, found: Found, weights_B: Tensor) -> None:
-        """Add what is listed; a list of k begins with that of any smaller k."""
+        """Add the listed items; a list of k begins with the list of any smaller k."""
         unused_BK = (found.top_BK < 0) | (weights_B <= 0)[:, None]
         top_BK = found.top_BK.masked_fill(unused_BK, len(found.counts_V))
         for place, (before, k) in enumerate(pairwise((0, *KS))):
@@ -305,7 +305,7 @@ METRICS: tuple[Metric, ...] = (
 
 
 def with_own(own: list[Metric] | Metric | None) -> tuple[Metric, ...]:
-    """lrec's metrics and the user's; UserError where two have the same name."""
+    """lrec's metrics and the user's; UserError if two have the same name."""
     found = list(METRICS)
     for metric in [own] if isinstance(own, Metric) else own or []:
         if metric.name in (other.name for other in found):
@@ -315,22 +315,22 @@ def with_own(own: list[Metric] | Metric | None) -> tuple[Metric, ...]:
 
 
 def metrics_of(named: Sequence[dict[str, Any]]) -> tuple[Metric, ...]:
-    """lrec's metrics and those that --model.metrics names, as configurations have them."""
+    """lrec's metrics and the metrics that --model.metrics names, given as in a configuration."""
     return with_own([from_config({"metric": each}, "metric", Metric) for each in named])  # type: ignore[type-abstract]
 
 
 def with_unseen(metrics: Sequence[Metric]) -> list[tuple[str, Metric]]:
-    """The metrics of all items, and those of unseen ones, each with what stands behind its name."""
+    """The metrics over all items, and the rank metrics over unseen items, each with the suffix of its name."""
     return [(suffix, each) for suffix in ("", "_unseen") for each in metrics if each.ranks or not suffix]
 
 
 def metric_names(metrics: Sequence[Metric] = METRICS) -> list[str]:
-    """Every metric of an evaluation, as it is called after `val/` or `test/`."""
+    """Every metric of an evaluation, by its name without `val/` or `test/`."""
     return [f"{label}{suffix}" for suffix, each in with_unseen(metrics) for label in each.labels]
 
 
 def best_is(name: str, metrics: Sequence[Metric] = METRICS) -> Best | None:
-    """Which end of a metric is the best; None where neither is, and of unknown names."""
+    """Whether low ("min") or high ("max") values of a metric are good; None if neither, or if the name is unknown."""
     whole = name.removesuffix(BY_USER).removesuffix(WARM)
     for each in metrics:
         if (whole if isinstance(each, Mean) and each.in_parts else name) in metric_names([each]):

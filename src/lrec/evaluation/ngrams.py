@@ -1,12 +1,12 @@
-"""Interpolated n-grams of items: what follows the last item, or the last two, by counting alone.
+"""Interpolated n-grams of items: they predict what follows the last item, or the last two, by counting alone.
 
     p_0(j) = smoothed(n_j, p = 1 / V)                              popularity
     p_k(j | c) = smoothed(n(c, j), p_(k-1)(j | c without its first item)),     c the last k items
     smoothed(n(c, j), p) = (max(n(c, j) - d_k, 0) + d_k t(c) p) / n(c)
 
-n counts training interactions, t(c) the different items that followed c, and d_k = (n1 + 1) / (n1 + 2 n2 + 2), with n1
-and n2 the pairs (c, j) that were counted once and twice. A context that was never seen has the probabilities of the
-shorter one. Source: absolute discounting, Ney, Essen & Kneser 1994.
+n counts training interactions, t(c) counts the different items that followed c, and d_k = (n1 + 1) / (n1 + 2 n2 + 2),
+where n1 and n2 are the numbers of pairs (c, j) that were counted once and twice. A context that was never seen has the
+probabilities of the shorter context. Source: absolute discounting, Ney, Essen & Kneser 1994.
 
 Shape suffixes: N training interactions, U users, T distinct pairs of a context and what followed it, C cases.
 """
@@ -18,12 +18,12 @@ from lrec.data.splits.rules import ranges
 from lrec.evaluation.cases import Cases, cases_before
 
 ORDERS = ("popularity", "bigram", "trigram")
-MOST_COUNTED = 20_000_000  # interactions, about ten seconds and two gibibytes
+MOST_COUNTED = 20_000_000  # interactions; they take about ten seconds and 2 GiB
 
 
 def losses_of_test(data: SequenceDataModule) -> dict[str, float]:
-    """The mean cross-entropy of the test targets by n-grams of what a run of these data trains on, its first users
-    where that is too much; nothing where no target is known."""
+    """The mean cross-entropy of the test targets by n-grams of what a run trains on, or of its first users if that is
+    more than MOST_COUNTED interactions. Empty if no target is in the catalogue, or if there is nothing to count."""
     part = data.batch_plan.part
     lengths_U = part.lengths_U * (np.cumsum(part.lengths_U) <= MOST_COUNTED)
     items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, lengths_U))]
@@ -36,15 +36,15 @@ def losses_of_test(data: SequenceDataModule) -> dict[str, float]:
 
 
 def _find(keys_T: np.ndarray, keys_C: np.ndarray) -> np.ndarray:
-    """Place of each key among the ascending ones, -1 where it is not there."""
+    """Place of each key among the ascending keys_T, -1 if it is not there."""
     places_C = np.searchsorted(keys_T, keys_C)
     return np.where(np.append(keys_T, np.iinfo(np.int64).max)[places_C] == keys_C, places_C, -1)
 
 
 def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases: Cases) -> dict[str, np.ndarray]:
-    """The cross-entropy of each case's target, in nats, by each of `ORDERS`; items_N are of training.
+    """The cross-entropy of each case's target, in nats, by each of `ORDERS`; items_N are the training interactions.
 
-    A context is known by the place of its last pair among those of the order below, so that keys stay below N V.
+    A context's number is the place of its last pair among the pairs of the order below, so that keys stay below N V.
     """
     position_N = ranges(np.zeros_like(lengths_U), lengths_U)
     context_N = np.zeros(len(items_N), dtype=np.int64)
@@ -67,7 +67,7 @@ def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases
 
 
 def _contexts(tables: list[np.ndarray], cases: Cases, n_items: int, order: int, back: int = 0) -> np.ndarray:
-    """The last `order` items of each history without its last `back` ones, as a context; -1 where it was never seen."""
+    """The context number of the last `order` items before each history's last `back` ones; -1 if it was never seen."""
     if order == 0:
         return np.zeros(len(cases), dtype=np.int64)
     shorter_C = _contexts(tables, cases, n_items, order - 1, back + 1)

@@ -1,4 +1,4 @@
-"""The processes that evaluate together: those of torchrun or of a training, or this one alone."""
+"""The processes that evaluate together: the processes of torchrun or of a training, or only this one."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ def processes() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    # Only numbers travel, and those lie on the CPU.
+    # gloo, because the processes exchange only numbers that are on the CPU.
     distributed.init_process_group("gloo", timeout=timedelta(minutes=PATIENCE_MINUTES))
     try:
         yield
@@ -46,19 +46,19 @@ def device() -> torch.device:
 
 
 def share_of(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches that this process scores, every n-th; they are the same whatever n, so that numbers are too."""
+    """The batches that this process scores, every n-th. Batches do not depend on n, so results do not either."""
     if not distributed.is_initialized():
         return iter(batches)
     return islice(batches, distributed.get_rank(), None, distributed.get_world_size())
 
 
 def together(values: np.ndarray) -> np.ndarray:
-    """The sum over all processes; each has zeros where others have values."""
+    """The sum over all processes; each process has zeros where others have values."""
     return reduced(torch.from_numpy(values), "sum").numpy()
 
 
 def reduced(values: Tensor, how: Literal["sum", "min"]) -> Tensor:
-    """The sum over all processes, or the least of each element."""
+    """The sum over all processes, or the minimum of each element."""
     values = values.clone()
     if distributed.is_initialized():
         distributed.all_reduce(values, ReduceOp.SUM if how == "sum" else ReduceOp.MIN)

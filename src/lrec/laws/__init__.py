@@ -1,1 +1,1 @@
-"""Tables of points to fits, forecasts, intervals and plans. Knows nothing of runs, studies, Lightning or torch."""
+"""Makes fits, forecasts, intervals and plans from tables of points. Knows nothing about runs, Lightning or torch."""

@@ -1,6 +1,6 @@
-"""What a table of points says: predicted, described by a law, held to account and judged, all of it once.
+"""The analysis of a table of points: a prediction, the fit of a law, held-out errors, roll-outs and a verdict.
 
-fit.json, the reports and the figures show an analysis; they compute nothing.
+fit.json, the reports and the figures show the results of an analysis. They do not analyse again.
 """
 
 import sys
@@ -21,20 +21,20 @@ from lrec.laws.predict import Holdout, Predictor, compare, hold_out, roll_out, s
 from lrec.laws.table import points_of_most_data, source_hash
 from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
-DESCRIBES = "lsrm"  # the law that describes the points beside a forecast
-FLOORLESS = ("lsrm", "kaplan")  # laws that are compared without their floor too, as Kaplan et al. have it
+DESCRIBES = "lsrm"  # a forecast also gets the fit of this law, which describes the points
+FLOORLESS = ("lsrm", "kaplan")  # laws that are also compared without their floor, as in Kaplan et al.
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The forecast, or `fit` itself where a law was asked for; a law's fit to the small sizes; what is said of them.
+    """The predictor (the forecast, or `fit` if a law was chosen), the fit of a law to the small sizes, and the results.
 
-    `names` has what the caller calls the columns x, d and u, as far as they count, and y; `points` are all,
-    `metrics` the held-out sizes' by name.
+    `names` maps y, and those of the columns x, d and u that the predictor uses, to the caller's names. `points` are all
+    points, including the held-out ones. `metrics` has the predicted and actual metrics of the held-out sizes by name.
     """
 
     predictor: Predictor
-    of_all: Predictor  # the same, from all points
+    of_all: Predictor  # the same method, but from all points
     fit: Fit
     names: Mapping[str, str]
     points: pl.DataFrame
@@ -56,9 +56,9 @@ def analyse(
     with_others: bool = True,
     floor: float | None = None,
 ) -> Analysis:
-    """Judge a forecast or a fit of the small sizes by what became of its predictions (`predict.holdout_report`).
+    """Judge a forecast or a fit of the small sizes by its errors on the held-out sizes (`predict.holdout_report`).
 
-    `points` are all, held-out ones included; `with_others` rolls out every law of the same variables.
+    `points` are all points, including the held-out ones. `with_others` compares it with laws of the same variables.
     """
     used, of_all = (*predictor.columns, "y"), predictor
     if isinstance(predictor, Fit):
@@ -78,9 +78,9 @@ def analyse(
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:
-    """The predictor, its law and every other of the same variables that can be fitted, rolled out, the best first.
+    """Roll out the predictor and every law of the same variables that can be fitted. The best method is the first.
 
-    Beside a law of size, data and unique data stand those of size and data. Progress goes to stderr.
+    A law of size, data and unique data is also compared with laws of size and data. Progress goes to stderr.
     """
     found = []
     if isinstance(predictor, Forecast):
@@ -99,7 +99,7 @@ def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, poi
 
         try:
             fitted = fitted_to(small)
-        except UserError:  # too few settings for so many parameters
+        except UserError:  # too few settings for the law's parameters
             continue
         came = None
         if len(large):
@@ -109,7 +109,7 @@ def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, poi
 
 
 def _of_the_same_variables(law: Law) -> list[tuple[Law, Mapping[str, float]]]:
-    """Laws to compare, each with what is fixed in it."""
+    """The laws to compare, each with its fixed parameters."""
     fewest, most = min(len(law.variables), 2), len(law.variables)
     alike = [other for other in (LAWS | {law.name: law}).values() if fewest <= len(other.variables) <= most]
     return [(other, fixed) for other in alike for fixed in ({}, {"E": 0.0}) if not fixed or other.name in FLOORLESS]

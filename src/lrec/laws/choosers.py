@@ -1,6 +1,6 @@
-"""What to choose for a budget of FLOPs, a target loss or a size: a chooser for each kind of law.
+"""Choosers say what to train for a budget of FLOPs, a target loss or a size. Each kind of law has its chooser.
 
-Definitions: N the size in the fit's column x, D interactions processed, U unique ones, epochs D/U, C training FLOPs.
+N: the size (the fit's x). D: interactions processed. U: unique interactions. Epochs: D/U. C: training FLOPs.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from lrec.laws.table import points_of_most_data
 
 
 def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:
-    """Training FLOPs of an interaction at size N, 6 N + h N^g, from points with flops; 6 N where they do not say more.
+    """Training FLOPs per interaction as a function of N: 6 N + h N^g, or 6 N if the points do not determine h and g.
 
-    The first term is that of the matrices N counts, forward and backward; the second, fitted to the FLOPs of the points
-    themselves, is what else there is: the item table, whose width grows with the body, and attention.
+    The first term is for the matrices that N counts, forward and backward. The second term is fitted to the FLOPs of
+    the points. It is for the rest: the item table, whose width grows with the body, and attention.
     """
     processed, h, g = "processed" if "processed" in points.columns else "d", 0.0, 0.0
     if {"flops", processed} <= set(points.columns):
@@ -36,7 +36,7 @@ def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any
 
 @dataclass(frozen=True)
 class Choice:
-    """What to train; nan for what the law says nothing about."""
+    """What to train. A value is NaN if the law says nothing about it."""
 
     size: float
     data: float
@@ -50,11 +50,11 @@ class Choice:
 
 
 class DataChooser:
-    """Chooses N, D and U by a law of size and data, within the passes over the data at which it was fitted.
+    """Chooses N, D and U by a law of size and data. The number of passes over the data stays in the fitted range.
 
-    Some laws count unique interactions as their data; each is then processed as often as in the fitted runs
-    (`repeats`). Inside this class, data and D are the law's; a `Choice` has the interactions processed. Without
-    `unique`, as many as are needed with the fewest passes that were fitted; without `epochs`, the best number.
+    Some laws count unique interactions as their data. Each of these is then processed as often as in the fitted runs
+    (`repeats`). In this class, data and D are the law's data, but a `Choice` has the interactions processed. Without
+    `unique`, U follows from D and the lowest fitted number of passes. Without `epochs`, the best number is chosen.
     """
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
@@ -70,13 +70,13 @@ class DataChooser:
             least, most = self.least_epochs * self.repeats, self.most_epochs * self.repeats
             raise UserError(
                 f"--epochs {epochs:g}: the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data, "
-                "and says nothing of others; train runs with as many passes, or plan for other unique data"
+                "and holds only for this range; train runs with this number of passes, or change --epochs and --unique"
             )
         if unique is None:
-            raise UserError("--epochs: name the number of unique interactions they go over with --unique")
+            raise UserError("--epochs: also give the number of unique interactions with --unique")
 
     def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
-        """The law's loss of N, D and U, which broadcast; U is what there is, or what that many passes need."""
+        """The law's loss at N, D and U, which broadcast. By default, U is D / `least_epochs`, at most `self.unique`."""
         size_N, data_N = np.broadcast_arrays(np.asarray(size, dtype=float), np.asarray(data, dtype=float))
         columns = [size_N.ravel(), data_N.ravel()]
         if self.tells_repeats:
@@ -84,9 +84,9 @@ class DataChooser:
         return self.fit.curve(np.stack(columns, axis=1)).reshape(size_N.shape)
 
     def for_flops(self, flops: float) -> Choice:
-        """The N and D with the least loss that cost no more; D within the epochs allowed.
+        """The N and D with the lowest loss within a budget and within the allowed epochs.
 
-        All is spent, unless more passes would raise the loss.
+        The whole budget is spent, unless more passes or more parameters would raise the loss.
         """
         if self.epochs is not None and self.unique is not None:
             return self._for_passes(flops, self.epochs, self.unique)
@@ -112,7 +112,7 @@ class DataChooser:
         return self._choice(size, data_at(size).item())
 
     def for_loss(self, loss: float, most: float | None = None) -> Choice:
-        """The least C, at most so much, at which the best N and D reach the loss."""
+        """The best N and D for the lowest C that reaches the loss. C is at most `most`."""
         most = most or 1e6 * 6 * float((self.fit.x_NV[:, 0] * self.fit.x_NV[:, 1]).max())
         least = _bisect(lambda flops: self._loss_of(self.for_flops(flops)) - loss, 1e3, most)
         if least is None:
@@ -124,20 +124,20 @@ class DataChooser:
         return self.for_flops(least)
 
     def for_size(self, size: float) -> Choice:
-        """With unique data given, the passes over it with the least loss; else the D for which N is compute-optimal."""
+        """Choose D for a size: with `unique`, by the best or given epochs, otherwise so that N is compute-optimal."""
         if self.unique is not None:
             if self.epochs is not None:
                 return self._choice(size, self.epochs * self.unique)
             return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data())).item())
         enough = _bisect(lambda flops: size - self.for_flops(flops).size, 6 * size, 1e12 * size**2)
         if enough is None:
-            raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; name the data with --unique")
+            raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; give the data with --unique")
         return self._choice(size, enough / float(self._per_datum(size)))
 
     def doubled(self, choice: Choice) -> dict[str, float]:
-        """The loss with twice the parameters, with twice the data all of it new, and with twice the passes over it.
+        """The loss with twice the parameters, with twice the data (all new), and with twice the passes over the data.
 
-        Passes only by a law that tells them from new data, and as far as they were fitted.
+        The last one is left out if the law does not tell passes from new data, or was not fitted to as many passes.
         """
         n, d, u = choice.size, self.data_of(choice), choice.unique
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
@@ -146,21 +146,21 @@ class DataChooser:
         return losses
 
     def data_limited_from(self, choice: Choice) -> float | None:
-        """The least N at which, with this D and U, twice the data lowers the loss more than twice the parameters."""
+        """The smallest N at which twice the data (from this D and U) lowers the loss more than twice the parameters."""
         d, u, size_G = self.data_of(choice), choice.unique, np.geomspace(1.0, 1e15, 3000)
         better_G = self.loss(size_G, 2 * d, 2 * u) < self.loss(2 * size_G, d, u)
         return float(size_G[better_G.argmax()]) if better_G.any() else None
 
     def used_up(self, choice: Choice) -> bool:
-        """Whether the plan has the most passes that were fitted, and might have more."""
+        """Whether the largest fitted number of passes limits the plan. False if `epochs` is given."""
         return self.epochs is None and 0.999 * self._most_data() < self.data_of(choice)
 
     def data_of(self, choice: Choice) -> float:
-        """The law's D of a choice."""
+        """The D of a choice, as the law counts it."""
         return choice.data / self.repeats
 
     def _for_passes(self, flops: float, epochs: float, unique: float) -> Choice:
-        """The N that the budget leaves for the passes asked for."""
+        """The N that the budget allows with the given number of passes."""
         data = epochs * unique
         size = _bisect(lambda n: flops - data * float(self._per_datum(n)), 1.0, max(flops, 10.0))
         if size is None or data * float(self._per_datum(1.0)) > flops:
@@ -175,10 +175,10 @@ class DataChooser:
         return needed if self.unique is None else np.minimum(needed, self.unique)
 
     def _best_data(self, size_G: Array, most_G: Array) -> Array:
-        """The D, at most so much of it, with the least loss at each N: less than that only where passes do harm."""
+        """The D, at most `most_G`, with the lowest loss at each N. It is lower only if more passes raise the loss."""
         if self.unique is None or not self.tells_repeats:
             return most_G
-        # In equal steps of the passes' logarithm, up to the most that is allowed.
+        # Equal steps in the logarithm of the passes, up to the allowed maximum.
         least_G = np.minimum(self.unique * self.least_epochs, most_G)
         data_GK = least_G[:, None] * (most_G / least_G)[:, None] ** np.linspace(0, 1, 401)
         data_GK[:, -1] = most_G
@@ -195,7 +195,7 @@ class DataChooser:
 
 
 class SizeChooser:
-    """Chooses a size by a forecast or a law of size alone: these hold for the data and passes of their runs."""
+    """Chooses a size by a forecast or a law of size alone, which holds only for the data and passes of its runs."""
 
     def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
         self.predictor, points = predictor, points_of_most_data(predictor.points)
@@ -212,17 +212,17 @@ class SizeChooser:
             )
 
     def for_size(self, size: float) -> Choice:
-        """The data and passes are those of the runs fitted."""
+        """The size, with the data and passes of the fitted runs."""
         return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)))
 
     def for_loss(self, loss: float) -> Choice:
-        """The least size that reaches the loss."""
+        """The smallest size that reaches the loss."""
         return self.for_size(_least(self.predictor, loss))
 
     def for_flops(self, flops: float) -> Choice:
         """The size whose run on the same data costs as much as the budget."""
         if np.isnan(self.data):
-            raise UserError("--flops: the points say nothing of D and U; plan with --size or --loss")
+            raise UserError("--flops: the points have no values of D and U; plan with --size or --loss")
         size = _bisect(lambda n: flops - self.data * float(self._flops_of(n)), 1.0, flops)
         if size is None:
             raise UserError(f"--flops {flops:g}: too few for any size on {self.data:g} interactions")
@@ -230,23 +230,23 @@ class SizeChooser:
 
 
 class FlopsChooser:
-    """Reads a law of FLOPs; it says nothing of how they are to be spent."""
+    """Reads a law of FLOPs. Such a law does not say how to spend them."""
 
     def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
         self.predictor = predictor
         if unique is not None or epochs is not None:
-            raise UserError("--unique, --epochs: a law of FLOPs alone says nothing of the data")
+            raise UserError("--unique, --epochs: a law of FLOPs alone says nothing about the data; leave them out")
 
     def for_flops(self, flops: float) -> Choice:
-        """The budget as it is."""
+        """The budget, without a size or data."""
         return Choice(np.nan, np.nan, np.nan, flops)
 
     def for_loss(self, loss: float) -> Choice:
-        """The least budget that reaches the loss."""
+        """The lowest budget that reaches the loss."""
         return self.for_flops(_least(self.predictor, loss))
 
     def for_size(self, size: float) -> Choice:
-        """UserError: such a law knows no sizes."""
+        """Raises UserError, because a law of FLOPs has no sizes."""
         raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
 
 
@@ -254,34 +254,34 @@ Chooser = DataChooser | SizeChooser | FlopsChooser
 
 
 def chooser_of(predictor: Predictor, x: str, unique: float | None = None, epochs: float | None = None) -> Chooser:
-    """The chooser for what the law or the forecast depends on, its first variable being called `x`."""
+    """The chooser for the variables of a law or forecast. `x` is the caller's name of the first variable."""
     if isinstance(predictor, Fit) and len(predictor.law.variables) > 1:
         return DataChooser(predictor, unique, epochs)
     if x in ("D", "U"):
-        raise UserError(f"the fit is a law of {x} alone: plans need one of size, of flops, or of size and data")
+        raise UserError(f"the fit is a law of {x} alone: plans need a law of size, of FLOPs, or of size and data")
     return (FlopsChooser if x in ("flops", "C") else SizeChooser)(predictor, unique, epochs)
 
 
 def _passes(points: pl.DataFrame) -> Array:
-    """How often each run saw its unique data, of those whose points say so."""
+    """How often each run saw its unique data. Runs for which this is unknown are left out."""
     return (points["d"] / points["u"]).drop_nulls().to_numpy() if {"d", "u"} <= set(points.columns) else np.zeros(0)
 
 
 def _least(predictor: Predictor, loss: float) -> float:
-    """The least x at which a loss is reached."""
+    """The smallest x that reaches a loss."""
     x_N = predictor.points["x"].to_numpy()
     most = 1e6 * float(x_N.max())
     found = _bisect(lambda x: float(predictor.curve([x])[0]) - loss, float(x_N.min()) / 1e3, most)
     if found is None:
         raise UserError(
-            f"--loss {loss:g}: expected are {predictor.curve([most])[0]:.4g} at a million times the largest that was "
-            "fitted, and never less than the floor"
+            f"--loss {loss:g}: not reached; the expected loss is {predictor.curve([most])[0]:.4g} at a million times "
+            "the largest fitted value, and never less than the floor"
         )
     return found
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float | None:
-    """Where a falling function reaches zero, on a logarithmic scale; None if it does not fall that far."""
+    """The place where a falling function reaches zero, by bisection in the logarithm; None if it stays above zero."""
     if function(high) > 0:
         return None
     for _ in range(60):

@@ -1,8 +1,8 @@
-"""Two fitted curves side by side: how exponents differ, where they cross, what the same loss costs on the second.
+"""Compares two fitted curves: their exponents, where they cross, and the size that the second needs for the same loss.
 
-Intervals are the 5th and 95th percentile over pairs of refits to resampled residuals, times sqrt(n / (n - p)) as those
-of a fit are smaller than the noise. Points of one run share it, so they are resampled together, with a random sign, as
-in the wild cluster bootstrap (Cameron, Gelbach and Miller 2008).
+Intervals are the 5th and 95th percentiles over pairs of refits to resampled residuals. These are multiplied by
+sqrt(n / (n - p)), because a fit's residuals are smaller than the noise. Points of one run share their noise, so they
+are resampled together, with a random sign (wild cluster bootstrap: Cameron, Gelbach and Miller 2008).
 
 Shapes: B refits, S starts, N points, P places, T parameters.
 """
@@ -20,38 +20,38 @@ from lrec.laws.intervals import LEVEL
 from lrec.laws.law import Array
 
 REFITS = 1000
-REACH = 10.0  # how far beyond the largest fitted size a crossing is looked for
-FURTHEST = 100.0  # how many times as much, or as little, the second curve may need for a loss of the first
+REACH = 10.0  # crossings are looked for up to this many times the largest fitted size
+FURTHEST = 100.0  # `Contrast.times` is looked for between 1 / FURTHEST and FURTHEST
 PLACES = 400
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One curve against another; figures with the ends of their intervals."""
+    """The comparison of two curves: values with the low and high ends of their intervals."""
 
-    exponent: float  # that of the first minus that of the second
+    exponent: float  # the exponent of the first curve minus the exponent of the second
     exponent_low: float
     exponent_high: float
-    crossing: float | None  # None where they do not cross within the sizes and ten times the largest
-    crossing_low: float | None  # 0 below the sizes
-    crossing_high: float | None  # inf beyond ten times the largest
+    crossing: float | None  # None if they do not cross between the smallest size and ten times the largest
+    crossing_low: float | None  # 0 if below the smallest size
+    crossing_high: float | None  # inf if beyond ten times the largest size
     lower_before: bool  # whether the first curve is the lower one before the crossing, or everywhere
-    share: float  # of the refits in which the curves cross
-    reached: float  # the largest size that both have
-    times: float  # of this size that the second needs for the loss of the first; 0 below 1/100, inf above 100
+    share: float  # share of the refits in which the curves cross
+    reached: float  # the largest size that both curves reach
+    times: float  # the second curve needs times * reached for the first's loss; 0 if below 1/100, inf if above 100
     times_low: float
     times_high: float
 
     @property
     def told_apart(self) -> bool:
-        """Whether the interval of the difference of exponents leaves out 0."""
+        """Whether the interval of the difference of exponents does not contain 0."""
         return not self.exponent_low <= 0 <= self.exponent_high
 
 
 def contrast(one: Fit, two: Fit) -> Contrast:
-    """Compare two fits of the same law of one variable; UserError where one has no more runs than parameters."""
+    """Compare two fits of the same law of one variable; UserError if one has no more runs than parameters."""
     exponent = one.law.n_coefficients  # the first shape parameter
-    # The fit itself, then its refits.
+    # The first row is the fit itself, the others are its refits.
     one_BT, two_BT = (np.vstack([fit.theta_T, refits_of(fit, seed=seed)]) for seed, fit in enumerate((one, two)))
     x_P = np.geomspace(min(one.x_N.min(), two.x_N.min()), REACH * max(one.x_N.max(), two.x_N.max()), PLACES)
     gap_BP = _log_losses(one, one_BT, x_P) - _log_losses(two, two_BT, x_P)
@@ -75,7 +75,7 @@ def _with_ends(value_B: Array, method: Literal["linear", "nearest"] = "nearest")
 
 
 def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
-    """Parameters of the law refitted to resampled residuals, theta_BT; UserError where runs are no more than those."""
+    """Parameters of refits to resampled residuals, theta_BT; UserError if there are no more runs than parameters."""
     run_N = _runs(fit)
     n, p = int(run_N.max()) + 1, fit.n_fitted
     if n <= p:
@@ -91,7 +91,7 @@ def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
 
 
 def _runs(fit: Fit) -> Array:
-    """For each point the number of its run; a point without one (column `run`) is a run of its own."""
+    """The number of each point's run. A point without a run (column `run`) counts as a run of its own."""
     if "run" not in fit.points.columns:
         return np.arange(len(fit.points))
     keys = [(run, number if run is None else None) for number, run in enumerate(fit.points["run"])]
@@ -100,7 +100,7 @@ def _runs(fit: Fit) -> Array:
 
 
 def _resampled(residual_N: Array, run_N: Array, refits: int, rng: np.random.Generator) -> Array:
-    """Each run's residuals replaced by those of a run with as many points, with a random sign."""
+    """Replace each run's residuals by those of a random run with as many points, with a random sign."""
     drawn_BN = np.empty((refits, len(residual_N)))
     members = [np.flatnonzero(run_N == run) for run in range(int(run_N.max()) + 1)]
     for count in {len(points) for points in members}:
@@ -117,7 +117,7 @@ def _log_losses(fit: Fit, theta_BT: Array, x_P: Array) -> Array:
 
 
 def _crossings(gap_BP: Array, x_P: Array, before: float) -> Array:
-    """The first size at which a gap has lost the sign `before`: 0 where it never had it, inf where it keeps it."""
+    """The first size at which a gap no longer has the sign `before`: 0 if it never has it, inf if it always has it."""
     other_BP = np.sign(gap_BP) != before
     first_B = other_BP.argmax(1)
     rows_B, left_B = np.arange(len(gap_BP)), np.maximum(first_B - 1, 0)

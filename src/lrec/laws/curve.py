@@ -1,4 +1,4 @@
-"""A curve of a law: some values of its parameters, beside the points they are to explain.
+"""The curve of a law: values of its parameters, with the points that they should explain.
 
 Shapes: S starts, N points, V variables, T parameters.
 """
@@ -14,22 +14,22 @@ from lrec.laws.descent import Objective, Problem
 from lrec.laws.law import Array, Law, as_columns
 
 VANISHED = 16.0
-"""A coefficient e^16 times smaller than the lowest loss counts as zero; also how far above the highest it may lie."""
+"""A coefficient is between e^-16 times the lowest loss, which counts as zero, and e^16 times the highest loss."""
 FLOORS = (0.05, 0.5, 0.9)
-"""Shares of the lowest loss at which refits start the floor as well: one at zero would not rise again by itself."""
+"""Refits also start with floors at these shares of the lowest loss: a floor at zero would not rise by itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class LawCurve:
-    """Parameters of a law that may explain the points."""
+    """Values of a law's parameters that may explain the points."""
 
     law: Law
     objective: Objective
-    points: pl.DataFrame  # as `laws.table` has them
-    unit_V: Array  # geometric means of the variables, by which they are divided for the law's internals
-    low_T: Array  # bounds, equal where a parameter is fixed
+    points: pl.DataFrame  # columns as in `laws.table`
+    unit_V: Array  # units of the variables (`Law.units`), by which the law divides them internally
+    low_T: Array  # bounds, equal if a parameter is fixed
     high_T: Array
-    theta_T: Array  # logarithms of the parameters as the law's basis has them: coefficients, then shape
+    theta_T: Array  # logarithms of the parameters of the law's basis: first the coefficients, then the shape
 
     @cached_property
     def x_NV(self) -> Array:
@@ -50,12 +50,12 @@ class LawCurve:
 
     @property
     def n_fitted(self) -> int:
-        """How many parameters are not held fixed."""
+        """The number of parameters that are not fixed."""
         return int((self.low_T < self.high_T).sum())
 
     @property
     def parameters(self) -> dict[str, float]:
-        """By the names in `law.formula`, in the units of the data; a coefficient that vanished is zero."""
+        """The parameters by their names in `law.formula`, in the units of the data. A vanished coefficient is zero."""
         log_c_K, log_shape_H = np.split(self.theta_T, [self.law.n_coefficients])
         coefficients_K = np.where(log_c_K <= np.log(self.y_N.min()) - VANISHED + 1e-9, 0.0, np.exp(log_c_K))
         return self.law.named(coefficients_K, np.exp(log_shape_H), self.unit_V)
@@ -71,12 +71,12 @@ class LawCurve:
 
     @property
     def residual_N(self) -> Array:
-        """Actual minus fitted, of the logarithm or of the loss as the objective has it."""
+        """Actual minus fitted, of ln L or of L, depending on the objective."""
         return self.problem().residuals(self.theta_T[None])[0]
 
     @property
     def start_ST(self) -> Array:
-        """Where refits start: its parameters, and the same with other floors."""
+        """Where refits start: these parameters, and the same parameters with other floors."""
         start_ST = np.tile(self.theta_T, (1 + len(FLOORS) * self.law.has_floor, 1))
         start_ST[1:, 0] = np.log(self.y_N.min() * np.array(FLOORS[: len(start_ST) - 1]))
         return start_ST
@@ -87,5 +87,5 @@ class LawCurve:
         return np.exp(self.law.log_loss(self.theta_T[None], z_NV)[0])
 
     def problem(self, objective: Objective | None = None) -> Problem:
-        """What is minimised, or the same with another objective."""
+        """The problem that the fit minimises, or the same problem with another objective."""
         return Problem(self.law, objective or self.objective, self.z_NV, self.y_N[None], self.low_T, self.high_T)

@@ -1,8 +1,8 @@
-"""What a fit minimises, and a descent from many starts, or for many losses, at once.
+"""The objective of a fit, and a descent from many starts, or for many sets of losses, at once.
 
-Levenberg's and Marquardt's steps on reweighted least squares, clipped to the bounds. A fit is searched for by scipy
-(`search`); a thousand refits are made here, where scipy takes fifty times as long, one after the other
-(benchmarks/laws.py --refits).
+The descent makes Levenberg-Marquardt steps on reweighted least squares, clipped to the bounds. scipy searches for a
+fit (`search`). A thousand refits are made here together: scipy makes them one after the other, which takes eighty times
+as long (benchmarks/laws.py --refits).
 
 Shapes: S rows, each with a start, N points, V variables, T parameters.
 """
@@ -18,26 +18,26 @@ from lrec.laws.law import Array, Law
 Kind = Literal["huber", "lad", "lsq"]
 Residuals = Literal["log", "level"]
 
-LAD_DELTA = 1e-12  # residuals below this have the slopes of squares, which makes absolute deviations differentiable
+LAD_DELTA = 1e-12  # residuals below this have the slope of a square, which makes absolute deviations differentiable
 RIDGE = 1e-9
-"""Added to the correlation matrix of the parameters, which keeps it regular where one of them does not matter."""
-ROUNDS, TOLERANCE = 400, 1e-12  # most steps, and the relative fall of the objective that counts as none
+"""Added to the diagonal of the parameters' correlation matrix: it stays regular even if a parameter has no effect."""
+ROUNDS, TOLERANCE = 400, 1e-12  # most steps, and the relative fall of the objective that counts as no fall
 FIRST_DAMPING, MOST_DAMPING = 1e-3, 1e8
-"""With the first at most, a step that hardly falls is the last; beyond the other, one that rises is."""
-LONGEST = 4.0  # a step is at most so many e-folds of a parameter: far away the quadratic model means nothing
+"""The descent ends if a step with at most the first damping hardly falls, or if one above the second does not fall."""
+LONGEST = 4.0  # the longest step of a parameter in e-folds: the quadratic model is wrong for longer steps
 
 
 @dataclass(frozen=True)
 class Objective:
     """The sum over points of a function of the residual r, actual minus fitted.
 
-    It is a sum: the mean of Huber terms is so small that optimisers stop at their tolerances, "converged".
+    It is a sum because a mean of Huber terms is very small: optimisers would reach their tolerances too early.
 
     Attributes:
         kind: Huber's function (huber), |r| (lad, least absolute deviations) or r²/2 (lsq, least squares).
-        residuals: Of the logarithm of the loss (log) or of the loss (level).
+        residuals: Whether residuals are of the logarithm of the loss (log) or of the loss (level).
         delta: Where Huber's function turns from r²/2 to delta (|r| - delta/2).
-        over: Weight of points that the fit overshoots.
+        over: Weight of points that lie below the fit.
     """
 
     kind: Kind = "huber"
@@ -51,7 +51,7 @@ class Objective:
                 raise UserError(f"--{option}: '{value}' is none of {', '.join(get_args(known))}")
 
     def terms(self, residual: Array) -> Array:
-        """Each point's share of the objective."""
+        """Each point's term of the objective."""
         weight, size = np.where(residual < 0, self.over, 1.0), np.abs(residual)
         if self.kind == "lad":
             return weight * size
@@ -59,7 +59,7 @@ class Objective:
         return weight * quadratic * (size - quadratic / 2)
 
     def weights(self, residual: Array) -> Array:
-        """Of the residuals' squares, so that their sum has the slope of the objective."""
+        """Weights of the squared residuals, with which their sum has the slope of the objective."""
         over = np.where(residual < 0, self.over, 1.0)
         if self.kind == "lsq":
             return over
@@ -69,26 +69,26 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is to be minimised by each row: the objective of a law's residuals at the points."""
+    """What each row minimises: the objective of a law's residuals at the points."""
 
     law: Law
     objective: Objective
-    z_NV: Array  # logarithms of the variables in their units
-    y_SN: Array  # losses, of one row for all or of a row each
+    z_NV: Array  # logarithms of the variables, divided by their units
+    y_SN: Array  # losses: one row for all starts, or one row for each start
     low_T: Array
     high_T: Array
 
     def rows(self, chosen_S: Array) -> "Problem":
-        """That of some rows."""
+        """The problem of some rows only."""
         return self if len(self.y_SN) == 1 else replace(self, y_SN=self.y_SN[chosen_S])
 
     def residuals(self, theta_ST: Array) -> Array:
-        """Actual minus fitted, of the logarithm or of the loss as the objective has it, (S, N)."""
+        """Actual minus fitted, of ln L or of L, depending on the objective, (S, N)."""
         log_loss_SN = self.law.log_loss(theta_ST, self.z_NV)
         return np.log(self.y_SN) - log_loss_SN if self.objective.residuals == "log" else self.y_SN - np.exp(log_loss_SN)
 
     def jacobian(self, theta_ST: Array) -> Array:
-        """The derivatives of the residuals by theta, (S, N, T)."""
+        """The derivatives of the residuals with respect to theta, (S, N, T)."""
         jacobian_SNT = -self.law.jacobian(theta_ST, self.z_NV)
         if self.objective.residuals == "level":
             jacobian_SNT *= np.exp(self.law.log_loss(theta_ST, self.z_NV))[..., None]
@@ -105,13 +105,13 @@ class Problem:
         return np.matmul(weighted_STN, residual_SN[..., None])[..., 0], np.matmul(weighted_STN, jacobian_SNT)
 
     def held(self, theta_ST: Array, gradient_ST: Array) -> Array:
-        """Parameters that a bound holds back, or that are fixed."""
+        """Whether each parameter is fixed, or cannot move downhill because of a bound, (S, T)."""
         below_ST, above_ST = theta_ST <= self.low_T, theta_ST >= self.high_T
         return (below_ST & (gradient_ST > 0)) | (above_ST & (gradient_ST < 0)) | (self.low_T == self.high_T)
 
 
 def descend(problem: Problem, start_ST: Array) -> tuple[Array, Array]:
-    """Where the rows end from their starts, theta_ST, and the objective there, value_S."""
+    """Descend from the start of each row. Returns where the rows end, theta_ST, and the objective there, value_S."""
     theta_ST = np.clip(start_ST, problem.low_T, problem.high_T)
     value_S, damping_S = problem.values(theta_ST), np.full(len(theta_ST), FIRST_DAMPING)
     active_S = np.arange(len(theta_ST))
@@ -131,7 +131,7 @@ def descend(problem: Problem, start_ST: Array) -> tuple[Array, Array]:
 
 
 def _steps(problem: Problem, theta_ST: Array, damping_S: Array) -> Array:
-    """To the minimum of each row's quadratic model, damped in units of its own diagonal; what a bound holds stays."""
+    """Steps to the minimum of each row's quadratic model, damped in units of its diagonal. Held parameters stay."""
     gradient_ST, hessian_STT = problem.slopes(theta_ST)
     held_ST = problem.held(theta_ST, gradient_ST)
     scale_ST = np.sqrt(np.maximum(np.diagonal(hessian_STT, axis1=-2, axis2=-1), 1e-200))

@@ -1,9 +1,9 @@
-"""Equivalent parameters: how many times the parameters of a network would bring what another change brings.
+"""Equivalent parameters: how many times the parameters would lower the loss as much as another change does.
 
-A ladder's curve says what loss a size has. Between trained sizes it is what was measured, interpolated in ln N, a
-smaller size's loss where a larger one did worse; beyond the largest it falls as the forecast does from there. A change
-that lowers the loss of the size N0 to that of N is worth N / N0 times the parameters. Two changes together are expected
-to be worth the product: their logarithms add.
+The curve of a ladder gives the loss of each size. Between trained sizes, it interpolates the measured losses in ln N.
+If a larger size did worse than a smaller one, it has the smaller size's loss. Beyond the largest size, it falls as the
+forecast does. A change that lowers the loss of size N0 to the loss of size N is worth N / N0 times the parameters. Two
+changes together are expected to be worth the product: their logarithms add.
 
 Shapes: S sizes, G places of the grid, A places from the largest size on, C curves: middle and both ends.
 """
@@ -20,25 +20,24 @@ from lrec.laws.forecast import Beliefs, Forecast
 from lrec.laws.intervals import LEVEL
 from lrec.laws.law import Array
 
-REACH = 10.0  # times the largest trained size that the curve goes on for
+REACH = 10.0  # the curve ends at this many times the largest trained size
 PLACES = 1000
 
 
 class Noise(NamedTuple):
-    """How runs that differ in their seed alone differ in their loss: the standard deviation of ln L, and how many
-    repetitions it rests on."""
+    """The standard deviation of ln L between runs that differ only in their seed, and its degrees of freedom."""
 
     sd: float
     dof: float
 
     @property
     def quantile(self) -> float:
-        """Standard deviations on either side of 90 %, by Student's t."""
+        """How many standard deviations a 90 % interval has on each side, by Student's t."""
         return float(stdtrit(self.dof, (1 + LEVEL) / 2))
 
 
 def noise_of(groups: Sequence[Sequence[float]], beliefs: Beliefs | None = None) -> Noise:
-    """From losses of runs that are alike, and from what is believed of any ladder's (`Beliefs.noise`)."""
+    """The noise, from groups of losses that differ only in the seed and from the belief about it (`Beliefs.noise`)."""
     believed = beliefs or Beliefs()
     logs = [np.log(group) for group in groups]
     dof = believed.noise_dof + sum(len(log_R) - 1 for log_R in logs)
@@ -47,7 +46,7 @@ def noise_of(groups: Sequence[Sequence[float]], beliefs: Beliefs | None = None) 
 
 
 class Worth(NamedTuple):
-    """Times the parameters, with the ends of its 90 % interval; inf beyond the curve, 0 below the smallest size."""
+    """The worth in times the parameters, with its 90 % interval; inf beyond the curve, 0 below the smallest size."""
 
     times: float
     low: float
@@ -55,15 +54,15 @@ class Worth(NamedTuple):
 
 
 class LadderCurve:
-    """The loss of a ladder by size, up to `REACH` times the largest.
+    """The loss of a ladder by size, up to `REACH` times the largest size.
 
     Args:
         x_S: Sizes that were trained, ascending; at least four.
         loss_S: The loss of each, in nats.
-        may_stop: Whether larger sizes may stop to pay, as where runs saw their data again and again.
+        may_stop: Whether larger sizes may stop lowering the loss, for example because runs saw their data many times.
 
     Raises:
-        UserError: too few sizes for a forecast.
+        UserError: There are too few sizes for a forecast.
     """
 
     def __init__(self, x_S: Array, loss_S: Array, may_stop: bool = False) -> None:
@@ -72,7 +71,7 @@ class LadderCurve:
         evenly_G = np.linspace(math.log(x_S[0]), math.log(REACH * largest), PLACES)
         self._t_G = np.union1d(evenly_G, np.log(x_S))
         known_G = np.interp(self._t_G, np.log(x_S), np.minimum.accumulate(loss_S))
-        # The fall from the largest size on; it is one place for all smaller ones.
+        # The forecast's fall from the largest size on. Smaller sizes share the place of the largest: there, it is zero.
         t_A, of_G = np.unique(np.maximum(self._t_G, math.log(largest)), return_inverse=True)
         expected_AC = np.array([(p.predicted, p.mean_low, p.mean_high) for p in forecast.predict(np.exp(t_A))])
         middle_G, low_G, high_G = (expected_AC - expected_AC[0])[of_G].T
@@ -80,12 +79,12 @@ class LadderCurve:
         self._middle_G, self._low_G, self._high_G = (np.minimum.accumulate(known_G + fall_G) for fall_G in ends)
 
     def loss(self, x: float) -> float:
-        """Expected at a size; at an end of the curve for one that lies beyond (0, inf)."""
+        """The expected loss at a size. A size beyond the curve (also 0 and inf) has the loss at the curve's end."""
         t = math.log(x) if x > 0 else -math.inf
         return float(np.interp(t, self._t_G, self._middle_G))
 
     def worth(self, x: float, loss: float, error: float) -> Worth:
-        """What it is worth to lower the loss of size x to `loss`, which is known up to ± `error` (90 %)."""
+        """The worth of lowering the loss of size x to `loss`, which is known up to ± `error` (90 %)."""
         middle = self._place(self._middle_G, loss)
         least = self._place(self._middle_G, loss + error), self._place(self._low_G, loss)
         most = self._place(self._middle_G, loss - error), self._place(self._high_G, loss)
@@ -93,8 +92,8 @@ class LadderCurve:
         return Worth(*(self._times(t, x) for t in (middle, middle - low, middle + high)))
 
     def together(self, x: float, worths: Sequence[Worth]) -> Worth:
-        """What several changes are expected to be worth: the product, its interval by the root of the sum of squares of
-        the logarithms'."""
+        """The expected worth of several changes together: the product. In logarithms, the distance from it to each end
+        of its interval is the root of the sum of the squares of the changes' distances."""
         t, start, end = math.log(x), float(self._t_G[0]), float(self._t_G[-1])
         logs = [[min(max(t + math.log(n) if n > 0 else start, start), end) - t for n in worth] for worth in worths]
         total = sum(times for times, _, _ in logs)
@@ -103,7 +102,7 @@ class LadderCurve:
         return Worth(*(self._times(t + each, x) for each in (total, total - low, total + high)))
 
     def _place(self, curve_G: Array, loss: float) -> float:
-        """ln of the smallest size of a loss; the end of the curve where none has it."""
+        """ln of the smallest size that reaches a loss; the end of the curve if no size does."""
         index = int(np.argmax(curve_G <= loss)) if curve_G[-1] <= loss else len(curve_G) - 1
         return float(self._t_G[index])
 

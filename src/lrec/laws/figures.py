@@ -1,5 +1,5 @@
-"""Pictures of a fit. Of one variable: points, curve, 90 % band, held-out sizes and no gain. Of several: fitted against
-actual losses, and residuals."""
+"""Figures of a fit. For one variable: points, curve, 90 % band, held-out sizes and no-gain baseline. For several:
+fitted against actual losses, and residuals."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,9 @@ def fit_figure(
     x_label: str = "N_body",
     y_label: str = "test_loss",
 ) -> "Figure":
-    """Draw what was measured, the prediction with its 90 % interval, and what no gain would be, without a display. The
-    title says what was found.
+    """Draw the measured losses, the prediction with its 90 % interval, and no gain. The title says the main result.
 
-    Held-out sizes with smaller shares of the data, or of shorter runs, lie on other curves and are left out.
+    Held-out points with less data, or of shorter runs, lie on other curves and are left out. No display is needed.
     """
     every = holdout.points if holdout else ()
     most = max(((p.d or 0, p.u or 0) for p in every), default=None)
@@ -67,7 +66,7 @@ def fit_figure(
 
 
 def _finding(held_out: Sequence[HeldOut]) -> str:
-    """By how much the prediction and no gain missed: each of one or two held-out sizes, more of them on average."""
+    """The errors of the prediction and of no gain: for one or two held-out sizes each error, for more the average."""
     if not held_out:
         return "A fit that no held-out size has tested"
     errors, naive = np.abs([(p.error_pct, p.naive_error_pct) for p in held_out]).T
@@ -78,7 +77,7 @@ def _finding(held_out: Sequence[HeldOut]) -> str:
 
 
 def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
-    """Draw fitted over actual losses, held-out ones with their 90 % intervals, and residuals over the size."""
+    """Draw fitted against actual losses, held-out ones with their 90 % intervals, and residuals against the size."""
     alt = (
         f"Fitted against actual {y_label}, held-out points with 90 % intervals; beside it, residuals against {x_label}"
     )

@@ -25,12 +25,12 @@ AGREED = 1.001  # starts that end below this multiple of the best objective agre
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """How the search went; derivatives are by the logarithms of the parameters, x normalised."""
+    """How the search went. Derivatives are with respect to the logarithms of the parameters, with x normalised."""
 
     starts: int
-    share_agreeing: float  # ended within 0.1 % of the lowest objective
+    share_agreeing: float  # share of the starts that ended within 0.1 % of the lowest objective
     bound_hits: tuple[str, ...]
-    gradient_norm: float  # its largest component that no bound holds back
+    gradient_norm: float  # largest component of the gradient, without those that a bound holds
     condition_number: float  # of the Jacobian of the log loss
 
 
@@ -54,7 +54,7 @@ class Fit(LawCurve):
 
     @cached_property
     def profile(self) -> Profile:
-        """What else explains the points: the 90 % intervals of parameters and predictions."""
+        """The 90 % intervals of parameters and predictions: all that explains the points nearly as well as this fit."""
         return Profile(self)
 
     @cached_property
@@ -87,7 +87,7 @@ class Fit(LawCurve):
 
     @property
     def _deviance(self) -> float:
-        """Minus twice the log-likelihood, the scale of the residuals being estimated."""
+        """Minus twice the log-likelihood, with an estimated scale of the residuals."""
         n, residual_N = len(self.points), self.residual_N
         if self.objective.kind == "lsq":
             return n * float(np.log(2 * np.pi * np.maximum((residual_N**2).mean(), 1e-300)) + 1)
@@ -104,11 +104,11 @@ def fit(
     """Fit `law` to losses y at x.
 
     Args:
-        law: One of `LAWS`, or one of your own.
-        x: Positive sizes, (N,), or a column for each variable of the law, (N, V); repeated sizes are other seeds.
+        law: One of `LAWS`, or your own law.
+        x: Positive sizes, (N,), or a column for each variable of the law, (N, V). Sizes may repeat (other seeds).
         y: Positive losses in nats.
         objective: An `Objective`, or huber, lad (least absolute deviations), lsq (least squares) of the log loss.
-        fixed: Parameters held at a value. A coefficient goes with its exponents: A of A/N^a can be fixed only with a.
+        fixed: Parameters to hold at a value. A coefficient needs its exponents: A of A/N^a can be fixed only with a.
 
     Raises:
         UserError: There are fewer distinct sizes than parameters + 1, or all are nearly equal; a value is not positive
@@ -116,7 +116,7 @@ def fit(
     """
     x_N, y_N = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(x_N) != len(y_N) or y_N.ndim != 1 or x_N.ndim > 2:
-        raise UserError(f"fit: x and y must be of one length, not {x_N.shape} and {y_N.shape}")
+        raise UserError(f"fit: x and y must have the same length, not {x_N.shape} and {y_N.shape}")
     points = pl.DataFrame(dict(zip(law.columns, as_columns(law, x_N).T, strict=True)) | {"y": y_N})
     return fit_points(law, points, objective, fixed)
 
@@ -136,8 +136,8 @@ def fit_points(
 
 
 def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
-    """Of the objective; of absolute deviations the least subgradient: a residual that is zero has any slope between
-    those to its left and right."""
+    """The gradient of the objective. For absolute deviations, it is the smallest subgradient: at a residual of zero,
+    any slope between the left and the right slope is possible."""
     if problem.objective.kind != "lad":
         return problem.slopes(theta_T[None])[0][0]
     residual_N, jacobian_NT = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0]
@@ -180,7 +180,7 @@ def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> 
     high_T = np.concatenate([np.full(k, np.log(y_N.max()) + VANISHED), shape[1]])
     held_T = law.theta(fixed, unit_V)
     for name, value in fixed.items():
-        if value <= 0 and law.parameters.index(name) < k:  # a coefficient at zero
+        if value <= 0 and law.parameters.index(name) < k:  # a coefficient that is fixed at zero
             held_T[law.parameters.index(name)] = low_T[0] - 600
     held = np.isfinite(held_T)
     if held.sum() < len(fixed):

@@ -1,4 +1,4 @@
-"""fit.json, written and read again; and its content as report.md and as the table on the terminal."""
+"""Writes and reads fit.json, and shows its content as report.md and as the table on the terminal."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from lrec.options.class_paths import check_trusted
 
 
 def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
-    """Write `out`/fit.json, whole or not at all, and return its content; a number that is not finite becomes null."""
+    """Write `out`/fit.json, whole or not at all, and return its content. A number that is not finite becomes null."""
     fit, holdout, points = analysis.fit, analysis.holdout, analysis.predictor.points
     later = analysis.points.filter(pl.col("x") > points["x"].max())
     ends = {name: dict(zip(("low", "high"), both, strict=True)) for name, both in fit.profile.parameters.items()}
@@ -73,10 +73,10 @@ def _method_content(method: Method) -> dict[str, Any]:
 
 
 def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
-    """The law, the predictor, and the content that `write_fit` wrote; both are fitted again to all of its points, those
-    of held-out sizes too.
+    """The fit of the law, the predictor, and the content that `write_fit` wrote. Both are fitted again to all points,
+    including the held-out ones.
 
-    `trust` imports a law that is not lrec's own. UserError: no such file; not a fit, or one without its points.
+    `trust` imports a law that is not lrec's own. UserError if the file is missing, damaged, edited, or without points.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -127,21 +127,20 @@ def _held_out(content: dict[str, Any]) -> list[str]:
         rows.append([*at, *_came(p, *cautious)])
     return [
         rows_table(rows),
-        f"Mean absolute error: {holdout['mape']:.2f} %; of no gain, which expects what the best small model has: "
-        f"{holdout['naive_mape']:.2f} %. The largest size is "
-        f"{holdout['extrapolation_factor']:.1f} times as large as the largest fitted one.",
+        f"Mean absolute error: {holdout['mape']:.2f} %. The no-gain baseline, which expects the loss of the best "
+        f"small model, has an error of {holdout['naive_mape']:.2f} %. The largest held-out size is "
+        f"{holdout['extrapolation_factor']:.1f} times the largest fitted size.",
     ]
 
 
 def _came(p: dict[str, Any], *more: str) -> list[str]:
-    """Cells of what was predicted, with its interval, of what came, and of the errors."""
+    """Table cells of a prediction with its interval, the actual value, and the errors."""
     figures = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *more, "actual")]
     return [*figures, f"{p['error_pct']:+.2f} %", "yes" if p["inside"] else "no", f"{p['naive_error_pct']:+.2f} %"]
 
 
 def _metrics(content: dict[str, Any]) -> list[str]:
-    """What was expected of metrics at the held-out sizes, of several k that of 10, of several lengths the longest, and
-    what came."""
+    """A table of predicted and actual metrics at the held-out sizes: only k = 10, and only the longest length."""
     head = ["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "within", "no-gain error"]
     rows, shown = [head], of_ten(content["metrics"])
     for name in shown:
@@ -152,7 +151,7 @@ def _metrics(content: dict[str, Any]) -> list[str]:
 
 
 def of_ten(metrics: Iterable[str]) -> list[str]:
-    """Of metrics at several k those at 10, and all others."""
+    """The metrics at k = 10, and all metrics without a k."""
     return [name for name in metrics if "@" not in name or re.search("@10(_|$)", name)]
 
 
@@ -168,20 +167,20 @@ def _method_row(method: dict[str, Any]) -> list[str]:
 
 
 def markdown(content: dict[str, Any], alt: str) -> str:
-    """A short report of the content of fit.json, to stand beside fit.png, which shows `alt`."""
+    """A short report of the content of fit.json. It includes fit.png; `alt` says what this figure shows."""
     d, title, law = content["diagnostics"], content["formula"], f"Fitted: {content['formula']}"
     if content["method"] == Forecast.name:
         title = "Forecast"
-        law = "The forecast rests on no single law; the parameters belong to "
+        law = "The forecast does not use a single law; the parameters belong to "
         law += f"{content['formula']}, which describes the points"
-    # Infinite, and so null in fit.json, where the points say nothing of a parameter.
+    # It is infinite, and so null in fit.json, if the points say nothing about a parameter.
     condition = "infinite" if d["condition_number"] is None else f"{d['condition_number']:.3g}"
     return f"""# {title}
 
 {law}.
 
-{content["y"]} by {content["x"]}: {points_of(content)}, \
-objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; those of predictions are for a new run.
+{content["y"]} by {content["x"]}: {points_of(content)}, objective {content["objective"]}, \
+R² {content["r2"]:.4f}. All intervals are 90 % intervals. The intervals of predictions are for a new run.
 
 ![{alt}](fit.png)
 
@@ -189,7 +188,7 @@ objective {content["objective"]}, R² {content["r2"]:.4f}. Intervals hold 90 %; 
 
 Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gradient_norm"]:.1e}; condition number \
 {condition}. \
-A run scatters by {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
+The noise of a run is {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
 """
 
 
@@ -200,7 +199,7 @@ def points_of(content: dict[str, Any]) -> str:
 
 
 def finite(value: Any) -> Any:
-    """What JSON can hold: null for a number that is not finite."""
+    """The value as JSON can store it, with null for a number that is not finite."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

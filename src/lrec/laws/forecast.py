@@ -1,10 +1,10 @@
-"""The forecast: what larger models will reach, by many curves at once and none in particular (docs/laws.md).
+"""The forecast: what larger models will reach, predicted by many weighted curves together (docs/laws.md).
 
-A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x). One that may stop at G has N' = (N^-2 +
-G^-2)^(-1/2) for N; where the points have shares of the data, G becomes G U^g, and A and S depend on ln U. Where runs
-of several lengths stand side by side, the loss falls with the length D by such a curve too, and the fall in D may make
-that in x steeper or flatter, by as much at every size.
-How it does on measured curves, and what else was tried: benchmarks/forecasts.md.
+A curve is ln L = A - S (1 - e^(-k t)) / k, t = ln(x / the largest x). A curve that may stop at G has N' = (N^-2 +
+G^-2)^(-1/2) in place of N. If the points have data samples, G becomes G U^g, and A and S depend on ln U. If there are
+runs of several lengths, the loss also falls with the length D by such a curve. The fall in D may then make the fall in
+x steeper or flatter, by the same amount at every size.
+Results on measured curves, and other methods that were tried: benchmarks/forecasts.md.
 
 Shapes: G shapes of the grid, N points, P places, K coefficients.
 """
@@ -21,16 +21,16 @@ from lrec.laws.law import Array
 from lrec.laws.mixture import LADDER, Errors, Mixture, Part, Prior, likely, of_curve, of_runs, posterior, with_one_off
 from lrec.laws.table import NARROWEST, has_lengths, naive
 
-AHEAD = 2.0  # ln of the factor over which beliefs about a curve's fall are stated: 7.4
+AHEAD = 2.0  # beliefs about a curve's fall are for the factor e^2 = 7.4 in x
 MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1])
-"""Believed of ln L at the largest x, of its fall over that factor, and of the change of both for e times the data: a
-fall is expected, its size is hardly known."""
+"""Beliefs about ln L at the largest x, its fall over that factor, and the change of both for e times the data. A fall
+is expected, but its size is hardly known."""
 LENGTH_4, LENGTH_SD_4 = np.array([0.0, 0.2, 0.2, 0.0]), np.array([np.inf, 0.6, 0.6, 0.15])
-"""The same where lengths are compared: the falls in x and in D, and by how much that in D makes that in x steeper."""
-DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the g of the size at which size stops to pay
+"""The same for runs of several lengths: ln L, the falls in x and in D, and how much D makes the fall in x steeper."""
+DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the values of g in G U^g, the size at which the loss stops falling
 STOPS, FARTHEST_STOP = 12, 4.0
-"""How many G are tried, evenly in the logarithm, from the smallest x to e^4 times the largest."""
-OFF = 0.1  # how probable it is that one of the points is off
+"""The number of values of G, evenly spaced in the logarithm, from the smallest x to e^4 times the largest x."""
+OFF = 0.1  # the probability that one of the points is off (an outlier)
 LEAST_SIZES = 4
 
 
@@ -38,24 +38,24 @@ LEAST_SIZES = 4
 class Beliefs:
     """Constants of the forecast, fitted to measured curves by benchmarks/forecasts.py."""
 
-    memory: float = 1.2  # a point's weight falls by e for this much of ln x below the largest x (`of_curve`)
-    damping: float = 0.327  # k of a curve that may stop, of one that may not, and its spread
-    steady_damping: float = 0.15
-    damping_sd: float = 0.141
-    noise: float = 0.00166  # standard deviation of ln L about a curve, and how many points that belief is worth
-    noise_dof: float = 0.769
-    stops: float = 0.213  # how probable it is that a curve that may stop does so
-    caution: float = 0.731  # quantile that is the forecast; the other with shares of the data, which tell more
-    caution_with_shares: float = 0.6
+    memory: float = 1.2  # a point's weight falls by a factor of e for this much of ln x below the largest x (`of_runs`)
+    damping: float = 0.327  # k of a curve that may stop, and of a curve in the length
+    steady_damping: float = 0.15  # k of a curve that may not stop
+    damping_sd: float = 0.141  # standard deviation of k
+    noise: float = 0.00166  # standard deviation of ln L about a curve
+    noise_dof: float = 0.769  # how many points the belief about the noise is worth
+    stops: float = 0.213  # probability that a curve that may stop does stop
+    caution: float = 0.731  # the quantile that is the forecast
+    caution_with_shares: float = 0.6  # the same with data samples or several lengths, which say more
     widening: float = 1.32  # factor by which the noise found from the points is widened
-    misfit: float = 0.2  # sd of the truth in units of the predicted fall, at `AHEAD`; its square grows with distance
-    least_noise: float = 0.0045  # of ln L, added to what was found
-    growth: float = 0.7  # of the noise by the distance, in units of itself for every e-fold of x
+    misfit: float = 0.2  # sd of the error as a share of the predicted fall, at `AHEAD`; its square grows with distance
+    least_noise: float = 0.0045  # standard deviation of ln L; its square is added to the square of the noise found
+    growth: float = 0.7  # for every e-fold of x, the curve's error grows by this many times the noise
 
 
 class Forecast:
-    """A prediction of the loss at larger x. If the points have shares of the data (u), it predicts for x and u. If they
-    have runs of several lengths (`horizon`), it predicts for larger x and d.
+    """A prediction of the loss at larger x. If the points have data samples (u), it predicts for x and u. If they have
+    runs of several lengths (`horizon`), it predicts for larger x and d.
 
     Attributes:
         points: The points, as `laws.table` returns them.
@@ -80,7 +80,7 @@ class Forecast:
         shares = "u" in points.columns and points["u"].null_count() == 0 and points["u"].n_unique() > 1
         self._lengths = has_lengths(points)
         self.columns = ("x", "d") if self._lengths else ("x", "u") if shares else ("x",)
-        self._ahead = 2 if self._lengths else 1  # columns that are extrapolated
+        self._ahead = 2 if self._lengths else 1  # how many of the columns are extrapolated
         may_stop = "may_stop" in points.columns and bool(points["may_stop"].any())
         self._damping = self.beliefs.damping if may_stop else self.beliefs.steady_damping
         self._stops = self.beliefs.stops if may_stop or shares else 0.0
@@ -91,21 +91,21 @@ class Forecast:
         mean_4, sd_4 = (LENGTH_4, LENGTH_SD_4) if self._lengths else (MEAN_4, SD_4)
         prior = Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
         several = len(self.columns) > 1
-        long = LADDER < len(sizes) > len(points) / 2 and not several  # several points a size are runs of their own
+        long = LADDER < len(sizes) > len(points) / 2 and not several  # more points per size: separate runs
         errors = [of_runs(place_NV[:, : self._ahead].sum(1), self.beliefs.memory)]
         if long:
             t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)
             place_NV = t_N[:, None]
-        # What is weighed against each other: shapes, how points err, and which of them is off (0: none).
+        # Weights compare shapes, models of the points' errors, and which point is off (0: none).
         shape_GH, log_prior_G = np.tile(shape_SH, (len(errors), 1)), np.tile(log_prior_S, len(errors))
         errors_G = np.repeat(np.arange(len(errors)), len(shape_SH))
         parts = self._parts(place_NV, errors, shape_GH, log_prior_G, errors_G, np.zeros_like(errors_G))
-        if several:  # there are enough points for one of them not to matter
+        if several:  # there are enough points: one that is off does not matter
             log_GO, log_prior_O = np.concatenate([posterior(p, y_N, prior).log_G[:, None] for p in parts]), np.zeros(1)
         else:
             log_GO = np.concatenate([with_one_off(part, y_N, prior, OFF) for part in parts])
             log_prior_O = np.log([1 - OFF, *[OFF / len(y_N)] * len(y_N)])
-        if long:  # of many points, none or the one that most likely is off
+        if long:  # with many points, keep only the likeliest case: a certain point is off, or none is
             log_GO[:, np.arange(log_GO.shape[1]) != np.logaddexp.reduce(log_GO).argmax()] = -np.inf
         row_G, off_G = likely(log_GO)
         self._shape_GH, log_prior_G = shape_GH[row_G], log_prior_G[row_G] + log_prior_O[off_G]
@@ -113,9 +113,9 @@ class Forecast:
         self._mixture = Mixture(parts, y_N, prior, len(points))
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
-        """The loss at each place, (P,) or a column for each of `columns`, with both intervals of 90 %.
+        """The loss at each place, with both 90 % intervals. Places are (P,), or have a column for each of `columns`.
 
-        Without u or d, a place has the largest value of the points.
+        If x lacks the column of u or d, the largest value of the points is used.
         """
         x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
         x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
@@ -130,7 +130,7 @@ class Forecast:
         places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
         best = {place: naive(self.points, dict(place)) for place in {self._data_of(each) for each in places}}
         best_P = np.log([best[self._data_of(place)] for place in places])
-        # All of the caution from twice the largest x on, none where there are points.
+        # The caution grows from nothing at the largest x to its full amount at twice the largest x.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
         beyond_P = np.clip(distance_P / np.log(2), 0, 1)
         share_P = 0.5 + (caution - 0.5) * beyond_P
@@ -158,13 +158,13 @@ class Forecast:
         return np.array([prediction.predicted for prediction in self.predict(x)])
 
     def _data_of(self, place: dict[str, float]) -> tuple[tuple[str, float], ...]:
-        """What of a place decides how good the best known model is that had no more of it."""
+        """The values of a place that decide its no-gain baseline: x and d with several lengths, otherwise only u."""
         return tuple((name, value) for name, value in place.items() if self._lengths or name != "x")
 
     def _parts(
         self, place_NV: Array, errors: list[Errors], shape_GH: Array, log_prior_G: Array, errors_G: Array, off_G: Array
     ) -> Iterator[Part]:
-        """Some shapes at a time, of the same errors."""
+        """Parts with some of the shapes each (`AT_ONCE` limits them), and with one model of the errors."""
         at_once = max(1, AT_ONCE // len(place_NV))
         for number, these in enumerate(errors):
             of_G = np.flatnonzero(errors_G == number)
@@ -173,8 +173,8 @@ class Forecast:
                 yield Part(self._basis(place_NV, shape_GH[some]), these, log_prior_G[some], off_G[some])
 
     def _grid(self, span: float) -> tuple[Array, Array]:
-        """Shapes: k, ln G in units of the largest x (infinite: sizes never stop to pay), g, the k of lengths; and ln of
-        their priors."""
+        """The shapes (k, ln G in units of the largest x, g, the k of lengths), and ln of their priors. With an infinite
+        G, the loss never stops falling."""
         step_S = np.linspace(-2.2, 2.2, 11)
         log_prior_S = -(step_S**2) / 2
 
@@ -198,8 +198,8 @@ class Forecast:
         return grid_G5[:, :4], grid_G5[:, 4]
 
     def _basis(self, place_PV: Array, shape_GH: Array) -> Array:
-        """1 and the fall, in units of that over `AHEAD`; both times ln u where there are shares. Where there are
-        lengths, the fall in d, alone and times ln x: what data add to the fall in size does not fade as sizes grow."""
+        """1 and the fall in x, in units of the fall over `AHEAD`. With data samples, also both times ln u. With lengths
+        also the fall in d, alone and times ln x: the effect of data on the fall in x does not fade at large x."""
         k_G1, stop_G1, exponent_G1, of_d_G1 = (shape_GH[:, h : h + 1] for h in range(4))
         size_GP = np.broadcast_to(place_PV[:, 0], (len(shape_GH), len(place_PV)))
         data_P = place_PV[:, 1] if len(self.columns) > 1 else np.zeros(len(place_PV))
@@ -217,5 +217,5 @@ class Forecast:
 
 
 def _fall(k_G1: Array, ahead_GP: Array) -> Array:
-    """By how much a curve falls that far beyond the largest, in units of its fall over `AHEAD`."""
+    """How much a curve falls up to a distance beyond the largest x, in units of its fall over `AHEAD`."""
     return -np.expm1(-k_G1 * ahead_GP) / -np.expm1(-k_G1 * AHEAD)

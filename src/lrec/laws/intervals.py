@@ -1,10 +1,10 @@
-"""Profile likelihoods: what else explains a fit's points about as well, for parameters, curves and new runs.
+"""Intervals of parameters, curves and new runs, from profile likelihoods: all that explains the points nearly as well.
 
-A value belongs to the interval if SSE(best parameters through the value) <= SSE_min + s^2 t^2, s^2 on n - p degrees of
-freedom and Student's t. SSE is of relative residuals (in level, where the fit's objective has those); with a robust
-objective a residual r beyond `OUTLYING` robust standard deviations s counts as OUTLYING s |r| instead of r^2.
-At a fixed shape the parameters inside form an ellipsoid, cut where coefficients would be negative, whose extremes are
-known in closed form; an interval spans those of all admissible shapes.
+A value belongs to the interval if SSE(best parameters with this value) <= SSE_min + s^2 t^2, with s^2 on n - p degrees
+of freedom and Student's t. SSE is of relative residuals (in level if the fit's objective has these). With a robust
+objective, a residual r beyond `OUTLYING` robust standard deviations s counts as OUTLYING s |r| instead of r^2.
+At a fixed shape, the admissible parameters form an ellipsoid, without the part with negative coefficients. Its extremes
+are known in closed form. An interval spans the extremes of all admissible shapes.
 
 Shapes: N points, V variables, K coefficients, H shape parameters, G shapes, P places to predict.
 """
@@ -24,21 +24,21 @@ from lrec.laws.law import Array, as_columns
 
 LEVEL = 0.9
 POOLING_LEVEL = 0.25
-"""Seed noise and the sizes' own scatter about the curve are pooled unless an F test tells them apart at this level."""
+"""Seed noise and the sizes' own scatter about the curve are pooled unless an F test at this level tells them apart."""
 OUTLYING = 2.0
-"""Standard deviations beyond which a residual is outlying. In a normal sample 5 % are; that costs least squares 1 % of
-its precision."""
-WALKERS, STEPS = 160, 48  # size of the cloud of admissible shapes where there are several shape parameters
+"""A residual beyond this many standard deviations is outlying. In a normal sample, 5 % of the residuals are. Their
+lower weight costs least squares 1 % of its precision."""
+WALKERS, STEPS = 160, 48  # size of the cloud of admissible shapes if there are several shape parameters
 MANY = 1000
-"""Of more points, those of one setting are merged into their mean: that changes intervals by rounding errors alone."""
-AT_ONCE = 2_000_000  # numbers in the arrays of shapes x points, which are worked on shapes by shapes
+"""If there are more points, those of one setting are merged. This changes intervals only by rounding errors."""
+AT_ONCE = 2_000_000  # most numbers in an array of shapes x points; more shapes are computed in parts
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The loss expected at x (and d, u): the curve with the interval of its mean, and the wider one of a new run.
+    """The expected loss at x (and d, u), with the interval of the mean curve and the wider interval of a new run.
 
-    `cautious` is what to count on rather than to expect, by a forecast; None by a single law.
+    `cautious` is a more careful prediction than `predicted`. Only a forecast has it; for a single law, it is None.
     """
 
     x: float
@@ -53,13 +53,13 @@ class Prediction:
 
     @property
     def at(self) -> tuple[float, ...]:
-        """The variables."""
+        """The values of the variables x, d and u, as far as they are known."""
         return tuple(value for value in (self.x, self.d, self.u) if value is not None)
 
 
 def came(low: float, predicted: float, high: float, actual: float, naive: float) -> dict[str, Any]:
-    """What came where something was predicted, errors of that and of no gain in percent of it, and whether it lies
-    within the interval."""
+    """The actual value at a predicted place, the errors of the prediction and of no gain in percent of it, and whether
+    it is within the interval."""
     return {
         "actual": actual,
         "error_pct": 100 * (predicted / actual - 1),
@@ -84,13 +84,13 @@ class Profile:
         held_K = fit.low_T[:k] == fit.high_T[:k]
         self._held_K = np.where(held_K, np.exp(fit.theta_T[:k]), 0.0)
         free = np.flatnonzero(~held_K).tolist()
-        # Of the coefficients those that may be positive together, the others being zero.
+        # Each set of free coefficients that may be positive while the others are zero.
         self._sets = [list(some) for size in range(len(free), 0, -1) for some in combinations(free, size)]
         self._sets += [[]] if held_K.any() else []
         self._low_H, self._high_H = fit.low_T[k:], fit.high_T[k:]
         best_H = self._best_shape()
         (least,), (positive,) = self._best(best_H[None])
-        # A parameter that ends on its bound does not bend to the points: it costs no degree of freedom.
+        # A parameter that ends on its bound does not adapt to the points, so it costs no degree of freedom.
         free_H = (best_H > self._low_H + 1e-6) & (best_H < self._high_H - 1e-6)
         self.sigma, self.dof = self._noise(float(least), int(positive) + int(free_H.sum()))
         # The added epsilon keeps the best shape itself inside when the points lie exactly on the curve.
@@ -101,7 +101,7 @@ class Profile:
         self.outliers = int((self._weight_N < 0.5).sum())
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
-        """The loss at each x, with both intervals; they always hold the fit's own curve."""
+        """The loss at each x, with both intervals. They always contain the fit's own curve."""
         x_PV = as_columns(self._law, np.asarray(x, dtype=float))
         places = max(1, AT_ONCE // (len(self._shape_GH) * self._law.n_coefficients))
         if len(x_PV) > places:
@@ -120,7 +120,7 @@ class Profile:
 
     @cached_property
     def parameters(self) -> dict[str, tuple[float, float]]:
-        """Low and high of each parameter; they always hold the fit's own value."""
+        """The interval of each parameter, low and high. It always contains the fit's own value."""
         law, k, unit_V = self._law, self._law.n_coefficients, self._fit.unit_V
         values = {name: [value] for name, value in self._fit.parameters.items()}
         # At a fixed shape a parameter rises or falls with its coefficient, whose extremes are known.
@@ -139,7 +139,7 @@ class Profile:
         return {name: (min(found), max(found)) for name, found in values.items()}
 
     def _merge(self, scale_N: Array) -> None:
-        """What is fitted: where, in what units, and what the points of one setting differ by, whatever the shape."""
+        """Set the places, targets and units that are fitted, and the sum of squares within settings (for any shape)."""
         fit = self._fit
         _, first_S, self._size_N = np.unique(fit.x_NV, axis=0, return_index=True, return_inverse=True)
         self._size_N = self._size_N.ravel()
@@ -156,7 +156,7 @@ class Profile:
         return np.exp(self._law.log_basis(np.exp(log_shape_GH), z_NV))
 
     def _best(self, log_shape_GH: Array) -> tuple[Array, Array]:
-        """Least sum of squared residuals at each shape, and how many coefficients are positive there."""
+        """The least sum of squared residuals at each shape, and how many coefficients are positive there."""
         least_G, positive_G = np.full(len(log_shape_GH), np.inf), np.zeros(len(log_shape_GH), dtype=int)
         for used, (_, solution_GS, sse_G) in zip(self._sets, self._solve(log_shape_GH), strict=True):
             better_G = (solution_GS >= 0).all(-1) & (sse_G < least_G)
@@ -164,7 +164,7 @@ class Profile:
         return least_G, positive_G
 
     def _solve(self, log_shape_GH: Array) -> list[tuple[Array, ...]]:
-        """For each set of coefficients inverse Gram matrices, unconstrained solutions and their sums of squares."""
+        """For each set of coefficients: inverse Gram matrices, unconstrained solutions and their sums of squares."""
         rows = max(1, AT_ONCE // (len(self._z_NV) * self._law.n_coefficients))
         if len(log_shape_GH) > rows:
             parts = [self._solve(part_GH) for part_GH in np.split(log_shape_GH, range(rows, len(log_shape_GH), rows))]
@@ -184,10 +184,10 @@ class Profile:
         return found
 
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
-        """Least and greatest coefficients . direction (+ a run's noise of that variance in units of sigma^2).
+        """The least and greatest coefficients . direction (plus a run's `noise`, a variance in units of sigma^2).
 
-        A linear function over an ellipsoid cut by the orthant has its extremes where, on the coefficients that are not
-        zero, it has them over the uncut ellipsoid: so every set of coefficients is tried and the admissible ones kept.
+        At an extreme over the ellipsoid without negative coefficients, some coefficients are zero, and the others are
+        at an extreme of their uncut ellipsoid. So every set of coefficients is tried, and the admissible ones are kept.
         """
         low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
         held_G = direction_GK @ self._held_K
@@ -204,7 +204,7 @@ class Profile:
         return low_G, high_G
 
     def _best_shape(self) -> Array:
-        """The logarithm of the shape with the least sum of squares: near the fit, or on a grid; by pattern search."""
+        """The logarithm of the shape with the least sum of squares, by pattern search from the fit or from a grid."""
         least_squares = self._fit.problem(Objective("lsq", self._fit.objective.residuals))
         shape_GH = descend(least_squares, self._fit.start_ST)[0][:, self._law.n_coefficients :]
         if len(self._low_H) == 1:
@@ -219,7 +219,7 @@ class Profile:
         return best_H
 
     def _shapes(self, best_H: Array) -> Array:
-        """Logarithms of admissible shapes, the best among them: evenly for one parameter, else a cloud."""
+        """Logarithms of admissible shapes, including the best: evenly spaced for one free parameter, else a cloud."""
         free = np.flatnonzero(self._high_H > self._low_H)
         if not len(free):
             return best_H[None]
@@ -229,7 +229,7 @@ class Profile:
         return np.concatenate([best_H[None], np.linspace(low_H, high_H, 600)])
 
     def _edges(self, inside_GH: Array, outside_GH: Array) -> Array:
-        """Where between the two of each pair the sum of squares reaches its limit; the second where it does not."""
+        """Where between each pair of shapes the sum of squares reaches its limit; the second shape if it never does."""
         for _ in range(45):
             middle_GH = (inside_GH + outside_GH) / 2
             holds_G1 = (self._best(middle_GH)[0] <= self._limit)[:, None]
@@ -237,10 +237,10 @@ class Profile:
         return inside_GH
 
     def _cloud(self, best_H: Array, free: Array) -> Array:
-        """Random walkers over the admissible shapes, each step along the difference of two others.
+        """Random walkers over the admissible shapes. Each step goes along the difference of two walkers.
 
-        Such steps fit themselves to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic
-        algorithm differential evolution"); uniform over the region, most of the walkers are near its border.
+        Such steps adapt to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic algorithm
+        differential evolution"). The walkers are uniform over the region, so most of them are near its border.
         """
         rng, low_H, high_H = np.random.default_rng(0), self._low_H, self._high_H
         # How far one parameter alone may go, as a first guess of the scale.
@@ -263,10 +263,10 @@ class Profile:
         return np.concatenate(seen)
 
     def _noise(self, least: float, p: int) -> tuple[float, int]:
-        """Standard deviation of a residual and its degrees of freedom, p parameters being free.
+        """The standard deviation of a residual and its degrees of freedom, with p free parameters.
 
-        Runs of one size differ by seed noise alone. If the sizes' means scatter about the curve more than that noise
-        explains, the sizes are the units that count, and the spread of seeds says nothing about a new size.
+        Runs of one size differ only by seed noise. If the sizes' means scatter about the curve more than this noise
+        explains, each size counts as one observation, and the spread of seeds says nothing about a new size.
         """
         size_N, loss_N = self._size_N, self._loss_N
         n, k = len(size_N), int(size_N.max()) + 1
@@ -279,9 +279,9 @@ class Profile:
 
 
 def _robust_weights(fit: LawCurve) -> Array:
-    """1, or less for a residual beyond `OUTLYING` standard deviations, as the median of the residuals tells them.
+    """Weights of the points: 1, or less for a residual beyond `OUTLYING` standard deviations, found from the median.
 
-    A robust fit passes through as many points as it has parameters: so many of the smallest residuals are left out.
+    A robust fit with p free parameters passes through p points. So the median leaves out the p smallest residuals.
     """
     size_N = np.abs(fit.residual_N)
     p = min(fit.n_fitted, len(size_N) - 1)

@@ -1,10 +1,10 @@
-"""What a scaling law is: a formula for the loss at a size, with parameters to be fitted.
+"""The base of scaling laws: a law is a formula for the loss at a size, with parameters to be fitted.
 
-Every law is a sum of positive terms, L = sum_k c_k phi_k(x; shape): given its shape (exponents and the like), the
-coefficients c are linear. The fitter works with ln L = logsumexp_k(ln c_k + ln phi_k), as in arXiv 2203.15556.
+Every law is a sum of positive terms, L = sum_k c_k phi_k(x; shape). Given its shape (such as the exponents), L is
+linear in the coefficients c. The fit uses ln L = logsumexp_k(ln c_k + ln phi_k), as in arXiv 2203.15556.
 
 Shapes: G shapes tried at once, N points, V variables, K coefficients, H shape parameters, T = K + H parameters.
-z = ln(variable / unit), the unit being the variable's geometric mean, which keeps the problem well conditioned.
+z = ln(variable / unit). The unit is the variable's geometric mean, which keeps the problem well conditioned.
 """
 
 from abc import ABC, abstractmethod
@@ -18,33 +18,33 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Values = Mapping[str, float]
 
-EXPONENT = (0.005, 5.0)  # where exponents may lie; a fit that ends here is reported as a bound hit
-UNBOUNDED = "unbounded"  # an end of a parameter's interval that means nothing
+EXPONENT = (0.005, 5.0)  # bounds of exponents; a fit that ends at a bound is reported as a bound hit
+UNBOUNDED = "unbounded"  # shown for an end of a parameter's interval that means nothing
 MEANINGFUL = 1e30
-"""No model, data set or budget is so large, or so small: such a number is what an exponent near its bound leaves."""
-STEP = 1e-6  # of the differences that stand for derivatives by the logarithms of shape parameters
+"""No model, data set or budget is above this, or below its inverse. Such numbers come from exponents near a bound."""
+STEP = 1e-6  # for derivatives by differences, with respect to the logarithms of shape parameters
 
 
 def parameter_text(value: float | None, unknown: str = "not identified") -> str:
-    """A parameter's value with four digits, or that it means nothing; None stands for a value that overflowed."""
+    """A parameter's value with four digits, or `unknown` if it means nothing. None is a value that overflowed."""
     means = value is not None and (value == 0 or 1 / MEANINGFUL < value < MEANINGFUL)
     return f"{value:.4g}" if means else unknown
 
 
 class Law(ABC):
-    """The base of every law; a law of your own is a subclass, found by its class path (`loss_laws.law_named`).
+    """The base class of every law. Your own law is a subclass, found by its class path (`loss_laws.law_named`).
 
     Attributes:
-        name: What tables and figures call the law.
+        name: The name of the law in tables and figures.
         formula: The formula, as it is printed.
-        variables: What the loss depends on, in the order of the columns of x: ("x",), one quantity of any kind,
+        variables: What the loss depends on, in the order of the columns of x: ("x",) (one quantity of any kind),
             ("N", "D") or ("N", "D", "U").
-        parameters: Those of the formula: one for each coefficient, then one for each shape parameter. All positive.
-        shape_bounds: Where each shape parameter may lie, in the law's own units.
-        shape_starts: For each shape parameter the values that the search tries; it starts from the best of
-            their products.
+        parameters: Names in the formula: one for each coefficient, then one for each shape parameter. All are positive.
+        shape_bounds: The bounds of each shape parameter, in the law's own units.
+        shape_starts: For each shape parameter, the values that the search tries. It starts from the best of
+            their combinations.
         has_floor: Whether the first coefficient is a floor.
-        tied: Parameters after the coefficients' own that depend on a coefficient as well, and on which.
+        tied: Shape parameters that also depend on a coefficient, each with the index of this coefficient.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Law(ABC):
 
     @abstractmethod
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
-        """ln phi_GNK."""
+        """The logarithms of the terms without their coefficients: ln phi_GNK."""
 
     @abstractmethod
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        """The parameters as the formula has them, in the units of the data; what overflows is infinite."""
+        """The parameters by their names in the formula, in the units of the data. Values that overflow are infinite."""
 
     @abstractmethod
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        """The inverse of `named`: coefficients and shape; a parameter that is NaN makes NaN what depends on it."""
+        """The inverse of `named`: coefficients and shape. A value that depends on a NaN parameter is NaN."""
 
     @property
     def n_coefficients(self) -> int:
@@ -78,7 +78,7 @@ class Law(ABC):
         return ("x", "d", "u")[: len(self.variables)]
 
     def units(self, x_NV: Array) -> Array:
-        """Geometric means of the variables; U is counted in the unit of D, since their ratio has a meaning."""
+        """Geometric means of the variables. But U has the unit of D, because their ratio has a meaning."""
         unit_V = np.exp(np.log(x_NV).mean(0))
         unit_V[2:] = unit_V[1:2]
         return unit_V
@@ -88,7 +88,7 @@ class Law(ABC):
         return np.asarray(np.logaddexp.reduce(self._log_terms(theta_GT, z_NV), axis=-1))
 
     def jacobian(self, theta_GT: Array, z_NV: Array) -> Array:
-        """The derivatives of ln L by theta, (G, N, T): a coefficient's is the share of its term."""
+        """The derivatives of ln L with respect to theta, (G, N, T): for a coefficient, the share of its term in L."""
         (g, t), k = theta_GT.shape, self.n_coefficients
         terms_GNK = self._log_terms(theta_GT, z_NV)
         share_GNK = np.exp(terms_GNK - np.logaddexp.reduce(terms_GNK, axis=-1, keepdims=True))
@@ -102,7 +102,7 @@ class Law(ABC):
         return self.log_basis(np.exp(theta_GT[:, k:]), z_NV) + theta_GT[:, None, :k]
 
     def theta(self, p: Values, unit_V: Array) -> Array:
-        """The logarithms of coefficients and shape from the formula's parameters; NaN where a parameter is missing."""
+        """The logarithms of coefficients and shape from the formula's parameters; NaN if a parameter is missing."""
         given = dict.fromkeys(self.parameters, float("nan")) | dict(p)
         with np.errstate(divide="ignore"):
             return np.log(np.concatenate(self.internal(given, unit_V)))
@@ -115,7 +115,7 @@ class Law(ABC):
 
 
 def as_columns(law: Law, x: Array) -> Array:
-    """x as a column for each variable of the law."""
+    """x with a column for each variable of the law, (N, V)."""
     x_NV = np.asarray(x, dtype=float)
     x_NV = x_NV[:, None] if x_NV.ndim == 1 else x_NV
     assert x_NV.shape[1:] == (len(law.variables),), (x_NV.shape, law.variables)
@@ -123,7 +123,7 @@ def as_columns(law: Law, x: Array) -> Array:
 
 
 def by_column(shape_GH: Array) -> Array:
-    """The shape parameters, each a column, (G, 1), that broadcasts against points."""
+    """The shape parameters. Each is a column, (G, 1), that broadcasts against points."""
     return shape_GH.T[..., None]
 
 
@@ -133,6 +133,6 @@ def stack(*log_phi: Array | float) -> Array:
 
 
 def power_of(log_base: float, exponent: float) -> float:
-    """exp(log_base * exponent), infinite where that overflows."""
+    """exp(log_base * exponent), or infinity if this overflows."""
     with np.errstate(over="ignore"):
         return float(np.exp(log_base * exponent))

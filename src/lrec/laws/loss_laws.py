@@ -1,4 +1,4 @@
-"""Laws of the loss (docs/laws.md has their sources), and how one is named: by its short name or a class path."""
+"""Laws of the loss (docs/laws.md has their sources). A law is found by its short name or its class path."""
 
 from types import MappingProxyType
 
@@ -8,7 +8,7 @@ from lrec.errors import UserError
 from lrec.laws.law import EXPONENT, Array, Law, Values, by_column, power_of, stack
 from lrec.options.class_paths import class_path, imported
 
-REPEATS = (0.05, 1e5)  # where R* may lie; at the upper end repeated data is as good as new
+REPEATS = (0.05, 1e5)  # bounds of R*; at the upper bound, repeated data is as good as new data
 
 
 class Lsrm(Law):
@@ -57,7 +57,7 @@ class Chinchilla(Law):
 
 
 class Kaplan(Law):
-    """L(N, D) = E + [(Nc/N)^(aN/aD) + Dc/D]^aD: whatever is scarcer decides. Kaplan et al. have no floor E."""
+    """L(N, D) = E + [(Nc/N)^(aN/aD) + Dc/D]^aD: the scarcer of N and D decides. Kaplan et al. have no floor E."""
 
     name = "kaplan"
     formula = "L(N, D) = E + [(Nc/N)^(aN/aD) + Dc/D]^aD"
@@ -84,7 +84,7 @@ class Kaplan(Law):
 
 
 class RepeatedData(Law):
-    """Chinchilla, with D passes over U unique interactions worth D' = U + U R*(1 - exp(-R/R*)), R = D/U - 1."""
+    """Chinchilla with D' in place of D: the worth of D/U passes over U, D' = U + U R*(1 - exp(-R/R*)), R = D/U - 1."""
 
     name = "repeated_data"
     formula = "L(N, D, U) = E + A/N^a + B/D'^b, D' = U + U R_D (1 - exp(-R/R_D)), R = D/U - 1"
@@ -107,10 +107,10 @@ class RepeatedData(Law):
 
 
 class Muennighoff(Law):
-    """As `RepeatedData`, and parameters beyond what U unique interactions call for decay likewise.
+    """As `RepeatedData`. In the same way, parameters beyond the best size for U unique interactions lose worth.
 
-    U_N = min(N, (U G)^(b/a) G), G = (aA/bB)^(1/(a+b)), is the size that is compute-optimal for U; N' = U_N +
-    U_N R_N (1 - exp(-(N/U_N - 1)/R_N)). B follows from A and q = (aA/bB)^(1/a), which makes U_N = min(N, q U^(b/a)).
+    U_N = min(N, (U G)^(b/a) G), with G = (aA/bB)^(1/(a+b)), is the compute-optimal size for U, and N' = U_N +
+    U_N R_N (1 - exp(-(N/U_N - 1)/R_N)). B follows from A and q = (aA/bB)^(1/a), so that U_N = min(N, q U^(b/a)).
     """
 
     name = "muennighoff"
@@ -143,7 +143,7 @@ class Muennighoff(Law):
 
 
 class Overfitting(Law):
-    """Chinchilla, and a penalty that grows with repeats and with parameters per unique interaction."""
+    """Chinchilla plus a penalty that grows with repeats and with parameters per unique interaction."""
 
     name = "overfitting"
     formula = "L(N, D, U) = E + A/N^a + B/D^b + P R^d (N/U)^k, R = D/U - 1"
@@ -155,7 +155,7 @@ class Overfitting(Law):
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
         (size_N, data_N, unique_N), (a_G1, b_G1, d_G1, k_G1) = z_NV.T, by_column(shape_GH)
         log_repeats_N = _log_repeats(data_N - unique_N)
-        penalty_GN = np.full((len(shape_GH), len(z_NV)), -1e4)  # no repeats: a term that vanishes
+        penalty_GN = np.full((len(shape_GH), len(z_NV)), -1e4)  # without repeats, the term vanishes
         np.add(d_G1 * log_repeats_N, k_G1 * (size_N - unique_N), out=penalty_GN, where=log_repeats_N > -600)
         return stack(0.0, -a_G1 * size_N, -b_G1 * data_N, penalty_GN)
 
@@ -171,15 +171,15 @@ class Overfitting(Law):
 
 
 def _log_worth(log_repeats: Array, star_G1: Array) -> Array:
-    """ln of the passes that R repeats are worth, 1 + R*(1 - exp(-R/R*)).
+    """ln of the worth of 1 + R passes, in passes over new data: 1 + R*(1 - exp(-R/R*)).
 
-    With expm1: 1 - exp(-R/R*) loses all digits at large R*, which invents an optimum near R* = 1e17.
+    It uses expm1, because 1 - exp(-R/R*) loses all digits at large R*, which creates a false optimum near R* = 1e17.
     """
     return np.log(1 - star_G1 * np.expm1(-np.minimum(np.exp(log_repeats) / star_G1, 700.0)))
 
 
 def _log_repeats(log_ratio: Array) -> Array:
-    """ln(exp(log_ratio) - 1), -inf where log_ratio is not positive."""
+    """ln(exp(log_ratio) - 1), or -inf if log_ratio is not positive."""
     with np.errstate(divide="ignore"):
         return np.log(np.expm1(np.clip(log_ratio, 0.0, 300.0)))
 
@@ -190,11 +190,11 @@ LAWS: dict[str, Law] = {
 
 
 def law_named(name: str) -> Law:
-    """A law of the loss by its name, or by a class path such as my_law.OffsetPower; UserError where there is none."""
+    """A law of the loss by its name, or by a class path such as my_law.OffsetPower; UserError if there is none."""
     if name in LAWS:
         return LAWS[name]
     if "." not in name:
-        raise UserError(f"--law: {name!r} is none of {', '.join(LAWS)}; one of your own is FILE.CLASS")
+        raise UserError(f"--law: {name!r} is none of {', '.join(LAWS)}; give your own law as FILE.CLASS")
     kind = imported(name, "--law")
     if not (isinstance(kind, type) and issubclass(kind, Law)):
         raise UserError(f"--law {name} is no subclass of lrec.laws.law.Law")
@@ -210,5 +210,5 @@ def law_named(name: str) -> Law:
 
 
 def name_of(law: Law) -> str:
-    """What `law_named` finds the law by."""
+    """The name by which `law_named` finds the law."""
     return law.name if LAWS.get(law.name) is law else class_path(type(law))

@@ -1,9 +1,9 @@
-"""Forecasts of metrics: the HR@10, NDCG@10 or metric of one's own that larger sizes reach.
+"""Forecasts of metrics at larger sizes: HR@10, NDCG@10, or your own metric.
 
-A metric m is forecast twice as if it were a loss, by the odds of a miss, (1 - m)/m: once against the size, and once
-against the loss that is forecast for the size, since runs that went badly lie off the first curve more than off the
-second. The forecast is the mean of both in ln odds, and its interval spans those of both. Nothing is tuned here: the
-constants are the loss's. How it does on measured ladders, and what else was tried: benchmarks/metric_forecasts.md.
+The odds of a miss, (1 - m)/m for a metric m, are forecast twice as if they were a loss: from the size, and from the
+loss that is forecast for the size, because bad runs are farther from the first curve than from the second. The forecast
+is the mean of both in ln odds, and its interval spans both intervals. Nothing is tuned here: the constants are those
+of the loss. Results on measured ladders, and other methods that were tried: benchmarks/metric_forecasts.md.
 
 Shapes: N points, P places.
 """
@@ -21,14 +21,14 @@ from lrec.laws.intervals import Prediction, came
 from lrec.laws.law import Array
 from lrec.laws.table import has_lengths, metrics_in, points_of_most_data
 
-# Better if higher; another metric is better if lower where it falls with the loss.
+# Metrics that are better if higher. Another metric is better if lower only if it falls when the loss falls.
 RISING = ("HR@", "NDCG@", "MRR@", "recall@", "micro_recall@", "precision@", "MAP@")
-FARTHEST = 20.0  # ln of how many times the largest size a loss may count as; where losses are alike, all are far away
+FARTHEST = 20.0  # limit of |ln size| that a loss counts as; it matters if the known losses are nearly equal
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A metric expected at a place, with the interval of a new run, which holds 90 %."""
+    """The expected metric at a place, with the 90 % interval of a new run."""
 
     x: float
     predicted: float
@@ -41,8 +41,8 @@ class Expected:
 def expected_metrics(
     points: pl.DataFrame, losses: Sequence[Prediction], names: Sequence[str] | None = None
 ) -> dict[str, list[Expected]]:
-    """Every metric of the points, or those of some names, at the places of predicted losses; without those that too few
-    sizes have."""
+    """The expected metrics at the places of predicted losses: all metrics of the points, or those in `names`. Metrics
+    that too few sizes have are left out."""
     found = {}
     for metric in metrics_in(points):
         if names is not None and metric not in names:
@@ -54,7 +54,7 @@ def expected_metrics(
 
 @dataclass(frozen=True)
 class Judged(Expected):
-    """An expected metric and what came, the mean over runs at the place; errors are in percent of that."""
+    """An expected metric and the actual one (the mean over runs at the place). Errors are in percent of the latter."""
 
     actual: float = np.nan
     error_pct: float = np.nan
@@ -63,7 +63,7 @@ class Judged(Expected):
 
 
 def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl.DataFrame) -> dict[str, list[Judged]]:
-    """The metrics expected from the fitted points at the places of predicted losses, beside those of later points."""
+    """Compare the metrics that fitted points predict at the places of predicted losses with those of later points."""
     found: dict[str, list[Judged]] = {}
     for metric, expected in expected_metrics(fitted, losses).items():
         naive, found[metric] = best_measured(fitted, metric), list[Judged]()
@@ -79,8 +79,8 @@ def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl
 def outlook_metrics(
     points: pl.DataFrame, losses: Sequence[Prediction], turns: bool, names: Sequence[str] | None = None
 ) -> dict[str, list[Expected]]:
-    """The metrics to count on: no worse than those measured at smaller sizes; beyond all sizes, if the loss `turns`,
-    those of the largest."""
+    """The expected metrics, but no worse than those measured at smaller sizes. If the loss `turns`, sizes beyond all
+    others have the metrics of the largest size."""
     most, found = float(points["x"].to_numpy().max()), dict[str, list[Expected]]()
     for metric, expected in expected_metrics(points, losses, names).items():
         better = max if is_better_high(points, metric) else min
@@ -97,13 +97,13 @@ def outlook_metrics(
 
 
 def best_measured(points: pl.DataFrame, metric: str) -> float:
-    """The metric of the best size, which "no gain" expects of larger ones; means over the runs of a size."""
+    """The metric of the best size, as the mean over its runs. The no-gain baseline predicts it for larger sizes."""
     means = points_of_most_data(points).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean())[metric].to_numpy()
     return float(means.max() if is_better_high(points, metric) else means.min())
 
 
 def is_better_high(points: pl.DataFrame, metric: str) -> bool:
-    """Whether more of a metric is better."""
+    """Whether a higher value of a metric is better."""
     known = points.drop_nulls(metric)
     return metric.startswith(RISING) or not known.select(pl.corr("y", metric)).item() > 0
 
@@ -114,7 +114,7 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
     is_share, sign = bool((value_N < 1).all()), 1 if is_better_high(known, metric) else -1
     log_y_N = sign * np.log(1 / value_N - is_share)
     of_odds = known.with_columns(y=pl.Series(np.exp(log_y_N)), loss=pl.col("y"))
-    curves = []  # (P, 3): ln odds expected, and both ends
+    curves = []  # (P, 3): the expected ln odds, and both ends of the interval
     if has_lengths(points) or all(loss.d is None for loss in losses):
         curves.append(against_size(of_odds, losses))
     with suppress(UserError):  # all losses nearly equal
@@ -131,7 +131,7 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
 
 
 def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
-    """ln of y expected at the losses' places, with its interval's ends (P, 3)."""
+    """The expected ln y at the places of the losses, with the ends of its interval, (P, 3)."""
     forecast = Forecast(points)
     columns = [name for name in forecast.columns if all(getattr(loss, name) is not None for loss in losses)]
     places_PV = np.array([[getattr(loss, name) for name in columns] for loss in losses])
@@ -139,7 +139,7 @@ def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
 
 
 def against_loss(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
-    """The same, the loss taking the size's place, in a unit in which the points span as much of it as of sizes."""
+    """The same with the loss in place of the size, scaled so that the points span as much of it as of ln size."""
     loss_N, size_N = points["loss"].to_numpy(), points["x"].to_numpy()
     least, span = loss_N.min(), np.ptp(loss_N)
     if span == 0:

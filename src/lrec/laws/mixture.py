@@ -1,9 +1,9 @@
 """Linear regressions on a grid of shapes of a curve, weighted by their marginal likelihoods times their priors.
 
-Given the shape (how fast it flattens, say) coefficients have normal priors and the noise is unknown: the posterior is
-Student's t in closed form (Gelman et al., Bayesian Data Analysis, 3rd edition, section 14.2).
+At a given shape (such as how fast the curve flattens), coefficients have normal priors, and the noise is unknown. So
+the posterior is Student's t in closed form (Gelman et al., Bayesian Data Analysis, 3rd edition, section 14.2).
 
-Points err each on its own, or neighbours alike (docs/laws.md).
+The errors of points are independent, or correlated between neighbours (docs/laws.md).
 
 Shapes: G shapes of the grid, N points, C cells of points, P places to predict, K coefficients.
 """
@@ -18,24 +18,24 @@ from scipy.special import stdtr
 
 from lrec.laws.law import Array
 
-LADDER = 12  # sizes; more of them, one point each, are a curve; roll-outs go size by size up to here, too
+LADDER = 12  # with more sizes, one point each, the points are a long curve, and roll-outs take several sizes per step
 ODDS, LENGTHS = (0.1, 1.0, 10.0), (0.1, 0.3, 1.0, 3.0)
-"""Of misfit to noise in the variance at the largest x; over how much of ln x a misfit is forgotten, by e. Evenly in the
-logarithm, and all alike before points are seen."""
+"""Ratios of the variances of misfit and noise at the largest x, and distances in ln x over which a misfit falls by a
+factor of e. Both are evenly spaced in the logarithm. All values are equally probable before the points are seen."""
 CELLS = 100
-"""Points of more sizes are merged into so many cells, even in ln x, over which a misfit hardly changes."""
-NEGLIGIBLE = 1e-4  # shapes of less weight are left out
-TAKEN = 0.99  # the share of its weight that is taken from a point that is off
+"""Points of more sizes are merged into this many cells, even in ln x. In a cell, a misfit hardly changes."""
+NEGLIGIBLE = 1e-4  # shapes with a smaller share of the weight are left out
+TAKEN = 0.99  # a point that is off loses this share of its weight
 FAR = 20.0  # quantiles are looked for within this many scales of the means
 
 
 class Errors(NamedTuple):
-    """In units of a point's variance at the largest x."""
+    """The errors of the points, in units of a point's variance at the largest x."""
 
-    precision: Array  # (N,), or (N, N) where errors are correlated
-    log_det: float  # of the precision of all points, those merged into a cell included
+    precision: Array  # (N,), or (N, N) if errors are correlated
+    log_det: float  # ln of the determinant of the precision of all points, including those merged into cells
     scatter: float = 0.0  # sum of squares within cells
-    merged: int = 0  # how many points more there are than cells
+    merged: int = 0  # the number of points minus the number of cells
 
     def times(self, value: Array) -> Array:
         """The precision times vectors (N,), (G, N) or matrices (G, N, K)."""
@@ -45,23 +45,23 @@ class Errors(NamedTuple):
 
     @property
     def diagonal_N(self) -> Array:
-        """The precision of each point, were all others known."""
+        """The precision of each point if all others are known."""
         return self.precision if self.precision.ndim == 1 else np.diag(self.precision)
 
 
 def of_runs(t_N: Array, memory: float) -> Errors:
-    """Errors of independent runs at t = ln(x / the largest x): the variance grows by e for every `memory` below it."""
+    """Errors of independent runs at t = ln(x / the largest x). The variance grows by e for every `memory` below 0."""
     return Errors(np.exp(t_N / memory), t_N.sum() / memory)
 
 
 def of_curve(t_N: Array, y_N: Array, memory: float) -> tuple[Array, Array, list[Errors]]:
-    """The places and means of the cells of a curve, as of the evaluations of one run, and what its errors may be.
+    """The places and means of the cells of a curve, such as the evaluations of one run, and its possible errors.
 
-    Beside its noise such a curve strays from any formula, slowly, so that neighbours are off alike and a hundred of
-    them say little more than ten. This misfit is an Ornstein-Uhlenbeck process of ln x. Its standard deviation grows by
-    e for every `memory` of ln x below the largest x, or is the same everywhere. Which of them, how large it is beside
-    the noise and how long it lasts is inferred with the curve (Rasmussen and Williams, Gaussian Processes for Machine
-    Learning, sections 2.7 and 4.2).
+    Besides noise, such a curve has a slowly changing misfit to any formula. So neighbours err in the same direction,
+    and a hundred of them say little more than ten. The misfit is an Ornstein-Uhlenbeck process of ln x. Its standard
+    deviation grows by a factor of e for every `memory` of ln x below the largest x, or is constant. Which of these is
+    true, the ratio to the noise, and the length of the misfit are inferred together with the curve (Rasmussen and
+    Williams, Gaussian Processes for Machine Learning, sections 2.7 and 4.2).
     """
     place_N = t_N if len(np.unique(t_N)) <= CELLS else np.floor(t_N * CELLS / -t_N.min())
     _, cell_N, count_C = np.unique(place_N, return_inverse=True, return_counts=True)
@@ -79,20 +79,20 @@ def of_curve(t_N: Array, y_N: Array, memory: float) -> tuple[Array, Array, list[
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of the coefficients and of the noise before the points are seen."""
+    """The beliefs about the coefficients and the noise before the points are seen."""
 
     mean_K: Array
-    sd_K: Array  # infinite where nothing is known
+    sd_K: Array  # infinite if nothing is known
     noise: float  # standard deviation of a point of weight 1
-    noise_dof: float  # how many points that belief is worth
+    noise_dof: float  # how many points this belief is worth
 
     def dof(self, n: int) -> float:
-        """Degrees of freedom of the noise once n points are seen; a coefficient of which nothing is known takes one."""
+        """Degrees of freedom of the noise after n points. A coefficient about which nothing is known costs one."""
         return self.noise_dof + n - int(np.isinf(self.sd_K).sum())
 
 
 class Posterior(NamedTuple):
-    """Of the coefficients at some shapes: their precisions and means, in units of the noise; sums of squares.
+    """The posterior of the coefficients at some shapes: precisions in units of the noise, means, and sums of squares.
 
     `log_G` is the logarithm of each shape's weight, up to a constant.
     """
@@ -104,18 +104,18 @@ class Posterior(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some of the shapes, under one belief about the errors of the points."""
+    """Some of the shapes, with one model of the errors of the points."""
 
     basis_GNK: Array
     errors: Errors
     log_prior_G: Array
-    off_G: Array  # the point that is off, counted from 1; 0: none is
+    off_G: Array  # the point that is off, counted from 1; 0: no point is off
 
 
 def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
-    """Of the coefficients at some shapes.
+    """The posterior of the coefficients at some shapes.
 
-    A point that is off loses its weight. Where errors are correlated, the rest of the precision W changes, too: it
+    A point that is off loses most of its weight. If errors are correlated, the rest of the precision W changes, too: it
     becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's unit vector.
     """
     (basis_GNK, errors, log_prior_G, off_G), precision_KK = part, np.diag((prior.noise / prior.sd_K) ** 2)
@@ -128,7 +128,7 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
     gram_GKK[off_R] -= taken_R[:, None, None] * lost_RK[:, :, None] * lost_RK[:, None, :]
     sum_GK[off_R] -= (taken_R * pulled_y_N[point_R])[:, None] * lost_RK
     mean_GK = np.linalg.solve(gram_GKK, sum_GK[..., None])[..., 0]
-    # Of the residuals and of the coefficients' distance from their prior.
+    # The squares of the residuals, and of the coefficients' distances from their prior means.
     residual_GN, off_GK = y_N - (basis_GNK @ mean_GK[..., None])[..., 0], mean_GK - prior.mean_K
     pulled_GN = errors.times(residual_GN)
     square_G = (pulled_GN * residual_GN).sum(-1) + ((off_GK @ precision_KK) * off_GK).sum(-1)
@@ -140,10 +140,10 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
 
 
 def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
-    """ln of every shape's weight, up to a constant, if no point is off, and if each of them is: (G, 1 + N).
+    """ln of every shape's weight, up to a constant: if no point is off, and if each point in turn is off, (G, 1 + N).
 
-    One of them is `off` with that probability. To take d of W e, at b and with residual r, takes d (B' W e) (B' W e)'
-    from the precision P, and d (e' W r)^2 / (1 - d e' W B P^-1 B' W e) from the squares.
+    One point is off with probability `off`. If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and
+    the squares lose d (e' W r)^2 / (1 - d e' W B P^-1 B' W e), with the basis B and the residuals r.
     """
     errors, (gram_GKK, mean_GK, square_G, log_G) = part.errors, posterior(part, y_N, prior)
     d_N, pulled_GNK = TAKEN / errors.diagonal_N, errors.times(part.basis_GNK)
@@ -157,7 +157,7 @@ def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
 
 
 def likely(log_GO: Array) -> tuple[Array, ...]:
-    """Where in the logarithms of the weights those stand that are not negligible."""
+    """The indices of the weights that are not negligible. The weights are given as logarithms."""
     weight_GO = np.exp(log_GO - log_GO.max())
     return np.nonzero(weight_GO > NEGLIGIBLE * weight_GO.sum())
 
@@ -174,12 +174,12 @@ class Mixture:
         self.variance_G = square_G / self.dof
 
     def at(self, basis_GPK: Array) -> tuple[Array, Array]:
-        """The mean of a curve at places, and its variance in units of the noise's, (G, P), ."""
+        """The mean of each shape's curve at places, and its variance in units of the noise's variance, both (G, P)."""
         mean_GP = (basis_GPK @ self.mean_GK[..., None])[..., 0]
         return mean_GP, ((basis_GPK @ self._covariance_GKK) * basis_GPK).sum(-1)
 
     def quantile(self, share: float | Array, mean_GP: Array, scale_GP: Array) -> Array:
-        """Of the mixture of Student's t at every place, by bisection."""
+        """The quantile of the mixture of Student's t distributions at every place, by bisection."""
         low_P, high_P = (mean_GP - FAR * scale_GP).min(0), (mean_GP + FAR * scale_GP).max(0)
         for _ in range(34):
             middle_P = (low_P + high_P) / 2

@@ -26,9 +26,9 @@ from lrec.laws.verdict import FAILS, outlook, turns
 HR10 = "HR@10"
 FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
 NEARLY = 1.001
-"""Beside the best plan for a budget stands the cheapest one that expects at most this many times its loss."""
+"""A plan for a budget also has the cheapest choice with an expected loss of at most this many times the best loss."""
 PEAK_FLOPS, MFU = 989e12, 0.4
-"""Dense bfloat16 of an H100, and the share of it that training reaches; used if the points have no throughput."""
+"""The dense bfloat16 peak of an H100, and the share of it that training reaches. Used if the points have no speed."""
 
 
 def plan_command(
@@ -52,17 +52,17 @@ def plan_command(
         fit: fit.json of lrec scaling fit or of a study.
         flops: Budget of training FLOPs; the size and data with the least loss are chosen.
         loss: Loss to reach with the fewest FLOPs.
-        size: Size, in the unit of the fit's x.
-        hours: Budget in hours of the clock, at the speed of the largest trained runs.
-        hr10: HR@10 to reach with the smallest size, by a forecast or a law of size alone.
-        price_per_hour: Price of an hour of what trains.
-        unique: Unique interactions there are; as many as one pass needs by default.
-        epochs: Passes over them; by default whatever is best, but never more than the law was fitted at.
-        mfu: Share of the peak that training reaches (model FLOPs utilisation), 0.4 by default; hours are then those of
-            a GPU. Without it and peak_flops, they go by the throughput of the largest trained runs, if it is known.
-        peak_flops: FLOP/s of a GPU; an H100's dense bfloat16 by default.
-        out: File for the plan; plan.json beside the fit by default.
-        trust: Import the law that the fit names where it is not lrec's own.
+        size: Size to plan for, in the unit of the fit's x.
+        hours: Budget in wall-clock hours, at the speed of the largest trained runs.
+        hr10: HR@10 to reach with the smallest size. It needs a forecast, or a law of size alone.
+        price_per_hour: Price of an hour of the hardware.
+        unique: Number of unique interactions that you have. By default, it follows from the data and the fitted passes.
+        epochs: Passes over the unique interactions. By default the best number in the range of the fitted runs.
+        mfu: Share of the peak that training reaches (model FLOPs utilisation), 0.4 by default. Hours are then hours of
+            a GPU. Without mfu and peak_flops, they follow from the speed of the largest trained runs, if it is known.
+        peak_flops: Peak FLOP/s of a GPU. By default the dense bfloat16 peak of an H100.
+        out: File for the plan. By default plan.json in the folder of the fit.
+        trust: Import the law of the fit even if it is not lrec's own.
     """
     request = {"flops": flops, "loss": loss, "size": size, "hours": hours, "hr10": hr10}
     given = {name: value for name, value in request.items() if value is not None}
@@ -93,7 +93,7 @@ def plan_command(
     if flops is not None:
         planned["cheapest"] = _cheapest(chooser, choice, planned["loss"]["predicted"], speed)
         if choice.flops < 0.99 * flops:
-            left = f"{1 - choice.flops / flops:.0%} of the budget is left: more would not lower the loss"
+            left = f"{1 - choice.flops / flops:.0%} of the budget is left, because it would not lower the loss"
             planned["notes"].append(left)
     result = finite(planned)
     write_json(out, result)
@@ -102,7 +102,7 @@ def plan_command(
 
 
 def _speed(points: pl.DataFrame, mfu: float | None, peak_flops: float | None) -> tuple[float, str]:
-    """Training FLOP/s and their source: the largest runs, where points have it and nothing else is asked for."""
+    """Training FLOP/s and their source: the largest runs, or a GPU if their times are unknown or an option is given."""
     if mfu is None and peak_flops is None and {"flops", "wall_s"} <= set(points.columns):
         known = points.drop_nulls(["flops", "wall_s"]).filter(pl.col("wall_s") > 0)
         if not known.is_empty():
@@ -122,7 +122,7 @@ def _of(choice: Choice, speed: float) -> dict[str, float]:
 def _expected(
     fit: Fit, predictor: Predictor, content: dict[str, Any], chooser: Chooser, choice: Choice
 ) -> dict[str, Any]:
-    """What to expect of a choice, and what to know of it."""
+    """The expected loss and metrics of a choice, and notes about it."""
     data = chooser.data_of(choice) if isinstance(chooser, DataChooser) else choice.data
     x = choice.flops if isinstance(chooser, FlopsChooser) else choice.size
     where = [{"x": x, "N": x, "D": data, "U": choice.unique}[name] for name in fit.law.variables]
@@ -157,8 +157,8 @@ def _expected(
 
 
 def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[Prediction], bool]:
-    """The losses, beyond all sizes as the `outlook` has them, and elsewhere no higher than smaller sizes have measured;
-    and whether the loss has turned."""
+    """The losses: beyond all sizes those of the `outlook`, and otherwise no higher than the measured losses of smaller
+    sizes. Also whether the loss has turned."""
     points = predictor.points
     largest = float(points["x"].to_numpy().max())
     if "d" in predictor.columns:
@@ -175,11 +175,11 @@ def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[
 
 
 def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
-    """The least size that has measured, or is expected to have, so much HR@10."""
+    """The smallest size with at least this HR@10, measured or expected."""
     points = points_of_most_data(predictor.points)
     of_data = isinstance(predictor, Fit) and "d" in predictor.columns
     if of_data or x in ("flops", "C") or HR10 not in points.columns:
-        raise UserError(f"--hr10: it takes a forecast, or a law of size alone, from points with {HR10}")
+        raise UserError(f"--hr10 needs a forecast, or a law of size alone, from points with {HR10}")
     means = points.drop_nulls(HR10).group_by("x").agg(pl.col(HR10).mean()).sort("x")
     if found := means.filter(pl.col(HR10) >= hr10)["x"].to_list():
         return float(found[0])
@@ -187,19 +187,19 @@ def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
     losses, turned = _at_sizes(predictor, predictor.predict(size_G))
     expected_G = np.array([each.predicted for each in outlook_metrics(predictor.points, losses, turned, [HR10])[HR10]])
     if not (expected_G >= hr10).any():
-        raise UserError(f"--hr10 {hr10:g}: expected are {expected_G[-1]:.4g} at {FAR:g} times the largest trained size")
+        raise UserError(f"--hr10 {hr10:g}: only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size")
     return float(size_G[int((expected_G >= hr10).argmax())])
 
 
 def _runs_at(predictor: Predictor, where: list[float]) -> pl.DataFrame:
-    """The runs at exactly that place, held-out ones too."""
+    """The runs at exactly this place, including held-out ones."""
     points = points_of_most_data(predictor.points) if len(where) == 1 else predictor.points
     place_NV = points.select(("x", "d", "u")[: len(where)]).to_numpy().astype(float)
     return points.filter(pl.Series(np.isclose(place_NV, where, rtol=1e-3, atol=0).all(1)))
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
-    """What runs at exactly that place say about the next one: their mean, and the fit's noise."""
+    """The prediction for the next run at a place with measured runs: their mean, and the fit's noise."""
     mean, n = float(np.mean(measured)), len(measured)
     unit = mean if fit.objective.residuals == "log" else 1.0
     reach = float(stdtrit(fit.profile.dof, 0.95)) * fit.profile.sigma * unit
@@ -209,7 +209,7 @@ def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
 
 
 def _cheapest(chooser: Chooser, best: Choice, loss: float, speed: float) -> dict[str, Any] | None:
-    """The cheapest choice that is nearly as good as the best for a budget; None where that is the same."""
+    """The cheapest choice that is nearly as good as the best one for a budget; None if it is hardly cheaper."""
     if not isinstance(chooser, DataChooser):
         return None
     choice = chooser.for_loss(loss * NEARLY, best.flops)
@@ -217,7 +217,7 @@ def _cheapest(chooser: Chooser, best: Choice, loss: float, speed: float) -> dict
 
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
-    notes = [sentence for sentence in content["verdict"] if FAILS in sentence]  # of a size that was trained
+    notes = [sentence for sentence in content["verdict"] if FAILS in sentence]  # only a trained size gets this far
     for name, value in (("x", loss.x), ("d", loss.d)):
         if value is None or name not in fit.points.columns:
             continue
@@ -230,12 +230,12 @@ def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, 
     if isinstance(chooser, DataChooser) and chooser.used_up(choice):
         passes = chooser.most_epochs * chooser.repeats
         notes.append(
-            f"the data is used up: {passes:.4g} passes, the most that was fitted, bound the plan; "
+            f"the data is used up: {passes:.4g} passes, the largest fitted number, limit the plan; "
             "more unique data would lower the loss"
         )
     if isinstance(chooser, SizeChooser):
         notes.append(
-            "D, U and epochs are those of the fitted runs: a law of size alone, or a forecast, holds for these"
+            "D, U and epochs are those of the fitted runs: a law of size alone, or a forecast, holds only for these"
         )
     return notes + list(content["diagnostics"]["warnings"])
 
@@ -263,7 +263,7 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
     if loss["cautious"] is not None and not runs:
-        rows.append(["  to count on", f"{loss['cautious']:.4f}"])
+        rows.append(["  a cautious value", f"{loss['cautious']:.4f}"])
     for name in of_ten(result["metrics"]):
         each = result["metrics"][name]
         told = "measured" if each["low"] is None else f"{each['low']:.4f} to {each['high']:.4f}"
@@ -277,7 +277,7 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     blocks = [rows_table(rows, text=(0,))]
     if result["data_limited_from"]:
         blocks.append(
-            f"With this data, doubling it lowers the loss more than doubling the parameters from "
-            f"{content['x']} = {result['data_limited_from']:.3g} on."
+            f"From {content['x']} = {result['data_limited_from']:.3g} on, twice this data lowers the loss more than "
+            f"twice the parameters."
         )
     return "\n\n".join([*blocks, *(f"Note: {note.removesuffix('.')}." for note in result["notes"])])

@@ -1,4 +1,4 @@
-"""Predictions of the forecast or of a law, before and after the truth is known."""
+"""Predictions by the forecast or a law, and their comparison with the losses that runs then reach."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from lrec.laws.loss_laws import law_named
 from lrec.laws.mixture import LADDER
 from lrec.laws.table import naive
 
-STEPS = 4  # of a roll-out over a table of more than `LADDER` sizes; up to so many are rolled out size by size
+STEPS = 4  # steps of a roll-out over more than `LADDER` sizes; up to `LADDER` sizes are rolled out size by size
 
 Predictor = Forecast | Fit
-"""Has a name, the points it rests on, the columns of points that make a place, `predict` and `curve`."""
+"""It has a name, its points, the columns of points that make a place, `predict` and `curve`."""
 
 
 def method_named(name: str) -> Law | None:
@@ -29,15 +29,15 @@ def method_named(name: str) -> Law | None:
 
 
 def predictor_of(method: Law | None, points: pl.DataFrame, objective: Objective | Kind = "huber") -> Predictor:
-    """The law fitted to the points, or, without one, the forecast from them."""
+    """The law fitted to the points, or the forecast from them if there is no law."""
     return Forecast(points) if method is None else fit_points(method, points, objective)
 
 
 @dataclass(frozen=True)
 class HeldOut(Prediction):
-    """A prediction and what came, the mean over runs at x; `inside` refers to the interval of a new run.
+    """A prediction and the actual loss, the mean over runs at x. `inside` is about the interval of a new run.
 
-    Errors and half-width are in percent of the actual loss; naive is "as good as the best small model".
+    Errors and half-width are in percent of the actual loss; naive is the no-gain baseline.
     """
 
     actual: float = np.nan
@@ -49,7 +49,7 @@ class HeldOut(Prediction):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions beside what came."""
+    """Predictions compared with the actual losses."""
 
     points: tuple[HeldOut, ...]
 
@@ -59,7 +59,7 @@ class Comparison:
 
     @property
     def naive_mape(self) -> float:
-        """That of "as good as the best small model"."""
+        """The mean absolute error of the no-gain baseline."""
         return float(np.mean([abs(p.naive_error_pct) for p in self.points]))
 
     @property
@@ -69,13 +69,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Holdout(Comparison):
-    """The held-out sizes of a fit, the largest of them `extrapolation_factor` times the largest fitted."""
+    """The held-out sizes of a fit. The largest one is `extrapolation_factor` times the largest fitted size."""
 
     extrapolation_factor: float
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split points into those of all but the k largest sizes and the rest."""
+    """Split points into those of the smaller sizes and those of the k largest sizes."""
     sizes = points["x"].unique().sort()
     if not 0 <= k < len(sizes):
         raise UserError(f"--holdout: {k} of {len(sizes)} sizes cannot be held out; use 0 to {len(sizes) - 1}")
@@ -84,7 +84,7 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Holdout:
-    """Join predictions with the points that came later; UserError where one did not come, or none was made."""
+    """Join predictions with later points; UserError if a predicted point is missing, or if there is no prediction."""
     columns = predictor.columns
     known = ["u"] if "u" in actual.columns and "u" not in columns else []
     groups = actual.group_by(columns, maintain_order=True).agg(pl.col("y", *known).mean()).to_dicts()
@@ -107,14 +107,14 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
 
 
 def settings(columns: Sequence[str], points: pl.DataFrame) -> Array:
-    """The distinct places among points, a row each, by size."""
+    """The distinct places among the points, one row each, sorted by size."""
     return points.select(columns).unique().sort(columns).to_numpy().astype(float)
 
 
 def holdout_report(
     method: Law | None, points: pl.DataFrame, k: int, objective: Objective | Kind = "huber"
 ) -> tuple[Predictor, Holdout | None]:
-    """Predict the k largest sizes from the others, by a law or the forecast; without a comparison if k is 0."""
+    """Predict the k largest sizes from the others, by a law or the forecast. If k is 0, there is no comparison."""
     small, large = hold_out(points, k)
     predictor = predictor_of(method, small, objective)
     if large.is_empty():
@@ -123,7 +123,7 @@ def holdout_report(
 
 
 def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
-    """Predict each size, of many sizes the next ones, from all smaller ones; None if there are too few to fit."""
+    """Predict each size (of many sizes, several per step) from all smaller ones; None if there are too few to fit."""
     steps: list[HeldOut] = []
     for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
         small = points.filter(pl.col("x") <= last)
@@ -137,7 +137,7 @@ def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFram
 
 
 def _edges(sizes: list[float]) -> list[float]:
-    """Where a roll-out pauses: at every size of a ladder, or at those that follow on each other by an even factor."""
+    """The last size of each step of a roll-out: every size of a ladder, or of more sizes those at an even factor."""
     if len(sizes) <= LADDER:
         return sizes
     factor, edges = (sizes[-1] / sizes[0]) ** (1 / (STEPS + 1)), sizes[:1]

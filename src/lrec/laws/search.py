@@ -1,8 +1,8 @@
 """The search for the parameters of a fit: scipy's trust region, from the best shapes of the law's grid.
 
-Its huber loss with f_scale delta is r²/2 up to delta and delta (|r| - delta/2) beyond, as `Objective` has it. Residuals
-of points that the fit overshoots are weighted first: exact except for Huber's function, where it is close. Absolute
-deviations are least on a vertex, where mostly as many residuals are zero as there are parameters: `descend` goes there.
+With f_scale = delta, scipy's huber loss is r²/2 up to delta and delta (|r| - delta/2) beyond, as in `Objective`. Before
+that, residuals of points below the fit get their weight: this is exact, but only close for Huber's function. Absolute
+deviations are least at a vertex. There, usually as many residuals are zero as there are parameters. `descend` finds it.
 
 Shapes: S starts, N points, K coefficients, H shape parameters, T = K + H parameters, F free ones.
 """
@@ -19,10 +19,10 @@ from lrec.laws.law import Array
 
 STARTS = 3  # how many shapes of the grid are followed
 DELTAS = (np.inf, 1e-2, 1e-3, 1e-4)
-"""Deltas on the way to the objective's own, each used from where the one before ended: all, or the last of them."""
+"""Deltas before the objective's own. Each starts where the one before ended. All are used, or only the last ones."""
 ROUNDS, MOST_ROUNDS = 200, 4000
-"""Of scipy, from a start, and from the best end on: it stands in a long flat valley where that matters."""
-INSIDE = 1e-10  # how far from the bounds scipy wants its starts
+"""Most rounds of scipy from each start, and then from the best end, which may be in a long flat valley."""
+INSIDE = 1e-10  # scipy needs starts at least this far inside the bounds
 LEAST_SHARE = 1e-3  # least share of the losses that each term starts with: a term that starts at zero would stay there
 
 
@@ -43,13 +43,13 @@ def _last_delta(problem: Problem) -> float:
 
 
 def _end(problem: Problem, theta_T: Array) -> Array:
-    """The minimum that `theta_T` is near."""
+    """The minimum near `theta_T`."""
     end_T = _follow(problem, theta_T, (_last_delta(problem),), MOST_ROUNDS)
     return descend(problem, end_T[None])[0][0] if problem.objective.kind == "lad" else end_T
 
 
 def _starts(problem: Problem) -> Array:
-    """The best shapes of the law's grid, each with the coefficients of the least squares of its relative residuals."""
+    """The best shapes of the law's grid, each with coefficients by least squares of the relative residuals."""
     law, z_NV, y_N = problem.law, problem.z_NV, problem.y_SN[0]
     start_ST = []
     for shape_H in product(*law.shape_starts):
@@ -62,7 +62,7 @@ def _starts(problem: Problem) -> Array:
 
 
 def _follow(problem: Problem, theta_T: Array, deltas: tuple[float, ...], rounds: int) -> Array:
-    """Where scipy ends, one delta after the other."""
+    """Where scipy ends after it has used one delta after the other."""
     low_T, high_T, objective = problem.low_T, problem.high_T, problem.objective
     free_F, theta_T = np.flatnonzero(high_T > low_T), theta_T.copy()
     over = np.sqrt(objective.over) if objective.kind == "lsq" else objective.over
@@ -91,7 +91,7 @@ def _follow(problem: Problem, theta_T: Array, deltas: tuple[float, ...], rounds:
 
 
 def _on_bounds(problem: Problem, theta_T: Array) -> Array:
-    """Parameters that ended near a bound are put onto it if the others can make up for that."""
+    """Put parameters that ended near a bound onto this bound, if the other parameters can compensate for it."""
     for t, (low, high) in enumerate(zip(problem.low_T, problem.high_T, strict=True)):
         at, margin = theta_T[t], VANISHED / 2 if t < problem.law.n_coefficients else 0.5
         bound = low if at - low < high - at else high

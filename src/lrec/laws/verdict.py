@@ -1,4 +1,4 @@
-"""What a forecast or a fit, its held-out sizes and the methods beside it come to, in words."""
+"""The results of a forecast or a fit, its held-out sizes and the methods compared with it, in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,28 +15,28 @@ from lrec.laws.law import Law
 from lrec.laws.predict import Comparison, Holdout, Predictor
 
 FAILS = "does not hold"
-"""What the verdict says where the held-out sizes were predicted no better than by the small ones' losses alone, or lie
-outside their intervals."""
+"""The verdict says this if the best or the median loss of the small sizes is the better prediction of the held-out
+sizes, or if too few held-out sizes are within their intervals."""
 AHEAD = 10.0  # the outlook is for this many times the largest size
-MOSTLY = 0.7  # share of the held-out sizes that lie inside their intervals where a law or forecast holds
-RISES_SHOWN = 4  # steps in size that a warning lists by their sizes
+MOSTLY = 0.7  # a law or forecast holds fully only if at least this share of the held-out sizes is within the intervals
+RISES_SHOWN = 4  # a warning lists the sizes of at most this many steps
 LOOSE = 4.0  # an exponent, or R*, whose interval spans this factor is not identified
 
 
 @dataclass(frozen=True)
 class Method:
-    """A law and what is fixed in it, or the forecast, which is none, beside others of the same points."""
+    """A law with its fixed parameters, or the forecast, compared with other methods on the same points."""
 
     name: str
-    fit: Fit | None  # of all but the held-out sizes
+    fit: Fit | None  # fit of a law to all but the held-out sizes; None for the forecast
     holdout_mape: float | None
-    rollout: Comparison | None  # None where there were too few sizes
+    rollout: Comparison | None  # None if there were too few sizes
 
 
 def outlook(predictor: Predictor, floor: float | None = None, times: float = AHEAD) -> Prediction:
-    """The loss at so many times the largest size, at the most data that it had; never below a known floor.
+    """The loss at `times` the largest size, with the most data that this size had. It is never below a known floor.
 
-    Nor is it below the largest size's loss where the loss `turns`.
+    If the loss `turns`, it is also not below the loss of the largest size.
     """
     columns, points = predictor.columns, predictor.points
     largest = max(points.select(columns).iter_rows())
@@ -49,14 +49,14 @@ def outlook(predictor: Predictor, floor: float | None = None, times: float = AHE
 
 
 def turns(predictor: Predictor, ahead: Prediction) -> bool:
-    """Whether two sizes larger than the best did worse, or no more is expected of a larger size than the best has:
-    losses that have risen need not turn round."""
+    """Whether two sizes larger than the best size did worse, or a larger size is expected to be no better than the
+    best: a loss that has risen may not fall again."""
     means = _means(predictor)
     return len(means) - int(np.argmin(means)) > 2 or ahead.predicted >= min(means)
 
 
 def _means(predictor: Predictor) -> list[float]:
-    """The mean loss of each size at the most data, by size."""
+    """The mean loss of each size at the most data, sorted by size."""
     columns, points = predictor.columns, predictor.points
     largest = max(points.select(columns).iter_rows())
     means = points.group_by(columns).agg(pl.col("y").mean()).sort("x").iter_rows()
@@ -64,8 +64,8 @@ def _means(predictor: Predictor) -> list[float]:
 
 
 def doublings(forecast: Forecast, x: str) -> list[str]:
-    """A table of the losses expected, from the largest size and the longest run on, and the cheapest fall of the loss;
-    nothing of a forecast in the size alone."""
+    """A table of the expected losses for twice the largest size, twice the longest run, and both, and the cheapest way
+    to lower the loss. It is empty if the forecast has no lengths."""
     if forecast.columns != ("x", "d"):
         return []
     points = forecast.points
@@ -117,8 +117,8 @@ def data_warnings(law: Law, points: pl.DataFrame) -> list[str]:
         )
     if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
         warnings.append(
-            f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best, which is "
-            "what is used; with stronger regularisation the curve may be another"
+            f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best value, "
+            "which the fit uses; with stronger regularisation, the curve may be different"
         )
     return warnings
 
@@ -133,7 +133,7 @@ def unidentified(fit: Fit) -> list[str]:
 
 
 def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
-    """What the points, the fit's search and intervals, and the held-out sizes warn of."""
+    """Warnings from the points, from the fit's search and intervals, and from the held-out sizes."""
     found, hits = data_warnings(fit.law, fit.points), fit.diagnostics.bound_hits
     if hits:
         found.append(f"not identified: {', '.join(hits)} ended on a bound")
@@ -161,7 +161,7 @@ def verdict(
     unsure: Sequence[str],
     x: str,
 ) -> list[str]:
-    """What the forecast or fit, the held-out sizes, the roll-outs, the `outlook` and what is `unidentified` come to."""
+    """Sentences on the held-out sizes, the `outlook`, the roll-outs, and the parameters that are `unidentified`."""
     sentences = [_held(predictor, holdout, x), _expected(ahead, x)]
     if len(predictor.columns) == 1:
         later = [] if holdout is None else [(p.x, p.actual) for p in holdout.points]
@@ -201,7 +201,7 @@ def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
     )
     if holdout.mape > holdout.naive_mape:
         return f"The {what} {FAILS}: {figures}. The no-gain baseline is better."
-    # A single loss that is far too low makes the best small model, and so naive, as bad as the forecast.
+    # A single loss that is far too low makes the no-gain baseline, which expects this loss, as bad as the forecast.
     median = float(np.median(predictor.points["y"].to_numpy()))
     median_mape = float(np.mean([abs(100 * (median / p.actual - 1)) for p in holdout.points]))
     if holdout.mape > median_mape:

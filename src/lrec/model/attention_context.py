@@ -1,4 +1,4 @@
-"""What attention knows beside the hidden states: which positions each may read, where they stand, what was cached.
+"""What attention gets besides the hidden states: which positions each may read, their indices, and the cache.
 
 Shape suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head.
 """
@@ -10,22 +10,22 @@ from torch import Tensor
 
 
 class KeyValueCache:
-    """Keys and values that inference has computed, so that one more item costs one position."""
+    """Keys and values that inference has computed. With them, a new item needs the computation of one position only."""
 
     def __init__(self, rows: int, capacity: int, device: torch.device | None = None) -> None:
-        """Make room for `capacity` positions of each row; those of a Transformer with learned positions are max_len."""
+        """Make room for `capacity` positions in each row. With learned positions, it can be at most max_len."""
         self.capacity = capacity
-        # Positions of each row that are in; the row's next item stands at that position.
+        # The number of filled positions of each row; it is also the position of the row's next item.
         self.filled_B = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._reach = 0  # no row is filled beyond; known without asking the device
+        self._reach = 0  # no row is filled beyond this; a Python number, so that nothing waits for the device
         self._layers: dict[int, tuple[Tensor, ...]] = {}
 
     def keep(self, lengths_B: Tensor) -> None:
-        """Forget each row's positions from its length on, such as the padding of the histories it was filled with."""
+        """Forget each row's positions from its length on, such as the padding of the first histories."""
         self.filled_B = lengths_B
 
     def next(self, length: int) -> "Context":
-        """The context of the next `length` items of each row, which read everything up to themselves."""
+        """The context of the next `length` items of each row. Each reads itself and all items before it."""
         self._reach = min(self._reach + length, self.capacity)
         positions_BL = self.filled_B[:, None] + torch.arange(length, device=self.filled_B.device)
         read_C = torch.arange(self._reach, device=self.filled_B.device)
@@ -33,7 +33,7 @@ class KeyValueCache:
         return Context((read_C <= positions_BL[..., None])[:, None], positions_BL, cache=self)
 
     def extend(self, layer: int, positions_BL: Tensor, *new: Tensor) -> tuple[Tensor, ...]:
-        """Put in what a block has at the positions, such as keys (B, L, H, K); return all of it, (B, C, H, K)."""
+        """Store a block's values at these positions, such as keys (B, L, H, K); return all of them, (B, C, H, K)."""
         if layer not in self._layers:
             self._layers[layer] = tuple(each.new_zeros(len(each), self.capacity, *each.shape[2:]) for each in new)
         rows_B1 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None]
@@ -43,26 +43,26 @@ class KeyValueCache:
 
 
 class Context(NamedTuple):
-    """What each position may read; by default itself and all before it."""
+    """What each position may read: by default, itself and all positions before it."""
 
-    allowed_B1LC: Tensor | None = None  # bool: position l reads position c; None: c <= l
-    positions_BL: Tensor | None = None  # of those that read; None: from 0
-    gaps_BLC: Tensor | None = None  # `event_inputs.gaps` from position c to position l, where the bias needs them
-    cache: KeyValueCache | None = None  # where what was read before lies; for an Attention that `caches`
+    allowed_B1LC: Tensor | None = None  # bool: whether position l may read position c; None: if c <= l
+    positions_BL: Tensor | None = None  # indices of the positions that read; None: 0, 1, 2 ...
+    gaps_BLC: Tensor | None = None  # `event_inputs.gaps` from position c to position l, if the bias needs them
+    cache: KeyValueCache | None = None  # values of the earlier positions; for an Attention that `caches`
 
     def positions(self, length: int, device: torch.device) -> Tensor:
-        """Where `length` positions that read stand, (B or 1, L)."""
+        """The indices of the `length` positions that read, (B or 1, L)."""
         return torch.arange(length, device=device)[None] if self.positions_BL is None else self.positions_BL
 
     def with_cached(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-        """What a block has at these positions, (B, L, ...), and before it what the cache has, if there is one."""
+        """Return a block's values at these positions, (B, L, ...); with a cache, store them in it and return all."""
         if self.cache is None:
             return new
         assert self.positions_BL is not None
         return self.cache.extend(layer, self.positions_BL, *new)
 
     def of_one(self, alone_B: Tensor, length: int) -> "Context":
-        """The same for one position of each row, of `length`: flat indices in, and L = 1 in all that it names."""
+        """The context of one position of each row of `length` positions, given by flat indices; in it, L is 1."""
         place_B1 = (alone_B % length)[:, None]
         if self.allowed_B1LC is None:
             allowed_BC = torch.arange(length, device=place_B1.device) <= place_B1

@@ -1,8 +1,8 @@
-"""What a Transformer is made of: `Block`, and its parts, each a class that a user's own may replace.
+"""The blocks of a Transformer: `Block` and its parts. You can replace each part with a class of your own.
 
-`Attention`, `MLP` and `Positions` say what a part gets and gives. Shape suffixes:
+The base classes `Attention`, `MLP` and `Positions` say what a part receives and returns. Shape suffixes:
 B batch rows, L positions, C positions that are read, D width, H heads, K width per head, J half of it, F inner width,
-E several times H K, N entries of a table.
+E a multiple of H K, N entries of a table.
 """
 
 from abc import ABC, abstractmethod
@@ -19,48 +19,48 @@ from lrec.options.class_paths import imported
 
 NORM_EPS = 1e-12
 ROTARY_BASE = 10_000.0
-BITS = 16  # of an entry of a mask of dropout; torch draws 64 at a time
+BITS = 16  # random bits for each entry of a dropout mask; torch draws 64 bits at a time
 
 
 class Positions(nn.Module, ABC):
     """How a network reads the order of items.
 
     Attributes:
-        where: "input": one instance, which gets the items' vectors (B, L, D). "attention": one instance in each block,
-            which gets the queries and keys of the block (B, L, H, K).
+        where: "input": the network has one instance, which gets the items' vectors (B, L, D). "attention": each block
+            has one instance, which gets the queries, and then the keys, of the block (B, L, H, K).
     """
 
     where: Literal["input", "attention"] = "input"
 
     def __init__(self, config: TransformerConfig) -> None:
-        """For a network of this shape."""
+        """Make the positions of a network of this shape."""
         super().__init__()
         self.config = config
 
     @abstractmethod
     def forward(self, states: Tensor, positions_BL: Tensor | None = None) -> Tensor:
-        """The states, with the position of each; None: 0, 1, 2 ..."""
+        """The states after their positions have been applied; None means the positions 0, 1, 2 ..."""
 
 
 class Branch(nn.Module, ABC):
-    """A branch of a block: the hidden states, normalised, in; what is added to them out.
+    """A branch of a block: it gets the normalised hidden states, and returns what the block adds to them.
 
-    It is made once per block, on the meta device where its parameters are sharded or counted, so that it may hold
-    parameters and no buffers. Those of two and more dimensions count as N_body and as 2 FLOPs per entry and position;
-    the scaled parametrisation has a learning rate for them.
+    Each block has its own instance. It may hold parameters but no buffers, because it is made on the meta device if
+    parameters are sharded or only counted. Parameters of two or more dimensions count as N_body and as 2 FLOPs per
+    entry and position; the scaled parametrisation sets their learning rate.
     """
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """The part of block `layer` (0 is the lowest) of a network."""
+        """Make the branch of block `layer` (0 is the lowest)."""
         super().__init__()
         self.config = config
         self.layer = layer
 
     def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
-        """The parameter `name` of this part before training, float32 on the CPU; None: the usual rule.
+        """The values of the parameter `name` before training, float32 on the CPU; None means the usual rule.
 
-        The usual rule: Normal(0, 0.02) for matrices, divided by sqrt(2 L) where the name ends in out.weight; 1 for
-        vectors whose name ends in norm.weight; 0 for others.
+        The usual rule: matrices are Normal(0, 0.02), or Normal(0, 0.02 / sqrt(2 L)) if the name ends in out.weight;
+        vectors are 1 if the name ends in norm.weight, and 0 otherwise.
         """
         return None
 
@@ -77,37 +77,37 @@ class Attention(Branch):
     biased: bool = False
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """Attention of block `layer`, with the positions that enter here, if any."""
+        """Make the attention of block `layer`, with its `Positions` if these enter in attention."""
         super().__init__(config, layer)
         self.positions = positions(config, "attention")
         self.bias = AttentionBias(config) if config.architecture.biased else None
 
     @abstractmethod
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
-        """What each position adds, (B, L, D), from those that `context` allows it alone."""
+        """What is added to each position, (B, L, D): it depends only on positions that `context` lets it read."""
 
     def alone(self, hidden_BLD: Tensor, context: Context, alone_B: Tensor) -> Tensor:
-        """The same for one position of each row, by its flat index, (B, 1, D)."""
+        """What is added to one position of each row, (B, 1, D), given by its flat index."""
         return at(self(hidden_BLD, context), alone_B)
 
     def by_head(self, x_BLE: Tensor, number: int) -> tuple[Tensor, ...]:
-        """So many of queries, keys, values ..., (B, L, H, K) each, that lie side by side."""
+        """Split x into `number` tensors (B, L, H, K), such as queries, keys and values."""
         return x_BLE.unflatten(-1, (number, self.config.heads, -1)).unbind(-3)
 
     def placed(self, x_BLHK: Tensor, positions_BL: Tensor | None) -> Tensor:
-        """Queries or keys, with their positions where these enter here."""
+        """Queries or keys, with their positions applied if these enter in attention."""
         return x_BLHK if self.positions is None else self.positions(x_BLHK, positions_BL)
 
     def flops_per_pair(self) -> int:
-        """FLOPs forward for each pair of a position and one it reads: 2 d for its score, 2 d for its value."""
+        """Forward FLOPs for each pair of a position and one that it reads: 2 d for the score, 2 d for the value."""
         return 4 * self.config.width
 
     def logit_bias(self, length: int, context: Context) -> Tensor | None:
-        """What the architecture adds to the logits of `length` positions that read, (B or 1, 1, L, C)."""
+        """What is added to the logits of the `length` positions that read, (B or 1, 1, L, C); None if nothing is."""
         return None if self.bias is None else self.bias(length, context)
 
     def allowed(self, hidden_BLD: Tensor, context: Context) -> Tensor:
-        """Which positions each reads, bool, (B or 1, 1, L, C)."""
+        """Which positions each position may read, bool, (B or 1, 1, L, C)."""
         if context.allowed_B1LC is not None:
             return context.allowed_B1LC
         length = hidden_BLD.shape[1]
@@ -115,7 +115,7 @@ class Attention(Branch):
 
 
 class AttentionBias(nn.Module):
-    """P[l - c] + T[bucket of the gap between l and c], shared by the heads of a block; both begin at 0."""
+    """The bias P[l - c] + T[bucket of the time from c to l]. The heads of a block share it; P and T begin at 0."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class AttentionBias(nn.Module):
             positions_BL = context.positions(length, self.distances.device)
             n_read = length if context.allowed_B1LC is None else context.allowed_B1LC.shape[-1]
             distance_BLC = positions_BL[..., None] - torch.arange(n_read, device=positions_BL.device)
-            terms.append(_looked_up(self.distances, distance_BLC.clamp(min=0)))  # below 0 nothing is read
+            terms.append(_looked_up(self.distances, distance_BLC.clamp(min=0)))  # at negative distances nothing is read
         if self.gaps is not None:
             assert context.gaps_BLC is not None
             terms.append(_looked_up(self.gaps, context.gaps_BLC))
@@ -137,7 +137,7 @@ class AttentionBias(nn.Module):
 
 
 def _looked_up(table_N: Tensor, index_BLC: Tensor) -> Tensor:
-    # Of all ways of indexing, this one's gradient takes the least time on a CPU.
+    # Of all ways to index, this one has the fastest gradient on a CPU.
     return table_N.index_select(0, index_BLC.flatten()).view(index_BLC.shape)
 
 
@@ -146,11 +146,11 @@ class MLP(Branch):
 
     @abstractmethod
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """What each position adds, (B, L, D), from its own hidden state alone."""
+        """What is added to each position, (B, L, D): it depends only on the position's own hidden state."""
 
 
 class LearnedPositions(Positions):
-    """A vector per position, of max_len, added to the items."""
+    """A vector for each of max_len positions, added to the vector of the item there."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -161,7 +161,7 @@ class LearnedPositions(Positions):
 
 
 class RotaryPositions(Positions):
-    """Turn the pair (2j, 2j + 1) of position l by the angle l * 10000^(-2j / K). Source: arXiv 2104.09864."""
+    """Rotate the entries 2j and 2j + 1 at position l by the angle l * 10000^(-2j / K). Source: arXiv 2104.09864."""
 
     where = "attention"
 
@@ -179,7 +179,7 @@ class RotaryPositions(Positions):
 
 
 class Gelu(MLP):
-    """W2 gelu(W1 x), with biases, of inner width 4 d."""
+    """W2 gelu(W1 x), with biases; the inner width is 4 d."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -191,7 +191,7 @@ class Gelu(MLP):
 
 
 class SwiGLU(MLP):
-    """W2 (silu(Wg x) * (W1 x)), with biases, of inner width 8 d / 3. Source: arXiv 2002.05202."""
+    """W2 (silu(Wg x) * (W1 x)), with biases; the inner width is 8 d / 3. Source: arXiv 2002.05202."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__(config, layer)
@@ -204,9 +204,9 @@ class SwiGLU(MLP):
 
 
 class DropoutLayer(nn.Module):
-    """`dropout` in training, and nothing in evaluation or at rate 0.
+    """`dropout` in training; no change in evaluation or at rate 0.
 
-    In a compiled graph the rate is a tensor, not a constant, so that blocks of different rates share their graphs.
+    In a compiled graph, the rate is a tensor, not a constant, so that blocks with different rates share their graphs.
     """
 
     def __init__(self, rate: float) -> None:
@@ -224,10 +224,10 @@ class DropoutLayer(nn.Module):
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """x with a share `rate` of its entries, drawn in each call, set to 0, and the others scaled to the same mean.
+    """Set a random share `rate` of the entries of x to 0, and scale the others so that the mean stays the same.
 
-    On CPUs from few random bits, as torch takes most of its time to draw its mask: the share is `rate` rounded to a
-    multiple of 2^-16. What is drawn depends on torch's seed alone, not on the number of threads.
+    On a CPU, torch's own dropout spends most of its time on drawing the mask. This one draws 16 bits per entry, which
+    rounds `rate` to a multiple of 2^-16. The draw depends only on torch's seed, not on the number of threads.
     """
     if x.device.type != "cpu":
         return F.dropout(x, rate)
@@ -239,7 +239,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)) where there is a perceptron."""
+    """x + attention(norm(x)), then x + mlp(norm(x)) if there is a perceptron."""
 
     attention: Attention
     mlp: MLP | None
@@ -255,7 +255,7 @@ class Block(nn.Module):
         self.mlp = mlp(config, layer) if mlp else None
 
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL, alone_B: Tensor | None = None) -> Tensor:
-        """The hidden states after this block; (B, 1, D) where one position of each row is wanted alone."""
+        """The hidden states after this block; with the flat indices `alone_B`, of one position per row, (B, 1, D)."""
         normed_BLD = self.attention_norm(hidden_BLD)
         if alone_B is None:
             hidden_BLD = self._add(hidden_BLD, self.attention(normed_BLD, context))
@@ -274,17 +274,17 @@ def norm(config: TransformerConfig) -> nn.Module:
 
 
 def positions(config: TransformerConfig, where: Literal["input", "attention"]) -> Positions | None:
-    """What makes order enter there; None where it enters elsewhere."""
+    """The `Positions` that enter at `where`; None if there are none or they enter elsewhere."""
     kind = part_class(config.architecture, "positions")
     return None if kind is None or kind.where != where else kind(config)
 
 
-# What a class of each part has to inherit from.
+# The base class that a class for each part must inherit from.
 PARTS: dict[str, type[nn.Module]] = {"attention": Attention, "norm": nn.Module, "mlp": MLP, "positions": Positions}
 
 
 def part_class(architecture: Architecture, part: str) -> Any:
-    """The class of a part, None where it is left out; UserError where there is none of that name or it does not fit."""
+    """The class of a part, None if the part is left out; UserError if there is no such class or it does not fit."""
     name: str = getattr(architecture, part)
     own, base = OWN_PARTS[part], PARTS[part]
     option = f"model.architecture.{part}"
@@ -300,7 +300,7 @@ def part_class(architecture: Architecture, part: str) -> Any:
 
 
 def check_parts(architecture: Architecture) -> None:
-    """UserError where a part cannot be found or does not fit."""
+    """UserError if a part cannot be found or does not fit, or if the attention cannot add the chosen biases."""
     found = {part: part_class(architecture, part) for part in PARTS}
     if architecture.biased and not getattr(found["attention"], "biased", False):
         name = f"model.architecture.attention {architecture.attention}"

@@ -1,7 +1,7 @@
-"""The shape of a network: plain values, which say all but its weights.
+"""The shape of a network as plain values: everything about a network except its weights.
 
-`Architecture` is what a block is made of, `Dropout` its rates over depth, `Parametrisation` what follows the shape,
-`TransformerConfig` all of it for a catalogue.
+`Architecture` has the parts of a block, `Dropout` the dropout rates, and `Parametrisation` says how learning rates
+follow the shape. `TransformerConfig` holds all of these and the size of the catalogue.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +11,7 @@ from lrec.errors import UserError, check_range
 
 _ARCHITECTURE = "architecture."
 
-# The classes of each part of a block that have a short name; None: the part is left out.
+# The short names of classes, for each part of a block; None: the part is left out.
 OWN_PARTS: dict[str, dict[str, str | None]] = {
     "attention": {"softmax": "lrec.model.softmax_attention.SoftmaxAttention", "hstu": "lrec.model.hstu.HSTU"},
     "norm": {"layer": "torch.nn.LayerNorm", "rms": "torch.nn.RMSNorm"},
@@ -23,7 +23,7 @@ OWN_PARTS: dict[str, dict[str, str | None]] = {
     },
 }
 Time = Literal["none", "past", "request", "input"]
-# Buckets of gaps in time (`event_inputs.time_buckets`); the last, which no gap reaches, is that of the first event.
+# Number of buckets for gaps in time (`event_inputs.time_buckets`). No gap reaches the last; the first event has it.
 TIME_BUCKETS = 129
 
 
@@ -40,14 +40,14 @@ class OverDepth:
     last: float = 0.0
 
     def of_layer(self, layer: int, layers: int) -> float:
-        """The rate of block `layer` (0 is the lowest) among `layers`; the first block's where there is one only."""
+        """The rate of block `layer` (0 is the lowest) of `layers` blocks; a single block has the rate `first`."""
         return self.first + (self.last - self.first) * layer / max(layers - 1, 1)
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """Dropout rates; 0 is off. The rates of the blocks change with depth: layer-wise adaptive dropout, arXiv
-    2311.11351.
+    """Dropout rates; 0 is off. The rates of the blocks may change with depth: this is layer-wise adaptive dropout,
+    arXiv 2311.11351.
 
     Attributes:
         embedding: Rate after the sum of item and position embeddings.
@@ -70,15 +70,15 @@ class Dropout:
 class Architecture:
     """Parts of a block. The default is the block of GPT-2 and of arXiv 2311.11351.
 
-    Each part except qk_norm may be a class of your own, named by its path, such as my_parts.GatedAttention.
+    For attention, norm, mlp and positions, you can name a class of your own by its path: my_parts.GatedAttention.
 
     Attributes:
         attention: How positions read each other; softmax, hstu (gated, pointwise SiLU, arXiv 2402.17152), or a subclass
             of lrec.Attention.
         norm: Normalisation before each branch and at the end; layer (LayerNorm), rms (RMSNorm, arXiv 1910.07467), or a
-            module made as norm(width, eps).
-        mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with 8 d / 3 (equally many parameters),
-            none (as in HSTU), or a subclass of lrec.MLP.
+            torch module that is made by norm(width, eps).
+        mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with inner width 8 d / 3 (the same number
+            of parameters), none (as in HSTU), or a subclass of lrec.MLP.
         positions: How the network reads the order of items; learned adds a vector for each position to the items,
             rotary turns queries and keys (arXiv 2104.09864), none, or a subclass of lrec.Positions.
         qk_norm: Normalise queries and keys of softmax attention in each head (RMSNorm, arXiv 2010.04245).
@@ -87,7 +87,7 @@ class Architecture:
             number for the bucket of the time between two events. request: the same, with the time up to the request; in
             training, the request is the next event, and in serving you must give its time. input: the item gets a
             vector for the bucket of the time since the previous event. none: no times.
-        hstu_head_width: Width of a head of hstu; null: the width with which a block has about 12 d² parameters.
+        hstu_head_width: Width of a head of hstu; null: lrec computes it, so that a block has about 12 d² parameters.
     """
 
     norm: str = "layer"
@@ -102,29 +102,29 @@ class Architecture:
     def __post_init__(self) -> None:
         check_range("architecture.hstu_head_width", self.hstu_head_width, at_least=1)
         if self.attention == "hstu" and self.qk_norm:
-            raise UserError("architecture.qk_norm normalises softmax attention: hstu has none")
+            raise UserError("architecture.qk_norm does not work with architecture.attention hstu: set it to false")
         if self.attention != "hstu" and self.hstu_head_width is not None:
-            raise UserError(f"architecture.hstu_head_width is hstu's, architecture.attention is {self.attention}")
+            raise UserError(f"architecture.hstu_head_width needs architecture.attention hstu, not {self.attention}")
         if self.time not in get_args(Time):
             raise UserError(f"architecture.time {self.time}: choose {', '.join(get_args(Time))}")
 
     @property
     def time_bias(self) -> bool:
-        """Whether attention's logits have a number per gap in time."""
+        """Whether the logits of attention get a learned number for each bucket of time."""
         return self.time in ("past", "request")
 
     @property
     def biased(self) -> bool:
-        """Whether anything is added to attention's logits."""
+        """Whether any bias is added to the logits of attention."""
         return self.position_bias or self.time_bias
 
 
-# How learning rates, residual branches and initial values follow the shape, width d and depth L, with d0 = 32, L0 = 2.
-# standard: one rate for all parameters, whatever the shape. scaled: the best rate of a small network stays the best,
-# - rates, as shares of optimizer.lr, for Adam: matrices of the blocks and all vectors d0 / d; tables (items, tied;
-#   positions, types, times) 4 d0 / d beside Muon, with which a table's step changes a logit as much at every width.
-#   With AdamW alone 8 sqrt(d0 / d), as wide networks then learn too slowly by their matrices (benchmarks/transfer.md);
-# - each residual branch times L0 / L, and the 1/sqrt(2 L) of initial values stays at L0 (arXiv 2505.01618, alpha = 1).
+# How learning rates, residual branches and initial values follow the width d and the depth L; d0 = 32 and L0 = 2.
+# standard: one rate for all parameters and all shapes. scaled: the best rate of a small network stays the best.
+# - Adam's rates, as shares of optimizer.lr: d0 / d for matrices of the blocks and all vectors; for tables (tied items,
+#   positions, types, times) 4 d0 / d with Muon, so that a table's step changes a logit by as much at every width, and
+#   8 sqrt(d0 / d) with AdamW alone, because matrices of wide networks then learn too slowly (benchmarks/transfer.md).
+# - Residual branches are multiplied by L0 / L; initial values have 1/sqrt(2 L0) at all L (arXiv 2505.01618, alpha = 1).
 Parametrisation = Literal["scaled", "standard"]
 BASE_WIDTH, BASE_LAYERS = 32, 2
 TABLE_RATE, TABLE_RATE_BESIDE_MUON = 8.0, 4.0
@@ -146,7 +146,7 @@ class TransformerConfig:
         vector_width: Width of the given item vectors (`item_vectors`); None without vectors.
         event_types: Number of types of event, and of values of features, that the network reads with the items; 0 for
             none.
-        own_rows: Whether the item table has trained rows, to which the rows made from vectors are added.
+        own_rows: Whether the item table has trained rows; rows made from vectors, if any, are added to them.
     """
 
     n_items: int
@@ -174,13 +174,13 @@ class TransformerConfig:
 
     @property
     def head_width(self) -> int:
-        """Width per attention head: d / h; of HSTU what `architecture.hstu_head_width` says."""
+        """Width of an attention head: d / h, or with HSTU by `architecture.hstu_head_width`."""
         choice = self.architecture
         if choice.attention != "hstu":
             return self.width // self.heads
         if choice.hstu_head_width is not None:
             return choice.hstu_head_width
-        # Five matrices of d x (heads x head width): 12 d², or what a perceptron of 8 d² leaves of them.
+        # Five matrices of d x (heads x head width) have 12 d² parameters, or the 4 d² that a perceptron of 8 d² leaves.
         ideal = (12 if choice.mlp == "none" else 4) * self.width / 5 / self.heads
         return max(round(ideal / 2), 1) * 2  # rotary positions need an even width, and products are faster with one
 
@@ -191,17 +191,17 @@ class TransformerConfig:
 
     @property
     def branch_scale(self) -> float:
-        """L0 / L of the scaled parametrisation: what residual branches are multiplied by."""
+        """The factor of residual branches: L0 / L in the scaled parametrisation, 1 in the standard one."""
         return 1.0 if self.parametrisation == "standard" else BASE_LAYERS / self.layers
 
     @property
     def attention_scale(self) -> float:
-        """What query-key products are multiplied by; HSTU has no root of its head width."""
+        """The factor of query-key products: 1 / sqrt(head width), or 1 with HSTU."""
         return 1.0 if self.architecture.attention == "hstu" else self.head_width**-0.5
 
     def to_dict(self) -> dict[str, Any]:
-        """What makes two networks differ in more than their weights, as a checkpoint stores it: all but dropout, as
-        plain values, of which those of the architecture are named architecture.norm and so on."""
+        """The shape as a checkpoint stores it: plain values of everything except dropout. The values of the
+        architecture have names such as architecture.norm."""
         shape = asdict(self)
         del shape["dropout"]
         architecture = {f"{_ARCHITECTURE}{name}": value for name, value in shape.pop("architecture").items()}
@@ -209,7 +209,7 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TransformerConfig":
-        """The network that `to_dict` described, without dropout; what else is among the values is left alone."""
+        """The shape that `to_dict` described, without dropout; other entries of `values` are ignored."""
         architecture = {
             name.removeprefix(_ARCHITECTURE): value for name, value in values.items() if name.startswith(_ARCHITECTURE)
         }

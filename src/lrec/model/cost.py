@@ -1,7 +1,7 @@
 """Parameters, FLOPs and traffic of a network: pure functions of the config.
 
-Of lrec's own parts by formula, without torch, which takes longer to import than all of it to compute; a network with a
-user's own parts is made, and counted.
+For lrec's own parts, these are formulas without torch, because importing torch would take longer than computing them.
+A network with a user's own parts is built on the meta device, and its parameters are counted.
 """
 
 from functools import cache
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lrec.model.transformer import Transformer
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
-ITEM, TARGET, SUM = 4, 8, 4  # bytes of an item's index as an input and as a target, and of a float32
+ITEM, TARGET, SUM = 4, 8, 4  # bytes: an item's index as an input, an item's index as a target, a float32
 
 
 class Parameters(NamedTuple):
@@ -21,8 +21,8 @@ class Parameters(NamedTuple):
 
     body: int  # the blocks' matrices
     items: int  # the items' own rows
-    positions: int  # what else enters with items: positions, buckets of time, types of event, the vectors' projection
-    biases: int  # other vectors of the blocks
+    positions: int  # other inputs: positions, buckets of time, types of event, the projection of item vectors
+    biases: int  # vectors of the blocks, except those of norms
     norms: int
 
 
@@ -84,14 +84,14 @@ def _net(config: TransformerConfig) -> "Transformer":
 def n_body(config: TransformerConfig) -> int:
     """Entries of the blocks' matrices: no biases, norms or embeddings (as in arXiv 2311.11351).
 
-    12 L d² of lrec's own blocks, exactly; with SwiGLU where 3 divides d, and otherwise to 1 / (8 d) for the rounding of
-    its inner width; with HSTU to 5 h / (12 d) for the rounding of its heads' width.
+    12 L d² for lrec's own blocks, or 4 L d² for softmax attention without a perceptron. Rounding changes it by a share
+    of at most 1 / (8 d) with SwiGLU, unless 3 divides d, and of 5 h / (12 d) with HSTU, if lrec chooses its head width.
     """
     return parameters(config).body
 
 
 def n_head(config: TransformerConfig) -> int:
-    """Entries of the tied item table, V d, whether items have rows of their own or vectors make them."""
+    """Entries of the tied item table, V d, whether its rows are trained or made from vectors."""
     return config.n_items * config.width
 
 
@@ -102,15 +102,15 @@ def n_total(config: TransformerConfig) -> int:
 
 @cache
 def flops_per_pair(config: TransformerConfig) -> int:
-    """FLOPs forward, in all blocks, of a pair of a position and one it attends to: 4 L d of softmax attention, and of
-    HSTU's 4 L (heads x head width)."""
+    """Forward FLOPs, in all blocks, of a pair of a position and one that it attends to: 4 L d with softmax attention,
+    4 L (heads x head width) with HSTU."""
     if _has_own_parts(config):
         return 4 * config.layers * config.heads * config.head_width
     return sum(attention.flops_per_pair() for attention in _net(config).attentions)
 
 
 class Flops(NamedTuple):
-    """FLOPs per interaction with full softmax: what the step computes, and what checkpointing computes again."""
+    """FLOPs per interaction with full softmax: those of the step, and those that checkpointing computes again."""
 
     forward: int
     backward: int
@@ -118,8 +118,8 @@ class Flops(NamedTuple):
 
 
 def flops_per_interaction(config: TransformerConfig, pairs: float | None = None, checkpointing: bool = False) -> Flops:
-    """FLOPs of a position with a target that attends to `pairs` positions on average, itself included; by default to
-    (max_len + 1) / 2, a full window's. Two per matrix entry forward and four backward, and attention's products."""
+    """FLOPs of a position with a target: 2 per matrix entry forward, 4 backward, and those of attention's products. It
+    attends to `pairs` positions on average, itself included; by default (max_len + 1) / 2, as in a full window."""
     if pairs is None:
         pairs = (config.max_len + 1) / 2
     blocks = 2 * n_body(config) + round(flops_per_pair(config) * pairs)
@@ -130,30 +130,30 @@ def flops_per_interaction(config: TransformerConfig, pairs: float | None = None,
 def training_flops(
     config: TransformerConfig, targets: int, pairs: int, head_flops_per_target: int, positions: int | None = None
 ) -> int:
-    """Training FLOPs, forward and backward, of windows with so many targets, pairs of a position and one it attends to,
-    and positions, where some have no target; the head's are `Loss.flops_per_target`."""
+    """Training FLOPs, forward and backward, of windows with these numbers of targets and `pairs` of a position and one
+    that it attends to. Give `positions` if some have no target. The head's FLOPs are `Loss.flops_per_target`."""
     positions = targets if positions is None else positions
     return 6 * n_body(config) * positions + head_flops_per_target * targets + 3 * flops_per_pair(config) * pairs
 
 
 def projection_flops(config: TransformerConfig) -> int:
-    """FLOPs of a step to make the item table of vectors, 2 V W d, and of the projection's gradient, as many."""
+    """FLOPs of a step for given vectors: 2 V W d to make the item table, and as many for the projection's gradient."""
     return 4 * config.n_items * (config.vector_width or 0) * config.width
 
 
 def entry_bytes(precision: Precision) -> tuple[int, int]:
-    """Bytes of an entry of a parameter, and of what matrix products take and give."""
+    """Bytes of an entry of a parameter, and of an entry of the inputs and results of matrix products."""
     return 2 if precision == "bf16-true" else 4, 4 if precision == "32-true" else 2
 
 
 class Traffic(NamedTuple):
     """Bytes that a rank receives in a step."""
 
-    parameters: int  # the blocks' of other ranks, gathered for each pass over the blocks
-    gradients: int  # of its own share, from the ranks that share parameters and from other copies
-    embeddings: int  # items of all ranks, the rows that are here for them, and the gradients of those rows
-    hidden: int  # states of all ranks, and the gradients of its own
-    scores: int  # log-sums and targets' scores of every target
+    parameters: int  # parameters of other ranks, gathered for each pass over the blocks
+    gradients: int  # gradients of its own share, from the ranks that share parameters and from other copies
+    embeddings: int  # the other ranks' items, table rows for its own items, and the other ranks' gradients of rows
+    hidden: int  # hidden states of the other ranks, and the gradients of its own
+    scores: int  # log-sums and targets' scores for every target
 
 
 def traffic(
@@ -164,8 +164,8 @@ def traffic(
     ranks: int = 1,
     accumulation: int = 1,
 ) -> Traffic:
-    """Traffic of a step with full softmax, of micro-batches of so many positions, each with a target: gathers and
-    scatters in a ring, where each rank receives what it lacks. See `memory.of_step`."""
+    """Traffic of a step with full softmax, for micro-batches of `positions` positions, each with a target. Gathers and
+    scatters go in a ring, where each rank receives what it lacks. See `memory.of_step`."""
     parameter, product = entry_bytes(precision)
     if shards == 1:
         return Traffic(0, round(2 * (ranks - 1) / ranks * n_total(config) * parameter), 0, 0, 0)

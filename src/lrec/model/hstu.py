@@ -1,6 +1,6 @@
 """HSTU's attention: pointwise SiLU weights with a bias of position and time, and a gated output.
 
-Source: Zhai et al. 2024, arXiv 2402.17152, eq. 1 to 3, as its code has them. Shape suffixes: B batch rows, L positions,
+Source: Zhai et al. 2024, arXiv 2402.17152, eq. 1 to 3, as in its code. Shape suffixes: B batch rows, L positions,
 C positions that are read, D width, H heads, K width per head, I = H * K.
 """
 
@@ -13,21 +13,21 @@ from lrec.model.blocks import Attention, DropoutLayer
 from lrec.model.config import TransformerConfig
 
 NORM_EPS = 1e-6
-NEVER = -1e9  # a logit
+NEVER = -1e9  # the logit of a position that must not be read
 
 
 class HSTU(Attention):
-    """W (U * LN(sum over what is read of SiLU(Q K^T + bias) / n V)), with U, V, Q, K = SiLU(W' x).
+    """W (U * LN(sum over the positions read of SiLU(Q K^T + bias) / n V)), with U, V, Q, K = SiLU(W' x).
 
-    n is max_len, not the number of positions that are read, so that a row does not depend on its batch; weights need
-    not sum to one. LN has no parameters. dropout.attention applies to U * LN(...).
+    n is max_len, not the number of positions read, so that a row does not depend on its batch. The weights need not sum
+    to one. LN has no parameters. dropout.attention applies to U * LN(...).
     """
 
     caches = True
     biased = True
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """Matrices of as many heads as softmax attention has, of width `config.head_width`."""
+        """Make the matrices, for `config.heads` heads of width `config.head_width`."""
         super().__init__(config, layer)
         inner = config.heads * config.head_width
         self.dropout = DropoutLayer(config.dropout.attention.of_layer(layer, config.layers))
@@ -35,7 +35,7 @@ class HSTU(Attention):
         self.out = nn.Linear(inner, config.width)
 
     def initial_value(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
-        """Normal(0, 2 / (rows + columns)) for uvqk, Glorot's: with less, LN's epsilon would hide what is read."""
+        """Glorot's normal values for uvqk, of variance 2 / (rows + columns): LN's epsilon would hide smaller ones."""
         if name != "uvqk.weight":
             return None
         std = (2 / sum(shape)) ** 0.5
@@ -75,8 +75,8 @@ class HSTU(Attention):
         return self.out(self.dropout(gate_BLHK.flatten(-2) * normed_BLI))
 
     def _bias(self, query_BLHK: Tensor, context: Context, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits, (B or 1, 1, L, C); where a position must not read, SiLU makes 0 of it."""
-        never = max(NEVER, torch.finfo(dtype).min / 2)  # minus infinity would give no number
+        """What is added to the logits, (B or 1, 1, L, C). If c must not be read, it is so low that SiLU is 0."""
+        never = max(NEVER, torch.finfo(dtype).min / 2)  # SiLU of minus infinity would be nan
         bias_B1LC = self.logit_bias(query_BLHK.shape[1], context)
         if bias_B1LC is None:
             bias_B1LC = torch.zeros((), dtype=dtype, device=query_BLHK.device)

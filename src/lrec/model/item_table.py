@@ -1,4 +1,4 @@
-"""The item table: rows of the items' own, rows made of vectors that are given for the items, or the sum of both.
+"""The item table: trained rows, rows made from given item vectors, or the sum of both.
 
 Shape suffixes: V catalogue, H rows held here, D width, W width of the given vectors.
 """
@@ -16,11 +16,11 @@ OWN_ROWS, VECTORS, PROJECTION = "items.weight", "items.vectors", "items.projecti
 
 
 class ItemTable(nn.Module):
-    """What hidden states begin with and what they are compared with at the end (tied, no bias)."""
+    """The rows with which hidden states begin and with which they are compared at the end (tied, no bias)."""
 
-    weight: nn.Parameter  # the items' own rows (V, D); None where the vectors make the rows alone
-    vectors: nn.Parameter | None  # given for each item (V, W), not trained; None where nothing is
-    projection: nn.Parameter  # what makes rows of vectors (W, D)
+    weight: nn.Parameter  # trained rows of the items (V, D); None if the rows are made from vectors only
+    vectors: nn.Parameter | None  # given vectors of the items (V, W), not trained; None if none are given
+    projection: nn.Parameter  # makes rows from vectors (W, D)
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ItemTable(nn.Module):
             self.projection = nn.Parameter(torch.empty(given, width))
 
     def by_item(self) -> dict[str, nn.Parameter]:
-        """What has a row for each item: own rows and vectors, by the name they have here."""
+        """The parameters that have a row for each item, by name: trained rows and vectors."""
         return {name: rows for name, rows in self.named_parameters() if name != "projection"}
 
     def fetch(self, items: Tensor) -> tuple[Tensor, Table]:
@@ -43,7 +43,7 @@ class ItemTable(nn.Module):
         with torch.autocast(vectors_HW.device.type, enabled=False):
             rows_HD = vectors_HW @ self.projection.to(vectors_HW.dtype)
         if processes > 1 and rows_HD.requires_grad:
-            # Of a row's gradient this process has all, and FSDP takes the average over processes of the projection's.
+            # Each process has the gradient of its own rows. The projection's is their sum, but FSDP takes the average.
             rows_HD.register_hook(lambda grad_HD: grad_HD * processes)
         if self.weight is not None:
             rows_HD = rows_HD + local_rows(self.weight)
@@ -51,12 +51,12 @@ class ItemTable(nn.Module):
 
 
 def rows_of_vectors(parameters: Mapping[str, Tensor], vectors_VW: Tensor) -> Tensor:
-    """The rows (V, D) that a network's projection makes of vectors."""
+    """The rows (V, D) that a network's projection makes from vectors."""
     return vectors_VW.float() @ parameters[PROJECTION].float()
 
 
 def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
-    """The rows (V, D) of a network's items, from its parameters by name."""
+    """All rows (V, D) of a network's item table, from its parameters by name."""
     if VECTORS not in parameters:
         return parameters[OWN_ROWS]
     rows_VD = rows_of_vectors(parameters, parameters[VECTORS])

@@ -1,11 +1,11 @@
-"""Vectors that are given for items, such as embeddings of their titles: from a file to a network.
+"""Item vectors, such as embeddings of titles: how they come from a file into a network.
 
     NAME.parquet       columns item (raw id) and vector (a list of numbers)
-    NAME.npy           an array (items, width), and beside it NAME.txt, with a raw id on each line
+    NAME.npy           an array (items, width), and next to it NAME.txt, with a raw id on each line
     NAME.safetensors   a tensor `vectors` (items, width), and in the metadata `item_ids`, a JSON list of raw ids
 
-Items of the file that are not in the catalogue are new items: no step of training knows them, but a network that makes
-rows of vectors has rows for them.
+Items of the file that are not in the catalogue are new items: training does not see them, but a network that makes rows
+from vectors has rows for them.
 
 Shape suffixes: F items of the file, V catalogue, H rows held here, N new items, C some of them, W width of the vectors.
 """
@@ -25,7 +25,7 @@ from lrec.errors import UserError
 from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.transformer import Transformer
 
-AT_ONCE = 2**14  # vectors; a file that is mapped is never in memory as a whole
+AT_ONCE = 2**14  # vectors read at once, so that a mapped file is never in memory as a whole
 Use = Literal["initial", "fixed", "added"]
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, SafetensorError, pl.exceptions.PolarsError)
 
@@ -38,17 +38,17 @@ class NewItems(NamedTuple):
 
 
 def vectors_of(path: Path, raw_ids: pl.Series, rows: slice = slice(None)) -> tuple[Tensor, NewItems]:
-    """A file's vectors of rows of the catalogue, and of new items, `scaled`; UserError where one cannot be used."""
+    """A file's vectors for `rows` of the catalogue and for new items, `scaled`; UserError if one cannot be used."""
     return scaled(*read_item_vectors(path), raw_ids, rows, f"model.item_vectors {path}")
 
 
 def scaled(
     ids: pl.Series, vectors_FW: np.ndarray, raw_ids: pl.Series, rows: slice, source: str
 ) -> tuple[Tensor, NewItems]:
-    """Vectors of rows of the catalogue, and of new items, in float32.
+    """The vectors for `rows` of the catalogue and for new items, centred and scaled, in float32.
 
-    They are centred on the catalogue's mean and scaled so that the catalogue's mean squared length is 1. A network then
-    begins with a table as large as any other, and what all items share changes no softmax.
+    The catalogue's mean becomes 0, and its mean squared length becomes 1. So the values of a table made from vectors
+    begin as large as those of any other table. The mean can be removed because it changes no softmax.
     """
     place = {raw_id: place for place, raw_id in enumerate(ids)}
     places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
@@ -59,7 +59,7 @@ def scaled(
             f"items, such as {raw_ids[int((places_V < 0).argmax())]}: give each item one"
         )
     sum_W = np.zeros(vectors_FW.shape[1])
-    for places_C in _parts(places_V):  # one row after the other, so that the parts change no digit
+    for places_C in _parts(places_V):  # adds one row after the other, so that the size of parts changes no digit
         sum_W = np.concatenate([sum_W[None], vectors_FW[places_C]]).sum(0)
     centre_W = sum_W / len(places_V)
     squares_V = np.concatenate([((vectors_FW[places_C] - centre_W) ** 2).sum(1) for places_C in _parts(places_V)])
@@ -82,7 +82,7 @@ def _parts(places: np.ndarray) -> list[np.ndarray]:
 
 
 def initial_parameters(net: Transformer, vectors_HW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:
-    """What a network takes from vectors: these, or, to begin with, the rows that a projection's first draw makes."""
+    """The values that a network begins with: the vectors, or for `initial` the rows that a random projection makes."""
     if use != "initial":
         return {VECTORS: vectors_HW}
     shape = torch.Size((vectors_HW.shape[1], net.config.width))
@@ -90,19 +90,19 @@ def initial_parameters(net: Transformer, vectors_HW: Tensor, use: Use, seed: int
 
 
 def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor], path: object) -> None:
-    """UserError where a checkpoint's vectors are not those that were given; both by the names of a module's state."""
+    """UserError if a checkpoint's vectors are not the given ones; both arguments are the state of a module, by name."""
     name = f"net.{VECTORS}"
     if name in mine and not torch.equal(saved[name], mine[name].to(saved[name].device)):
-        raise UserError(f"{path} was trained with other vectors than those of model.item_vectors: give its own file")
+        raise UserError(f"{path} was trained with other vectors than those of model.item_vectors: give its own")
 
 
 def read_width(path: Path) -> int:
-    """The width of a file's vectors, that of the first one."""
+    """The width of the first vector in a file."""
     return int(_read(path, n_rows=1)[1].shape[1])
 
 
 def read_item_vectors(path: Path) -> tuple[pl.Series, np.ndarray]:
-    """Raw ids and vectors of a file; UserError unless each item has one, of the same number of finite values."""
+    """Raw ids and vectors of a file; UserError unless each item has one vector, of finite values and the same width."""
     ids, vectors_FW = _read(path)
     if len(ids) != len(vectors_FW):
         raise UserError(f"model.item_vectors {path}: {len(vectors_FW):,} vectors and {len(ids):,} item ids")
@@ -118,7 +118,7 @@ def read_item_vectors(path: Path) -> tuple[pl.Series, np.ndarray]:
 
 
 def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]:
-    """Ids and vectors, or the first few vectors alone."""
+    """Ids and vectors; with `n_rows`, only that number of vectors."""
     if path.suffix not in _READERS:
         raise UserError(f"model.item_vectors {path}: its name must end in {', '.join(_READERS)}")
     if not path.is_file():
@@ -155,7 +155,7 @@ def _read_parquet(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray
     if (odd := lengths != lengths[0]).any():
         row = int(odd.arg_max() or 0)
         raise UserError(
-            f"model.item_vectors {path}, row {row + 1}: {lengths[row]} values where the first vector has {lengths[0]}"
+            f"model.item_vectors {path}, row {row + 1}: {lengths[row]} values, but the first vector has {lengths[0]}"
         )
     return ids, vectors.explode().cast(pl.Float32).fill_null(np.nan).to_numpy().reshape(len(table), -1)
 
@@ -172,7 +172,7 @@ def _read_safetensors(path: Path, n_rows: int | None) -> tuple[pl.Series, np.nda
     with safe_open(path, framework="pt") as opened:
         metadata: dict[str, Any] = opened.metadata() or {}
         if "vectors" not in opened.keys() or "item_ids" not in metadata:  # noqa: SIM118 (no mapping)
-            raise UserError(f"model.item_vectors {path}: a tensor vectors and, in the metadata, item_ids are expected")
+            raise UserError(f"model.item_vectors {path}: it needs a tensor vectors, and item_ids in the metadata")
         rows = opened.get_slice("vectors")
         vectors = rows[: n_rows if len(rows.get_shape()) == 2 else None].float().numpy()
     return pl.Series([str(raw_id) for raw_id in json.loads(metadata["item_ids"])], dtype=pl.String), vectors

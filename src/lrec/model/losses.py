@@ -1,10 +1,10 @@
 """Losses for training: heads that turn hidden states and the item table into a sum over targets.
 
-Where processes share the table by rows, full softmax scores the targets of all processes against the rows held here:
-hidden states travel, and of every score matrix a log-sum and the targets' scores. The negatives of a sampled loss are
-those of the first process, and only the rows of negatives and targets travel.
+If processes share the table, each holds some of its rows. Full softmax scores the targets of all processes against the
+rows held here: processes exchange hidden states, and a log-sum and the target's score for each target. A sampled loss
+uses the negatives of the first process: processes exchange only the rows of negatives and targets.
 
-Shape suffixes: M targets, D width, V catalogue or the rows of it that are held here, G targets of all processes,
+Shape suffixes: M targets, D width, V catalogue or its rows that are held here, G targets of all processes,
 C targets of a chunk, N negatives, shared by the batch.
 """
 
@@ -23,7 +23,7 @@ from lrec.errors import check_range
 from lrec.model.memory import chunk_rows
 from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
 
-CPU_COLUMNS = 512  # of scores that a core computes at once
+CPU_COLUMNS = 512  # columns of scores that a core computes at once
 
 
 class Loss(ABC):
@@ -45,7 +45,7 @@ class Loss(ABC):
 
     @abstractmethod
     def flops_per_target(self, n_items: int, width: int) -> int:
-        """Training FLOPs of the head: six per entry of the scores' matrix product and its two gradients' products."""
+        """Training FLOPs of the head for a target: 2 for each multiplication in its scores, and 4 for the gradients."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,16 @@ class SampledSoftmax(_Sampled):
 
         def of_chunk(scores_CN: Tensor, chunk: slice) -> Tensor:
             scores_CN -= correction_N
-            # Not -inf: all negatives of a row may be its target.
+            # Not -inf, which would give nan if all negatives of a row are its target.
             scores_CN.masked_fill_(negatives_N == targets_M[chunk, None], torch.finfo(scores_CN.dtype).min)
             negatives_C = _softmax_(scores_CN)
             all_C = torch.logaddexp(fixed_M[chunk], negatives_C)
-            share_M[chunk] = share_C = (negatives_C - all_C).exp()  # of the negatives beside the target
+            share_M[chunk] = share_C = (negatives_C - all_C).exp()  # the negatives' share of the probability
             scores_CN *= share_C[:, None]
             return (all_C - fixed_M[chunk]).sum()
 
         loss = _sum_over_scores(hidden_MD, shard_of(rows_of(shard, negatives_N, shared=True)), of_chunk)
-        # What is added is 0, and has the gradient in the targets' scores: d loss / d s = -share.
+        # The added term is 0. It brings the gradient with respect to the targets' scores: d loss / d s = -share.
         return loss + (share_M * (fixed_M - target_M)).sum()
 
 
@@ -150,7 +150,7 @@ class GBCE(_Sampled):
         beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
 
         def of_chunk(scores_CN: Tensor, chunk: slice) -> Tensor:
-            # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target counts for nothing.
+            # log(1 - sigmoid(s)) = -softplus(s); a negative that is the row's target does not count.
             hit_CN = negatives_N == targets_M[chunk, None]
             loss = F.softplus(scores_CN).masked_fill_(hit_CN, 0.0).sum()
             scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
@@ -164,13 +164,13 @@ class GBCE(_Sampled):
 def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tensor:
     """Sum over targets of -log softmax(hidden @ table.T)[target], in nats.
 
-    Holds `chunk_rows` x V logits at once, never the M x V tensor, in forward or backward. Of a table in shards the sum
-    is over this process's targets, and the gradients are those of the sum over the targets of all processes.
+    It holds `chunk_rows` x V logits at once, never the M x V tensor, forward or backward. With a sharded table, the sum
+    is over this process's targets, but the gradients are those of the sum over the targets of all processes.
     """
     shard = shard_of(table_VD)
     most = shard.most(len(targets_M))
     targets_G = shard.gathered(targets_M, most, -1)
-    first, last = shard.rank * most, shard.rank * most + len(targets_M)  # this process's own
+    first, last = shard.rank * most, shard.rank * most + len(targets_M)  # the targets of this process
 
     def of_chunk(scores_CV: Tensor, chunk: slice) -> Tensor:
         has_row_C, places_C = shard.places(targets_G[chunk])
@@ -192,53 +192,53 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
 def _of_all_rows(
     shard: Shard, softmax_CV: Tensor, log_sum_C: Tensor, target_C: Tensor, targets_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log-sum and target's score over the rows of all processes; softmax over this one's, in place, becomes that over
-    all of them."""
+    """The log-sum and the target's score over the rows of all processes. In place, the softmax over this process's rows
+    becomes the softmax over all rows."""
     largest_C = shard.largest(log_sum_C.clone())
     sums_2C = shard.summed(torch.cat([(log_sum_C - largest_C).exp(), target_C]))
     whole_log_sum_C = largest_C + sums_2C[: len(target_C)].log()
-    # What fills a process's targets up has no gradient.
+    # The targets that only pad a process's part have no gradient.
     softmax_CV *= (log_sum_C - whole_log_sum_C).exp().masked_fill_(targets_C < 0, 0.0)[:, None]
     return whole_log_sum_C, sums_2C[len(target_C) :]
 
 
-# The sum of a loss over a chunk of scores, in float32, which it overwrites by its gradients in them.
+# Returns the sum of a loss over a chunk of float32 scores, and overwrites the scores with their gradients.
 OfChunk = Callable[[Tensor, slice], Tensor]
 
 
 def _sum_over_scores(hidden_MD: Tensor, shard: Shard, of_chunk: OfChunk, most: int | None = None) -> Tensor:
-    """Sum of a loss of the scores hidden @ table.T of all processes, of which none has more than `most` hidden states;
-    a chunk of scores is held at a time."""
+    """Sum of a loss over the scores hidden @ table.T, with one chunk of scores in memory at a time. No process has more
+    than `most` hidden states."""
     return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
 
 
 class _SumOverScores(torch.autograd.Function):
-    """With scores S = hidden @ table.T and a loss's gradients G in them, those in the hidden states are G @ table, and
-    those in the table G.T @ hidden. Both add up over the chunks while their scores are there; the backward hands them
-    out."""
+    """If the scores S = hidden @ table.T have the gradient G, the gradient of the hidden states is G @ table, and the
+    gradient of the table is G.T @ hidden. The forward pass adds up both, chunk by chunk, while it has the scores. The
+    backward pass only returns them."""
 
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, of_chunk: OfChunk, shard: Shard, most: int) -> Tensor:
         device = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
         factor_GD, factor_VD = shard.gathered(hidden_MD.to(dtype), most), table_VD.to(dtype)
-        rows = chunk_rows(-(-shard.n_items // shard.processes), factor_VD.shape[1], device)  # as many on all
+        rows = chunk_rows(-(-shard.n_items // shard.processes), factor_VD.shape[1], device)  # the same on all
         loss = hidden_MD.new_zeros((), dtype=torch.float32)
         summed_type = hidden_MD.dtype if shard.processes == 1 else torch.float32
         grad_hidden_GD = torch.empty_like(factor_GD, dtype=summed_type)
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
-        # One buffer for all chunks: the system would take memory of this size back, and clear it again, for every one.
+        # One buffer for all chunks: otherwise the system would take back and clear memory of this size for each chunk.
         buffer_CV = factor_GD.new_empty(min(rows, len(factor_GD)), len(factor_VD))
         for start in range(0, len(factor_GD), rows):
             chunk = slice(start, start + rows)
             factor_CD = factor_GD[chunk]
             product_CV = _product(factor_CD, factor_VD, buffer_CV[: len(factor_CD)])
-            scores_CV = product_CV.float()  # the buffer itself, where the products are in float32
+            scores_CV = product_CV.float()  # the buffer itself, if the products are in float32
             loss += of_chunk(scores_CV, chunk)
             grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
-            del scores_CV  # in bfloat16 a copy, twice as large as the buffer
+            del scores_CV  # with bfloat16, it is a copy twice as large as the buffer
             grad_hidden_GD[chunk] = grad_CV @ factor_VD
-            if dtype == torch.float32:  # inside the product, which spares a pass over V x D
+            if dtype == torch.float32:  # the sum inside the product saves a pass over V x D
                 grad_table_VD.addmm_(grad_CV.T, factor_CD)
             else:
                 grad_table_VD += grad_CV.T @ factor_CD
@@ -250,8 +250,8 @@ class _SumOverScores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, since each of them may be as large as the table; so there is no second time.
-        assert ctx.gradients is not None, "backward goes through a loss once"
+        # In place, because each of them may be as large as the table. So a second backward pass is not possible.
+        assert ctx.gradients is not None, "backward can go through a loss only once"
         of_hidden, of_table = (each.mul_(grad_loss) for each in ctx.gradients)
         ctx.gradients = None
         if ctx.gradient_of_table is not None:
@@ -261,8 +261,8 @@ class _SumOverScores(torch.autograd.Function):
 
 
 def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:
-    """left @ right.T; in float32 on a CPU for so many rows of `right` at a time that what a core writes stays in its
-    cache: the same sums, in two thirds to three quarters of the time."""
+    """left @ right.T. In float32 on a CPU, it takes only some rows of `right` at a time, so that the results of a core
+    stay in its cache: the sums are the same, in two thirds to three quarters of the time."""
     if out_CV.device.type != "cpu" or out_CV.dtype != torch.float32:
         return torch.mm(left_CD, right_VD.T, out=out_CV)
     at_once = CPU_COLUMNS * torch.get_num_threads()

@@ -1,14 +1,13 @@
-"""Memory of a training step at its peak, a pure function of the config; and how many scores full softmax holds."""
+"""Peak memory of a training step, computed from the config, and the number of scores that full softmax holds."""
 
 from typing import Literal, NamedTuple
 
 from lrec.model.config import TransformerConfig
 from lrec.model.cost import Precision, entry_bytes, n_body, n_total, parameters
 
-# Logits held at once. On a CPU, a chunk stays in the cache where products of that few rows are still fast (they want
-# twice as many as the width); where not, more rows make faster products. MAX bounds memory, in float32: every chunk
-# passes over all rows of the table that a process holds, so that where these are many, more processes, which hold fewer
-# each, pass over less.
+# Logits held at once. On a CPU, a chunk stays in the cache if that leaves enough rows for fast products (twice the
+# width); if not, more rows make products faster. MAX_CHUNK_BYTES limits the memory of float32 logits. Each chunk passes
+# over all rows of the table that a process holds; with many rows, more processes help, because each then holds fewer.
 CPU_CACHE_ELEMENTS = 2**21
 CPU_ROWS = 1024
 MAX_CHUNK_BYTES = 400 * 2**20
@@ -17,13 +16,13 @@ MAX_CHUNK_BYTES = 400 * 2**20
 class Memory(NamedTuple):
     """Bytes of one rank at the peak of a training step."""
 
-    parameters: int  # its share, with the vectors given for items
-    gradients: int  # its share, which is made while activations go
+    parameters: int  # its share, and the given item vectors
+    gradients: int  # its share, which is computed while activations are freed
     optimizer: int  # its share of AdamW's two moments
-    copies: int  # whole parameters beside its share: gathered ones, and their bfloat16 copies under autocast
+    copies: int  # gathered parameters, bfloat16 copies under autocast, and a table made from item vectors
     activations: int  # what the forward pass keeps for the backward pass
     transient: int  # the most that a head or a block's backward pass holds for a moment, the table's gradient included
-    at_the_end: int  # all gradients but those of the first block, which goes backward last, and what it holds then
+    at_the_end: int  # gradients of all but the first block, whose backward pass is last, and what that pass holds
 
     @property
     def total(self) -> int:
@@ -40,45 +39,45 @@ def of_step(
     device: Literal["cpu", "cuda"] = "cpu",
     ranks: int | None = None,
 ) -> Memory:
-    """Memory of a training step with AdamW and full softmax, of a micro-batch of so many positions, each with a target;
-    attention dropout is counted as the CPU computes it.
+    """Memory of a training step with AdamW and full softmax, for a micro-batch of `positions` positions, each with a
+    target. Attention dropout is counted as the CPU computes it.
 
-    A part of your own is taken to keep what softmax attention or a perceptron of inner width 4 d keeps. Where `shards`
-    ranks share the blocks' parameters, all `ranks` split the item table, and each scores the positions of all against
-    its own rows; bf16-mixed is then FSDP2's param_dtype bfloat16, in which the residual stream is bfloat16 too.
+    A part of your own counts as softmax attention or as a perceptron of inner width 4 d. If `shards` > 1 ranks share
+    the blocks' parameters, all `ranks` split the item table, and each scores the positions of all ranks against its own
+    rows; bf16-mixed is then FSDP2's param_dtype bfloat16, with a residual stream in bfloat16 too.
     """
     ranks = shards if ranks is None or shards == 1 else ranks
     parameter, product = entry_bytes(precision)
     stream = product if shards > 1 else parameter  # the residual stream
-    rows = -(-config.n_items // ranks)  # of the table
+    rows = -(-config.n_items // ranks)  # rows of the table
     table = rows * config.width * parameter
     vectors = rows * (config.vector_width or 0) * parameter
     rest = n_total(config) - parameters(config).items
     share = (table if config.own_rows else 0) + -(-rest * parameter // shards)
     if shards > 1:
-        # All but the item table for the whole step; of the blocks two, the next being fetched, and a gradient.
+        # For the whole step, all but blocks and item table; of blocks, this one, the next one, and one gradient.
         block = n_body(config) // config.layers
         copies = (rest - n_body(config) + 2 * block) * product + block * parameter
-        everyone = ranks * positions * config.width * (product + 4)  # hidden states of all, and their gradients
+        everyone = ranks * positions * config.width * (product + 4)  # hidden states of all ranks, and their gradients
     else:
         copies = n_body(config) * 2 if precision == "bf16-mixed" else 0
         everyone = 0
     if vectors:
-        copies += table  # made of them
+        copies += table  # made from the vectors
     in_block = positions * _block_activations(config, stream, product, device)
     hidden = positions * config.width * stream
     activations = config.layers * (hidden if checkpointing else in_block) + hidden  # the last norm keeps its input
     in_head = 3 * hidden + everyone + _head(config, rows, ranks * positions, product, device)
     into = 4 if config.architecture.mlp == "swiglu" else 2
-    backward = positions * (product * into * config.inner_width + stream * config.width)  # through its perceptron
+    backward = positions * (product * into * config.inner_width + stream * config.width)  # of a perceptron
     transient = max(in_head, 2 * hidden + table + (in_block if checkpointing else backward))
     of_a_block = n_body(config) // config.layers * parameter // shards
-    at_the_end = share - of_a_block + in_block + backward // 2  # what it keeps goes while its gradients come
+    at_the_end = share - of_a_block + in_block + backward // 2  # a block frees activations while it computes gradients
     return Memory(share + vectors, share, 2 * share, copies, activations, transient, at_the_end)
 
 
 def chunk_rows(n_items: int, width: int, device_type: str) -> int:
-    """Rows of a chunk of full softmax: targets whose scores of the `n_items` that a process holds are held at once."""
+    """Rows of a chunk of full softmax: targets whose scores for a process's `n_items` items are in memory at once."""
     at_most = max(MAX_CHUNK_BYTES // (4 * n_items), 1)
     if device_type != "cpu":
         return at_most
@@ -87,7 +86,7 @@ def chunk_rows(n_items: int, width: int, device_type: str) -> int:
 
 
 def _block_activations(config: TransformerConfig, stream: int, product: int, device: str) -> int:
-    """Bytes a position leaves in a block for its backward pass."""
+    """Bytes per position that a block keeps for its backward pass."""
     choice, d = config.architecture, config.width
     branches = 1 if choice.mlp == "none" else 2
     kept = branches * (stream + product) * d + 16  # each norm's input and output; statistics
@@ -119,17 +118,17 @@ def _softmax_activations(config: TransformerConfig, product: int, device: str) -
 def _hstu_activations(config: TransformerConfig, product: int) -> int:
     inner = config.heads * config.head_width
     has_dropout = config.dropout.attention.first or config.dropout.attention.last
-    # U, V, Q and K before and after SiLU, copies of three of them by heads; what is read, normalised (both in float32),
-    # gated, and a mask of dropout; logits and weights.
+    # U, V, Q and K before and after SiLU, and copies of three of them by heads; what is read, before and after the norm
+    # (in float32) and after the gate, and a dropout mask; logits and weights.
     kept = product * (4 + 4 + 3 + 1 + (1 if has_dropout else 0)) * inner + 2 * 4 * inner
     return kept + product * 2 * config.heads * config.max_len
 
 
 def _head(config: TransformerConfig, n_items: int, positions: int, product: int, device: str) -> int:
-    """Bytes of full softmax over `n_items` beside hidden states: the table's gradient, and a chunk's logits."""
+    """Bytes of full softmax over `n_items`, without hidden states: the table's gradient, and a chunk's logits."""
     rows = chunk_rows(n_items, config.width, device)
     logits, table = n_items * min(rows, positions), n_items * config.width
     if product == 4:
         return 4 * table + 4 * logits
-    # The gradient in float32, a copy of the table, then the logits with their softmax in float32, or a product to add.
+    # The gradient in float32, a copy of the table, and then the logits and their float32 softmax, or a product to add.
     return 6 * table + max(6 * logits, 2 * logits + 2 * table)

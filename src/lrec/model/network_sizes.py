@@ -53,13 +53,13 @@ def find_size(name: str) -> Size:
             "or give layers, width and heads"
         )
     d = int(width)
-    # As near to a width of 32 each as an even width allows.
+    # Heads as near to a width of 32 as an even head width allows.
     heads = next((h for h in range(max(round(d / HEAD_WIDTH), 1), 1, -1) if d % (2 * h) == 0), 1)
     return Size(int(layers), d, heads)
 
 
 def chosen_size(size: str | None, layers: int | None, width: int | None, heads: int | None) -> tuple[str, Size]:
-    """A shape and its name, chosen by size or by the other three; UserError where it is neither or both."""
+    """The name and the shape that `size` or the other three choose; UserError if both are given, or not enough."""
     if size is not None:
         if (layers, width, heads) != (None, None, None):
             raise UserError("give model.size, or model.layers, model.width and model.heads, not both")
@@ -70,7 +70,7 @@ def chosen_size(size: str | None, layers: int | None, width: int | None, heads: 
 
 
 def even_ladder(smallest: str, largest: str, per_decade: int) -> list[str]:
-    """Shapes of one depth whose N_body lie `per_decade` to a factor of ten apart."""
+    """Shapes of one depth, evenly spaced in log N_body: `per_decade` of them for each factor of ten."""
     low, high = (parameters(size) for size in (smallest, largest))
     if not low < high:
         raise UserError(f"sizes: from {smallest} must be below to {largest}")
@@ -80,10 +80,10 @@ def even_ladder(smallest: str, largest: str, per_decade: int) -> list[str]:
 
 
 def shapes(n_bodies: Sequence[float]) -> list[str]:
-    """Shapes of one depth with about so many parameters in their blocks, from the smallest to the largest.
+    """Shapes of one depth with about these numbers of parameters in their blocks, from the smallest to the largest.
 
-    The depth is that at which the middle, in log N_body, is as wide as its number of blocks times heads of 32. A ladder
-    that grows deeper on its way has a kink wherever a block is added, which a law takes for curvature.
+    At this depth, the middle size in log N_body has a width of 32 times its number of blocks. If the depth grew along
+    the ladder, the loss would have a kink at each added block, and a law would fit that kink as curvature.
     """
     middle = math.sqrt(n_bodies[0] * n_bodies[-1])
     layers = max(round((middle / (12 * HEAD_WIDTH**2)) ** (1 / 3)), 1)
@@ -96,7 +96,7 @@ def shapes(n_bodies: Sequence[float]) -> list[str]:
 
 
 def parameters(text: str) -> float:
-    """A number of parameters written with k, m or b: 1.6m is 1,600,000; UserError for anything else."""
+    """The number of parameters that a text such as 3000, 3k, 1.6m or 1b means; UserError for any other text."""
     scale = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:].lower(), 1.0)
     try:
         number = float(text if scale == 1 else text[:-1]) * scale

@@ -1,8 +1,8 @@
 """The one place that wraps the network: activation checkpointing -> compile -> shard -> materialise and initialise.
 
-A sharded parameter is split by rows, as `sharded_table.split` has it, and nothing is padded that a loss, a rank or a
-checkpoint could see. The item table is no part of what FSDP gathers: all processes share it, those of other copies of
-the network too, and each computes with the rows that it holds.
+A sharded parameter is split by rows (`sharded_table.split`), without padding that a loss, a rank or a checkpoint could
+see. FSDP does not gather the item table: all processes share it, including those of other copies of the network, and
+each computes with the rows that it holds.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from lrec.model.config import TransformerConfig
 from lrec.model.sharded_table import local_range, local_rows
 from lrec.model.transformer import Transformer
 
-MOST_GRAPHS = 32  # of a function that is compiled
+MOST_GRAPHS = 32  # graphs of a compiled function
 
 
 class Sharding(NamedTuple):
     """How parameters are spread over the processes."""
 
-    mesh: DeviceMesh  # all processes; of (replicate, shard) each row holds a whole network, but for the item table
-    param_dtype: torch.dtype | None = None  # what blocks compute in, gradients being reduced in float32; None: float32
+    mesh: DeviceMesh  # all processes; each row of (replicate, shard) holds a whole network except the item table
+    param_dtype: torch.dtype | None = None  # for the blocks; gradients are reduced in float32; None: the parameters'
 
 
 def build(
@@ -38,16 +38,16 @@ def build(
     checkpoint_activations: bool = False,
     compile_blocks: bool = False,
 ) -> Transformer:
-    """The network, initialised; with `sharding`, each process only ever holds its own rows of it."""
+    """Build and initialise the network; with `sharding`, each process never holds more than its own rows."""
     with nullcontext() if sharding is None else torch.device("meta"):
         net = Transformer(config, seed)
     net.checkpoint_activations = checkpoint_activations
     if compile_blocks:
-        # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and for
-        # one position of each row. Beyond its limit torch would stop compiling.
+        # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and one
+        # position of each row. With more graphs than its limit, torch would stop compiling.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         _keep_rates_out_of_graphs()
-        for block in net.blocks:  # of any shape; blocks share graphs whatever their weights and dropout rates
+        for block in net.blocks:  # for any shape; all blocks share graphs, whatever their weights and rates
             block.forward = torch.compile(block.forward, dynamic=True)
     if sharding is not None:
         _shard(net, sharding)
@@ -60,17 +60,17 @@ def build(
 
 @cache
 def _keep_rates_out_of_graphs() -> None:
-    """Leave attention with dropout to torch's kernels, which would make each block's rate a constant of its graph."""
+    """Do not compile attention with dropout: torch's kernels would make each block's rate a constant of its graph."""
     softmax_attention.fused_dropping = torch.compiler.disable(softmax_attention.fused_dropping)
 
 
 def _shard(net: Transformer, sharding: Sharding) -> None:
-    """A group for each block, and one for the rest but for the item table."""
+    """Shard each block as a group, and all other parameters as one, except the item table."""
     reduce_dtype = torch.float32 if sharding.param_dtype is not None else None
     precision = MixedPrecisionPolicy(sharding.param_dtype, reduce_dtype)
     for block in net.blocks:
         fully_shard(block, mesh=sharding.mesh, mp_policy=precision)
-    # On the same mesh as FSDP's own parameters, or no norm of all gradients could be taken.
+    # On the same mesh as FSDP's own parameters: otherwise torch cannot compute the norm of all gradients.
     placements = [Shard(0)] * sharding.mesh.ndim
     for name, rows in net.items.by_item().items():
         spread = distribute_tensor(rows, sharding.mesh, placements)
@@ -81,14 +81,14 @@ def _shard(net: Transformer, sharding: Sharding) -> None:
 
 @torch.no_grad()
 def fill(net: Transformer, values: Mapping[str, Tensor], whole: bool = True) -> None:
-    """Give parameters their rows of whole values, by name; or values of the rows held here."""
+    """Set parameters, by name: from whole tensors, or, if `whole` is false, from the rows held here."""
     for name, value in values.items():
         parameter = net.get_parameter(name)
         local_rows(parameter).copy_(value[local_range(parameter)] if whole else value)
 
 
 def sharded_like(rows: Tensor, parameter: Tensor) -> Tensor:
-    """This process's rows as a tensor that is sharded as `parameter` is."""
+    """This process's rows as a tensor that is sharded in the same way as `parameter`."""
     if not isinstance(parameter, DTensor):
         return rows
     mesh, placements, shape, stride = parameter.device_mesh, parameter.placements, parameter.shape, parameter.stride()
@@ -96,7 +96,7 @@ def sharded_like(rows: Tensor, parameter: Tensor) -> Tensor:
 
 
 def drop_gathered(net: nn.Module) -> None:
-    """Free the whole parameters that a forward pass without a backward pass has left: the shards are the truth."""
+    """Free the gathered parameters that remain after a forward pass without a backward pass; the shards stay."""
     for module in net.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

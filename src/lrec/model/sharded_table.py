@@ -1,14 +1,14 @@
-"""The item table, whose rows may be spread over all processes, and what these exchange instead of rows of the table.
+"""The item table, whose rows may be spread over all processes, and what processes exchange instead of whole tables.
 
-Where several processes share the table it is a DTensor, split by rows over every dimension of its mesh. All arithmetic
-is done on the rows that a process holds. What travels is small: item indices, hidden states, sums for each target.
+If several processes share the table, it is a DTensor, split by rows over every dimension of its mesh. Each process
+computes with the rows that it holds. Processes exchange little: item indices, hidden states, sums for each target.
 
-To fetch rows, each process looks up, for the items of all processes, those that it holds, with zeros for the others,
-and a reduce-scatter brings every process its own. That moves as many bytes as the output layer's hidden states do; to
-exchange only the rows asked for would need their number on the host before it can start.
+To fetch rows, each process looks up the items of all processes, with zeros for the rows that it does not hold. Then a
+reduce-scatter brings every process its own rows. This moves as many bytes as the hidden states of the output layer. An
+exchange of only the needed rows could not start before the host knows their number.
 
-Shape suffixes: V catalogue, H rows held here, D width, M items or hidden states of this process, P the most of any
-process, G those of all processes, P of each, N items that all processes ask for, R processes.
+Shape suffixes: V catalogue, H rows held here, D width, M items or hidden states of this process, P the largest M of any
+process, G = R P those of all processes, N items that all processes ask for, R processes.
 """
 
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor  # takes longer to import than a network to load
+    from torch.distributed.tensor import DTensor  # its import takes longer than loading a network
 
-# How long processes wait for one that may be lost; longer than any does alone what the others wait for, such as a save.
+# How long processes wait for one that may be lost. No process makes the others wait as long as this, even for a save.
 PATIENCE_MINUTES = 10.0
 
 
 class Shard:
-    """The rows of the item table that this process holds, and what it exchanges with those that hold the others.
+    """The rows of the item table that this process holds, and the exchange with the processes that hold the others.
 
     Every process must call the same methods in the same order.
     """
@@ -36,8 +36,8 @@ class Shard:
     def __init__(
         self, rows_HD: Tensor, start: int, n_items: int, processes: int, gradient: "Gradient | None" = None
     ) -> None:
-        """The rows, the first one's index in the catalogue, the whole table's number of rows, how many processes share
-        it, and where a backward pass adds up its gradient; None: autograd does."""
+        """Take the rows, the index of the first in the catalogue, the number of rows of the whole table, the number of
+        processes that share it, and the `Gradient` to which a backward pass adds; None: autograd adds it up."""
         self.rows_HD, self.start, self.n_items, self.processes = rows_HD, start, n_items, processes
         self.gradient = gradient
 
@@ -46,13 +46,13 @@ class Shard:
         return distributed.get_rank() if self.processes > 1 else 0
 
     def places(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each item's row is here, and which of the rows it is; 0 where it is not here."""
+        """Whether each item's row is here, and its place among the rows held here; 0 if it is not here."""
         places = items - self.start
         here = (places >= 0) & (places < len(self.rows_HD))
         return here, places.masked_fill(~here, 0)
 
     def rows_here(self, items_G: Tensor) -> Tensor:
-        """Each item's row; zeros where it is not here."""
+        """Each item's row; zeros if it is not here."""
         if len(self.rows_HD) == 0:
             return self.rows_HD.new_zeros(len(items_G), self.rows_HD.shape[1])
         return _only_here(self, items_G, self.rows_HD[self.places(items_G)[1]])
@@ -66,7 +66,7 @@ class Shard:
         return int(largest)
 
     def gathered(self, values_M: Tensor, most: int, filler: float = 0) -> Tensor:
-        """Those of all processes, one after the other, each filled up to `most`."""
+        """The values of all processes, one process after the other, each padded to `most` values."""
         if self.processes == 1:
             return values_M
         padded_P = values_M.new_full((most, *values_M.shape[1:]), filler)
@@ -76,7 +76,7 @@ class Shard:
         return values_G
 
     def returned(self, parts_G: Tensor, n: int) -> Tensor:
-        """The sum over processes of the parts of this process's first n values."""
+        """This process's first n values, each the sum of the parts that all processes have for it."""
         if self.processes == 1:
             return parts_G
         sum_P = parts_G.new_empty((len(parts_G) // self.processes, *parts_G.shape[1:]))
@@ -84,7 +84,7 @@ class Shard:
         return sum_P[:n]
 
     def exchanged(self, found_G: Tensor, n: int) -> Tensor:
-        """What each process has found about this process's first n values: (R, n, ...)."""
+        """What each process has found for this process's first n values, (R, n, ...)."""
         if self.processes == 1:
             return found_G[None]
         of_all_RP = torch.empty_like(found_G)
@@ -115,8 +115,8 @@ Table = Tensor | Shard
 
 
 class Gradient:
-    """The gradient of the rows held here, as one backward pass adds it up: a dense part, and rows with their items'
-    places, of which those outside of what is held here have none. What is added may be changed in place."""
+    """The gradient of the rows held here, which one backward pass adds up: a dense part, and some rows with their
+    places; a row is zero if its place is outside the rows held here. Tensors that are added may be changed in place."""
 
     def __init__(self) -> None:
         self.dense_HD: Tensor | None = None
@@ -126,24 +126,24 @@ class Gradient:
         self.dense_HD = grad_HD if self.dense_HD is None else self.dense_HD.add_(grad_HD)
 
     def rows(self) -> list[tuple[Tensor, Tensor]]:
-        """All of it, where there is no dense part."""
-        assert self.dense_HD is None, "a loss that gives every row a gradient"
+        """All rows with their places, which are then forgotten; there must be no dense part."""
+        assert self.dense_HD is None, "this loss gives every row a gradient"
         touched, self.touched = self.touched, []
         return touched
 
     def total(self, like_HD: Tensor) -> Tensor:
-        """All of it, as one tensor."""
+        """The whole gradient as one tensor; it is then forgotten."""
         total_HD = torch.zeros_like(like_HD) if self.dense_HD is None else self.dense_HD
         for places_N, grad_ND in self.touched if len(total_HD) else []:
-            # Zeros for rows that others hold go anywhere, but not all to the same row, which would take its turns.
+            # Zeros for rows of other processes may go to any row, but not all to one: additions to a row take turns.
             total_HD.index_add_(0, places_N.remainder(len(total_HD)), grad_ND.to(total_HD.dtype))
         self.dense_HD, self.touched = None, []
         return total_HD
 
 
 class TouchedRows:
-    """A table's gradient where only the rows that a step touches have one: in the parameter's attribute `touched`,
-    instead of in `.grad`."""
+    """A table's gradient if only the rows that a step touches have one. It is in the parameter's attribute `touched`
+    instead of `.grad`."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor]] = []
@@ -157,7 +157,7 @@ class TouchedRows:
         self._parts = []
 
     def coalesced(self) -> tuple[Tensor, Tensor] | None:
-        """The places, each once and in order, and their gradients, which may be changed in place; None without any."""
+        """The places, each once and in order, and their gradients, which may be changed in place; None if none."""
         if self._parts and not self._is_coalesced:
             places_U, index_N = torch.cat([places_N for places_N, _ in self._parts]).unique(return_inverse=True)
             grad_UD = self._parts[0][1].new_zeros(len(places_U), self._parts[0][1].shape[1])
@@ -167,7 +167,7 @@ class TouchedRows:
 
 
 def shard_of(table: Table) -> Shard:
-    """The shard that a head got, or a whole table as the only one."""
+    """The shard that a head got; a whole table becomes the only shard."""
     return table if isinstance(table, Shard) else Shard(table, 0, len(table), 1, getattr(table, "gradient", None))
 
 
@@ -185,7 +185,7 @@ def local_rows(tensor: Tensor) -> Tensor:
 
 
 def local_range(tensor: Tensor) -> slice:
-    """Which rows these are."""
+    """The range of the rows that this process holds."""
     if not is_sharded(tensor):
         return slice(0, len(tensor))
     mesh = tensor.device_mesh
@@ -200,7 +200,7 @@ def is_first_copy(tensor: "DTensor") -> bool:
 
 
 def split(n: int, parts: list[tuple[int, int]]) -> slice:
-    """Of n rows part i of k, ceil(n / k) each, the last ones fewer or none; of these the next (i, k), and so on."""
+    """Part i of k of n rows: ceil(n / k) rows, fewer or none in the last parts. The next (i, k) splits that part."""
     start, stop = 0, n
     for part, number in parts:
         each = -(-(stop - start) // number)
@@ -209,11 +209,11 @@ def split(n: int, parts: list[tuple[int, int]]) -> slice:
 
 
 def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tuple[Tensor, Table]:
-    """The rows of some items, and the table for a head, through which alone its gradient flows; of `rows_HD` where the
-    rows held here are not those of `table_VD`, but spread as they are.
+    """The rows of some items, and the table for a head: the table's gradient flows only through these two. With
+    `rows_HD`, the rows held here are these instead of those of `table_VD`, and are spread in the same way.
 
-    The gradient of a table in shards is the average over processes of the gradients of their losses, as FSDP takes it
-    of every other parameter; all processes must multiply their losses by the same number.
+    The gradient of a sharded table is the average of the gradients of the processes' losses, as with FSDP for every
+    other parameter. All processes must multiply their losses by the same number.
     """
     processes = processes_of(table_VD)
     here_HD = local_rows(table_VD) if rows_HD is None else rows_HD
@@ -224,24 +224,24 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
     rows = rows_MD.unflatten(0, items.shape)
     if processes > 1:
         return rows, Shard(table_HD, here.start, here.n_items, processes, here.gradient)
-    # A plain tensor, for a head that asks for no more; `shard_of` finds where its gradient goes.
+    # A head gets a plain tensor here; `shard_of` finds the `Gradient` in its attribute.
     table_HD.gradient = here.gradient
     return rows, table_HD
 
 
 def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:
-    """The rows of items that each process asks for by itself, or that are the same on all processes (`shared`)."""
+    """The rows of the items that this process asks for; with `shared`, all processes ask for the same items."""
     return _Rows.apply(shard.rows_HD, items_M, shard, shared)
 
 
 def whole(table: Table) -> Tensor:
-    """The whole table on every process, for a head that knows no shards."""
+    """The whole table on every process, for a head that cannot use shards."""
     if not isinstance(table, Shard):
         return table
     return rows_of(table, torch.arange(table.n_items, device=table.rows_HD.device), shared=True)
 
 
-# To the rows at which places a gradient of looked up rows adds what: zeros to those outside of what is held here.
+# Makes, from the gradient of looked-up rows, places and what to add there; places outside the rows held here get zeros.
 Spread = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -260,12 +260,12 @@ def _looked_up(shard: Shard, items_M: Tensor, shared: bool = False) -> tuple[Ten
 
 
 def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
-    """The values, in place, with zeros for rows that others hold. Choosing would have a GPU say how many they are."""
+    """The values, with those for rows of other processes set to 0, in place. Selecting rows would wait for a GPU."""
     return values_GD.masked_fill_(~shard.places(items_G)[0][:, None], 0.0)
 
 
 class _Fetch(torch.autograd.Function):
-    """See `fetch`. Its backward comes after that of all that is made of its results, and has the whole gradient."""
+    """See `fetch`. Its backward pass comes after those of all uses of its results, and so has the whole gradient."""
 
     @staticmethod
     def forward(
@@ -284,7 +284,7 @@ class _Fetch(torch.autograd.Function):
         if grad_MD is not None:
             here.gradient.touched.append(ctx.spread(grad_MD))
         if ctx.touched is not None:
-            assert grad_HD is None, "a loss that gives every row a gradient"
+            assert grad_HD is None, "this loss gives every row a gradient"
             for places_N, grad_ND in here.gradient.rows():
                 if here.processes > 1:
                     mine_N = (places_N >= 0) & (places_N < len(here.rows_HD))
@@ -292,7 +292,7 @@ class _Fetch(torch.autograd.Function):
                 ctx.touched.add(places_N, grad_ND)
             return None, None, None, None
         if grad_HD is not None:
-            here.gradient.add_dense(grad_HD.clone())  # autograd's, which others may have
+            here.gradient.add_dense(grad_HD.clone())  # a copy: others may use autograd's
         total_HD = here.gradient.total(here.rows_HD)
         return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None, None
 
@@ -314,12 +314,12 @@ class _Rows(torch.autograd.Function):
 
 @cache
 def _host_group() -> Any:
-    """All processes over gloo; None: the default group is one."""
+    """A gloo group of all processes; None if the default group uses gloo."""
     return None if distributed.get_backend() == "gloo" else gloo_group()
 
 
 def gloo_group() -> Any:
-    """All processes over gloo, where nobody waits for a GPU; as patient as the default group, not for half an hour."""
+    """A gloo group of all processes, which waits for no GPU. It has the default group's timeout, not half an hour."""
     device = torch.device("cpu" if distributed.get_backend() == "gloo" else "cuda")
     assert distributed.group.WORLD is not None
     patience = distributed.group.WORLD._get_backend(device).options._timeout

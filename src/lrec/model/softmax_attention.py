@@ -1,4 +1,4 @@
-"""Softmax attention by heads, by the kernels that are fastest where it runs.
+"""Softmax attention by heads, with the kernels that are fastest on the device.
 
 Shape suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head.
 """
@@ -47,7 +47,7 @@ class SoftmaxAttention(Attention):
         return self._read(query_B1HK, key_BLHK, value_BLHK, context)
 
     def _read(self, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, context: Context) -> Tensor:
-        # Causality is mask enough: windows are padded on the right, so no real position sees a padded one.
+        # The causal mask is enough: windows are padded on the right, so no real position reads padding.
         states = (query_BLHK.transpose(1, 2), key_BCHK.transpose(1, 2), value_BCHK.transpose(1, 2))
         mask_B1LC, bias_B1LC = context.allowed_B1LC, self.logit_bias(query_BLHK.shape[1], context)
         drops, scale = self.dropout.drops and self.training, self.config.attention_scale
@@ -63,7 +63,7 @@ class SoftmaxAttention(Attention):
 
 
 def _computed_in(states: Tensor) -> torch.dtype:
-    """On a CPU at least float32: its kernel for bfloat16 takes up to three times as long, and rounds the weights."""
+    """On a CPU, at least float32: its bfloat16 kernel takes up to three times as long, and rounds the weights."""
     return torch.promote_types(states.dtype, torch.float32) if states.device.type == "cpu" else states.dtype
 
 
@@ -77,7 +77,7 @@ def _fused(query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, **options: 
 def fused_dropping(
     query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, dropout: DropoutLayer, **options: Any
 ) -> Tensor:
-    """scaled_dot_product_attention with dropout of the weights. Its kernels take the rate as a number."""
+    """scaled_dot_product_attention with dropout of the weights. Its kernels need the rate as a number."""
     return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, dropout_p=dropout.rate, **options)
 
 
@@ -90,7 +90,7 @@ def _dropping_on_cpu(
     dropout: DropoutLayer,
     scale: float,
 ) -> Tensor:
-    """The same on a CPU, where torch has no kernel for it and takes a third more time."""
+    """Attention with dropout on a CPU: torch has no kernel for it, and would take a third more time."""
     dtype = _computed_in(query_BHLK)
     with torch.autocast("cpu", enabled=False):
         scores_BHLC = (query_BHLK.to(dtype) * scale) @ key_BHCK.to(dtype).transpose(-1, -2)
@@ -105,5 +105,5 @@ def _dropping_on_cpu(
 def _normed(x_BLHK: Tensor, norm: nn.RMSNorm | None) -> Tensor:
     if norm is None:
         return x_BLHK
-    # Under autocast x is bfloat16 and the gains are float32, which the norm's kernels refuse to mix.
+    # Under autocast, x is bfloat16 and the gains are float32; the norm's kernels do not accept this mix.
     return norm(x_BLHK.to(norm.weight.dtype)).to(x_BLHK.dtype)

@@ -1,6 +1,6 @@
 """The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning.
 
-Shape suffixes: B batch rows, L positions, M positions that are wanted, T = L + 1 times, C positions that are read,
+Shape suffixes: B batch rows, L positions, M chosen positions, T = L + 1 times, C positions that are read,
 D width, V catalogue.
 """
 
@@ -21,9 +21,9 @@ from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
 
 INIT_STD = 0.02
-DRAWN_AT_ONCE, ONE_STREAM = 2**20, 2**28  # numbers
-# Parameters of lrec's own parts are drawn under the names that they had when a block held them itself, so that a seed
-# gives the same network as ever.
+DRAWN_AT_ONCE, ONE_STREAM = 2**20, 2**28  # numbers: drawn in a block, and at most in a tensor of one stream
+# Parameters of lrec's own parts are drawn under the names that they had in earlier versions, so that a seed still gives
+# the same network.
 _DRAWN_AS = {
     "attention.qkv": "qkv",
     "attention.query_norm": "query_norm",
@@ -47,7 +47,7 @@ class Transformer(nn.Module):
         """Build and initialise the network; on the meta device nothing is drawn."""
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False  # keep the blocks' inputs alone for the backward pass
+        self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass
         self.items = ItemTable(config)
         self.positions = positions(config, "input")
         self.events = EventInput(config) if config.event_types else None
@@ -61,12 +61,12 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def draw_(self, rows: Tensor, name: str, shape: torch.Size, seed: int, start: int = 0) -> Tensor:
-        """Give rows of the parameter `name` of that shape, from row `start` on, their values before training.
+        """Set `rows`, the rows from `start` on of the parameter `name`, to their values before training.
 
-        Normal(0, 0.02) matrices and tables, residual projections (out.weight) scaled by 1/sqrt(2 L), zero biases, unit
-        norms, or what a part says itself; in the scaled parametrisation L is that of the base. Rows to which those of
-        vectors are added begin at 0, as do the vectors, until they are given. A draw depends on the seed and the name
-        alone: not on the device, on how parameters are sharded, or on their order.
+        Matrices and tables are Normal(0, 0.02), residual projections (out.weight) Normal(0, 0.02 / sqrt(2 L)), biases
+        0, norms 1, unless a part has an `initial_value`. In the scaled parametrisation, L is the depth of the base.
+        With given vectors, trained rows begin at 0, and so do the vectors until they are filled in. A draw depends only
+        on the seed and the name: not on the device, the sharding or the order of parameters.
         """
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
@@ -95,8 +95,8 @@ class Transformer(nn.Module):
         return TABLE_RATE_BESIDE_MUON * narrower if beside_muon else TABLE_RATE * narrower**0.5
 
     def sgd_lr_multiplier(self, name: str) -> float:
-        """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW it has to make up for the size of
-        gradients: those of blocks shrink with their branches, by L0/L.
+        """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW, SGD must make up for the size of
+        gradients: the gradients of blocks shrink by L0/L, as their branches do.
         """
         return 1 / self.config.branch_scale if name.startswith("blocks.") else 1.0
 
@@ -127,8 +127,8 @@ class Transformer(nn.Module):
                 `event_types`. With features (B, L, F), see `EventInput`.
         """
         assert cache is None or (blank_BL is None and positions_M is None)
-        assert (times_BT is not None) == self.reads_times, "times that the network reads are missing, or others given"
-        assert (events_BL is not None) == self.reads_events, "types of event are given or missing"
+        assert (times_BT is not None) == self.reads_times, "times are missing, or given to a network without times"
+        assert (events_BL is not None) == self.reads_events, "types are missing, or given to a network without types"
         if cache is not None and not all(attention.caches for attention in self.attentions):
             return self._decode_again(items_BL, head, cache, times_BT, events_BL)
         context = CAUSAL if cache is None else cache.next(items_BL.shape[1])
@@ -149,7 +149,7 @@ class Transformer(nn.Module):
         return head(self.norm(self._through_blocks(self.dropout(hidden_BLD), context, positions_M)), table)
 
     def _through_blocks(self, hidden_BLD: Tensor, context: Context, positions_M: Tensor | None) -> Tensor:
-        """The hidden states after the last block, (B, L, D), or (M, D) of the positions that are wanted."""
+        """The hidden states after the last block, (B, L, D), or of the positions `positions_M` only, (M, D)."""
         *lower, last = self.blocks
         for block in lower:
             hidden_BLD = self._after(block, hidden_BLD, context)
@@ -186,7 +186,7 @@ class Transformer(nn.Module):
         times_BT: Tensor | None,
         events_BL: Tensor | None,
     ) -> Result:
-        """Keep the items in the cache, and encode all of them."""
+        """Put the items into the cache, and encode the whole histories again."""
         context = cache.next(items_BL.shape[1])
         (items_BC,) = context.with_cached(0, items_BL)
         if times_BT is not None:
@@ -208,11 +208,11 @@ def _generator(key: str) -> torch.Generator:
 
 
 def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: int) -> Tensor:
-    """Give rows of a tensor of that shape the values that `normal_` would draw for them, a block of it at a time. In a
-    tensor larger than ONE_STREAM each block has a stream of its own, so that those of others need not be drawn.
+    """Set rows of a tensor of this shape to the values that `normal_` would draw for them, one block at a time. In a
+    tensor larger than ONE_STREAM, each block has a stream of its own, so that blocks without these rows are not drawn.
 
-    torch draws 16 numbers at a time, one group after the other, and once more the last 16 of a tensor that does not
-    divide: so blocks of whole groups, of which the last takes what is left, draw the same numbers.
+    torch draws groups of 16 numbers, one after the other. If a tensor is not a multiple of 16, it draws the last 16
+    again. So blocks of whole groups draw the same numbers; the last block takes the rest.
     """
     total, flat, generator = shape.numel(), rows.view(-1), _generator(key)
     first = start * (total // max(shape[0], 1))
@@ -231,7 +231,7 @@ def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: 
 
 
 def _around(blank_BL: Tensor) -> Context:
-    """Each position reads itself, for softmax needs something to read, and what is not blank before it."""
+    """Each position reads itself, because softmax needs something to read, and the earlier items that are not blank."""
     length = blank_BL.shape[1]
     earlier_LL = torch.ones(length, length, dtype=torch.bool, device=blank_BL.device).tril(-1)
     itself_LL = torch.eye(length, dtype=torch.bool, device=blank_BL.device)

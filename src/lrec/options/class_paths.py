@@ -1,4 +1,4 @@
-"""Class paths: what they name, and which of them a stored run may have imported."""
+"""Class paths: the classes that they name, and which of these a stored run may import."""
 
 from importlib import import_module
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from lrec.errors import UserError
 
 _OWN = ("lrec.", "torch.nn.", "torch.optim.")
-# A class may be given as its path alone wherever one is expected, and to look for it imports its module. So every text
-# with a dot counts as one, but for the values of these options of lrec's own classes.
+# Options that expect a class also take its path alone, and looking for the class imports its module. So every text with
+# a dot counts as a class path, except the values of these options of lrec's own classes.
 TEXT = {
     *("path", "store", "data_dir", "domains", "only_domain", "validate_from", "test_from", "size", "warm_start"),
     *("item_vectors", "user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column"),
@@ -16,7 +16,7 @@ TEXT = {
 
 
 def imported(path: str, option: str) -> Any:
-    """What a class path such as my_parts.Mine names, the value of `option`; UserError where there is none."""
+    """The object with the path `path`, such as my_parts.Mine, given for `option`; UserError if there is none."""
     module, _, attribute = path.rpartition(".")
     try:
         return getattr(import_module(module), attribute)
@@ -25,14 +25,14 @@ def imported(path: str, option: str) -> Any:
 
 
 def class_path(kind: type) -> str:
-    """What names a class: lrec.X for lrec's own."""
+    """The path of a class: lrec.X for lrec's own classes."""
     own = kind.__module__.startswith("lrec.")
     return f"lrec.{kind.__name__}" if own else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def check_trusted(stored: Any, trust: bool, where: object) -> None:
-    """UserError where options or a network's shape, as the file or folder `where` has them, name a class that is not
-    trusted and neither lrec's own nor of torch.nn and torch.optim: no other is imported."""
+    """UserError if options or a network's shape, stored in the file or folder `where`, name a class that is not from
+    lrec, torch.nn or torch.optim. With `trust`, every class is accepted."""
     match stored:
         case dict():
             for name, value in stored.items():

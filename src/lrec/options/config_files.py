@@ -1,4 +1,4 @@
-"""The files of --config: where they are found, and that they are YAML of plain values."""
+"""The files of --config: finds them, and reads them as YAML of plain values."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -8,14 +8,14 @@ import yaml
 
 from lrec.errors import UserError
 
-# Values of a file once its aliases are written out; a run's configuration has some hundred.
+# Most values of a file, with its aliases written out; a run's configuration has a few hundred.
 MOST_VALUES = 100_000
 _KNOWN = {*yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:merge"}
 
 
 def read_config(path: Path) -> Any:
-    """The values in a file, None where it has none; UserError where it cannot be read or is no YAML, names a class by a
-    tag, contains itself, or has aliases that stand for more than MOST_VALUES values."""
+    """The values in a file, None if it is empty. UserError if it cannot be read, is no YAML, names a class by a tag,
+    contains itself, or has more than MOST_VALUES values with its aliases written out."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if root is not None and _count(root, {}, path) > MOST_VALUES:
@@ -36,9 +36,9 @@ def read_config(path: Path) -> Any:
 def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
     row = node.start_mark.line + 1
     if node.tag not in _KNOWN:
-        raise UserError(f"{path}, row {row}: the tag {node.tag} is not for configurations; a class is a class_path")
+        raise UserError(f"{path}, row {row}: the tag {node.tag} is not allowed; name a class by its class_path")
     if id(node) not in counted:
-        counted[id(node)] = -1  # under way
+        counted[id(node)] = -1  # being counted
         parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else []
         parts = node.value if isinstance(node, yaml.SequenceNode) else parts
         counted[id(node)] = 1 + sum(_count(part, counted, path) for part in parts)
@@ -48,7 +48,7 @@ def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
 
 
 def with_shipped_configs(arguments: list[str]) -> list[str]:
-    """Replace each --config path that is not there by the shipped fragment of that name; UserError where neither is."""
+    """Replace each --config path that does not exist by the file of that name in lrec; UserError if there is none."""
     result = list(arguments)
     for index, (before, argument) in enumerate(pairwise(["", *arguments])):
         if before in ("-c", "--config"):
@@ -59,14 +59,14 @@ def with_shipped_configs(arguments: list[str]) -> list[str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """The configuration file `name`: beside the caller, else among those that come with lrec; UserError where there is
-    none, or it is no configuration."""
+    """The configuration file `name`: a path from the current folder, or else a file that comes with lrec. UserError if
+    there is none, or if it is no configuration."""
     path = Path(name)
     if path.is_file():
         read_config(path)
         return path
     package = Path(__file__).parents[1]
-    # In a wheel the fragments lie in the package, in a checkout at its root.
+    # In a wheel, these files are in the package; in a checkout, they are at its root.
     for root in (package / "configs", package.parents[1] / "configs"):
         shipped = root / Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else root / path
         if not path.is_absolute() and shipped.is_file():

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 def as_plain(value: Any) -> Any:
-    """A value as options give it: dataclasses, and what makes an optimizer, by class_path and init_args; TypeError
-    where it is something else."""
+    """A value in the form of options: dataclasses, and functions that make optimizers, as class_path and init_args.
+    TypeError if the value has no such form."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -29,7 +29,7 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, partial):
         kind = next(each for each in (value.func, *value.args) if isinstance(each, type))
         return {"class_path": class_path(kind), "init_args": as_plain(value.keywords)}
-    # Where a subclass of a dataclass has an __init__ of its own, fields are not its arguments.
+    # If a subclass of a dataclass has an __init__ of its own, its fields are not its arguments.
     maker = next(each for each in type(value).__mro__ if "__init__" in vars(each))
     if "__dataclass_params__" in vars(maker):
         arguments = {each.name: as_plain(getattr(value, each.name)) for each in fields(value) if each.init}
@@ -38,7 +38,7 @@ def as_plain(value: Any) -> Any:
 
 
 def all_as_plain(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Those that have plain values, and the kinds of the others, by name."""
+    """The arguments that have plain values, and the types of the others, by name."""
     plain, others = dict[str, Any](), dict[str, str]()
     for name, value in arguments.items():
         try:
@@ -49,7 +49,7 @@ def all_as_plain(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def from_plain(kind: type[T], plain: dict[str, Any], changed: dict[str, Any]) -> T:
-    """An object from arguments as `as_plain` gave them, but for those `changed`; UserError where one does not fit."""
+    """An object from arguments that `as_plain` returned, with those in `changed` instead; UserError if one is wrong."""
     parser = OneLineParser()
     parser.add_class_arguments(kind, skip=set(changed), fail_untyped=False)
     kept = {name: value for name, value in plain.items() if name not in changed}
@@ -61,8 +61,8 @@ def from_plain(kind: type[T], plain: dict[str, Any], changed: dict[str, Any]) ->
 
 
 def from_config(config: dict[str, Any], name: str, base: type[T]) -> T:
-    """The object that entry `name` of a run's configuration describes: `base`, or a subclass by its class path;
-    UserError where that is not there, or it or its options do not fit."""
+    """The object that entry `name` of a run's configuration describes: `base`, or a subclass by its class path.
+    UserError if the class does not exist, or if it or its options do not fit."""
     parser = OneLineParser()
     parser.add_subclass_arguments(base, name, fail_untyped=False, required=True)
     return parser.instantiate(parser.parse_object({name: config[name]}))[name]

@@ -1,4 +1,4 @@
-"""What every command parses its arguments with: jsonargparse, its errors in one line."""
+"""The parser of every command: jsonargparse, with errors in one line."""
 
 import argparse
 import re
@@ -17,14 +17,14 @@ class OneLineParser(ArgumentParser):
     """A parser whose errors are UserErrors of one line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        # jsonargparse hands an option of a class on as text, and null as "None": --model.optimizer.switch null.
+        # jsonargparse passes on the options of a class as text, and null as "None": --model.optimizer.switch null.
         set_loader("yaml", lambda text: None if text == "None" else _yaml(text), (yaml.YAMLError,))
-        # The class that a study's options name is the run's to make, not the study's.
+        # If a study's options name a class, its runs make the object, not the study.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
         super().__init__(*arguments, **{"formatter_class": _WithoutSphinx, **options})
 
     def format_help(self, *arguments: Any) -> str:
-        """Every option, behind those that people use most."""
+        """The options that people use most, and then every option."""
         begins = beginning(self.prog.removeprefix("lrec "))
         if begins:
             self.usage = argparse.SUPPRESS
@@ -40,21 +40,21 @@ class OneLineParser(ArgumentParser):
 
 
 class _WithoutSphinx(DefaultHelpFormatter):
-    """Of :class:`datetime.timedelta`, as Lightning's docstrings have it, timedelta is left."""
+    """Turns :class:`datetime.timedelta`, as in Lightning's docstrings, into timedelta."""
 
     def _expand_help(self, action: argparse.Action) -> str:
         return re.sub(r":\w+:`~?(?:[\w.]*\.)?(\w+)`", r"\1", super()._expand_help(action)).replace("``", "")
 
 
 def _reasons(none_fits: re.Match[str]) -> str:
-    """What is wrong with a value of several types, without repetition and types that it cannot have been meant for."""
+    """Why a value fits none of several types: each reason once, without types that the user cannot have meant."""
     errors, value = none_fits.groups()
     others = ("NoneType", "expects a function or a callable class")
     reasons = [each for each in dict.fromkeys(errors.split(" - ")) if not any(other in each for other in others)]
     return "; ".join(reasons).replace("Import path does", f"Import path {value} does")
 
 
-# jsonargparse's messages, first to last: --model.loss in place of 'Parser key "model": Parser key "loss":', and so on.
+# Changes of jsonargparse's messages, in order: --model.loss instead of 'Parser key "model": Parser key "loss":', etc.
 _IN_OUR_WORDS = (
     (r"- Expected a path but \S+ either not accessible or invalid - ", ""),
     (
@@ -69,10 +69,10 @@ _IN_OUR_WORDS = (
     (r"Problem with given class_path '(\S+)': ", r"\1: "),
     (
         r".*required: (\w+, )*data$|.*--data: .*\.SequenceDataModule is abstract.*",
-        "name a data set: --config configs/data/csv.yaml for a file of your own, or another of them",
+        "name a data set: --config configs/data/csv.yaml for your own file, or another file of configs/data",
     ),
     (
         r".*--data: no option '(\w+)'.*",
-        r"--data.\1 is no option of the data set; if none was chosen, --config configs/data/csv.yaml takes your file",
+        r"--data.\1 is no option of the data set; if you chose none, --config configs/data/csv.yaml reads your file",
     ),
 )

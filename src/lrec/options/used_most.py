@@ -18,25 +18,25 @@ _OF_RUNS = _OF_DATA | {
     "trainer.default_root_dir": "the run's folder; runs/DATE-TIME by default",
     "trainer.max_epochs": "passes over the training data, unless early stopping ends the run",
     "trainer.accelerator": "cpu, gpu or auto",
-    "trainer.devices": "how many of them, or auto",
-    "trainer.precision": "32-true, bf16-mixed, 16-mixed, or auto: what is faster here, 32-true or bf16-mixed",
+    "trainer.devices": "number of devices, or auto",
+    "trainer.precision": "32-true, bf16-mixed, 16-mixed, or auto: the faster one here of 32-true and bf16-mixed",
     "checkpoint.monitor": "metric that chooses the best checkpoint, such as val/NDCG@10",
-    "early_stopping.patience": "evaluations without a better one after which the run ends",
-    "ckpt_path": "checkpoint to go on from or to evaluate: a path, best or last",
-    "seed_everything": "seed of the network's first weights",
+    "early_stopping.patience": "the run ends after this number of evaluations without an improvement",
+    "ckpt_path": "checkpoint to continue from or to evaluate: a path, best or last",
+    "seed_everything": "seed of the network's initial weights",
 }
 
 USED_MOST = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _OF_RUNS),
     "data prepare": _OF_DATA
     | {
-        "data.k_core": "keep users and items with at least so many interactions; 0, the default, keeps all",
+        "data.k_core": "keep users and items with at least this many interactions; 0, the default, keeps all",
         "data.data_dir": "folder of prepared data; data by default",
     },
     "scaling outlook": _OF_DATA | {"out": "folder for outlook.json and report.md; none by default"},
     "scaling study": _OF_DATA
     | {
-        "hours": "how long the study may take: sizes, data, passes and learning rates follow",
+        "hours": "how long the study may take; lrec then chooses sizes, data, passes and learning rates",
         "out": "folder of the study; studies/NAME by default",
         "dry_run": "print the plan with its hours, memory and disk, and stop",
         "status": "print how far the runs are, and stop",
@@ -45,7 +45,7 @@ USED_MOST = {
 
 
 def beginning(command: str) -> str:
-    """How a command's help begins; empty for one whose options are few."""
+    """The beginning of a command's help; empty if the command has few options."""
     options = USED_MOST.get(command, {})
     width = max(map(len, options), default=0) + 4
     lines = "".join(f"  {'--' + option:<{width}}{meaning}\n" for option, meaning in options.items())

@@ -1,1 +1,1 @@
-"""Scores to exact ranks and lists."""
+"""From scores to exact ranks and lists."""

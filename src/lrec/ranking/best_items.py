@@ -1,9 +1,9 @@
-"""Pairs of a row and an item, and the best pairs of each row, of scores that come piece by piece.
+"""Pairs of a row and an item, and the best pairs of each row, found while their scores come piece by piece.
 
-The best are kept as keys: integers in the order of score and then of falling item index.
+The best are kept as integer keys: a larger key means a higher score or, if scores are equal, a smaller item index.
 
 Shape suffixes: B rows, C items of a piece, K list length, W keys kept of a row, S pairs of a row and an item, N some of
-them; G groups of items, with M items each, L of these groups.
+the pairs; G groups of M items each, L of these groups.
 """
 
 import math
@@ -13,23 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Of most items, the lists look at no more than the largest score of so many.
+# Items per group: of most groups, the lists look only at the largest score.
 GROUP_ITEMS = 16
 
 _ITEM_BITS = 31
-_MAGNITUDE = 0x7FFFFFFF  # the bits of a float but for its sign
-_NONE = -(0x7F800000 << _ITEM_BITS)  # a score of -inf
+_MAGNITUDE = 0x7FFFFFFF  # all bits of a float except its sign
+_NONE = -(0x7F800000 << _ITEM_BITS)  # the key of a score of -inf
 
 
 class Pairs(NamedTuple):
-    """Items of rows, each pair once."""
+    """Pairs of a row and an item, each pair once."""
 
     rows_S: Tensor
     items_S: Tensor
 
 
 def places_in_rows(rows_S: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
-    """How many pairs each row has, and each pair's place in its row; rows ascend."""
+    """How many pairs each row has, and each pair's place in its row. `rows_S` must ascend."""
     bounds_B1 = torch.searchsorted(rows_S, torch.arange(n_rows + 1, device=rows_S.device))
     return bounds_B1.diff(), torch.arange(len(rows_S), device=rows_S.device) - bounds_B1[rows_S]
 
@@ -49,7 +49,7 @@ class TopItems(NamedTuple):
 class Best:
     """The k best pairs so far of each row. A score of -inf is not listed.
 
-    All sizes follow from those of the pieces, so that the host never waits for a device.
+    All sizes follow from the sizes of the pieces, so that the host never waits for a device.
     """
 
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
@@ -57,14 +57,14 @@ class Best:
         self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
-        """Add a piece whose first item is `start`; pieces come in the order of items, before any pairs. May change what
-        is no number among its scores."""
+        """Add a piece whose first item is `start`. Pieces come in the order of items, before any pairs. NaNs among the
+        scores are replaced in place."""
         scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
         n_groups = scores_BC.shape[1] // GROUP_ITEMS
         if n_groups <= self.k:
             self._add_all(scores_BC, start)
             return
-        # The k best items lie in the k groups with the best: of equal groups, the first has the first items.
+        # The k best items lie in the k groups with the highest maxima: of equal groups, the first has the first items.
         whole = n_groups * GROUP_ITEMS
         scores_BGM = scores_BC[:, :whole].unflatten(1, (n_groups, GROUP_ITEMS))
         groups_G = torch.arange(n_groups, device=scores_BC.device)
@@ -81,13 +81,13 @@ class Best:
         order_S = keys_S.argsort(descending=True)
         order_S = order_S[rows_S[order_S].argsort(stable=True)]
         _, place_S = places_in_rows(rows_S[order_S], len(self._keys_BW))
-        # What is beyond the k best of a row goes to a last column.
+        # Pairs beyond the k best of a row go to a last column, which is dropped.
         keys_BK1 = self._keys_BW.new_full((len(self._keys_BW), self.k + 1), _NONE)
         keys_BK1[rows_S[order_S], place_S.clamp(max=self.k)] = keys_S[order_S]
         self._append(keys_BK1[:, : self.k])
 
     def keys(self) -> Tensor:
-        """Those of the k best, best first."""
+        """The keys of the k best pairs of each row, best first."""
         self._shorten()
         unused_BK = self._keys_BW.new_full((len(self._keys_BW), self.k - self._keys_BW.shape[1]), _NONE)
         return torch.cat([self._keys_BW, unused_BK], 1)
@@ -105,19 +105,19 @@ class Best:
 
 
 class BestAboveThreshold:
-    """The same on a CPU, where a threshold leaves out nearly all scores before any are sorted.
+    """`Best` for a CPU: a threshold leaves out nearly all scores before any are sorted.
 
-    In NumPy: it finds few among many, and sorts them, in a fraction of torch's time.
+    It uses NumPy, which finds and sorts few scores among many in a fraction of torch's time.
     """
 
     def __init__(self, n_rows: int, k: int) -> None:
         self.k = k
-        self._negative_BW = np.zeros((n_rows, 0), np.int64)  # of no more than k keys, best first
-        # Later items with no more than that are not among the k best: they lose ties.
+        self._negative_BW = np.zeros((n_rows, 0), np.int64)  # negated keys, at most k per row, best first
+        # Later items with a score of at most this are not among the k best: they lose ties.
         self._least_B1 = np.full((n_rows, 1), -math.inf, np.float32)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
-        """See `Best.add`; changes nothing."""
+        """See `Best.add`, but the scores are not changed."""
         n_items = scores_BC.shape[1]
         if self._negative_BW.shape[1] == 0 and n_items >= 2 * self.k:
             self._least_B1 = _below_kth(scores_BC, self.k)
@@ -158,20 +158,20 @@ def decoded(keys_BK: Tensor) -> TopItems:
 
 
 def as_integers(scores: Tensor) -> Tensor:
-    """Integers of 32 bits, int64, in the order of float32 scores; they take less time to sort."""
+    """32-bit integers, as int64, in the order of the float32 scores; sorting them takes less time."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-    sign = bits >> 31  # -1 below 0, where the last line negates
+    sign = bits >> 31  # -1 for negative scores, which the last line negates
     return (((bits & _MAGNITUDE) ^ sign) - sign).long()
 
 
 def _keys(scores: Tensor, items: Tensor) -> Tensor:
-    """Score in the high bits, and the item's index, reversed, in the low ones."""
+    """Keys: the score in the high bits, and the item index, subtracted, in the low bits."""
     return as_integers(scores) * 2**_ITEM_BITS - items
 
 
 def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
-    """A score that k items of each row are above, if so many are listed: next to the k-th largest of the maxima of 2 k
-    groups, which leave little more above."""
+    """For each row, a score that at least k items exceed, if at least k can be listed. It is just below the k-th
+    largest of the maxima of at least 2 k groups, so that few more items exceed it."""
     members = scores_BC.shape[1] // (2 * k)
     maxima_BG = scores_BC[:, : scores_BC.shape[1] // members * members].unflatten(1, (members, -1)).amax(1).numpy()
     maxima_BG[np.isnan(maxima_BG)] = -np.inf

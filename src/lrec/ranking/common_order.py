@@ -1,4 +1,4 @@
-"""Ranks and lists where all rows have the same scores, but for a few items of each. Shape suffixes: B rows, V
+"""Ranks and lists if all rows have the same scores, except for a few items in each row. Shape suffixes: B rows, V
 catalogue, N interactions, R items that lead in rows, S pairs of a row and an item, K list length."""
 
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from lrec.ranking.best_items import Pairs, as_integers, has_target, places_in_ro
 
 
 class Leading(NamedTuple):
-    """Items that rows list before all others, by scores of their own; rows ascend, and items in a row.
+    """Items that rows list before all others, in the order of these scores. Rows ascend, and so do the items in a row.
 
-    An item of the row that is not among them is below them all, whatever these scores are.
+    All other items of a row rank below its leading items, however low the scores here are.
     """
 
     rows_R: Tensor
@@ -22,7 +22,7 @@ class Leading(NamedTuple):
 
 
 def newest_first(rows_N: Tensor, items_N: Tensor, n_items: int) -> Leading:
-    """The items of each row, the last one first; rows ascend, and their items come oldest first."""
+    """Let the items of each row lead, the newest first. Rows ascend, and the items of a row come oldest first."""
     keys_R, which_N = (rows_N * n_items + items_N).unique(return_inverse=True)
     number_B = torch.bincount(rows_N)
     place_N = torch.arange(len(rows_N), device=rows_N.device) - (number_B.cumsum(0) - number_B)[rows_N]
@@ -41,14 +41,14 @@ class Ranked(NamedTuple):
 
 
 class CommonOrder:
-    """Exact ranks and lists of a scorer whose scores are those of all rows, but for the items that lead in a row.
+    """Exact ranks and lists of a scorer that gives all rows the same scores, except for the items that lead in a row.
 
-    In closed form, without a score for every row and item. As in `scoring.score`, a tie is half a rank, and lists break
-    ties by item index. Where nothing leads, the host never waits for a device.
+    They have a closed form, without a score for every row and item. As in `scoring.score`, a tie adds half a rank, and
+    lists break ties by item index. If nothing leads, the host never waits for a device.
     """
 
     def __init__(self, scores_V: Tensor) -> None:
-        """Order the items; those with a score of -inf are not listed, and as a target they are a miss."""
+        """Order the items. An item with a score of -inf is not listed, and it is a miss if it is the target."""
         n_items = len(scores_V)
         self._order_V = scores_V.argsort(descending=True, stable=True)
         self._place_V = self._order_V.argsort()
@@ -72,15 +72,15 @@ class CommonOrder:
     def _ranks(self, targets_B: Tensor, leading: Leading, seen: Pairs) -> tuple[Tensor, Tensor]:
         rows_R, items_R, scores_R = leading
         n_rows, n_items = len(targets_B), len(self._rank_V)
-        # The common order as scores of -1 or less, and what leads of 0 or more.
+        # Scores in the common order become -1 or less, and scores of leading items 0 or more.
         value_V, value_R = -self._rank_V, scores_R.double()
         value_R -= F.pad(value_R, (0, 1)).min()
         target_B1 = F.pad(value_V[targets_B.clamp(min=0)], (0, 1))
         target_B1[torch.where(items_R == targets_B[rows_R], rows_R, n_rows)] = value_R
         target_B = target_B1[:-1]
-        # To the rank of a target that leads, it adds a half itself, as what ties does.
+        # A leading target starts at 0.5: below, it adds another 0.5 itself, like every leading item that ties with it.
         rank_B = torch.where(target_B >= 0, 0.5, -target_B)
-        # What leads has risen from its place in the common order.
+        # Leading items have risen from their places in the common order.
         target_R = target_B[rows_R]
         risen_R = (value_R - target_R).sign_() - (value_V[items_R] - target_R).sign_()
         rank_B.index_add_(0, rows_R, risen_R.div_(2))
@@ -97,11 +97,11 @@ class CommonOrder:
         )
 
     def _lists_with(self, leading: Leading, n_rows: int, k: int, seen: Pairs) -> tuple[Tensor, Tensor]:
-        """The best k of each row, of all items and of those that the row has not seen."""
+        """The best k items of each row: among all items, and among those that the row has not seen."""
         rows_R, items_R, scores_R = leading
         items_R = items_R[(rows_R * 2**33 - as_integers(scores_R)).argsort(stable=True)]
         place_R = places_in_rows(rows_R, n_rows)[1]
-        enough_B = torch.bincount(seen.rows_S, minlength=n_rows) + k  # those that the row has seen are left out
+        enough_B = torch.bincount(seen.rows_S, minlength=n_rows) + k  # the items that the row has seen are left out
         first, enough = (Pairs(rows_R[some_R], items_R[some_R]) for some_R in (place_R < k, place_R < enough_B[rows_R]))
         keys_R, keys_S = (rows * len(self._rank_V) + items for rows, items in (enough, seen))
         unseen_R = ~torch.isin(keys_R, keys_S)
@@ -110,17 +110,17 @@ class CommonOrder:
         return self._list(n_rows, k, first, first), self._list(n_rows, k, unseen, moved)
 
     def _list(self, n_rows: int, k: int, first: Pairs, moved: Pairs) -> Tensor:
-        """What is first in each row, in this order, and then the common order without what is moved."""
+        """Each row's `first` items, in their order, and then the common order without the `moved` items."""
         n_items = len(self._order_V)
         first_B, place_S = places_in_rows(first.rows_S, n_rows)
         keys_S = moved.rows_S * n_items + self._place_V[moved.items_S]
         if len(first.rows_S) > 0:
-            keys_S = keys_S[first_B[moved.rows_S] < k]  # only rows that have room for others
+            keys_S = keys_S[first_B[moved.rows_S] < k]  # only rows that have room for other items
         keys_S = keys_S.sort().values
         rows_S, places_S = keys_S // n_items, keys_S % n_items
-        # In front of the j-th item of the rest are moved those that have at most j of the rest in front.
+        # A moved item was in front of the j-th item of the rest if at most j items of the rest were in front of it.
         rest_in_front_S = places_S - places_in_rows(rows_S, n_rows)[1]
-        keys_S = rows_S * (k + 1) + rest_in_front_S.clamp(max=k)  # a last column for all that have more
+        keys_S = rows_S * (k + 1) + rest_in_front_S.clamp(max=k)  # a last column for items with more in front
         moved_N = torch.zeros(n_rows * (k + 1), dtype=torch.int64, device=keys_S.device)
         moved_BK = moved_N.index_add_(0, keys_S, torch.ones_like(keys_S)).view(n_rows, k + 1)[:, :k]
         columns_K = torch.arange(k, device=keys_S.device)

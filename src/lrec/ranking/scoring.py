@@ -1,13 +1,13 @@
-"""Heads for evaluation: `score` gives cross-entropy, exact ranks and lists of the best items, `top_items` lists alone.
+"""Heads for evaluation: `score` gives cross-entropy, exact ranks and lists of the best items; `top_items` gives lists.
 
-Both go over the scores once, a piece of some rows and some items at a time that stays in the processor's cache. What is
-kept of a piece (a log-sum, a number of items above the target, the best items) can be added to what is kept of others:
-so processes that share the table each score all rows against their part of it. On a device other than a CPU the host
-never waits for a number; on a CPU each thread scores blocks of its own, and all else is done on one core, because
-threads that share an operation spin for milliseconds when it has ended.
+Both go over the scores once, in pieces of some rows and some items; on a CPU a piece stays in the cache. The results of
+a piece (a log-sum, a number of items above the target, the best items) can be combined with those of other pieces. So
+processes that share the table each score all rows against their part of it. On a device other than a CPU, the host
+never waits for a number. On a CPU, each thread scores its own blocks, and all other work runs on one core, because
+threads that share an operation spin for milliseconds after its end.
 
-Shape suffixes: B rows, D width, V catalogue, H rows of the table that are held here, C items of a piece, F all scores
-of a piece and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G rows of all processes.
+Shape suffixes: B rows, D width, V catalogue, H table rows of this process, C items of a piece, F all scores of a piece
+and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G rows of all processes.
 """
 
 import math
@@ -24,8 +24,8 @@ from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, Pairs
 
 R = TypeVar("R", bound=tuple[Tensor, ...])
 
-# Scores of a piece. On a CPU they should lie in the cache; elsewhere few large pieces cost least, and those of many
-# items: lists are found among the best of groups of them.
+# Size of a piece. On a CPU its scores should fit into the cache. Elsewhere, few large pieces with many items cost
+# least, because lists are found among the best of groups of items.
 CPU_PIECE_BYTES, PIECE_BYTES = 2**22, 2**26
 CPU_PIECE_ROWS, PIECE_ROWS = 256, 4096
 
@@ -85,13 +85,13 @@ def score(
 
 @torch.no_grad()
 def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
-    """Only the lists of `score`, with the same arguments: exact, over every item that is not among the seen pairs."""
+    """Only the lists of unseen items of `score`, with scores: exact, over every item that the row has not seen."""
     (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(_list_block)
     return _merged(keys_RBK)
 
 
 class _Found(NamedTuple):
-    """What is found in the rows of the table that are held here; what processes find can be added up."""
+    """What a process finds in its rows of the table. The results of several processes can be combined."""
 
     log_sum_RB: Tensor
     above_RB: Tensor
@@ -110,7 +110,7 @@ def _list_block(block: "_Block") -> tuple[Tensor]:
 
 def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor) -> _Found:
     n_rows, targets_B1, target_score_B1 = len(targets_B), targets_B[:, None], target_score_B[:, None]
-    found_B1 = target_score_B1  # the target's score as it is among the others, which may differ in its last digits
+    found_B1 = target_score_B1  # the target's score in its piece, which may differ in the last digits
     log_sums = [target_score_B.new_full((n_rows,), -math.inf)]
     sign_B = torch.zeros(n_rows, dtype=torch.float64, device=target_score_B.device)
     best, seen = block.best(), block.seen
@@ -125,7 +125,7 @@ def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor) -> 
         found_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), found_B1)
         seen.leave_out(piece)
         best.add(scores_BC, piece.start)
-    # The sum of what `_above` gives for each item, without what it gives for the target.
+    # The sum of `_above` over all items except the target.
     of_target_B = (_above(found_B1, target_score_B1) * block.holds(targets_B1))[:, 0]
     above_B = (sign_B + block.n_items) / 2 - of_target_B
     seen_above_B = torch.zeros_like(above_B)
@@ -148,7 +148,7 @@ def _merged(keys_RBK: Tensor) -> TopItems:
 
 
 class _Search:
-    """The rows of all processes, scored a block at a time against the part of the table that is held here."""
+    """Scores the rows of all processes, one block at a time, against this process's part of the table."""
 
     def __init__(self, hidden_BD: Tensor, shard: Shard, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> None:
         self.shard, self.k = shard, min(k, shard.n_items)
@@ -163,9 +163,9 @@ class _Search:
         self.seen = Pairs(seen_rows_S, seen_items_S)
         n_rows, n_items = len(self.hidden_GD), max(len(shard.rows_HD), 1)
         n_scores = (CPU_PIECE_BYTES if self.on_cpu else PIECE_BYTES) // torch.float32.itemsize
-        # Where a piece holds the catalogue, as many rows as fit.
+        # If all items fit into a piece, the piece takes as many rows as fit.
         most = max(n_scores // n_items, CPU_PIECE_ROWS if self.on_cpu else PIECE_ROWS)
-        alike = 4 if self.on_cpu else 1  # 2 or 4 threads have as many each
+        alike = 4 if self.on_cpu else 1  # a multiple of 4 blocks, so that 2 or 4 threads get as many each
         self.n_block = -(-n_rows // (-(-n_rows // (alike * most)) * alike)) if n_rows > most else max(n_rows, 1)
         self.n_chunk = min(max(n_scores // self.n_block, GROUP_ITEMS), n_items)
         self.memory = _Memory(self.n_block * self.n_chunk, hidden_BD.device)
@@ -182,8 +182,8 @@ class _Search:
         return self.shard.summed(scores_G.masked_fill(~here_G, 0.0))
 
     def results(self, of_block: "Callable[[_Block], R]") -> list[Tensor]:
-        """What is made of each block, on a CPU by a thread for each core, its fields joined to those of all rows; of
-        this process's rows, from each process."""
+        """Apply `of_block` to each block, on a CPU in a thread for each core, and join each field over all blocks.
+        Return for each field what each process has found about this process's rows, (R, B, ...)."""
         starts = range(0, max(len(self.hidden_GD), 1), self.n_block)
         blocks = (_Block(self, start) for start in starts)
         # Half precision, as in an autocast region, would tie scores that differ.
@@ -195,24 +195,24 @@ class _Search:
 
 
 class _Memory(threading.local):
-    """What each thread uses for one piece after the other: allocating takes longer than computing the scores."""
+    """Memory that a thread uses again for each piece: allocating takes longer than computing the scores."""
 
     def __init__(self, n_scores: int, device: torch.device) -> None:
-        # Not the default dtype, which is bfloat16 where the parameters are.
+        # Not the default dtype, which is bfloat16 if the parameters are.
         self.scores_F, self.work_F = torch.empty(2, n_scores + 1, dtype=torch.float32, device=device)
 
 
 class _Piece(NamedTuple):
-    """Scores of a block's rows and some items, and as much memory to work in."""
+    """Scores of a block's rows and some items, and working memory of the same size."""
 
     start: int  # the first item
     scores_BC: Tensor
     work_BC: Tensor
-    scores_F: Tensor  # the scores, row after row, and one more element, for what lies outside
+    scores_F: Tensor  # the scores, row after row, and one more element, for pairs outside the piece
 
 
 class _Block:
-    """Rows that are scored at once, and what they have seen."""
+    """Rows that are scored together, and the items that they have seen."""
 
     def __init__(self, search: _Search, start: int) -> None:
         self._search, self._table_HD = search, search.shard.rows_HD
@@ -222,11 +222,11 @@ class _Block:
         if search.on_cpu:
             order_S = items_S[own_S].argsort()
             self.seen = _Seen(row_S[own_S][order_S], items_S[own_S][order_S], by_item=True)
-        else:  # only the device knows how many are its own: the others get an item that no piece has
+        else:  # only the device knows how many pairs belong here: all others get an item that no piece has
             self.seen = _Seen(row_S.masked_fill(~own_S, 0), items_S.masked_fill(~own_S, search.shard.n_items))
 
     def holds(self, items: Tensor) -> Tensor:
-        """Which of these items are among those that it is scored against."""
+        """Which of these items are in this process's part of the table."""
         return self._search.shard.places(items)[0]
 
     def best(self) -> Best | BestAboveThreshold:
@@ -236,7 +236,7 @@ class _Block:
         return Best(len(hidden_BD), search.k, hidden_BD.device)
 
     def pieces(self) -> Iterator[_Piece]:
-        """Its scores, piece by piece, each of which the thread's next one overwrites."""
+        """The scores, piece by piece. Each piece is overwritten by the thread's next one."""
         memory, hidden_BD = self._search.memory, self._search.hidden_GD[self.rows].float()
         for start in range(0, self.n_items, self._search.n_chunk):
             table_CD = self._table_HD[start : start + self._search.n_chunk].float()
@@ -247,8 +247,8 @@ class _Block:
 
 
 class _Seen:
-    """Items that the rows of a block have seen, each pair once. In the order of items (`by_item`), each piece takes
-    time for its own alone. `scores_S` has the score of each once its piece has come; -inf where its item is in none."""
+    """Items that the rows of a block have seen, each pair once. If the pairs are in the order of items (`by_item`), a
+    piece only looks at its own. `scores_S` has the score of each pair after its piece; -inf if its item is in none."""
 
     def __init__(self, rows_S: Tensor, items_S: Tensor, by_item: bool = False) -> None:
         self.rows_S, self.items_S, self._by_item = rows_S, items_S, by_item

@@ -1,1 +1,1 @@
-"""A trained network in use: recommender, command, export, ONNX."""
+"""Using a trained network: recommender, command, export, ONNX."""

@@ -1,6 +1,6 @@
-"""The model card of an exported network (`lrec export --card`), by `card.md.j2`: what it was trained on, how good it is
-beside what it has to beat, what its study forecast of it, and where not to trust it. All of it comes from the run's own
-files."""
+"""The model card of an exported network (`lrec export --card`), by `card.md.j2`: its training data, its test results
+with those of the baselines, the forecast of its study, and its limits. All facts come from the files of the run and of
+its study."""
 
 import math
 from pathlib import Path
@@ -16,20 +16,20 @@ from lrec.serving.recommender import Model
 
 METRICS = ("loss", "HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 SCORERS = ("model", "popularity", "recent-popularity", "repeat-last", "markov", "item-graph")
-OF_90 = 1.645  # standard errors on either side of 90 %
+OF_90 = 1.645  # standard errors on either side of a 90 % interval
 
 
 def run_of(ckpt_path: Path) -> Run:
-    """The run that a checkpoint lies in, or the folder of one; UserError where it is no run's."""
+    """The run of a run's folder, or of a checkpoint in such a folder; UserError if the path is neither."""
     folder = ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent
     if not Run(folder).config_file.is_file():
-        raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one, whose tests it tells")
+        raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
     return Run(folder)
 
 
 def write_card(model: Model, run: Run, file: Path) -> None:
-    """Write the card of a run's network; UserError where the run was not tested, or on other data."""
-    from lrec.common.pages import rendered  # not with every network that is loaded
+    """Write the card of a run's network; UserError if the run was not tested, or was tested on other data."""
+    from lrec.common.pages import rendered  # imported here, because loading a network does not need it
 
     found, point = read_json(run.folder / "metrics.json", {}), run.result
     if found.get("stage") != "test" or found["data_hash"] != model.about["data_hash"] or point is None:
@@ -54,7 +54,7 @@ def write_card(model: Model, run: Run, file: Path) -> None:
 
 
 def _interval(figures: dict[str, Any], metric: str) -> str:
-    """A figure with its 90 % interval, targets being drawn."""
+    """A figure with its 90 % interval over the sampling of targets."""
     if (value := figures.get(metric)) is None:
         return ""
     of_share = math.sqrt(value * (1 - value) / figures["targets"]) if 0 <= value <= 1 else math.nan
@@ -62,7 +62,7 @@ def _interval(figures: dict[str, Any], metric: str) -> str:
 
 
 def _forecast(run: Run, point: Point) -> dict[str, Any]:
-    """What the run's study forecast for its size before it was trained, and what it says of larger ones."""
+    """The study's verdict, and its forecast for the run's size from before the training; empty without a study."""
     study = run.folder.parent.parent
     record = read_json(study / "study.json", {}) if run.folder.parent.name == "runs" else {}
     planned = {each["name"]: each for each in record.get("grid", {}).get("runs", [])}.get(run.name)

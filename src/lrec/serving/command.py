@@ -1,4 +1,4 @@
-"""`lrec recommend`: a file of histories in, a file of recommendations out, block by block."""
+"""`lrec recommend`: read a file of histories and write a file of recommendations, block by block."""
 
 import tempfile
 from collections import Counter
@@ -22,7 +22,7 @@ from lrec.serving.export import load
 from lrec.serving.recommender import Model
 
 SHOWN = 10
-# The value of an option that was not given (null is a value); and fallback names of columns.
+# The value of an option that was not given (null is a value of its own); and fallback names of columns.
 AUTO = "auto"
 USUAL = {"user": "user", "item": "item", "time": "timestamp", "event": "event"}
 
@@ -47,36 +47,36 @@ def recommend(
     user_features: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """Write the items that most likely come next for each user of a file, trained on or not.
+    """Write the items that most likely come next for each user of a file; the users may be new to the network.
 
     Args:
         ckpt_path: A run's folder, one of its checkpoints, or what lrec export wrote.
-        histories: Interactions, a row each; or a row per user, with a column of lists named items (Parquet, JSON lines)
-            or as `user item item ...` (.txt). Items that the model does not know are skipped and counted.
+        histories: File with a row per interaction; or with a row per user: a column of lists named items (Parquet, JSON
+            lines), or `user item item ...` (.txt). Items that the model does not know are skipped and counted.
         k: Largest number of items in a list.
         exclude_seen: Leave out the items of the history.
         user_column: Column of the user's id; auto: named as in the training data, or user if the file has that
             instead.
-        item_column: Column of the item's id, where a row is an interaction; auto: as in training, or item.
-        time_column: Column of the time, where a row is an interaction; auto: as in training, or timestamp; null if rows
+        item_column: Column of the item's id, if a row is an interaction; auto: as in training, or item.
+        time_column: Column of the time, if a row is an interaction; auto: as in training, or timestamp; null if rows
             are in time order.
-        event_column: Column of the type of event, for networks that read it (data.event_column), where a row is an
-            interaction; auto: as in training, or event. In a row per user, a column of lists named events.
-        format: csv, tsv, jsonl, parquet or lines; by default what the file's name tells.
+        event_column: Column of the type of event, for networks that read it (data.event_column), if a row is an
+            interaction; auto: as in training, or event. With a row per user, it is a column of lists named events.
+        format: csv, tsv, jsonl, parquet or lines; by default lrec decides from the file's name.
         titles: File with a title per item (CSV, TSV, JSON lines, Parquet, or MovieLens's movies.dat).
-        title_item_column: Its column of item ids; the first one by default.
-        title_column: Its column of titles.
-        out: File to write: .parquet or .jsonl, a row per user (user, items, scores, skipped, fallback; titles where
-            given), or .csv, a row per recommendation. Without it the first users' are shown.
-        fallback: Give a user of whose history the model knows no item the most popular items of the training data;
+        title_item_column: Column of item ids in the file of titles; by default the first column.
+        title_column: Column of titles in the file of titles.
+        out: File to write: .parquet or .jsonl with a row per user (user, items, scores, skipped, fallback; titles if
+            given), or .csv with a row per recommendation. Without it, the lists of the first users are shown.
+        fallback: If the model knows no item of a user's history, give the most popular items of the training data;
             false gives nothing.
-        now: Time of the request, a number or an ISO date; of a network trained with architecture.time request. Such
-            networks, and those with past or input, need the time of each interaction: in a row per user, a column of
-            lists named times.
+        now: Time of the request, a number or an ISO date; only for networks with architecture.time request. These
+            networks, and networks with past or input, need the time of each interaction; with a row per user, it is a
+            column of lists named times.
         item_vectors: File with the vectors, or the features, of the items that the network was trained with
-            (model.item_vectors, data.item_features) and of items that are new since, which may then be recommended.
-        user_features: File with the features of users (data.user_features), by the id in its first column, where these
-            are no columns of the histories.
+            (model.item_vectors, data.item_features) and of newer items, which may then be recommended.
+        user_features: File with the features of users (data.user_features), with their ids in its first column, if the
+            features are not columns of the histories.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
@@ -113,10 +113,10 @@ def _check_out(out: Path, histories: Path) -> None:
 
 
 def _blocks_of(model: Model, histories: Path, format: Format | None, given: dict[str, Any]) -> Iterator[Histories]:
-    """The histories of a file, read as the training data were, from the columns that are given."""
+    """The histories of a file, from the given columns, read in the same way as the training data."""
     if not model.reads_types:
         if given["event"] != AUTO:
-            raise UserError("--event_column is of networks that read types of event (data.event_column)")
+            raise UserError("--event_column is only for networks that read types of event (data.event_column)")
         del given["event"]
     trained = model.about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
@@ -132,7 +132,7 @@ def _titled(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(lists: Iterable[pl.DataFrame], out: Path | None) -> tuple[pl.DataFrame | None, Counter[str]]:
-    """Write the lists once all of them are there; the first ones, and how many users and items are of a kind."""
+    """Write the lists after all are computed; returns the first lists, and counts of users and of skipped items."""
     shown, counts, progress = None, Counter[str](), Progress()
     progress.stage("recommend")
     with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
@@ -159,7 +159,7 @@ def _say(shown: pl.DataFrame, counts: Counter[str], out: Path | None) -> None:
     whose = "the first users of the file, --out writes all" if out is None else whose
     print(f"{whose}; {counted(counts['skipped'], 'unknown item')} of the histories skipped")
     if counts["fallback"]:
-        print(f"what is popular for {counted(counts['fallback'], 'user')}: the model knows no item of the history")
+        print(f"popular items for {counted(counts['fallback'], 'user')}: the model knows no item of the history")
     if counts["empty"]:
         whose = counted(counts["empty"], "user")
         print(f"nothing for {whose}: the model knows no item of the history, or nothing unseen is left")

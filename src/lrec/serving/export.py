@@ -1,8 +1,8 @@
-"""`lrec export`: any checkpoint as one safetensors file that can recommend; and `lrec.load`, which reads it back.
+"""`lrec export` writes any checkpoint as one safetensors file that can recommend; `lrec.load` reads it back.
 
-The file holds the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
-item_ends: where each ends), their training interactions (item_counts) and, in its header, what the network is, as JSON,
-and the `checksum` of all of it, which is verified.
+The file has the network's parameters by name, the raw ids of the catalogue (item_ids: UTF-8 laid end to end;
+item_ends: where each id ends), and the items' training interactions (item_counts). Its header has the network's
+description as JSON, and a `checksum` of all this, which is verified.
 """
 
 import json
@@ -41,16 +41,16 @@ def export(
     trust: bool = False,
     card: bool = False,
 ) -> None:
-    """Write a checkpoint as one file: safetensors, with its description as JSON beside it, or ONNX.
+    """Write a checkpoint as one file: safetensors, with its description as JSON next to it, or ONNX.
 
     Args:
-        ckpt_path: A run's folder (its best checkpoint), a checkpoint, a file or a folder of shards, or what this wrote.
-        out: A .safetensors or .onnx file, or a folder, which gets model.safetensors; replaced where it exists.
+        ckpt_path: A run's folder (its best checkpoint), a checkpoint (file or folder of shards), or an exported file.
+        out: A .safetensors or .onnx file, or a folder for model.safetensors; an existing file is replaced.
         k: Length of the lists that an .onnx file gives.
-        item_vectors: File of vectors, or of item features, in which items are new since training; see lrec recommend.
+        item_vectors: File of vectors, or of item features, that also has newer items; see lrec recommend.
         trust: Import classes that the checkpoint names and that are not lrec's own.
-        card: Write a model card beside the file (.md): the data, the test beside baselines, what the run's study
-            forecast, and limits. The checkpoint must lie in the folder of its run.
+        card: Write a model card (.md) next to the file: the data, the test results with baselines, the forecast of the
+            run's study, and limits. The checkpoint must be in the folder of its run.
     """
     check_range("--k", k, at_least=1)
     file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
@@ -72,7 +72,7 @@ def export(
 
 
 def write_safetensors(model: Model, file: Path) -> None:
-    """Write a network and its item ids as one file, and as JSON beside it what it is."""
+    """Write a network and its item ids as one file, and its description as a JSON file next to it."""
     tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     tensors |= items_as_tensors(model.item_ids, model.counts_V)
     about = model.about | {"format": FORMAT}
@@ -109,7 +109,7 @@ def load(
 
 
 def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -> Trained:
-    """What `load` reads, before anything is imported that it names."""
+    """Read what `load` needs, without importing any class that the file names."""
     exported = path.suffix == ".safetensors" and path.is_file()
     with refuse_damage(path, "file that lrec export wrote" if exported else "checkpoint that lrec wrote"):
         stored = _read_exported(path) if exported else trained_in(read_checkpoint(path, optimizer=False))
@@ -119,7 +119,7 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
         if item_vectors is not None:
             told = f"item_vectors {item_vectors}: {path}"
             if trained_VW is None:
-                raise UserError(f"{told} makes no rows of vectors, give a checkpoint that does")
+                raise UserError(f"{told} was trained without item vectors, give a checkpoint with them")
             if any(each.of == "item" for each in vocabularies_of(stored.about)):
                 given = vectors_of_file(item_vectors, stored.about, stored.item_ids)
                 vectors_VW, new = scaled(*given, stored.item_ids, slice(None), f"item_vectors {item_vectors}")
@@ -132,7 +132,7 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
 
 
 def _with_table(stored: Trained, new_items: bool) -> Trained:
-    """The same network with a table of its own, as one that never had vectors."""
+    """The same network with one whole item table, as if it had been trained without vectors."""
     parameters = {name: value for name, value in stored.parameters.items() if not name.startswith("items.")}
     table_VD, ids, counts_V = whole_table(stored.parameters), stored.item_ids, stored.counts_V
     if new_items and stored.new is not None:
@@ -144,7 +144,7 @@ def _with_table(stored: Trained, new_items: bool) -> Trained:
 
 
 def shape_of(stored: Trained, path: Path) -> TransformerConfig:
-    """The shape of the network that was read from `path`; UserError where it says none."""
+    """The shape of the network that was read from `path`; UserError if `path` does not give it."""
     with refuse_damage(path):
         return TransformerConfig.from_dict(stored.about)
 
@@ -161,8 +161,8 @@ def _read_exported(path: Path) -> Trained:
 
 
 def file_of(path: Path) -> Path:
-    """What is meant by a run's folder, its best checkpoint, by that of an update, the best of the run that it keeps, or
-    by an exported folder; else the path itself."""
+    """The file that a folder stands for: in a run's folder its best checkpoint, in an update's folder the best of the
+    run that it serves, in an exported folder model.safetensors. For other paths, the path itself."""
     if not path.is_dir() or (path / STATE).exists():
         return path
     if (path / UPDATE).is_file():

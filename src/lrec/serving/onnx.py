@@ -1,8 +1,8 @@
 """A trained network as an ONNX file: histories in, scores and the best items out, for any runtime without PyTorch.
 
-docs/recommend.md tells its inputs, outputs and metadata. A row has the scores nan and no items where its length is not
-possible, a real item is no index of the catalogue, or a real event has no type. With features of events or users,
-`Model.event_codes` makes the input events, -1 for what has no row.
+docs/recommend.md describes its inputs, outputs and metadata. A row gets nan as scores and no items if its length is not
+possible, or if within this length an item is no catalogue index or an event has no type. With features of events or
+users, `Model.event_codes` makes the input events; -1 means that a value has no row.
 
 Needs the extra `onnx`: pip install "lrec[onnx]".
 """
@@ -23,7 +23,7 @@ from lrec.errors import UserError
 from lrec.model.transformer import Transformer
 from lrec.serving.recommender import Model
 
-INPUTS = ("items", "lengths", "times", "events")  # of the last two, a network reads what it was made for
+INPUTS = ("items", "lengths", "times", "events")  # a network has the last two only if it reads them
 OUTPUTS = ("scores", "top_items", "top_scores")
 # ONNX is a protocol buffer, which holds less than 2 GiB.
 LARGEST = 2**31 - 2**27
@@ -31,7 +31,7 @@ TOLERANCE = 1e-4
 
 
 class HistoryScores(nn.Module):
-    """What the file computes. B histories, L positions, T = L + 1 times, D width, V catalogue, K list length."""
+    """What the ONNX file computes. B histories, L positions, T = L + 1 times, D width, V catalogue, K list length."""
 
     def __init__(self, net: Transformer, k: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class HistoryScores(nn.Module):
     def forward(
         self, items_BL: Tensor, lengths_B: Tensor, times_BT: Tensor | None = None, events_BL: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores of all items, and the best ones that are not in the row with theirs."""
+        """The scores of all items, the best items that are not in the row, and the scores of these."""
 
         def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
             last_B1D = last_B[:, None, None].expand(-1, 1, hidden_BLD.shape[2])
@@ -66,8 +66,8 @@ class HistoryScores(nn.Module):
 
 
 def write_onnx(model: Model, file: Path, k: int) -> float:
-    """Write the file and run it; returns its largest difference from PyTorch's scores. UserError where the extra is not
-    installed, or the network does not fit into one file."""
+    """Write the file and run it; returns its largest difference from PyTorch's scores. UserError if the extra is not
+    installed, or if the network does not fit into one file."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 (torch.onnx needs it)
@@ -76,16 +76,16 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     net = model.net.float().cpu()
     size = sum(parameter.numel() * parameter.element_size() for parameter in net.parameters())
     if size > LARGEST:
-        raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters, an ONNX file holds less than 2")
+        raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters; an ONNX file holds less than 2")
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
-    # Of events; None: their type alone, or nothing.
+    # Number of columns of the input events; None if it is the type alone, or if there is no such input.
     n_columns = model.reads_types + sum(each.slots for each in model.features) if model.features else None
-    given = _histories(net, 2, 3, n_columns)  # one row or position torch.export would take for a constant
+    given = _histories(net, 2, 3, n_columns)  # torch.export would take one row or position for a constant
     batch = torch.export.Dim("batch", min=1)
     length = torch.export.Dim("length", min=1, max=net.config.max_len)
     shapes: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in INPUTS}
     shapes |= {"lengths": {0: batch}, "times": {0: batch, 1: length + 1}}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that nothing here needs
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that lrec does not need
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -1,4 +1,4 @@
-"""Raw ids in, the best raw ids out: `Model`, a trained network with the names of its items.
+"""`Model`: a trained network with the names of its items, which takes raw ids and returns the best raw ids.
 
 Shape suffixes: B histories, L positions, D width, V catalogue, C candidates, K list length, N items laid end to end.
 """
@@ -142,7 +142,7 @@ class Model:
         if fallback and self.counts_V is not None:
             popular = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
             items_BK[read_B == 0], scores_BK[read_B == 0] = popular
-        # Of like length in a batch; first those of no known item.
+        # Batches of similar lengths; histories without a known item come first in the order, and are cut off.
         order_B = np.argsort(read_B, kind="stable")[int((read_B == 0).sum()) :]
         batches = [order_B[start:end] for start, end in pairwise(batch_bounds(read_B[order_B], np.ones_like(order_B)))]
 
@@ -153,7 +153,7 @@ class Model:
             known = (items_N[places_N], lengths_B[chosen_B], config.max_len, config.n_items, times)
             return self._top(history_batch(*known, events_N=events), k, exclude_seen, candidates_C)
 
-        # A core computes a batch alone faster than all cores each small operation.
+        # One batch per core is faster than all cores on each small operation of a batch.
         apart = cpu_threads.is_cpu(self.net.items.weight.device) and len(batches) >= torch.get_num_threads()
         tops = cpu_threads.mapped(top_of, batches) if apart else map(top_of, batches)
         for chosen_B, top in zip(batches, tops, strict=True):
@@ -193,11 +193,11 @@ class Model:
 
     @cached_property
     def features(self) -> list[Vocabulary]:
-        """Columns of events and of users that the network reads."""
+        """The columns of events and of users that the network reads, with their vocabularies."""
         return [each for each in vocabularies_of(self.about) if each.of != "item"]
 
     def event_codes(self, block: Histories) -> np.ndarray:
-        """The type of each item's event, int64, or, with features, what the network reads of it, (N, F)."""
+        """The type of each item's event, int64; with features, the rows of the network's table for each, (N, F)."""
         if not self.features:
             return self._types(block.rows)
         values = {each.name.removeprefix(FEATURE): each for each in block.rows if each.name.startswith(FEATURE)}
@@ -220,12 +220,12 @@ class Model:
         return found.to_numpy()
 
     def _seconds(self, now: Any) -> int:
-        """The time of the request in whole seconds; 0 where the network does not read it."""
+        """The time of the request in whole seconds; 0 if the network does not read it."""
         reads = self.net.config.architecture.time == "request"
         if reads and now is None:
             raise UserError("the network reads the time of the request (architecture.time request): give now")
         if not reads and now is not None:
-            raise UserError("now is of networks that read the time of the request (architecture.time request)")
+            raise UserError("now is only for networks that read the time of the request (architecture.time request)")
         return int(in_seconds(pl.Series([now]), "now")[0]) if reads else 0
 
     @cached_property
@@ -236,7 +236,7 @@ class Model:
     def index(self, raw_ids: pl.Series) -> np.ndarray:
         """Catalogue index of each raw id (text), int64; -1 for an id outside the catalogue."""
         sorted_ids, index_V = self._sorted_ids
-        # A search takes a single history's ids as readily as a million; a hash table would be made for every call.
+        # A search is fast for one history and for a million; a hash table would be built again for every call.
         places = np.minimum(sorted_ids.search_sorted(raw_ids, side="left").to_numpy(), len(index_V) - 1)
         known = (sorted_ids.gather(places) == raw_ids).fill_null(False).to_numpy()
         return np.where(known, index_V[places], -1)
@@ -269,10 +269,10 @@ _SCHEMA = {"user": pl.String(), **_LISTS, "skipped": pl.Int64(), "fallback": pl.
 
 
 def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The k most popular of the candidates, ties in the catalogue's order, and the logarithms of their shares."""
+    """The k most popular candidates, ties in the catalogue's order, and the logarithms of their shares."""
     candidates_C = np.arange(len(counts_V)) if candidates_C is None else candidates_C
     items_K = candidates_C[np.argsort(-counts_V[candidates_C], kind="stable")[:k]]
-    with np.errstate(divide="ignore"):  # an item that nobody has chosen yet
+    with np.errstate(divide="ignore"):  # items without a training interaction
         return items_K, np.log(counts_V[items_K] / counts_V.sum())
 
 

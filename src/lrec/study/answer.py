@@ -1,5 +1,5 @@
-"""What a study answers to who decides: what larger networks bring, at what price, how sure that is, and what else there
-is to buy. report.html and report.md begin with it; their templates are beside this file."""
+"""The answer of a study, for the person who decides: what larger networks bring, what they cost, how sure that is, and
+what else could help. report.html and report.md begin with it. Their templates are in this folder."""
 
 import math
 import shlex
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from lrec.common.text_tables import amount
 from lrec.laws.analysis import Analysis
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
 from lrec.laws.table import has_lengths, points_of_most_data
@@ -19,8 +20,8 @@ from lrec.study.price import Price, price_of
 
 METRIC, BESIDE = "HR@10", ("HR@10_unseen", "NDCG@10")
 TIMES = (10, 30)
-PAYS = 0.01  # a smaller gain, as a share of what there is, is no reason for a network of ten times the price
-NEARLY = 0.99  # of the best measured metric: a smaller network that has it may be the better buy
+PAYS = 0.01  # a smaller gain, as a share of today's metric, does not justify a network of ten times the price
+NEARLY = 0.99  # a smaller network with this share of the best measured metric may be the better choice
 MOST_RISKS = 3
 BASELINES = {
     "popularity": "showing the most popular items",
@@ -33,7 +34,7 @@ BASELINES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A size that was measured, or one that is forecast, with the ends of its interval."""
+    """A column of the table: a measured size, or a forecast size with the ends of its interval."""
 
     title: str
     size: float
@@ -41,7 +42,7 @@ class Column:
     low: float | None
     high: float | None
     beside: tuple[float, ...]  # the metrics of `BESIDE`
-    gain: float  # over the largest trained size, as a share of its value
+    gain: float  # compared with the largest trained size, as a share of that size's value
     price: Price | None
 
 
@@ -63,9 +64,9 @@ class Answer:
 def answer_of(
     study: Study, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
 ) -> Answer | None:
-    """From all points of a ladder, held-out ones included; None where too few sizes have the metric.
+    """The answer from all points of a ladder, including the held-out ones; None if too few sizes have the metric.
 
-    `warned` is what the report warns of already. Runs without options have no prices and no command.
+    `warned` has the warnings of the report. If the runs have no options, there are no prices and no exact command.
     """
     ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
     over_fits = turns(analysis.of_all, ahead[0])
@@ -87,14 +88,13 @@ def answer_of(
     measured = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
     baselines = sorted(((v, name) for name, v in measured.items() if math.isfinite(v)), reverse=True)
     judged, best = analysis.metrics.get(METRIC, ()), best_measured(analysis.points, METRIC)
-    fails = any(FAILS in said for said in analysis.verdict)
-    if judged:
-        fails = 2 * sum(each.inside for each in judged) < len(judged)
+    within = sum(each.inside for each in judged)
+    fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
     beaten = baselines[0] if baselines and baselines[0][0] >= best else None
     risks = [f"{BASELINES[beaten[1]].capitalize()} is as good as any network here."] if beaten else []
     risks += warned
     if over_fits:
-        risks.append("The loss stopped falling: larger networks may learn these data by heart.")
+        risks.append("The loss stopped falling: larger networks may only memorise the training data.")
     risks.append(f"No network of more than {amount(size)} parameters was tested.")
     near = min(x for x, value in sizes if value >= NEARLY * best)
     gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
@@ -106,16 +106,8 @@ def answer_of(
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
         tuple(_instead(analysis, near, best)),
-        *_next(study, runs, points, columns, near, fails, beaten is not None),
+        *_next(study, run, runs, points, columns, near, fails, beaten is not None),
     )
-
-
-def amount(number: float) -> str:
-    """A number of parameters or FLOPs as one says it: 62k, 2.5M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * unit:
-            return f"{number / unit:.3g}{name}"
-    return f"{number:.3g}"
 
 
 def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] | None) -> str:
@@ -125,21 +117,21 @@ def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] |
             f"This study cannot say what larger networks bring, because its forecast of its own large networks was "
             f"wrong. The largest trained network has {METRIC} {today.value:.3f}."
         )
-    expected = f"{METRIC} {ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
+    expected = f"{ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
     if beaten and beaten[0] >= ten.value:
         return (
             f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
-            f"has {today.value:.3f}, and ten times its size is expected to have {ten.value:.3f} "
-            f"(90 % interval: {ten.low:.3f} to {ten.high:.3f})."
+            f"has {today.value:.3f}, and ten times its size is expected to have {expected}."
         )
     does = "pays" if (ten.low or 0) > today.value else "probably pays"
     if ten.gain < PAYS:
         does = "brings almost nothing"
-    return f"Size {does}: at ten times the largest trained size, expect {expected} instead of {today.value:.3f}."
+    instead = f"expect {METRIC} {expected} instead of {today.value:.3f}"
+    return f"Size {does}: at ten times the largest trained size, {instead}."
 
 
 def _sure(analysis: Analysis, point: Point) -> list[str]:
-    """The checks that were made before, and how exactly the test measures."""
+    """How the forecast did on the held-out sizes, and how exact the test is."""
     said, users = [], point.metric("test/targets")
     if judged := analysis.metrics.get(METRIC):
         inside = sum(each.inside for each in judged)
@@ -160,7 +152,7 @@ def _sure(analysis: Analysis, point: Point) -> list[str]:
 
 
 def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
-    """A smaller network, and more data as far as data samples show their effect."""
+    """Alternatives to a larger network: a smaller one, and more data if data samples or horizons show their effect."""
     largest = float(analysis.points["x"].to_numpy().max())
     said = []
     if near < largest:
@@ -185,6 +177,7 @@ def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
 
 def _next(
     study: Study,
+    largest: PlannedRun,
     runs: list[PlannedRun],
     points: Mapping[str, Point],
     columns: Sequence[Column],
@@ -192,17 +185,16 @@ def _next(
     fails: bool,
     beaten: bool,
 ) -> tuple[str, str]:
-    """A sentence and the command that does it."""
+    """The next step: a sentence, and the command for it."""
     ten = columns[1]
     if ten.price is None:
         return "Train the size that you want.", "lrec fit --help"
-    largest = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
     changes: dict[str, object]
     if fails:
-        why = "Repeat the largest network with another seed: was it luck?"
+        why = "Repeat the largest network with another seed, to see whether its result was luck."
         changes = dict.fromkeys(("seed_everything", "data.seed"), largest.seed + 100)
     elif beaten:
-        why = "Train the largest network for twice as long: is it the training?"
+        why = "Train the largest network for twice as long, to see whether it was trained too little."
         changes = {"trainer.max_epochs": 2 * max(round(points[largest.name].epochs), 1)}
     elif ten.gain < PAYS:
         run = min((r for r in runs if points[r.name].N_body >= near), key=lambda r: points[r.name].N_body)

@@ -1,4 +1,4 @@
-"""What a study will take before it takes it: hours, memory and disk of each run, against a budget."""
+"""Estimate the hours, memory and disk of each run before a study starts, and check them against a budget."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
     from lrec.model.losses import Loss
 
-# FLOPs per second of a GPU where there is none to be measured, in bfloat16 products and in float32.
+# Assumed FLOPs per second of a GPU if this machine has none to measure: with bfloat16 products, and in float32.
 ASSUMED = {"bf16-mixed": 100e12, "bf16-true": 100e12, "32-true": 15e12}
-# Evaluation, the optimizer and what a trainer does between steps, as a share of what is measured.
+# Time of evaluations, the optimizer and the trainer between steps, as a share of the forward and backward passes.
 BESIDE_STEPS = 0.25
 STARTING_S = 10
 PROCESS_GIB = 1.0
 
-# A step to be measured within a fraction of a second.
+# Limits of the network and of the steps that measure the speed, so that this takes only a fraction of a second.
 BLOCKS, MOST_ITEMS, SECONDS = 2, 20_000, 0.2
 MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}
 
@@ -38,20 +38,20 @@ class Cost:
     run: PlannedRun
     n_body: int
     n_total: int
-    hours: float  # of one core; of one GPU where it trains on GPUs
-    memory_gib: float  # of all its processes on a machine
+    hours: float  # of one GPU if it trains on GPUs, else of one core
+    memory_gib: float  # of all its processes on one machine
     disk_gib: float  # of its checkpoints
-    gpu_gib: float  # of each GPU; 0 where it trains on CPUs
-    gpus: int  # over all its machines
+    gpu_gib: float  # of each GPU; 0 if it trains on CPUs
+    gpus: int  # on all its machines together
 
 
 def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
-    """The cost of each run, what they took where they are finished. Prepares the data: the catalogue's size decides it.
+    """Estimate the cost of each run. Prepares the data, because the cost depends on the size of the catalogue.
 
-    Hours are those of all epochs, by a short step measured here (`training_rate`), and ten seconds to start a run:
-    early stopping makes them fewer. Memory is that of a step (`memory.of_step`) plus a gibibyte for each process; on a
-    GPU the step's is the GPU's, and the machine holds a copy of parameters and moments while they are saved. Disk
-    counts two checkpoints, or three of wsd.
+    The hours of a finished run are measured. For other runs, they come from the measured speed (`training_rate`) for
+    all epochs, plus ten seconds to start each process; early stopping makes them fewer. Memory is that of a step
+    (`memory.of_step`), plus one GiB for each process. On GPUs, the GPU holds the step, and the machine holds a copy of
+    parameters and moments during a save. Disk counts two checkpoints, or three with wsd.
     """
     opened: dict[str, SequenceDataModule] = {}
     from lrec.training.lightning_options import epochs_in_all
@@ -79,23 +79,23 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
 
 
 def gib_of(config: TransformerConfig, options: RunConfig, place: Placement) -> tuple[float, float, float]:
-    """GiB of a machine's memory, of each GPU's, and of the disk for its checkpoints, to train a network."""
+    """GiB to train a network: memory of each machine, memory of each GPU, and disk for the checkpoints."""
     lies = (place.precision, place.shards, place.checkpointing, place.kind, place.ranks)
     step = memory.of_step(config, positions_of(options, place), *lies)
     of_process = step.parameters + step.optimizer if place.gpus else step.total
     of_gpu = step.total / 2**30 if place.gpus else 0.0
-    checkpoints = 3 if options.value(DECAY) == "wsd" else 2  # best, last, and where the rate has not fallen yet
+    checkpoints = 3 if options.value(DECAY) == "wsd" else 2  # best, last, and the one before the rate falls
     disk_gib = 12 * checkpoints * cost.n_total(config) / 2**30
     return place.devices * (PROCESS_GIB + of_process / 2**30), of_gpu, disk_gib
 
 
 def positions_of(options: RunConfig, place: Placement) -> int:
-    """Of a micro-batch of a rank."""
+    """Number of positions in a micro-batch of one rank."""
     return int(-(-options.value("data.targets_per_step") // (place.ranks * place.accumulation)))
 
 
 def limits(config: RunConfig) -> tuple[int | None, float | None]:
-    """The most steps and epochs of a run, as its options say; of epochs cut short, their share."""
+    """The maximum steps and epochs of a run by its options; a share in limit_train_batches reduces the epochs."""
     epochs, share = config.value("trainer.max_epochs"), config.value("trainer.limit_train_batches")
     if isinstance(share, float) and epochs is not None and epochs > 0:
         epochs *= share
@@ -105,7 +105,7 @@ def limits(config: RunConfig) -> tuple[int | None, float | None]:
 def flops_of_target(
     config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool = False
 ) -> float:
-    """To train on a target, all windows counted as full."""
+    """FLOPs to train on one target, if all windows are full."""
     part = data.batch_plan.part
     pairs = part.n_positions * (config.max_len + 1) // 2
     head_flops = loss.flops_per_target(config.n_items, config.width)
@@ -119,10 +119,10 @@ def flops_of_target(
 def training_rate(
     config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: hardware.Kind = "cpu"
 ) -> float:
-    """FLOPs per second of forward and backward, of one core or of one GPU, which is assumed where there is none.
+    """Measure FLOPs per second of forward and backward passes on one core or GPU; assume them if there is no GPU.
 
-    Steps of a network of the same width and parts, of up to two blocks over a catalogue of up to 20,000 items, on
-    `positions` of a micro-batch, or fewer where they would take long.
+    The measured network has the same width and parts, but at most two blocks and a catalogue of at most 20,000 items.
+    Its steps have `positions` positions, or fewer if they would take too long.
     Shape suffixes: B rows, L positions, M targets, D width, V catalogue.
     """
     if kind == "cuda" and not here():
@@ -154,7 +154,7 @@ def training_rate(
             loss_sum.backward()
             net.zero_grad()
 
-        step()  # what is done once
+        step()  # not measured: the first step also does work that is done only once
         steps, began = 0, hardware.seconds(kind)
         while steps == 0 or hardware.seconds(kind) - began < SECONDS:
             step()
@@ -163,7 +163,7 @@ def training_rate(
 
 
 def plan_table(costs: list[Cost], study: Study) -> str:
-    """The runs with their expected hours, memory and disk, and what all of them come to."""
+    """A table of the runs with their expected hours, memory and disk, and the totals."""
     on_gpus = [c for c in costs if c.gpus]
     head = f"{'run':<32}{'N_body':>12}{'N_total':>15}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"
     lines = [head + (f"{'GPUs':>6}{'GiB each':>10}" if on_gpus else "")]
@@ -181,7 +181,7 @@ def plan_table(costs: list[Cost], study: Study) -> str:
     lines.append(f"{counted(len(costs), 'run')}, {', '.join(takes)}")
     if on_gpus and not here():
         rates = f"{ASSUMED['bf16-mixed'] / 1e12:.0f} TFLOP/s in bfloat16, {ASSUMED['32-true'] / 1e12:.0f} in float32"
-        lines.append(f"no GPU is here to be measured: hours at {rates}, which small steps do not reach")
+        lines.append(f"this machine has no GPU to measure: the hours assume {rates}, which small steps do not reach")
     most = max(c.run.fraction for c in costs)
     of_shares = [c.hours for c in costs if c.run.fraction < most]
     held_out = [c.hours for c in costs if c.run.held_out]
@@ -192,8 +192,8 @@ def plan_table(costs: list[Cost], study: Study) -> str:
 
 
 def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, float]:
-    """Check what the runs take against the study's budget: UserError where they may take more; a dry run prints what
-    they take. GiB of memory that each needs, by its name; nothing where there is no budget."""
+    """Return the GiB of memory of each run by name, or nothing without a budget. A dry run also prints the costs.
+    UserError if the runs may take more than the study's budget."""
     if not study.dry_run and (study.memory_gib, study.budget_hours, study.budget_disk_gib) == (None, None, None):
         return {}
     costs = [cost for each, runs in planned for cost in plan(each, runs)]
@@ -208,14 +208,14 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
     ):
         if allowed is not None and needed > allowed:
             raise UserError(
-                f"--{option} {allowed:g}: the study may take {needed:.2f} (see --dry_run true); allow it, or train "
-                "fewer or smaller sizes, fewer seeds or epochs"
+                f"--{option} {allowed:g}: the study may take {needed:.2f} (see --dry_run true); raise this limit, or "
+                "train fewer or smaller sizes, fewer seeds or fewer epochs"
             )
     return {c.run.name: c.memory_gib for c in costs}
 
 
 def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
-    """Hours of a core, or of a GPU, that the runs have taken up to their last evaluation."""
+    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations."""
     seconds = 0.0
     for run in runs:
         place = study.placement(run.config)

@@ -1,4 +1,4 @@
-"""The runs of a study as an array of jobs, by submitit (an optional extra): SLURM, or the same without a cluster."""
+"""Train the runs of a study as arrays of jobs with submitit (an optional extra): on SLURM, or without a cluster."""
 
 import os
 import signal
@@ -23,25 +23,25 @@ A_DAY = 24 * 60  # minutes
 
 
 def check_accelerators(runs: Iterable[PlannedRun], parameters: dict[str, Any]) -> None:
-    """UserError where a run leaves open what it trains on: here that may be something else than on the nodes."""
+    """UserError if a run has accelerator auto: this machine may have another accelerator than the nodes."""
     if parameters.get("cluster", "slurm") in ("local", "debug"):
         return
     for run in runs:
         if run.config.value("trainer.accelerator", "auto") == "auto":
             raise UserError(
-                f"--cluster: run {run.name} has trainer.accelerator auto, which asks for what this machine has, not "
-                "the nodes: name it, as in --options.trainer.accelerator gpu"
+                f"--cluster: run {run.name} has trainer.accelerator auto, which depends on this machine, not on the "
+                "nodes: choose the accelerator, such as --options.trainer.accelerator gpu"
             )
 
 
 def train_on_cluster(
     study: Study, runs: list[PlannedRun], watch: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Submit runs as arrays of jobs, wait, and yield each with what became of it; as `train` does it here.
+    """Submit runs as arrays of jobs, wait for them, and yield each run with its outcome, as `train` does here.
 
-    A job is a run with its retries, a task on each of its nodes, which starts the processes of the node's devices
-    itself. Runs that take as many nodes and GPUs are one array, of which `study.jobs` run at a time; those that start
-    from another one's network wait for all others, those of a horizon for all shorter ones.
+    A job is one run with its retries. It has a task on each of its nodes, and the task starts the processes of the
+    node's devices. Runs with the same numbers of nodes and GPUs form one array, of which `study.jobs` run at a time.
+    Each `PlannedRun.wave` waits for all earlier ones.
     """
     for _, wave in groupby(sorted(runs, key=attrgetter("wave")), attrgetter("wave")):
         by_job: dict[Any, PlannedRun] = {}
@@ -64,11 +64,11 @@ def train_on_cluster(
 
 
 def as_local_jobs(study: Study) -> Callable[[Training], Outcome]:
-    """How `train` carries out a run as a job of submitit's local executor; such jobs stop when this process ends."""
+    """Return a `carry_out` for `train`: a job of submitit's local executor, which stops when this process ends."""
     executor = _executor(study)
 
     def carry_out(training: Training) -> Outcome:
-        stopped = training.processes  # by `train`; the job has processes of its own
+        stopped = training.processes  # `train` stops these; the job has its own
         job = executor.submit(Job(os.getpid()), replace(training, folder=training.folder.resolve()))
         while not job.done():
             if stopped.stopping:
@@ -81,19 +81,19 @@ def as_local_jobs(study: Study) -> Callable[[Training], Outcome]:
 
 
 class Job:
-    """What a job does on each of its nodes. Before its time limit and where it is preempted, submitit calls
-    `checkpoint` and starts it again."""
+    """What a job does on each of its nodes. Before the time limit, and if the job is preempted, submitit calls
+    `checkpoint` and starts the job again."""
 
     def __init__(self, study: int | None = None) -> None:
-        """With the process that it ends with, too."""
+        """`study` is the id of a process; if that process ends, the job stops too."""
         self.study = study
         self.processes = Processes()
 
     def __call__(self, training: Training) -> Outcome:
         self.processes = Processes([os.getpid()] + ([self.study] if self.study else []))
-        if self.study:  # submitit ignores it
+        if self.study:  # submitit ignores SIGTERM
             signal.signal(signal.SIGTERM, lambda *_: self.processes.stop())
-        # Some clusters signal all processes of a job: what the run is forked from must outlive that.
+        # Some clusters send SIGUSR2 to all processes of a job: the server that forks the run must survive it.
         handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         start_server()
         signal.signal(signal.SIGUSR2, handler)
@@ -104,14 +104,14 @@ class Job:
         return train_on_node(training, job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000)
 
     def checkpoint(self, training: Training) -> Any:
-        """Have the run save and stop; what submitit starts next, which continues it."""
+        """Make the run save and stop; return what submitit starts next, which continues the run."""
         self.processes.stop()
         self.processes.wait()
         return _submitit().helpers.DelayedSubmission(Job(self.study), training)
 
 
 def train_on_node(training: Training, node: int, head: str, port: int) -> Outcome:
-    """Train a run of several nodes on one of them; the processes of all of them meet at the first one's address."""
+    """Do one node's part of a run on several nodes; all processes meet at `head`, the address of the first node."""
     variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
     training = replace(training, variables=variables)
     return training.help(node) if node else training.carry_out()
@@ -126,14 +126,14 @@ def _submitit() -> Any:
 
 
 def _executor(study: Study, **options: int) -> Any:
-    """Of submitit, by the parameters of --cluster: those of AutoExecutor.update_parameters, and which cluster; `debug`
-    is this process."""
+    """Submitit's executor with the parameters of --cluster: `cluster` and those of AutoExecutor.update_parameters. The
+    cluster `debug` is this process."""
     parameters: dict[str, Any] = {"name": study.name, "cpus_per_task": study.threads}
     parameters |= {"slurm_array_parallelism": study.jobs} | (study.cluster or {}) | options
     cluster = parameters.pop("cluster", "slurm")
-    if cluster == "slurm":  # a task that is killed takes the others with it, which would wait for it
+    if cluster == "slurm":  # if a task is killed, end the others too: they would wait for it
         parameters["slurm_srun_args"] = [*parameters.get("slurm_srun_args", []), "--kill-on-bad-exit=1"]
-    parameters.setdefault("timeout_min", A_DAY if cluster == "slurm" else 365 * A_DAY)  # submitit's own is minutes
+    parameters.setdefault("timeout_min", A_DAY if cluster == "slurm" else 365 * A_DAY)  # submitit's default is minutes
     try:
         executor = _submitit().AutoExecutor(study.folder / "jobs" / "%j", cluster=cluster)
         executor.update_parameters(**parameters)
@@ -145,7 +145,7 @@ def _executor(study: Study, **options: int) -> Any:
 def _outcome_of(job: Any) -> Outcome:
     try:
         outcome: Outcome = job.result()
-    except Exception as error:  # of the job, whatever it was: time limit, lost node, cancelled
+    except Exception as error:  # any error of the job: time limit, lost node, cancelled
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         return Outcome("failed", reason=last[0])
     return outcome

@@ -31,20 +31,20 @@ def compare(
 ) -> None:
     """Draw the points and laws of several studies into one figure; say where they cross and what the same loss costs.
 
-    Architectures are compared at equal compute with `--x flops`: at equal N_body one may cost more than another.
+    Compare architectures with `--x flops`, at equal compute: at equal N_body, one may cost more than another.
 
     Args:
-        studies: Folders of studies, of which each fraction and variant is a ladder of its own; or files of lrec's
-            points, each a ladder.
-        law: Law of the size alone to fit to the sizes that each study fitted, by name or class path.
+        studies: Folders of studies, or files of points. Each fraction and variant of a study is a separate ladder, and
+            so is each file.
+        law: Law of the size alone, by name or class path. It is fitted to the fitted sizes of each ladder.
         x: What the law counts: parameters, or the FLOPs of a run.
-        y: Loss.
+        y: Which loss is fitted.
         out: Folder for compare.png and compare.json.
     """
     check_folder(out, "--out")
     chosen = law_named(law)
     if len(chosen.variables) > 1:
-        raise UserError(f"--law: {law!r} is no law of the size alone")
+        raise UserError(f"--law: {law!r} is not a law of the size alone")
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for path in studies:
         for name, (files, large) in _ladders(path).items():
@@ -54,7 +54,7 @@ def compare(
     for one, two in combinations(ladders, 2):
         try:
             contrasts[one, two] = contrast(ladders[one][0], ladders[two][0])
-        except UserError as error:  # why there is none
+        except UserError as error:  # it says why there is no contrast
             contrasts[one, two] = str(error)
     crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
@@ -88,21 +88,21 @@ def compare(
 
 def _in_words(found: Contrast, exponent: str, x: str) -> str:
     difference = f"{found.exponent:+.3g} [{found.exponent_low:.3g}, {found.exponent_high:.3g}]"
-    exponents = f"{exponent} differs by {difference}, {'' if found.told_apart else 'not '}told apart"
+    exponents = f"{exponent} differs by {difference}, {'' if found.told_apart else 'not '}distinguishable from 0"
     first = "lower" if found.lower_before else "higher"
-    where = f"at every size; {found.share:.0%} of the refits cross"
+    where = f"at every size; the curves cross in {found.share:.0%} of the refits"
     if found.crossing is not None:
         low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
         high = "beyond ten times the largest" if found.crossing_high == math.inf else f"{found.crossing_high:.3g}"
-        where = f"up to {x} {found.crossing:.3g} [{low}, {high}], and not from there on"
+        where = f"up to {x} {found.crossing:.3g} [{low}, {high}], but not above"
     not_found = {0.0: f"below {1 / FURTHEST:g}", math.inf: f"above {FURTHEST:g}"}
     times, low, high = (not_found.get(n, f"{n:.2f}") for n in (found.times, found.times_low, found.times_high))
-    reached = f"What the first reaches at {x} {found.reached:.3g}, the second reaches with {times} times the {x}"
+    reached = f"For the loss that the first has at {x} {found.reached:.3g}, the second needs {times} times the {x}"
     return f"{exponents}. The first is {first} {where}. {reached} [{low}, {high}]"
 
 
 def _points(files: list[Path], x: str, y: str) -> pl.DataFrame:
-    """A ladder's points to fit. Its runs have the same data, so each counts, also where fewer FLOPs came out better."""
+    """A ladder's points to fit. Its runs have the same data, so a run counts even if one with fewer FLOPs is better."""
     if x != "flops":
         return read_points(files, x, y)
     points = read_points(files, "N_body", y)
@@ -112,12 +112,12 @@ def _points(files: list[Path], x: str, y: str) -> pl.DataFrame:
 
 
 def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
-    """Of each ladder of a study or file, by a name: files of the points that are fitted, and the held-out results."""
+    """The ladders of a study or file, by name: files with the points to fit, and the results of held-out runs."""
     if path.is_file():
         return {str(path): ([path], [])}
     record = read_json(path / "study.json")
     if record is None:
-        raise UserError(f"--studies {path}: no study there (no study.json), and no file of points")
+        raise UserError(f"--studies {path}: no study there (no study.json), and not a file of points either")
     ladders: dict[str, tuple[list[Path], list[Point]]] = {}
     for run in record["grid"]["runs"]:
         trained = run_of_study(path, run["name"])
@@ -129,5 +129,5 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
             else:
                 files.append(trained.points_file)
     if not ladders:
-        raise UserError(f"--studies {path}: no run of it is finished")
+        raise UserError(f"--studies {path}: none of its runs is finished")
     return ladders

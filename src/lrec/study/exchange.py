@@ -1,8 +1,8 @@
-"""`lrec scaling exchange`: what to change next. It compares single changes of a finished study, its steps, in
-equivalent parameters and in hours: twice the users, a longer history, more passes, times, another loss.
+"""`lrec scaling exchange`: what to change next. It compares single changes of a finished study, called steps, in
+equivalent parameters and in hours: twice the users, a longer history, more passes, times, or another loss.
 
-Each step is trained at one size of the ladder and compared with the study's own runs of that size, target by target.
-What two steps bring together is predicted, and written down, before any such pair is trained.
+Each step is trained at one size of the ladder, and compared with the study's own runs of that size, target by target.
+The result of two steps together is predicted, and the prediction is written, before any such pair is trained.
 """
 
 import math
@@ -32,25 +32,25 @@ from lrec.study.record import Record
 from lrec.study.steps import SIZE, Ladder, Options, hours_of, mean_loss, result_of
 from lrec.study.work import Work
 
-AGAIN = "again"  # the step that changes the seed alone: it tells noise, and how fast this machine is now
-LEAST_HOURS = 0.05  # that a step costs, as a share of the base's: a clock tells no less
+AGAIN = "again"  # the step that only changes the seed: it shows the noise, and how fast this machine is now
+LEAST_HOURS = 0.05  # least additional time of a step, as a share of the base's: less cannot be measured
 
 
 class Priced(NamedTuple):
-    """A step and what it came to; one in size alone is read off the ladder."""
+    """A step and its results. The results of a step that only changes the size come from the ladder."""
 
     options: Options
-    gain: float  # nats, ± half of its 90 % interval
-    half: float
+    gain: float  # nats
+    half: float  # half of the 90 % interval of the gain
     worth: Worth
     hours: float  # of the clock
-    hours_more: float
-    hours_by_size: float  # more, of the size that is worth as much; nan where the ladder does not show it
-    metric_more: float  # of `METRIC`
+    hours_more: float  # than the base
+    hours_by_size: float  # more than the base, of the size with the same loss; nan if the ladder does not show it
+    metric_more: float  # difference of `METRIC` from the base
 
     @property
     def rate(self) -> float:
-        """Nats an hour."""
+        """Nats per additional hour."""
         return self.gain / self.hours_more
 
 
@@ -85,7 +85,7 @@ def exchange(
     ladder = Ladder(study, size)
     chosen = ladder.offered() if steps is None else {name: dotted(options) for name, options in steps.items()}
     if wrong := [name for name in chosen if "+" in name or name == AGAIN]:
-        raise UserError(f"--steps {wrong[0]!r}: name it without +, and other than {AGAIN}")
+        raise UserError(f"--steps {wrong[0]!r}: the name of a step must not contain + and must not be {AGAIN}")
     seed = 100 + max(run.seed for run in ladder.runs)
     alone = {AGAIN: ladder.planned(AGAIN, {"seed_everything": seed, "data.seed": seed})[:1]}
     alone |= {name: ladder.planned(name, options) for name, options in chosen.items() if [*options] != [SIZE]}
@@ -106,7 +106,7 @@ def exchange(
         work = Work(of_steps, memory_gib)
         work.train(record, [run for run in record.runs if run.variant in alone], "steps")
         rates = Rates(ladder, chosen, folder, alone)
-        report = _write(rates, judged)  # predicts the others before they are trained
+        report = _write(rates, judged)  # with predictions for the combinations that are trained next
         if len(together) > len(judged):
             work.train(record, [run for run in record.runs if run.variant in together], "combinations")
             report = _write(rates, together)
@@ -114,7 +114,7 @@ def exchange(
 
 
 def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
-    """The options of several steps; UserError where one is unknown, or two change the same."""
+    """The options of several steps together; UserError if a step is unknown, or if two change the same option."""
     parts = name.split("+")
     if unknown := [part for part in parts if part not in steps]:
         raise UserError(f"--combine {name}: {unknown[0]!r} is none of the steps: {', '.join(steps)}")
@@ -125,7 +125,7 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
 
 
 def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[str, list[PlannedRun]]:
-    """The runs of the combinations that an earlier call has judged of the same steps, and whose losses are there."""
+    """The runs of combinations that an earlier call trained with the same steps, and whose losses are still there."""
     earlier = read_json(folder / "exchange.json")
     if earlier is None or (earlier["study"], earlier["size"]) != (ladder.study.name, ladder.size):
         return {}
@@ -157,12 +157,12 @@ class Rates:
 
     @property
     def cheapest(self) -> str | None:
-        """The step of the most nats an hour, of those whose gain is told from nothing."""
+        """The step with the most nats per hour, among those whose gain has its whole 90 % interval above zero."""
         return next((name for name, step in self.steps.items() if step.gain > step.half), None)
 
     def _of_runs(self, name: str, options: Options, runs: list[PlannedRun]) -> Priced:
         if any(result_of(self.folder, run).diverged for run in runs):
-            raise UserError(f"step {name} diverged: leave it out of --steps, or give it a smaller rate")
+            raise UserError(f"step {name} diverged: leave it out of --steps, or give it a smaller learning rate")
         tables = [self.ladder.losses_of(self.folder, run) for run in runs]
         difference, error = paired(self.ladder.losses[self.ladder.size], tables)
         half = self._half(2 / len(runs), error)
@@ -186,15 +186,15 @@ class Rates:
         return Priced(options, gain, half, worth, hours, more, by_size, metric_more)
 
     def _half(self, runs: float, error: float = 0.0) -> float:
-        """Half of a 90 % interval: the noise of so many runs, and a standard error."""
+        """Half of a 90 % interval, from `runs` times the variance of the seed's noise, and from a standard error."""
         return self.noise.quantile * math.hypot(error, math.sqrt(runs) * self.noise.sd * self.loss)
 
     def _metric(self, folder: Path, runs: Sequence[PlannedRun]) -> float:
         return float(np.mean([result_of(folder, run).metric(f"test/{METRIC}") for run in runs]))
 
     def expected(self, name: str) -> dict[str, float]:
-        """What a new run with several steps is expected to come to, with the ends of its 90 % interval; nothing where
-        they are worth more, or less, than the ladder shows."""
+        """The expected loss, with its 90 % interval, and hours of a new run with several steps; nothing if these are
+        worth more, or less, than the ladder shows."""
         steps, n_body, curve = [self.steps[part] for part in name.split("+")], self.ladder.n_body, self.ladder.curve
         worth = curve.together(n_body, [step.worth for step in steps])
         if not 0 < worth.times < math.inf:
@@ -204,7 +204,7 @@ class Rates:
         return {"times": worth.times, "predicted": middle, "low": least - noise, "high": most + noise, "hours": hours}
 
     def combined(self, together: Mapping[str, list[PlannedRun]]) -> dict[str, dict[str, float]]:
-        """What every two steps are expected to come to, and what came of those that were trained together."""
+        """The prediction for every two steps, and the results of the steps that were trained together."""
         options = {name: step.options.keys() for name, step in self.steps.items()}
         apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
         found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
@@ -218,7 +218,7 @@ class Rates:
 
 
 def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
-    """exchange.json, exchange.png and exchange.md, which is returned."""
+    """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
     ladder, combined = rates.ladder, rates.combined(together)
     content: dict[str, Any] = {
         **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": rates.n_targets},
@@ -228,7 +228,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
         "combinations": combined,
     }
     write_json(rates.folder / "exchange.json", finite(content))
-    finding = "No step is told from nothing: buy none of them"
+    finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:
         best = rates.steps[rates.cheapest]
         finding = f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {best.hours_more:.2g} hours"
@@ -236,9 +236,9 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     save_figure(rates.folder / "exchange.png", figure)
     note = (
         f"Steps of {ladder.study.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
-        f"{rates.n_targets:,} targets, {METRIC} {rates.metric:.4f}, {rates.hours:.3g} hours), each at the rate, step "
-        "and dropout of the study's run. Gains are paired over the targets; ± holds 90 %, and counts the noise of the "
-        f"seed, {100 * rates.noise.sd:.2f} % of a loss. By size: what a network that is worth as much takes more."
+        f"{rates.n_targets:,} targets, {METRIC} {rates.metric:.4f}, {rates.hours:.3g} hours), with the learning rate, "
+        "targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
+        f"with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with this loss."
     )
     report = "\n\n".join([f"# {finding}", _priced_table(rates), note, f"![{alt_text(figure)}](exchange.png)"])
     report += f"\n\n## Two steps together\n\n{_combined_table(combined)}\n" if combined else "\n"
@@ -261,7 +261,7 @@ def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
     for name, each in combined.items():
         low, high = (_cell(each.get(end), ".4f") for end in ("low", "high"))
         inside = ("yes" if each["inside"] else "no") if "inside" in each else ""
-        predicted = _cell(each.get("predicted"), ".4f") or "more than the ladder shows"
+        predicted = _cell(each.get("predicted"), ".4f") or "more or less than the ladder shows"
         ends, hours, actual = f"{low} to {high}" if low else "", _cell(each.get("hours"), ".2g"), each.get("actual")
         judged = [_cell(actual, ".4f"), _cell(each.get("error_pct"), "+.2f", " %")]
         rows.append([name, predicted, ends, hours, *judged, inside])
@@ -269,7 +269,7 @@ def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _cell(value: float | None, form: str, unit: str = "") -> str:
-    """A number; nothing where it is not known."""
+    """Format a number; an empty cell if it is unknown."""
     return "" if value is None or not math.isfinite(value) else f"{value:{form}}{unit}"
 
 

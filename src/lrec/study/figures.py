@@ -1,7 +1,7 @@
-"""Pictures of a study beyond its fits: loss against compute, at equal compute, against repeated data; several studies.
+"""Figures of a study besides its fits: the answer, loss against compute or repeated data, several studies, steps.
 
-Validation losses within a run come before its learning rate has fallen and lie above what a whole run of that length
-would reach; the circles are best evaluations, which end a whole run.
+Validation losses within a run are measured before its learning rate has fallen, so they are higher than the losses of
+complete runs of that length. The circles are best evaluations, which end a complete run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BUDGETS = 6
-Points = Sequence[Point]  # those of one run, by step
+Points = Sequence[Point]  # the points of one run, by step
 
 
 def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
-    """A metric by size: what was measured, with the interval that the forecast had for the tested sizes, the forecast
-    up to the farthest size of the answer with its interval, and no gain."""
-    alt = f"{finding}. {metric} against the number of parameters: measured sizes, no gain, and the forecast with 90 %"
+    """Draw a metric by size: measured values, the intervals that were forecast for the tested sizes, the forecast with
+    its interval up to the largest size of the answer, and a line for no gain."""
+    alt = f"{finding}. {metric} against the number of parameters: measured, no gain, and forecast with 90 % interval"
     every, judged = analysis.points, analysis.metrics.get(metric, [])
     means = points_of_most_data(every).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
     x_S, value_S = means.to_numpy().T
@@ -69,7 +69,7 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
 
 
 def compute_figure(runs: Sequence[Points]) -> "Figure":
-    """Validation loss against training FLOPs, a line a run, and the least loss of any run for the compute."""
+    """Draw validation loss against training FLOPs: a line for each run, and the least loss of any run by compute."""
     alt = "Validation loss against training FLOPs: a line for each run, and the least loss for the compute"
     figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
@@ -81,7 +81,7 @@ def compute_figure(runs: Sequence[Points]) -> "Figure":
 
 
 def envelope(runs: Sequence[Points]) -> tuple[Array, Array]:
-    """FLOPs, and the least loss that any run had reached with no more than those, interpolated over log FLOPs."""
+    """FLOPs, and the least loss that any run has reached with at most these FLOPs, interpolated over log FLOPs."""
     trajectories = [trajectory(points, "flops") for points in runs]
     flops_G = np.geomspace(min(f[0] for f, _ in trajectories), max(f[-1] for f, _ in trajectories), 300)
     least = [np.where(flops_G < f[0] * (1 - 1e-9), np.inf, _least(flops_G, f, loss_P)) for f, loss_P in trajectories]
@@ -93,7 +93,7 @@ def _least(flops: Any, flops_P: Array, loss_P: Array) -> Any:
 
 
 def iso_flop_figure(runs: Sequence[Points]) -> "Figure | None":
-    """Validation loss against size at equal compute; None where no amount of compute has three sizes."""
+    """Draw validation loss against size at equal compute; None if no amount of compute has three sizes."""
     curves = iso_flops(runs)
     if not curves:
         return None
@@ -110,8 +110,8 @@ def iso_flop_figure(runs: Sequence[Points]) -> "Figure | None":
 
 
 def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
-    """Sizes and their least losses, means over seeds, within each of some amounts of compute that three sizes or more
-    have between their first evaluation and their last."""
+    """For several amounts of compute: the sizes, and their least losses with this compute, averaged over seeds. An
+    amount counts if three or more sizes reach it between their first and last evaluations."""
     trajectories = [(points[0].N_body, *trajectory(points, "flops")) for points in runs]
     first = min(flops_P[0] for _, flops_P, _ in trajectories)
     last = max(flops_P[-1] for _, flops_P, _ in trajectories)
@@ -128,7 +128,7 @@ def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
 
 
 def repetition_figure(runs: Sequence[Points]) -> "Figure":
-    """Validation loss against epochs, a panel for each amount of unique data, largest first."""
+    """Draw validation loss against epochs: a panel for each amount of unique data, largest first."""
     amounts = sorted({points[0].U for points in runs}, reverse=True)
     alt = "Validation loss against epochs: a panel for each amount of data, a line for each run, a circle at its best"
     figure = new_figure(1.8 + 3.4 * len(amounts), 3.8, alt)
@@ -136,10 +136,10 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
     for axes, unique in zip(panels, amounts, strict=True):
         _draw_runs(axes, [points for points in runs if unique == points[0].U], "epochs", _shades(runs))
         axes.set_title(f"{unique:,} unique targets", fontsize=9)
-    for axes in panels:  # once all is drawn: they share an axis of losses
+    for axes in panels:  # after all is drawn: they share the axis of losses
         style(axes, "epochs over the data, D/U", "val_loss" if axes is panels[0] else "")
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(lambda n, _: f"{n:g}" if f"{n:e}"[0] in "25" else "")  # others have no room
+        axes.xaxis.set_minor_formatter(lambda n, _: f"{n:g}" if f"{n:e}"[0] in "25" else "")  # no room for more
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", **LEGEND)
     return figure
 
@@ -147,8 +147,8 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
 def studies_figure(
     fits: Mapping[str, tuple[Fit, Sequence[tuple[float, float]]]], x: str, y: str, crossings: Sequence[float] = ()
 ) -> "Figure":
-    """Laws of several ladders, by name: the fit with full points, size and loss of held-out ones, which are hollow; a
-    dotted line stands where curves cross."""
+    """Draw the laws of several ladders. `fits` has, by name, the fit, and size and loss of the held-out points, which
+    are hollow. A dotted line marks each of the `crossings` of the curves."""
     alt = f"{y} against {x} for each ladder: fitted sizes as full points, held-out sizes as hollow ones, the fitted law"
     figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
@@ -168,7 +168,7 @@ def studies_figure(
 
 
 def exchange_figure(worths: Mapping[str, Worth], finding: str, cheapest: str | None) -> "Figure":
-    """What each step is worth in times the parameters, with its 90 % interval; the cheapest stands out."""
+    """Draw what each step is worth in times the parameters, with its 90 % interval; the cheapest step has a colour."""
     alt = f"{finding}. What each step is worth, in times the parameters of the network, with 90 % intervals"
     figure = new_figure(6.4, 1.3 + 0.4 * len(worths), alt)
     axes = figure.add_subplot()
@@ -183,7 +183,7 @@ def exchange_figure(worths: Mapping[str, Worth], finding: str, cheapest: str | N
         axes.text(1.02, row, said, transform=axes.get_yaxis_transform(), va="center", color=color)
     axes.axvline(1, color=GREY, lw=0.8, ls=":")
     axes.set_xscale("log")
-    axes.set(xlim=(left, right), ylim=(-0.6, len(worths) - 0.4), xlabel="times the parameters that it is worth (90 %)")
+    axes.set(xlim=(left, right), ylim=(-0.6, len(worths) - 0.4), xlabel="worth in times the parameters (90 % interval)")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(lambda n, _: f"{n:g}" if f"{n:e}"[0] in "25" else "")
     axes.set_yticks(range(len(worths)), [*worths][::-1])
@@ -193,7 +193,7 @@ def exchange_figure(worths: Mapping[str, Worth], finding: str, cheapest: str | N
 
 
 def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, shades: Mapping[float, Any]) -> None:
-    """A line a run, with a circle at its best evaluation; each size has its colour and stands in the legend once."""
+    """Draw a line for each run, with a circle at its best evaluation. Each size has one colour and one legend entry."""
     labelled = set()
     for points in sorted(runs, key=lambda points: points[0].N_body):
         size, color = points[0].size, shades[points[0].N_body]
@@ -204,7 +204,7 @@ def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, shades: Mapping[flo
 
 
 def trajectory(points: Points, x: str) -> tuple[Array, Array]:
-    """A run's finite validation losses against a column."""
+    """A column of a run and its validation losses, for the evaluations with a finite loss."""
     finite = [(getattr(point, x), point.val_loss) for point in points if point.val_loss is not None]
     x_P, loss_P = np.array(finite, dtype=float).T
     return x_P, loss_P

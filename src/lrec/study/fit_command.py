@@ -1,4 +1,4 @@
-"""`lrec scaling fit`: points in; fit.json, fit.png (in TensorBoard too), report.md and a table out."""
+"""`lrec scaling fit`: reads points, writes fit.json, fit.png (also to TensorBoard) and report.md, prints a table."""
 
 from pathlib import Path
 
@@ -31,19 +31,19 @@ def fit_command(
 
     Args:
         points: Files (.jsonl, .csv, .tsv, .parquet) or folders of runs (every points.jsonl under them).
-        law: forecast, which trusts no single law and learns from data samples if the points have them. Or a law: lsrm,
-            L(x) = E + (x0/x)^a; of size and data, chinchilla or kaplan; of size, data and unique data, repeated_data,
-            muennighoff or overfitting; or a law of your own by its class path.
+        law: forecast, which combines many curves and learns from data samples if the points have them. Or a law: lsrm,
+            L(x) = E + (x0/x)^a; chinchilla or kaplan, of size and data; repeated_data, muennighoff or overfitting, of
+            size, data and unique data; or a law of your own, by its class path.
         holdout: Number of largest sizes to hold out and predict.
         x: Column of what is scaled: N_body, N_total, D, flops or any other.
         d: Column of the interactions processed, for laws of size and data.
         u: Column of the unique interactions, for laws of repeated data.
         y: Column of the loss in nats.
-        objective: Sum of Huber terms with delta 1e-3 (huber), of absolute values (lad) or of squares (lsq) of the
-            residuals.
-        residuals: Of the logarithm of the loss (log) or of the loss itself (level).
+        objective: What the fit minimises: the sum of the residuals' Huber terms with delta 1e-3 (huber), of their
+            absolute values (lad) or of their squares (lsq).
+        residuals: Residuals of the logarithm of the loss (log) or of the loss itself (level).
         floor: Least possible loss. No loss below it is expected, and the figure shows it.
-        compare: Predict each size from the smaller ones by every law of the same variables, and print the errors.
+        compare: Predict each size from the smaller ones with every law of the same variables, and print the errors.
         out: Folder for fit.json, fit.png and report.md.
     """
     method = method_named(law)

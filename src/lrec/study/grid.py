@@ -1,4 +1,4 @@
-"""Which runs a study has, and every option of each."""
+"""The runs of a study, and every option of each run."""
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
     from lrec.training.module import SequentialRecommender
 
-# What no other option of a run depends on: runs that differ in nothing else are composed once.
+# No other option of a run depends on these: runs that differ in nothing else are composed only once.
 SIZE_AND_SEEDS = ("model.size", "seed_everything", "data.seed")
 
 
@@ -27,19 +27,19 @@ class PlannedRun:
     size: str
     seed: int
     fraction: float
-    variant: str  # "" where there is one only
-    ladder: str  # name of the runs that one law is fitted to: they differ in size and seed alone
+    variant: str  # "" if the study has no variants
+    ladder: str  # name of the group of runs that are fitted together: they differ only in size, seed and horizon
     held_out: bool  # whether its loss is predicted before it is trained
-    options: dict[str, Any]  # all those of its `lrec fit`, nested as in config.yaml, except where it writes
+    options: dict[str, Any]  # all options of its `lrec fit`, nested as in config.yaml, except its output folder
     starts_from: str = ""  # name of the run whose best network it starts from
-    horizon: float = 1.0  # share of the training that it ends after
-    goes_on_from: str = ""  # name of the run of the next shorter horizon, whose steps before its rate falls are its own
-    own: float = 1.0  # share of its training that is not that run's
-    generation: int = 0  # of those that start from one another, how many come before it
+    horizon: float = 1.0  # it ends after this share of the training
+    goes_on_from: str = ""  # run of the next shorter horizon, which it continues from before that run's rate falls
+    own: float = 1.0  # share of its training that it does not take over from that run
+    generation: int = 0  # number of runs before it, each of which starts from the one before
 
     @property
     def wave(self) -> tuple[int, float]:
-        """By which runs come after those that they start from or go on from."""
+        """The key to sort by: runs come after the runs that they start from or go on from."""
         return self.generation, self.horizon
 
     @property
@@ -48,7 +48,7 @@ class PlannedRun:
 
     @cached_property
     def model(self) -> "SequentialRecommender":
-        """What it trains, without a network yet."""
+        """The module that it trains, still without a network."""
         from lrec.training.module import model_of
 
         return model_of(self.options)
@@ -63,14 +63,14 @@ class PlannedRun:
         return data
 
     def network(self, n_items: int) -> TransformerConfig:
-        """The network that it trains on a catalogue of `n_items`."""
+        """The configuration of the network that it trains on a catalogue of `n_items`."""
         return self.model.network_config(n_items, self.config.value("data.max_len"))
 
 
 def planned_runs(study: Study) -> list[PlannedRun]:
-    """Every run of the study: sizes x seeds x fractions x variants; UserError where `lrec fit` would refuse one.
+    """All runs: sizes x seeds x fractions x variants x horizons; UserError if `lrec fit` would refuse a run.
 
-    Held-out sizes have all the data there are; smaller shares have one seed, their first.
+    Held-out sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first.
     """
     with importing():
         from lrec.training.lightning_cli import compose
@@ -101,7 +101,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
 
 
 def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
-    """Those with the most data that trained the longest."""
+    """The runs with the most data and the longest training."""
     most = max((run.fraction, run.horizon) for run in runs)
     return [run for run in runs if (run.fraction, run.horizon) == most]
 
@@ -112,8 +112,8 @@ def _name(*parts: str | int) -> str:
 
 
 def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
-    """The run, and those of its horizons that end before or after it; each is complete by itself, so that one that
-    cannot go on from the one before may train alone, with the same result."""
+    """The run once for each horizon, the shortest first. Each can also train alone, with the same result, if it cannot
+    go on from the one before."""
     if len(study.horizons) == 1:
         return [run]
     from lrec.training.optim import WSD_FALL
@@ -123,13 +123,13 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
     limits = [get(f"trainer.{limit}", -1) for limit in ("max_steps", "max_time", "limit_train_batches")]
     if get(DECAY) != "wsd" or epochs < 1 or limits != [-1, -1, -1] or get("model.optimizer.switch.lr") is not None:
         raise UserError(
-            f"--horizons {list(study.horizons)}: run {run.name} needs trainer.max_epochs alone for its length, and "
-            f"lrec's optimizer with {DECAY} wsd and no switch"
+            f"--horizons {list(study.horizons)}: run {run.name} must set its length with trainer.max_epochs only, and "
+            f"use lrec's optimizer with {DECAY} wsd and without switch"
         )
     for horizon in sorted(study.horizons):
         passes = round(epochs * horizon, 9)
         if passes <= 0 or (passes > 1 and passes != int(passes)):
-            raise UserError(f"--horizons {horizon:g} of {epochs} passes is {passes:g}, not whole and not less than one")
+            raise UserError(f"--horizons {horizon:g} of {epochs} passes is {passes:g}: neither whole nor less than one")
         changes = {
             "trainer.max_epochs": max(int(passes), 1),
             "trainer.limit_train_batches": None if passes >= 1 else passes,
@@ -147,7 +147,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
 
 
 def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A run's options with other values, by dotted name."""
+    """A copy of a run's options with `changes`, which have dotted names."""
     options = deepcopy(options)
     for name, value in changes.items():
         *path, last = name.split(".")
@@ -159,7 +159,7 @@ def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options(study: Study, run: PlannedRun) -> dict[str, Any]:
-    """What a run's options are besides those of the study's files, by dotted name."""
+    """The options of a run, by dotted name, besides those in the study's configuration files."""
     options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
     by_rule = ruled_options(study, run.size, run.fraction)
     for more in (study.given, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
@@ -170,7 +170,7 @@ def _options(study: Study, run: PlannedRun) -> dict[str, Any]:
 
 
 def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
-    # The classes of model and data come before their options, among which are those that the grid sets itself.
+    # The classes of model and data must come before their options, some of which the grid itself sets.
     classes = ("model", "model.class_path", "data", "data.class_path")
     in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
     return [
@@ -180,7 +180,7 @@ def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
 
 
 def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
-    """What the study's rules say of a size, and of a share of the data."""
+    """The options that the study's rules give for a size and a fraction of the data."""
     return {option: _power(option, rule, size, fraction) for option, rule in dotted(study.rules).items()}
 
 

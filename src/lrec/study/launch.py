@@ -1,4 +1,4 @@
-"""Training the runs of a study: `lrec fit` as a subprocess for each, started at most once at a time."""
+"""Train the runs of a study, each with `lrec fit` in a subprocess; a lock keeps two processes from training one run."""
 
 import fcntl
 import shutil
@@ -25,7 +25,7 @@ POLL_S = 2.0
 
 
 class Outcome(NamedTuple):
-    """What became of a run: finished, diverged, stopped (to be resumed), or failed, with the reason."""
+    """How a run ended: finished, diverged, stopped (to be resumed), or failed, with the reason."""
 
     status: str
     point: Point | None = None
@@ -33,18 +33,18 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(run: Run) -> Outcome | None:
-    """What became of a run; None while it is to be trained or its losses by target are to be measured."""
+    """How a run ended; None if it must still be trained, or its losses by target must still be measured."""
     point = run.result
     if point is None:
         return None
-    # Without its checkpoint, as where its points alone were kept, it is what it is.
+    # Without its checkpoint, for example if only its points were kept, the losses cannot be measured any more.
     untested = point.test_loss is None
     measured = point.test_loss_se is not None or untested or not run.best.exists()
     return Outcome(point.status, point) if measured else None
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process, of whatever study, trains the run in `folder` now."""
+    """Whether a process of any study trains the run in `folder` now."""
     try:
         with suppress(FileNotFoundError), lock_of(folder).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -54,7 +54,7 @@ def is_running(folder: Path) -> bool:
 
 
 def lock_of(folder: Path) -> Path:
-    """The file that whoever trains the run or the study in `folder` holds."""
+    """The lock file that a process holds while it trains the run or the study in `folder`."""
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -65,12 +65,11 @@ def train(
     watch: Callable[[], bool] = lambda: True,
     carry_out: "Callable[[Training], Outcome] | None" = None,
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Train runs of a study, in order, within its limits; yield each with what became of it.
+    """Train the runs of a study within its limits, in order of `PlannedRun.wave`; yield each run with its outcome.
 
-    Runs that start from another one's network come after all that do not, those of a horizon after all shorter ones.
-    A run waits until as many GPUs are free as it takes, and sees no others; and for memory, of which `memory_gib` says
-    what each is expected to need. `watch` is called every few seconds: once it returns False, none starts, and those
-    under way save and stop. `carry_out` trains one of them; by default a process here does.
+    A run waits until enough GPUs are free, and sees no other GPUs. It also waits until there is memory for the need
+    that `memory_gib` expects. `watch` is called every few seconds; once it returns False, no more runs start, and
+    running ones save and stop. `carry_out` trains one run; by default, a process on this machine trains it.
     """
     waiting = sorted(runs, key=attrgetter("wave"))
     gpus_of = {run.name: _gpus(run, study) for run in runs}
@@ -107,7 +106,7 @@ def train(
 
 
 def _gpus(run: PlannedRun, study: Study) -> int:
-    """GPUs of a run here; UserError where there are not so many, or it is to train on several machines."""
+    """Number of GPUs of a run here; UserError if there are too few, or if the run needs several machines."""
     place = study.placement(run.config)
     if place.nodes > 1:
         raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
@@ -121,20 +120,20 @@ class Training:
     run: PlannedRun
     folder: Path
     study: str
-    threads: int  # cores it may take
-    retries: int = 0  # where it fails
-    gpus: tuple[str, ...] = ()  # that it sees, as CUDA_VISIBLE_DEVICES names them; none: it sees what there is
-    processes: Processes = field(default_factory=Processes)  # those under way here
-    variables: Mapping[str, str] = field(default_factory=dict)  # more of its environment
+    threads: int  # cores that it may use
+    retries: int = 0  # after failures
+    gpus: tuple[str, ...] = ()  # GPUs that it sees, as CUDA_VISIBLE_DEVICES names them; if empty, it sees all
+    processes: Processes = field(default_factory=Processes)  # running processes of this machine, its own included
+    variables: Mapping[str, str] = field(default_factory=dict)  # additional environment variables
 
     def carry_out(self) -> Outcome:
-        """Train the run unless it is finished. One that another process trains is waited for: that inherits the lock,
-        and may outlive its killed study."""
+        """Train the run unless it is finished. If another process trains it, wait for that process: it has inherited
+        the lock, and may outlive its killed study."""
         with locked(lock_of(self.folder)) as lock:
             return self._retried(lambda: self._attempt(lock))
 
     def help(self, node: int) -> Outcome:
-        """Be one of the further nodes of a run, whose first one carries it out: that alone writes to its folder."""
+        """Train the part of a node other than the first. Only the first node, in `carry_out`, writes to the folder."""
         own = self.folder.with_name(f".{self.folder.name}.node{node}")
         config, log = own.with_suffix(f"{own.suffix}.yaml"), own.with_suffix(f"{own.suffix}.log")
         with locked(lock_of(own)) as lock:
@@ -147,7 +146,7 @@ class Training:
             return self._retried(attempt)
 
     def _retried(self, attempt: Callable[[], Outcome]) -> Outcome:
-        """What became of the first attempt that did not fail, or of the last."""
+        """The outcome of the first attempt that did not fail, or of the last attempt."""
         left, outcome = self.retries, attempt()
         while left and outcome.status == "failed":
             left, outcome = left - 1, attempt()
@@ -156,12 +155,12 @@ class Training:
     def _attempt(self, lock: int) -> Outcome:
         trained, code = Run(self.folder), 0
         if trained.result is None:
-            # Resuming is exact: what a killed study left unfinished resumes from its last checkpoint, or starts again.
+            # Resuming is exact: an unfinished run resumes from its last checkpoint, or starts again if it has none.
             if not trained.last.exists():
                 shutil.rmtree(trained.folder, ignore_errors=True)
             trained.write_config(self.run.config)
             code = self._process(self._fit(trained.config_file), trained.log_file, lock)
-        if trained.result is not None and outcome_of(trained) is None:  # several processes, or killed in between
+        if trained.result is not None and outcome_of(trained) is None:  # it had several processes, or was killed
             code = self._process(["lrec.training.target_losses", str(self.folder)], trained.log_file, lock)
         if outcome := outcome_of(trained):
             return outcome
@@ -182,12 +181,12 @@ class Training:
 
 
 def _unfinished(log: Path, code: int) -> Outcome:
-    """What became of a run that ended before its end: the reason is the signal that did it, or its log's last line."""
+    """The outcome of a run that did not finish. If it failed, the reason is the signal or the last line of the log."""
     if code in (TRY_AGAIN, -signal.SIGTERM):
         return Outcome("stopped")
     said = log.read_text(errors="replace").strip().splitlines() or ["no output"]
     reason = said[-1].removeprefix("lrec: error: ")
     if code < 0:
         reason = f"ended by {signal.Signals(-code).name}"
-        reason += ", as where memory runs out" if code == -signal.SIGKILL else ""
+        reason += ", perhaps because memory ran out" if code == -signal.SIGKILL else ""
     return Outcome("failed", reason=f"{reason} (see {log})")

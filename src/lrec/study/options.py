@@ -18,7 +18,7 @@ from lrec.run import RunConfig, dotted
 from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
-PLAN = "plan.json"  # what a study of so many hours has chosen
+PLAN = "plan.json"  # holds the choices of a study with --hours
 DECAY = "model.optimizer.decay"
 Tunable = Literal["lr", "targets_per_step", "dropout"]
 
@@ -38,8 +38,8 @@ class Runs:
         gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
             number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
         memory_gib: Memory for all runs together, in GiB, estimated as in --dry_run; a run waits until enough is free.
-        budget_hours: Hours of a core, or of a GPU for runs that train on GPUs. What may take more does not start. When
-            these hours are spent, it stops.
+        budget_hours: Hours of a core, or of a GPU for runs that train on GPUs. If the runs may take more, none starts.
+            When these hours are spent, all runs stop.
         retries: How often a failed run is started again automatically; it resumes from its last checkpoint.
         restart: Names of runs to train again from the beginning.
         cluster: Train on a cluster as an array of jobs, with these parameters of submitit's AutoExecutor, such as
@@ -101,7 +101,7 @@ class Study(Runs):
         law: What predicts the large sizes of each variant: forecast, which combines many curves; a law of the size,
             such as lsrm, L(x) = E + (x0/x)^a; a law of your own, by its class path; or null with holdout 0, for none.
         x: Which parameters the law counts.
-        y: Which loss is fitted: of the test targets, or of the test targets and the split's trajectories.
+        y: Which loss is fitted: that of the test targets, or that of the test targets and the split's trajectories.
         price_per_hour: Price of an hour of a core, or of a GPU for runs that train on GPUs. The report then has prices.
         budget_disk_gib: Disk space, in GiB. A study that may need more does not start.
         skip: Names of runs to leave out.
@@ -134,7 +134,7 @@ class Study(Runs):
         check_range("--price_per_hour", self.price_per_hour, above=0)
         if self.sizes is None:
             if self.hours is None:
-                raise UserError("--sizes: name the sizes of the ladder, or say by --hours how long the study may take")
+                raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
             return
         for size in [*self.ladder, *self.size_seeds, *self.size_options]:
             find_size(size)
@@ -147,7 +147,7 @@ class Study(Runs):
         for option, value, least in (("jobs", self.jobs, 1), ("cores", self.n_cores, 1), ("retries", self.retries, 0)):
             check_range(f"--{option}", value, at_least=least)
         if self.tune and "lr" not in self.tune:
-            raise UserError(f"--tune {list(self.tune)}: whatever is tuned, the rate has to follow: add lr")
+            raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
         self._check_law()
         variants = self.every_variant
         for variant in variants:
@@ -157,7 +157,7 @@ class Study(Runs):
             if not {variant, source} <= set(variants) or variant in self.sources_of(source):
                 raise UserError(
                     f"--starts_from {variant}: {source}: name two of --variants ({', '.join(variants)}), "
-                    "the second one not starting from the first"
+                    "and the second must not start from the first"
                 )
 
     def _check_law(self) -> None:
@@ -168,7 +168,7 @@ class Study(Runs):
         law = method_named(self.law)
         if law is not None and len(law.variables) > 1:
             raise UserError(
-                f"--law {self.law}: a study fits laws of the size alone; give its points to lrec scaling fit for others"
+                f"--law {self.law}: a study fits laws of the size alone; for others, use lrec scaling fit on its points"
             )
         needed, what = LEAST_SIZES, "the forecast"
         if law is not None:
@@ -195,7 +195,7 @@ class Study(Runs):
         return max(self.n_cores // self.jobs, 1)
 
     def placement(self, config: RunConfig) -> Placement:
-        """What a run trains on: as many GPUs as its trainer.devices says, or an equal share."""
+        """What a run trains on: the number of GPUs in its trainer.devices, or an equal share if that is auto."""
         return placement(config, len(self.every_gpu) // self.jobs)
 
     @property
@@ -205,7 +205,7 @@ class Study(Runs):
     @property
     def every_gpu(self) -> tuple[str, ...]:
         """GPUs of all runs together, as CUDA_VISIBLE_DEVICES names them."""
-        if self.cluster is not None and not self.is_here:  # those of a job, for each job
+        if self.cluster is not None and not self.is_here:  # each job has its own GPUs
             return tuple(map(str, range(self.jobs * int(self.cluster.get("gpus_per_node", 1)))))
         return here() if self.gpus is None else tuple(map(str, self.gpus))
 
@@ -217,7 +217,7 @@ class Study(Runs):
 
     @property
     def times_of_horizons(self) -> float:
-        """What the horizons of a size take together, as a multiple of its whole training."""
+        """The training of all horizons of a size together, as a multiple of its whole training."""
         from lrec.training.optim import WSD_FALL
 
         *shorter, longest = sorted(self.horizons)
@@ -225,11 +225,11 @@ class Study(Runs):
 
     @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
-        """The options of each variant by name, those of the grid among them."""
+        """The options of each variant by name, including those of the grid."""
         return combined(self.variants or {"": {}}, self.grid)
 
     def sources_of(self, variant: str) -> list[str]:
-        """The variant, the one that it starts from, the one that this one starts from, and so on, each once."""
+        """The variant, then the variant that it starts from, and so on along the chain, each once."""
         found = [variant]
         while (source := self.starts_from.get(found[-1])) is not None and source not in found:
             found.append(source)
@@ -238,7 +238,7 @@ class Study(Runs):
     @property
     def ladder(self) -> list[str]:
         """All sizes by name, in order of N_body."""
-        assert self.sizes is not None, "a study of so many hours is planned first"
+        assert self.sizes is not None, "a study with --hours must be planned first"
         return sorted(_spaced(self.sizes) if isinstance(self.sizes, dict) else self.sizes, key=ladder_n_body)
 
     @property
@@ -270,7 +270,7 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
 
 
 def every_share(epochs: int | None) -> tuple[float, ...]:
-    """Shares of the data that a forecast learns from: several passes, since a share of one pass is less training."""
+    """Shares of the data for a forecast; with few passes only all data, as less data would just be less training."""
     return (1.0,) if epochs is not None and epochs <= REPEATED else (1.0, 0.5, 0.25)
 
 
@@ -279,7 +279,7 @@ def ladder_n_body(size: str) -> int:
 
 
 def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every variant with every combination of the options' values, named after them, as in `both-lr-0.01`."""
+    """Every variant with every combination of the options' values, and named after both, such as `both-lr-0.01`."""
     axes = []
     for option, several in dotted(values).items():
         if not isinstance(several, list) or not several:

@@ -1,7 +1,7 @@
-"""`lrec scaling outlook`: will size pay on a data set? What is measured in a minute (n-grams, and tiny networks trained
-for seconds), the rule on it, and what that says.
+"""`lrec scaling outlook`: will larger networks pay on a data set? In a minute, it measures n-grams and tiny networks,
+which train for seconds. A rule then turns these measurements into an outlook, in words.
 
-Shape suffixes: N training interactions, U users, C cases; of the networks, B rows, L positions, M targets, D width,
+Shape suffixes: N training interactions, U users, C cases; for the networks, B rows, L positions, M targets, D width,
 V catalogue.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lrec.common.cpu_threads import one_core
 from lrec.common.files import check_folder, write_json, write_text
-from lrec.common.text_tables import on_terminal, rows_table
+from lrec.common.text_tables import amount, on_terminal, rows_table
 from lrec.data.batching.train_batches import BatchPlan, TrainBatch, TrainLoader
 from lrec.data.datasets import SequenceDataModule
 from lrec.data.splits.reduction import TrainingPart, training_part
@@ -36,27 +36,27 @@ from lrec.training.optim import Optimizer
 
 FROM, TO = "25k", "786k"
 
-# While data last, ten times the size brings a third of a nat, and data last for a parameter of the blocks to every 12
-# training targets. Both come from the measured ladders; benchmarks/outlook.md tries them with each left out.
+# With enough data, ten times the size lowers the loss by a third of a nat. Data are enough for one parameter of the
+# blocks per 12 training targets. Both come from measured ladders; benchmarks/outlook.md tests them with each left out.
 NATS_PER_DECADE = 1 / 3
 TARGETS_PER_PARAMETER = 12
 INTERVAL_FACTOR = 1.5
-NEXT_TO_NOTHING = 0.05  # nats: as much as sets without a gain differ from size to size
+NEXT_TO_NOTHING = 0.05  # nats; on data sets without a gain, sizes differ by as much
 
-# A network that has left n-grams behind: by a quarter of what these know beyond popularity. With a fifth, on clicks on
+# The rule applies if a network leads n-grams by this share of their lead over popularity. With a fifth, on clicks on
 # news, size brought much less than the rule says.
 LEAD = 0.25
 
-# What is measured.
+# How much is measured.
 SHARES = (0.125, 0.25, 0.5, 1.0)
 LEAST_TRAINING_TARGETS, LEAST_CASES = 1000, 100
 MOST_CASES = 5000
-MOST_COUNTED = 4_000_000  # interactions that n-grams count: a gibibyte, three seconds
+MOST_COUNTED = 4_000_000  # interactions that n-grams count: 1 GiB, three seconds
 
 TINY = ("3k", "25k")
 TINY_POSITIONS, TINY_EPOCHS = 2_000_000, 5
 MOST_LEFT_OUT = 2000
-# Small steps at a high rate learn most from few targets; negatives make large catalogues as fast as small ones.
+# Small steps at a high learning rate learn most from few targets; with negatives, large catalogues are not slower.
 TARGETS_PER_STEP = 1024
 OPTIMIZER = Optimizer(lr=0.02, decay="cosine", muon=None)
 LOSS_OF_LARGE_CATALOGUES = SampledSoftmax(negatives=512, power=0.75)
@@ -65,14 +65,14 @@ LARGE_CATALOGUE = 1024
 
 @dataclass(frozen=True)
 class Counted:
-    """Losses of n-grams on the validation cases, in nats, and the training targets that these were counted on."""
+    """Losses of n-grams on the validation cases, in nats, and the number of training targets that they counted."""
 
     targets: int
     losses: dict[str, float]
 
     @property
     def best(self) -> float:
-        """That of the best order, popularity aside."""
+        """The loss of the best order, without popularity."""
         return min(self.losses[name] for name in ORDERS[1:])
 
 
@@ -89,36 +89,36 @@ class Tiny:
 
 @dataclass(frozen=True)
 class Evidence:
-    targets: int  # U, of training
+    targets: int  # of training: U
     items: int
-    cases: int  # validation targets that losses are means over
-    noise: float  # standard error of the best loss below popularity's, paired over targets
+    cases: int  # validation targets over which losses are averaged
+    noise: float  # standard error of popularity's loss minus the best loss, paired over targets
     counted: list[Counted]  # n-grams on shares of the users, each twice the one before
     tiny: list[Tiny]  # the short runs, without those that diverged
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What to expect; the gain and its interval are None where it is unknown."""
+    """What to expect; the gain and its interval are None if the gain is unknown."""
 
     gain: float | None  # nats by which the loss falls from 25k to 786k parameters
     low: float | None
     high: float | None
     why: str
-    by_amount: float  # the gain of other sets with as much data
-    useful: float  # parameters of the blocks up to which size can pay; 0 where there is nothing to learn
+    by_amount: float  # the gain of other data sets with as much data, by the rule
+    useful: float  # parameters of the blocks up to which size can pay; 0 if there is nothing to learn
     doubling: float  # nats that n-grams gained by the last doubling of the data
     more_gain: float | None  # nats that twice the data would add to the gain
 
 
 def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int = 0) -> None:
-    """Say whether larger networks will pay on a data set, up to where, and what more data would bring.
+    """Say whether larger networks will pay on a data set, up to which size, and what more data would bring.
 
-    It counts n-grams and trains two tiny networks: about a minute of one core, whatever the number of interactions, and
-    more where there are more than 100,000 items.
+    It counts n-grams and trains two tiny networks. This takes about a minute of one core for any number of
+    interactions, and longer with more than 100,000 items.
 
     Args:
-        data: The data set; its store is written unless it is there.
+        data: The data set; its store is written if it does not exist.
         out: Folder for outlook.json and report.md; null writes none.
         seed: Seed of the sampled targets and of the short runs.
     """
@@ -138,8 +138,8 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
 
 
 def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] = lambda _: None) -> Evidence:
-    """Count n-grams and train two tiny networks on the training part of a DataModule that is set up, after telling
-    `begins` so; UserError where there is too little to tell anything."""
+    """Count n-grams and train two tiny networks on the training part of a DataModule that is set up; `begins` is told
+    what begins. UserError if there are too few data."""
     random = np.random.default_rng(seed)
     val = data.cuts.val_targets
     known = np.flatnonzero(data.cuts.is_known(val))
@@ -171,7 +171,7 @@ def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] =
 
 
 def _count(data: SequenceDataModule, share: float, cases: Cases) -> tuple[Counted, dict[str, np.ndarray]]:
-    """n-grams of a share of the users, within the data's own reduction and at most so many interactions."""
+    """n-grams of a share of the users, within the data's own reduction and with at most MOST_COUNTED interactions."""
     share_counted = min(1.0, MOST_COUNTED / max(int(data.batch_plan.part.lengths_U.sum()), 1))
     part = training_part(data.cuts, replace(data.reduction, users=data.reduction.users * share_counted * share))
     items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, part.lengths_U))]
@@ -181,8 +181,8 @@ def _count(data: SequenceDataModule, share: float, cases: Cases) -> tuple[Counte
 
 
 def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[TrainingPart, Cases]:
-    """The training part without a twentieth of its users, and a training target of each of these: the last one where
-    validation has one target a user, which then follows the training part, and else any."""
+    """The training part without a twentieth of its users, and one training target of each left-out user: the last one
+    if validation has one target per user, which then follows the training part, otherwise any."""
     part = data.batch_plan.part
     users = np.flatnonzero(part.lengths_U > 1)
     users = np.sort(random.permutation(users)[: min(max(len(users) // 20, 1), MOST_LEFT_OUT)])
@@ -193,7 +193,7 @@ def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[Tr
     rows = part.rows_at(places)
     may_be = data.cuts.may_be_targets(rows)
     counts_U = np.bincount(owners[may_be], minlength=len(users))
-    have = counts_U > 0  # some of their events are targets
+    have = counts_U > 0  # users with at least one target
     ends_U, validated = np.cumsum(counts_U[have]), data.cuts.val_targets.users_T
     one_each = len(np.unique(validated)) == len(validated)
     chosen = ends_U - 1 if one_each else ends_U - 1 - random.integers(0, counts_U[have])
@@ -203,8 +203,8 @@ def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[Tr
 
 
 def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, positions: int, seed: int) -> Transformer:
-    """A network of a size of the ladder after about so many positions of the training part; torch's own random numbers
-    go on as if nothing had happened."""
+    """Train a network of a size of the ladder on about `positions` positions of the training part. The state of torch's
+    own random numbers does not change."""
     plan = BatchPlan(part, data.max_len, max(TARGETS_PER_STEP, 2 * data.max_len))
     loader = TrainLoader(plan, seed)
     steps = max(positions // plan.targets_per_step, 1)
@@ -231,14 +231,14 @@ def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, posit
 
 
 def gain_by_amount(targets: float) -> float:
-    """Nats from 25k to 786k parameters, on a set with so many training targets where size pays as on measured ones."""
+    """Nats from 25k to 786k parameters, with this number of training targets, if size pays as on measured data sets."""
     small, large = (12 * layers * width**2 for layers, width, _ in (SIZES[FROM], SIZES[TO]))
     decades = math.log10(min(targets / TARGETS_PER_PARAMETER, large) / small)
     return NATS_PER_DECADE * max(decades, 0.0)
 
 
 def judge(evidence: Evidence) -> Outlook:
-    """The outlook; the first reason that applies decides."""
+    """Give the outlook; the first reason that applies decides."""
     half, counted = evidence.counted[-2:]
     tiny = min(evidence.tiny, key=lambda run: run.loss, default=None)
     popularity = counted.losses[ORDERS[0]]
@@ -247,8 +247,8 @@ def judge(evidence: Evidence) -> Outlook:
     useful = evidence.targets / TARGETS_PER_PARAMETER
     gain: float | None = None
     if expected <= NEXT_TO_NOTHING:
-        gain, fed = expected, f"{useful:,.0f} parameters, at {TARGETS_PER_PARAMETER} for each"
-        why = f"{evidence.targets:,} training targets feed {fed}"
+        gain, fed = expected, f"{useful:,.0f} parameters, with {TARGETS_PER_PARAMETER} for each"
+        why = f"{evidence.targets:,} training targets are enough for only {fed}"
     elif tiny is None:
         why = "the short runs diverged"
     elif popularity - min(ngram, tiny.loss) <= 2 * evidence.noise:
@@ -256,18 +256,18 @@ def judge(evidence: Evidence) -> Outlook:
         why = "neither n-grams nor short runs find anything in the order of the items"
     elif (harder := tiny.loss - tiny.fresh_loss) > expected:
         why = (
-            f"validation is {harder:.2f} nats harder than training targets at the same place of users that were left "
-            "out, and what is learned from the past may not hold; where users are sessions, validate on whole ones "
+            f"validation is {harder:.2f} nats harder than training targets of users that were left out, so what a "
+            "network learns from the past may no longer hold; if users are sessions, validate on whole sessions "
             "(data.split lrec.UserSplit)"
         )
     elif ngram - tiny.loss < LEAD * (popularity - ngram):
         why = (
-            f"n-grams know about as much as the short runs ({ngram:.2f} and {tiny.loss:.2f}): what a network finds "
-            "beyond them shows after more training only"
+            f"n-grams know about as much as the short runs ({ngram:.2f} and {tiny.loss:.2f}): only more training "
+            "shows whether a network finds more than n-grams"
         )
     else:
         gain = expected
-        why = f"the short runs know {ngram - tiny.loss:.2f} nats more than n-grams, and validation is like training"
+        why = f"the short runs know {ngram - tiny.loss:.2f} nats more than n-grams, and validation is not much harder"
     doubling = half.best - counted.best
     if gain is None:
         return Outlook(None, None, None, why, expected, useful, doubling, None)
@@ -292,25 +292,18 @@ def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
 
 
 def _sentences(outlook: Outlook) -> list[str]:
-    """What size brings, up to where it pays, and what twice the data would bring."""
+    """What size brings, up to which size it pays, and what twice the data would bring."""
     if outlook.gain is None:
         others = f"Other sets with as much data gained {outlook.by_amount:.2f} nats from {FROM} to {TO}."
         gain = f"What size brings is unknown: {outlook.why}. {others}"
     else:
         expected = f"{outlook.gain:.2f} nats ({outlook.low:.2f} to {outlook.high:.2f})"
         gain = f"From {FROM} to {TO} parameters expect {expected}: {outlook.why}."
-    pays = f"Size can pay up to about {_short(outlook.useful)} parameters of the blocks."
-    more = f": the last doubling brought n-grams {outlook.doubling:.2f} nats"
+    useful = amount(float(f"{outlook.useful:.2g}"))
+    pays = f"Size can pay up to about {useful} parameters of the blocks."
+    more = f": the last doubling lowered the loss of n-grams by {outlook.doubling:.2f} nats"
     if outlook.more_gain is None or outlook.more_gain < 0.005:
         more = f"More data{more}."
     else:
-        more = f"Twice the data{more}, and from {FROM} to {TO} it would be {outlook.more_gain:.2f} more."
+        more = f"Twice the data{more}; the next would add {outlook.more_gain:.2f} nats to the gain from {FROM} to {TO}."
     return [gain, pays if outlook.useful else "Size does not pay.", more]
-
-
-def _short(parameters: float) -> str:
-    """Two digits with k or m, as the ladder's names are written."""
-    rounded = float(f"{parameters:.2g}")
-    if rounded >= 1e6:
-        return f"{rounded / 1e6:g}m"
-    return f"{rounded / 1e3:g}k" if rounded >= 1e3 else f"{rounded:g}"

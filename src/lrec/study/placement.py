@@ -1,4 +1,4 @@
-"""What a run of a study trains on: processes, nodes, GPUs, and how its parameters lie on them, by its options."""
+"""The nodes, processes and GPUs that a run of a study trains on, and how they share the network: from its options."""
 
 import os
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from lrec.run import RunConfig
 class Placement:
     kind: Kind
     nodes: int
-    devices: int  # processes of a node, each with a GPU or on CPU cores
-    shards: int  # processes that share the blocks' parameters; 1: each holds the whole network
-    accumulation: int  # micro-batches of a step
-    precision: Precision  # as `memory.of_step` names it
-    checkpointing: bool  # whether blocks are computed again in the backward pass
+    devices: int  # processes on each node; each has a GPU, or CPU cores
+    shards: int  # processes that share the blocks' parameters; 1: each process holds the whole network
+    accumulation: int  # micro-batches in a step
+    precision: Precision  # named as in `memory.of_step`
+    checkpointing: bool  # whether the backward pass computes the blocks again
 
     @property
     def ranks(self) -> int:
@@ -25,12 +25,12 @@ class Placement:
 
     @property
     def gpus(self) -> int:
-        """Of a node."""
+        """GPUs of each node; 0 if the run trains on CPUs."""
         return self.devices if self.kind == "cuda" else 0
 
 
 def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
-    """What a run trains on, with `gpus_per_run` where its devices are auto; UserError if they are no number either."""
+    """The placement of a run; `gpus_per_run` counts if trainer.devices is auto. UserError if that is not a number."""
     kind = kind_of(config.value("trainer.accelerator", "auto"))
     devices = config.value("trainer.devices", "auto")
     if devices in ("auto", -1, "-1"):

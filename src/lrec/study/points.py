@@ -14,18 +14,18 @@ from lrec.errors import UserError
 from lrec.laws.table import COLUMNS
 from lrec.run import POINTS, find_points
 
-# Columns that tell lrec's own points.jsonl from other tables; and those that are read to choose among points, no more.
+# A table with all OWN_COLUMNS is lrec's own points.jsonl. HELPERS are read only to choose among points.
 OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash", "ended", "steps"}
-# Of a test's figures, those of baselines, and those that no size makes better.
+# Figures that are not read as metrics: of baselines, of validation, and those of the test that size need not improve.
 NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_(se|by_user|warm))|(?!test/).*")
-# Of a size, an amount of data or a loss; also one above the smallest. Laws multiply powers of them.
+# The largest size, amount of data or loss; 1 / LARGEST is the smallest. Laws multiply powers of these numbers.
 LARGEST = 1e100
-# A run is over-fitted if its last validation loss is this many times its best one.
+# A run is over-fitted if its last validation loss is more than this many times its best one.
 ROSE = 1.001
-# Passes over the data beyond which a run counts as one that saw them again: up to four are nearly as good as new data
-# (arXiv 2305.16264).
+# With more passes over the data than this, a run counts as one with repeated data: up to four passes are nearly as
+# good as new data (arXiv 2305.16264).
 REPEATED = 4.0
-# Of runs of several lengths, those of fewer steps tell of the beginning of training, not of how the loss falls later.
+# Among runs of several lengths, a shorter one with fewer steps is left out: it only shows how training begins.
 LEAST_STEPS = 300
 
 
@@ -42,16 +42,16 @@ def read_points(
     Of lrec's own points, only the best evaluation of each run that did not diverge is used. Without `d`, a law of one
     variable holds at a fixed value of the other: if x is a size, only runs with the most unique targets U are used; if
     x is D or U, only runs of the largest size. If x is flops, only the best runs with the most U are used: no run is as
-    good with fewer FLOPs. If x is a size, `shares` keeps every amount of data for a forecast, provided that runs saw
-    their data several times. In one pass, a smaller share is a shorter training, and does not show at which size the
-    loss stops falling.
+    good with fewer FLOPs. If x is a size, `shares` keeps every amount of data for a forecast, but only if a run made
+    more than `REPEATED` passes. With fewer passes, a smaller data sample is only a shorter training, and does not show
+    at which size the loss stops falling.
 
-    Columns x, y, file and row, in the order of x; d and u on request. For lrec's own points also d and u (D and U),
-    processed (D), flops, wall_s, the test's metrics, and overfitted: whether the validation loss rose again after its
-    best value. From other tables also a column `run`: points of one run share its noise (`contrast`).
+    The columns are x, y, file, row and may_stop; also d and u if you name them. lrec's own points also have d and u (D
+    and U), processed (D), flops, wall_s, the test's metrics, and overfitted: whether the validation loss rose again
+    after its best value. Other tables keep their column `run`: points of one run share its noise (`contrast`).
 
-    Raises UserError if there is no usable point; if a value is not a positive number; if lrec's own points with equally
-    much data have different data; or if x is a size and two runs have the same size and seed.
+    Raises UserError if there is no usable point; if a value is not a positive number; if lrec's own points with the
+    same amount of data have different data; or if x is a size and two runs have the same size, data and seed.
     """
     columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
     frames = [_read_file(file, columns) for file in _files(paths)]
@@ -59,7 +59,7 @@ def read_points(
     _check_data(points)
     if d is None and all(own for _, own in frames):
         points = _comparable(_of_lengths(points, x, shares), x, shares and _may_stop(points, x))
-        if x in ("D", "U") and shares:  # the size is the same, and u no share beside x
+        if x in ("D", "U") and shares:  # x itself is the amount of data: u and d are no data samples
             points = points.with_columns(u=None, d=None)
     if points.is_empty():
         raise UserError(
@@ -71,7 +71,7 @@ def read_points(
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
-    files: dict[Path, Path] = {}  # by resolved path: a file named twice counts once
+    files: dict[Path, Path] = {}  # by resolved path, so that a file named twice counts once
     for path in paths:
         found = find_points(path) if path.is_dir() else [path]
         if not path.exists():
@@ -85,7 +85,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bool]:
-    """The points of one file, with a column for everything that any of them may have; and whether it is lrec's own."""
+    """The points of one file, with a column for each field that a point may have; and whether it is lrec's own."""
     rows = _read_rows(file)
     if not rows:
         raise UserError(f"{file}: the file holds no rows")
@@ -110,8 +110,8 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
 
 
 def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
-    """What lrec's own points have beside the columns asked for; None where it is missing. `last` is the last evaluation
-    of the same run."""
+    """The fields that lrec's own points have besides the requested columns; None if a field is missing. `last` is the
+    last evaluation of the same run."""
     best, last_val_loss, metrics = row.get("val_loss"), last.get("val_loss"), row.get("metrics") or {}
     names = {"N": "N_body", "d": "D", "u": "U", "processed": "D"}
     names |= {name: name for name in ("seed", "flops", "wall_s")}
@@ -160,19 +160,19 @@ def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _check_data(points: pl.DataFrame) -> None:
-    """UserError where runs of as much data had other data: their losses do not belong on one curve."""
+    """Raise UserError if runs with the same amount of data had different data: their losses are not on one curve."""
     for _, alike in points.drop_nulls(("u", "data_hash")).group_by("u", maintain_order=True):
         others = alike.unique("data_hash", keep="first", maintain_order=True)
         if len(others) > 1:
             (one, two), (of_one, of_two) = others["file"][:2], others["data_hash"][:2]
             raise UserError(
                 f"{one} and {two} were trained on different data (data_hash {of_one[:16]} and {of_two[:16]}): fit them "
-                "apart"
+                "separately"
             )
 
 
 def _may_stop(points: pl.DataFrame, x: str) -> bool:
-    """Whether x is an amount of data, or some run saw its data again and again."""
+    """Whether a larger x may stop to help: x is an amount of data, or a run made more than `REPEATED` passes."""
     passes = points.select(pl.coalesce("processed", "d") / pl.col("u")).to_series()
     return x in ("D", "U") or bool((passes > REPEATED).any())
 
@@ -190,8 +190,8 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
 
 
 def _of_lengths(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
-    """Of runs of several lengths the longest of each amount of data; all for a forecast of sizes, of the most data. d
-    is where they were to end, the same whatever the seed."""
+    """Keep only the longest runs if runs have several lengths. A forecast of sizes (`shares`) keeps all lengths with
+    the most data; d is then the number of targets after which a run was planned to end, the same for every seed."""
     if points["horizon"].null_count():
         return points.drop("horizon")
     longest = pl.col("horizon") == pl.col("horizon").max()
@@ -204,8 +204,8 @@ def _of_lengths(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
 
 
 def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
-    """Of lrec's own points, those with the most data (x a size or flops) or the largest size (x an amount of data);
-    with `shares` all of a size. Runs of a size law differ in size, amount of data and seed alone."""
+    """Keep lrec's own points with the most data (if x is a size or flops) or of the largest size (if x is D or U). With
+    `shares` and a size as x, keep all. UserError if two of these have the same size, amount of data and seed."""
     other = {"N_body": "u", "N_head": "u", "N_total": "u", "flops": "u", "D": "N", "U": "N"}.get(x)
     if other is None or points[other].null_count():
         return points
@@ -221,7 +221,7 @@ def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
     if len(again):
         one, two = again["file"][:2]
         raise UserError(
-            f"{one} and {two} are both of {x} {again['x'][0]:g} and seed {again['seed'][0]}: a law of size compares "
-            "runs that differ in nothing else. Name the runs of one variant, or fit a law of size and data"
+            f"{one} and {two} both have {x} {again['x'][0]:g} and seed {again['seed'][0]}, but a law of size takes one "
+            "run for each size and seed. Name the runs of one variant, or fit a law of size and data"
         )
     return points

@@ -1,4 +1,4 @@
-"""The prediction of a study: from the small sizes of each ladder, committed to before a large run is read."""
+"""The prediction of a study, from the small sizes of each ladder. It is saved before any large run is read."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ from lrec.study.record import changed_options
 
 @dataclass(frozen=True)
 class LadderFit:
-    """The forecast or law of one fraction and variant: of the small sizes, with predictions for the large ones, of the
-    loss and of every metric that was tested."""
+    """The forecast or law of one fraction and variant. It is fitted to the small sizes, and predicts the loss and every
+    tested metric of the large sizes."""
 
     name: str
     fit: Predictor
@@ -41,8 +41,8 @@ def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
 
 
 def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun]) -> LadderFit:
-    """Fit the small sizes of one ladder, for a forecast with the same variant's runs of less data, and predict its
-    large ones, of which no run is read."""
+    """Fit the small sizes of one ladder and predict its large sizes, without reading any large run. A forecast also
+    uses the same variant's runs with less data."""
     assert study.law is not None
     method, used = method_named(study.law), [run for run in runs if not run.held_out]
     if method is None:
@@ -54,7 +54,7 @@ def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun])
     n_items = example.N_head // example.d_model
     networks = [run.network(n_items) for run in runs if run.held_out]
     large = sorted({cost.n_body(network) for network in networks})
-    if study.x == "N_total":  # types of event add rows to it: how many is known from a finished run
+    if study.x == "N_total":  # event types add rows; a finished run shows how many
         types = (example.N_total - cost.n_total(used[0].network(n_items))) // example.d_model
         large = sorted({cost.n_total(replace(network, event_types=types)) for network in networks})
     lengths = [points["d"].unique().sort()] if fitted.columns == ("x", "d") else []
@@ -64,9 +64,9 @@ def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun])
 
 
 def write_prediction(study: Study, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
-    """Commit to the prediction while the large runs are unread. One that is there for the same points and held-out runs
-    stays; another one (the study was extended) is kept under a number, and the new one names the held-out runs that
-    were trained before it."""
+    """Save prediction.json before the large runs are read. If it already has a prediction from the same points for the
+    same held-out runs, it stays. Any other earlier prediction (the study was extended) is renamed with a number. The
+    new one lists the held-out runs that had points before it."""
     out, path = study.folder, study.folder / "prediction.json"
     held_out = [run for run in runs if run.held_out]
     prediction = {
@@ -94,7 +94,7 @@ def write_prediction(study: Study, ladders: list[LadderFit], runs: list[PlannedR
 
 
 def _same_prediction(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether they rest on the same points and are for the same runs; the last digits may differ between machines."""
+    """Whether both are from the same points for the same runs. Predicted digits may differ between machines."""
 
     def rests_on(each: dict[str, Any]) -> tuple[Any, ...]:
         names = ("ladder", "law", "x", "y", "source_hash")

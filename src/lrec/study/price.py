@@ -1,4 +1,4 @@
-"""What a network takes to train and to ask, from what a run of the study took."""
+"""What it costs to train a network and to answer a request with it, estimated from a run of the study."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ WIDTHS = 8  # the width of a network that is not trained yet is a multiple of th
 
 @dataclass(frozen=True)
 class Price:
-    """Of a network: hours of a core or a GPU to train it, and money where an hour has a price; GiB of memory (of a GPU,
-    where it trains on one) and of disk; milliseconds that one core or GPU computes for a request."""
+    """The price of a network: hours of a core or a GPU to train it, and money if an hour has a price; GiB of memory (of
+    each GPU, if it trains on GPUs) and of disk; milliseconds that one core or GPU needs for a request."""
 
     size: str
     unit: str
@@ -30,10 +30,10 @@ class Price:
 
 
 def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price:
-    """Of a network so many times as large as that of a finished run, trained as it was, at its FLOPs per second from
-    the first step to the last evaluation.
+    """The price of a network `times` as large as that of a finished run, if it is trained in the same way.
 
-    A request encodes a whole history and scores the catalogue once; nothing is kept of the request before.
+    The estimate uses the FLOPs per second of this run, from the first step to the last evaluation. A request encodes a
+    whole history and scores the catalogue once; nothing is cached between requests.
     """
     last = run_of_study(study.folder, run.name).points[-1]
     trained = run.network(last.N_head // last.d_model)
@@ -53,13 +53,13 @@ def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price:
 
 
 def price_rows(prices: Sequence[Price | None]) -> list[tuple[str, list[str]]]:
-    """A row for each part of a price, with a cell for each network; none where prices are not known."""
+    """A row for each part of a price, with a cell for each network; no rows if a price is not known."""
     known = [price for price in prices if price is not None]
     if len(known) < len(prices):
         return []
     unit, place = known[0].unit, "GPU memory" if known[0].unit == "GPU" else "memory"
     rows = [(f"training, {unit}-hours", [_two_digits(price.hours) for price in known])]
-    if money := [price.money for price in known if price.money is not None]:  # all have one, or none
+    if money := [price.money for price in known if price.money is not None]:  # either all have one, or none has
         rows.append(("training, price", [_two_digits(each) for each in money]))
     rows.append((f"{place} to train, GiB", [f"{price.memory_gib:.1f}" for price in known]))
     rows.append(("disk, GiB", [_two_digits(price.disk_gib) for price in known]))
@@ -72,7 +72,7 @@ def _two_digits(number: float) -> str:
 
 
 def wider(network: TransformerConfig, times: float) -> TransformerConfig:
-    """A network of as many blocks, with about so many times the parameters in them."""
+    """A network with the same number of blocks, and about `times` the parameters in them."""
     if times == 1:
         return network
     width = WIDTHS * round(math.sqrt(times) * network.width / WIDTHS)

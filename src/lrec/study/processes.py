@@ -1,6 +1,6 @@
-"""Processes of a study, forked from a server that has imported Lightning once: that saves each of them four seconds.
+"""Processes of a study, forked from a server that has imported Lightning once. This saves each of them four seconds.
 
-The server does nothing else: what ends one of the processes leaves the others alone.
+The server does nothing else, so an event that ends one process does not affect the others.
 """
 
 import gc
@@ -19,40 +19,40 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# By name: a list of imports that nothing uses is soon taken for a mistake.
+# These are names, because import statements that nothing uses look like a mistake.
 IMPORTED = ["torch.utils.tensorboard", "lrec.training.lightning_cli"]
 
-# An exit code can be read once, and starting a process reads those of all that have ended: whoever comes second gets
-# nothing, which multiprocessing takes for exit code 255.
+# An exit code can be read only once, and starting a process reads the codes of all processes that have ended. Without
+# a lock, a second reader would get nothing, which multiprocessing reports as exit code 255.
 _READS_EXIT_CODES = threading.Lock()
 
 
 def start_server() -> None:
-    """Start what processes are forked from, unless it is there; it imports while this process does something else."""
+    """Start the server that processes are forked from, unless it runs already. It imports in the background."""
     multiprocessing.set_forkserver_preload(IMPORTED)
     forkserver.ensure_running()
 
 
 class Processes:
-    """The processes under way, so that all can be told to save and stop; once that is said, none is started."""
+    """The running processes. `stop` tells all of them to save and stop; after that, `run` starts none."""
 
     def __init__(self, end_with: Sequence[int] = ()) -> None:
-        """Those under way are told, too, once one of these processes has ended, however it did."""
+        """The running processes are also told to stop when one of the processes `end_with` ends, for any reason."""
         self.stopping = False
         self._end_with = end_with
         self._under_way: list[BaseProcess] = []
 
     def run(self, arguments: list[str], log: Path, threads: int, lock: int, variables: Mapping[str, str] = {}) -> int:
-        """Run `python -m` with arguments, the lock and more variables of its environment to the end: its exit code."""
+        """Run `python -m` with arguments and return its exit code. It inherits `lock` and also has `variables`."""
         if self.stopping:
             return -signal.SIGTERM
-        # A run starts the processes of its devices itself: it is not to take a scheduler's job for its own.
+        # A run starts its device processes itself. It must not treat the scheduler's SLURM job as its own.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         environment |= {"OMP_NUM_THREADS": str(threads)} | dict(variables)
         with log.open("a") as out:
             process = begin(arguments, environment, {1: out.fileno(), 2: out.fileno(), lock: lock}, self._end_with)
         self._under_way.append(process)
-        if self.stopping:  # since the process was started
+        if self.stopping:  # `stop` was called after the first check
             process.terminate()
         code = exit_code(process)
         self._under_way.remove(process)
@@ -71,13 +71,13 @@ class Processes:
 def begin(
     arguments: list[str], environment: dict[str, str], files: Mapping[int, int], end_with: Sequence[int] = ()
 ) -> BaseProcess:
-    """Begin `python -m` with arguments in a forked process, in that environment alone.
+    """Start `python -m` with arguments in a forked process that has only this environment.
 
-    It inherits open files: what stands for 0, 1 and 2, and others under whichever number it gets. Where one of the
-    processes `end_with` ends, it is told to stop (on Linux).
+    The process inherits open files: those for 0, 1 and 2 under these numbers, others under any number. On Linux, it
+    is told to stop when one of the processes `end_with` ends.
     """
     start_server()
-    handed = [(number, Connection(os.dup(file))) for number, file in files.items()]  # these may be sent to it
+    handed = [(number, Connection(os.dup(file))) for number, file in files.items()]  # so that they can be sent
     become = partial(_become, arguments, environment, handed, end_with)
     process = multiprocessing.get_context("forkserver").Process(target=become)
     with _READS_EXIT_CODES:
@@ -86,7 +86,7 @@ def begin(
 
 
 def exit_code(process: BaseProcess) -> int:
-    """Wait for the end of a process; its exit code."""
+    """Wait for the end of a process and return its exit code."""
     connection.wait([process.sentinel])
     with _READS_EXIT_CODES:
         process.join()
@@ -97,14 +97,14 @@ def exit_code(process: BaseProcess) -> int:
 def _become(
     arguments: list[str], environment: dict[str, str], files: list[tuple[int, Connection]], end_with: Sequence[int]
 ) -> None:
-    """What `python -m` does with arguments, in a forked process; its files stay open while it lives."""
+    """Do what `python -m` does with arguments, in a forked process. The files stay open until it ends."""
     import torch
 
-    gc.freeze()  # the collector is to leave alone what all processes share
+    gc.freeze()  # so that the collector leaves alone the memory that all processes share
     for number, file in files:
         if number <= 2:
             os.dup2(file.fileno(), number)
-    for stream in (sys.stdout, sys.stderr):  # what is printed first stands first in the log, and an error last
+    for stream in (sys.stdout, sys.stderr):  # so that the log is in the order of printing, with an error last
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     os.environ.clear()

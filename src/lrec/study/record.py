@@ -1,6 +1,6 @@
-"""The record of a study: study.json with its grid and the state of each run, and the points of all finished runs.
+"""The record of a study: study.json with its grid and the state of each run, and all_points.jsonl of finished runs.
 
-The two files are all that another machine needs to go on with a study without training anything twice.
+Another machine needs only these two files to continue the study without training a run twice.
 """
 
 import json
@@ -22,8 +22,8 @@ from lrec.study.placement import placement
 
 class Record:
     def __init__(self, study: Study, runs: list[PlannedRun]) -> None:
-        """Open the study's folder, with the runs of the grid as it is now, and restore the points of finished runs
-        whose own folders were not kept; UserError where it holds something else."""
+        """Open the study's folder with the runs of the present grid, and restore the points of finished runs whose own
+        folders are gone. Raises UserError if the study's folder holds something else."""
         out = study.folder
         self.study, self.out = study, out
         self.folder, self.path, self._points = out / "runs", out / "study.json", out / "all_points.jsonl"
@@ -47,8 +47,8 @@ class Record:
         return run_of_study(self.out, run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
-        """Take the runs into the study, those of `restart` to begin anew, and return all but those of `skip`; UserError
-        where one was begun with other options than it now has, or is to be restarted while it is trained."""
+        """Add the runs to the study, delete what `restart` names, and return all runs except those in `skip`. Raises
+        UserError if a run began with other options than it has now, or if a run in `restart` is being trained."""
         for run in self.runs:
             if run.name in restart and is_running(self.trained(run).folder):
                 raise UserError(f"--restart {run.name}: it is under way: wait for its end, or stop it")
@@ -71,22 +71,22 @@ class Record:
         return [run for run in self.runs if run.name not in skip]
 
     def check_data(self, runs: list[PlannedRun]) -> None:
-        """UserError, before anything is trained, where a ladder has other data than its finished runs had."""
+        """Raise UserError, before training, if the data of a ladder are not those of its finished runs."""
         to_train: dict[str, PlannedRun] = {}
-        of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by hash of the data, whose they are
+        of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by data hash, where these data are from
         for run in runs:
             if (point := self.trained(run).result) is None:
                 to_train[run.ladder] = run
             elif point.data_hash:
-                of_ladder[run.ladder].setdefault(point.data_hash, f"those of run {run.name}")
+                of_ladder[run.ladder].setdefault(point.data_hash, f"the data of run {run.name}")
         for ladder, found in of_ladder.items():
             if ladder in to_train:
-                found.setdefault(to_train[ladder].open_data().data_hash, "those that are there now")
+                found.setdefault(to_train[ladder].open_data().data_hash, "the current data")
             if len(found) > 1:
                 (one, first), (two, second) = list(found.items())[:2]
                 raise UserError(
                     f"{self.out}: the data have changed: {first} have data_hash {one[:16]}, {second} {two[:16]}. "
-                    "Choose another --out, or bring the former data back"
+                    "Choose another --out, or restore the earlier data"
                 )
 
     def note(self, run: PlannedRun, outcome: Outcome) -> None:
@@ -96,7 +96,7 @@ class Record:
         self._write()
 
     def _in_one_precision(self, runs: list[PlannedRun]) -> list[PlannedRun]:
-        """The runs, with `trainer.precision auto` settled: as these runs have had it, or what is faster here."""
+        """The runs, with a value for `trainer.precision auto`: the one that runs had before, or the faster one here."""
         unsettled = [run for run in runs if run.config.value("trainer.precision") == "auto"]
         if not unsettled:
             return runs
@@ -104,7 +104,7 @@ class Record:
         kinds = {placement(run.config).kind for run in unsettled}
         if not had and len(kinds) > 1:
             raise UserError(
-                "trainer.precision auto: some runs train on CPUs, others on GPUs, and all have one precision: "
+                "trainer.precision auto: some runs train on CPUs, others on GPUs, but all need the same precision: "
                 "choose 32-true or bf16-mixed"
             )
         precision = had[0]["precision"] if had else auto_precision(*kinds)
@@ -115,7 +115,7 @@ class Record:
         return [replace(run, options=settled.get(run.name, run.options)) for run in runs]
 
     def _write(self) -> None:
-        """study.json, and the points of all finished runs, those that have left the grid too."""
+        """Write study.json, and the points of all finished runs, including those that are no longer in the grid."""
         study, runs = self.study, [asdict(run) for run in self.runs]
         finished = [run for file in find_points(self.folder) if (run := Run(file.parent)).result is not None]
         outside = {run.name for run in finished} & set(self._earlier) - set(self.state)
@@ -131,9 +131,9 @@ class Record:
 
 
 def changed_options(earlier: RunConfig, now: RunConfig) -> str:
-    """What differs in what is trained, in words. An option that came later counts as its default."""
+    """The differences in options that affect training, in words. An option missing in `earlier` has its default."""
     if earlier.trained_with == now.trained_with:
-        return ""  # the usual, without Lightning
+        return ""  # the usual case, without importing Lightning
     from lrec.training.lightning_cli import compose
 
     before = RunConfig(compose([f"--config={json.dumps(earlier.options)}"])).trained_with

@@ -1,4 +1,4 @@
-"""What a study leaves behind: report.html, report.md, fit.json and figures, also in TensorBoard."""
+"""Writes the results of a study: report.html, report.md, fit.json, and figures, which TensorBoard shows too."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from scipy.stats import ttest_1samp
 from lrec.common.files import read_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure
-from lrec.common.text_tables import rows_table
+from lrec.common.text_tables import amount, rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import Analysis, analyse
 from lrec.laws.figures import fit_figure
@@ -24,7 +24,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
 from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
-from lrec.study.answer import BESIDE, METRIC, Answer, amount, answer_of
+from lrec.study.answer import BESIDE, METRIC, Answer, answer_of
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
@@ -34,16 +34,16 @@ from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.price import price_rows
 from lrec.study.tuning import LR, Trial, Tuned
 
-# Figures of lrec's own metrics, of baselines and of validation; all others are those of the user's metrics.
+# Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
 LRECS = (
     r".*/|(HR|NDCG|MRR|coverage|popularity|recall|micro_recall|precision|MAP)@\d+(_\w+)?$|(loss|loss_se|targets\w*)$"
 )
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
-MISTUNED = 0.02  # nats
+MISTUNED = 0.02  # nats that a wrong rate or step may cost without a warning
 OUT_OF_LINE = 0.08  # nats above the line through a size's neighbours; ladders tuned by hand have up to 0.08 (go, decks)
-COUNTING = ("markov", "item-graph")  # baselines that know what follows what
+COUNTING = ("markov", "item-graph")  # baselines that count which item follows which
 
 
 def write_report(
@@ -55,11 +55,11 @@ def write_report(
     ngrams: Mapping[str, float] = {},
     late: Sequence[str] = (),
 ) -> str:
-    """Join the predictions with the large runs' losses, write everything into the study's folder, and return report.md;
-    `unfit` says of ladders why they have no law, `ngrams` what loss counting alone has on the test targets, and `late`
-    which large runs the hours did not allow.
+    """Compare the predictions with the large runs, write everything into the study's folder, and return report.md.
 
-    But for what runs took, an interrupted study ends with the same report as an undisturbed study.
+    `unfit` has the reason for each ladder without a law, `ngrams` the test loss of each n-gram model, and `late` the
+    large runs for which there was no time. Except for times, an interrupted study ends with the same report as a study
+    without interruption.
     """
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
@@ -93,7 +93,7 @@ def write_report(
             said = [re.sub(r"\*", "", sentence) for sentence in (*warned, *judged[3:])]
             if found := answer_of(study, analysis, longest, of_longest, said):
                 answers.append((found, analysis))
-    # Of several ladders, the one whose largest network is the best; of equal ones the first.
+    # The answer comes from the ladder whose largest network is the best; if some are equal, from the first.
     best = max(answers, key=lambda each: each[0].columns[0].value, default=None)
     answer = best and best[0]
     shown: dict[str, Any] = {"name": study.name, "answer": answer, "metric": METRIC, "beside": BESIDE}
@@ -111,13 +111,13 @@ def write_report(
 
 
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float]) -> list[str]:
-    """A warning before everything else, where most fitted sizes lose to counting what follows what.
+    """A warning at the top of the report if most fitted sizes have a higher loss than a counting baseline.
 
-    n-grams count where the largest of them loses too: their tables hold more than the smallest networks can, however
-    long these are trained.
+    n-grams are compared only if the largest fitted size loses to them too: their tables hold more than the smallest
+    networks can, even after long training.
     """
     fitted = [points[run.name] for run in of_all_data(runs) if not (run.held_out or points[run.name].diverged)]
-    losing: dict[str, set[str]] = defaultdict(set)  # sizes by the baseline that is the best one before them
+    losing: dict[str, set[str]] = defaultdict(set)  # for each baseline, the sizes that lose most to it
     largest = max((point.N_body, point.test_loss or math.inf) for point in fitted)[1] if fitted else -math.inf
     ahead_of_all = {name: loss for name, loss in ngrams.items() if loss < largest}
     for point in fitted:
@@ -135,14 +135,14 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     return [
         "**Under-trained: slopes describe training, not size.** "
         f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
-        "More targets, smaller steps (data.targets_per_step) or a tuned rate (--tune '[lr]') may help."
+        "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
     ]
 
 
 def _law(
     study: Study, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit
 ) -> tuple[list[str], Analysis]:
-    """What was predicted, what became of it, and a warning where the prediction in force is none."""
+    """The prediction of a ladder, its result, and a warning if large runs were trained before the prediction."""
     out, every_point, held_out = study.folder, ladder.fit.points, None
     finished = [run for run in runs if not points[run.name].diverged]
     if any(run.held_out for run in finished):
@@ -162,7 +162,7 @@ def _law(
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
     written = read_json(out / "prediction.json", {"trained_before": [], "ladders": []})
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
-        sections.append("The metrics were forecast after the held-out runs, from the same small sizes as the loss.")
+        sections.append("The metrics were forecast after the held-out runs, but from the same small sizes as the loss.")
     if mine := [name for name in written["trained_before"] if name in points]:
         earlier = "; prediction-*.json are the earlier predictions" if any(out.glob("prediction-*.json")) else ""
         sections.append(f"Not a prediction: {', '.join(mine)} had been trained before it was written{earlier}.")
@@ -175,7 +175,7 @@ def _floor(points: dict[str, Point]) -> float | None:
 
 
 def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
-    """Loss against compute, at equal compute and against epochs, for each variant; links to them."""
+    """Save figures of the loss against compute, at equal compute and against epochs for each variant; return links."""
     links = []
     for variant in dict.fromkeys(run.variant for run in runs):
         mine = [run for run in runs if run.variant == variant and not points[run.name].diverged]
@@ -190,12 +190,12 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
                 path = out / "figures" / variant / f"{name}.png"
                 save_figure(path, figure)
                 links.append(f"![{alt_text(figure)}]({path.relative_to(out)})")
-    note = "Validation losses of all evaluations; those within a run come before its learning rate has fallen."
+    note = "Validation losses of all evaluations. Before the end of a run, its learning rate has not fallen yet."
     return ["## Compute and repetition", note, *links] if links else []
 
 
 def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
-    """The trials that came out best, what follows from them, and what the runs' rates and steps may cost."""
+    """The best trials, the rule and options that follow from them, and what the runs' rates and steps may cost."""
     rows = [["size", "targets", "trials", "lr", "targets_per_step", "dropout", "val loss"]]
     groups: dict[tuple[str, int], list[Trial]] = defaultdict(list)
     for trial in tuned.trials:
@@ -209,12 +209,12 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
     others = [f"{option} = {value:g}" for option, value in tuned.options.items()]
     of_all = of_all_data(runs)
     worst = max(of_all, key=tuned.cost)
-    cost = f"Rates and steps as these are expected to cost at most {tuned.cost(worst):.3f} nats ({worst.name})."
+    cost = f"These learning rates and steps are expected to cost at most {tuned.cost(worst):.3f} nats ({worst.name})."
     return ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join([rule, *others])}. {cost}"]
 
 
 def _mistuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
-    """A warning where the trials contradict the rates of runs."""
+    """A warning if the trials show that runs have a wrong learning rate."""
     missed = [run for run in of_all_data(runs) if tuned.cost(run) > MISTUNED and tuned.is_off(run)]
     if not missed:
         return []
@@ -225,7 +225,7 @@ def _mistuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
 
 
 def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
-    """Standard errors over users, and every step in size paired over them, where runs have losses by target."""
+    """Standard errors over users, and paired differences between sizes, if runs have the loss on each target."""
     losses: dict[str, list[pl.DataFrame]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
         path = run_of_study(out, run.name).target_losses_file
@@ -272,21 +272,21 @@ def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
 
 
 def _own_metrics(points: dict[str, Point]) -> list[str]:
-    """The user's metrics that the runs were tested with; of several k, that of 10."""
+    """The user's own metrics in the tests of the runs; of metrics with a k, only those with k = 10."""
     tested = dict.fromkeys(name.removeprefix("test/") for point in points.values() for name in point.metrics)
     own = [name for name in tested if not re.match(LRECS, name) and not name.endswith("_se")]
     return [name for name in own if "@" not in name or name.removesuffix("_unseen").endswith("@10")]
 
 
 def _baselines(point: Point) -> list[str]:
-    """Popularity, and the baseline with the least test loss where that is another."""
+    """Popularity, and the baseline with the lowest test loss if that is another one."""
     found = (re.fullmatch("test/([^/]+)/loss", name) for name in point.metrics)
     losses = {name[1]: loss for name in found if name and math.isfinite(loss := point.metric(name[0]))}
     return list(dict.fromkeys(["popularity", *sorted(losses, key=losses.__getitem__)[:1]]))
 
 
 def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
-    """What the table says, in words: monotone or not, the best size, what diverged, the floor."""
+    """The table in words: whether the loss falls with size, the best size, the diverged runs, and the floor."""
     means, findings = _mean_losses(runs, points), list[str]()
     if len(means) > 1:
         rises = [f"{small} to {large}" for small, large in pairwise(means) if means[large] >= means[small]]
@@ -305,7 +305,7 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
 
 
 def _mean_losses(runs: list[PlannedRun], points: Mapping[str, Point]) -> dict[str, float]:
-    """The mean test loss over the seeds, by size in order of N_body."""
+    """The mean test loss over the seeds of each size, in order of N_body."""
     losses: dict[str, list[float]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
         loss = points[run.name].test_loss
@@ -315,12 +315,12 @@ def _mean_losses(runs: list[PlannedRun], points: Mapping[str, Point]) -> dict[st
 
 
 def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
-    """A warning for each size whose loss its neighbours contradict, in any ladder with all data."""
+    """A warning for each size whose loss is too high between its neighbours, in the ladders with all data."""
     n_body, warned = {point.size: point.N_body for point in points.values()}, list[str]()
     for ladder, mine in by_ladder(of_all_data(runs)).items():
         losses = _mean_losses(mine, points)
         for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
-            # Above the line through its neighbours, in ln N_body.
+            # The loss above the line through the neighbours; the line is straight in ln N_body.
             place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
             excess = losses[size] - (1 - place) * losses[small] - place * losses[large]
             if excess > OUT_OF_LINE:
@@ -332,18 +332,18 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
 
 
 def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
-    """A row per fraction, size and variant, and what stands out of the seeds' noise by a paired t-test at 95 %; nothing
-    with one variant.
+    """A table with a row per fraction, size and variant, and the differences that exceed the noise between seeds.
 
-    Mean ± standard deviation over the seeds; differences from the first variant over the seeds that finished in both,
-    ± their standard error. A variant of another domain has other targets, and no differences.
+    Empty if there is one variant. Cells are means over the seeds ± standard deviation. Differences are from the first
+    variant, over the seeds that finished in both, ± standard error; a paired t-test at 95 % compares them with the
+    noise. A variant of another domain has other targets, so it has no differences.
     """
     variants = list(dict.fromkeys(run.variant for run in runs))
     if len(variants) < 2:
         return []
     base = variants[0]
     domains = {run.variant: run.config.value("data.only_domain") for run in runs}
-    finished: dict[tuple[float, str, str], dict[int, Point]] = defaultdict(dict)  # by seed
+    finished: dict[tuple[float, str, str], dict[int, Point]] = defaultdict(dict)  # the inner key is the seed
     for run in runs:
         if not points[run.name].diverged:
             finished[run.fraction, run.size, run.variant][run.seed] = points[run.name]
@@ -374,7 +374,7 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
 
 
 def _mean(values: list[float], sign: str = "", of_mean: bool = False) -> str:
-    """Mean ± standard deviation, or ± that of the mean. One value has no deviation; no value is an empty cell."""
+    """Mean ± standard deviation, or ± standard error. One value has no deviation; without values, the cell is empty."""
     if len(values) < 2:
         return "".join(f"{value:{sign}.4f}" for value in values)
     return f"{mean(values):{sign}.4f} ± {stdev(values) / (math.sqrt(len(values)) if of_mean else 1):.4f}"

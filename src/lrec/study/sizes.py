@@ -33,21 +33,21 @@ def sizes(
     """Print parameters, FLOPs per interaction, and memory and traffic per rank of each size.
 
     Args:
-        sizes: Entries of the ladder; all by default.
-        data: A store (see lrec data prepare): its catalogue and the lengths of its training windows, after the split by
-            last items. Without it items counts, and every window is full.
-        items: Catalogue size where no data is given.
+        sizes: Names of sizes, or shapes such as 2x96; all named sizes by default.
+        data: A store (see lrec data prepare). Its catalogue and the lengths of its training windows are used, after a
+            leave-one-out split. Without it, the catalogue has `items` items, and every window is full.
+        items: Number of items in the catalogue, if there is no data.
         max_len: Longest input, in items.
-        targets_per_step: Targets of a global step, over all ranks and accumulated batches.
-        ranks: Processes that share a step, one for each GPU.
-        shards: Ranks that share the blocks' parameters, gradients and moments: all by default (FSDP), those of a node
-            (hybrid), 1 for DDP. Where it is not 1, all ranks share the item table.
-        accumulation: Micro-batches that a rank accumulates in a step.
-        precision: Precision of training, as trainer.precision; bf16-mixed with shards is FSDP2's param_dtype bfloat16.
-        checkpointing: Whether activations of the blocks are computed again in the backward pass.
-        device: What trains; full softmax holds more logits at once on cuda.
-        architecture: What a block is made of.
-        dropout: Dropout rates; any but 0 needs memory for its masks.
+        targets_per_step: Targets of a step, over all ranks and accumulated micro-batches.
+        ranks: Number of processes that share a step, one for each GPU.
+        shards: Number of ranks that share the blocks' parameters, gradients and moments: all by default (FSDP), the
+            ranks of a node (hybrid), or 1 (DDP). If it is not 1, all ranks share the item table.
+        accumulation: Number of micro-batches that a rank accumulates in a step.
+        precision: As in trainer.precision; bf16-mixed with shards is FSDP2's param_dtype bfloat16.
+        checkpointing: Whether the backward pass computes the activations of the blocks again.
+        device: Device that trains; full softmax holds more logits at once on cuda.
+        architecture: Parts of a block.
+        dropout: Dropout rates; a rate above 0 needs memory for its masks.
         out: JSON file for the same figures, in bytes and FLOPs.
     """
     counts = {"max_len": max_len, "targets_per_step": targets_per_step, "ranks": ranks}
@@ -87,8 +87,8 @@ def sizes(
 
 
 def _of_store(path: Path, max_len: int) -> tuple[int, float]:
-    """Items of a store's catalogue, and positions that one attends to on average, itself included."""
-    from lrec.data.batching.train_batches import BatchPlan  # and torch with it
+    """The catalogue size of a store, and the mean number of positions that a position attends to, itself included."""
+    from lrec.data.batching.train_batches import BatchPlan  # imports torch
 
     split = LastItems()(Store.open(path))
     part = training_part(split, Reduction())
@@ -114,7 +114,7 @@ def _memory(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _traffic(rows: list[dict[str, Any]]) -> list[str]:
-    """What a rank receives in a step, in MB, beside what it computes meanwhile."""
+    """What a rank receives in a step, in MB, and what it computes in this step."""
     parts = (*cost.Traffic._fields, "received")
     cells = [["MB a step", *parts, "TFLOP", "FLOP/B"]]
     for row in rows:
@@ -125,5 +125,5 @@ def _traffic(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _aligned(rows: list[list[str]], widths: list[int]) -> list[str]:
-    """Names to the left, numbers to the right."""
+    """Lines with the first column aligned to the left and all others to the right."""
     return [row[0].ljust(widths[0]) + "".join(map(str.rjust, row[1:], widths[1:])) for row in rows]

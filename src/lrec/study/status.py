@@ -1,4 +1,4 @@
-"""How far a study's runs are, from what is on disk."""
+"""The progress of a study's runs, read from disk."""
 
 import math
 import shutil
@@ -12,11 +12,11 @@ from lrec.run import Run
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import is_running
 
-LINE_S = 60.0  # between two lines of a log about a run
+LINE_S = 60.0  # between two log lines about the same run
 
 
 def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> str:
-    """State, losses and progress of every run; what is on disk in `folder` is newer than the `known` states."""
+    """A table of the state, losses and progress of every run. Files in `folder` count more than the `known` states."""
     width = max([30, *(len(run.name) for run in runs)]) + 2
     head = f"{'run':<{width}}{'':<9}{'state':<12}{'epochs':>8}{'steps':>9}"
     lines = [head + "".join(f"{title:>10}" for title in ("train", "val", "best val", "test", "hours"))]
@@ -36,7 +36,7 @@ def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> s
 
 
 def _state(run: Run, known: str) -> str:
-    """running, finished, diverged, unfinished (it resumes where it stopped), or what is known of it."""
+    """running, finished, diverged, unfinished (it can resume where it stopped), or else the `known` state."""
     if is_running(run.folder):
         return "running"
     if point := run.result:
@@ -45,23 +45,23 @@ def _state(run: Run, known: str) -> str:
 
 
 def _progress(run: Run) -> str:
-    """What a run that is under way is doing, in its own words."""
+    """What a running run is doing now, from its progress file."""
     with suppress(FileNotFoundError):
         return run.progress_file.read_text(encoding="utf-8").strip()
     return "beginning" if run.result is None else "ending"
 
 
 class Live:
-    """How far the runs under way are: on a terminal, a table that is drawn over itself; in a log, a line about each as
-    it begins, at its first evaluation, and every minute."""
+    """Shows the progress of the running runs. A terminal gets a table that is drawn again in the same place. A log gets
+    a line about each run when it begins, at its first evaluation, and every minute."""
 
     def __init__(self, runs: list[PlannedRun], folder: Path) -> None:
         self.runs, self.folder = runs, folder
-        self.lines = 0  # of the table that is drawn now
-        self._said: dict[str, tuple[int, float]] = {}  # of a run: how many evaluations there were, and when that was
+        self.lines = 0  # of the table that is on the screen now
+        self._said: dict[str, tuple[int, float]] = {}  # by run: evaluations at its last line, time of that line
 
     def show(self) -> None:
-        """Show how far they are, in place of what was shown before; to a log, what is new."""
+        """Draw the table in place of the last one; in a log, print only what is new."""
         under_way = [run for run in self.runs if is_running(self.folder / run.name)]
         if sys.stderr.isatty():
             self._draw(under_way)
@@ -71,21 +71,21 @@ class Live:
                 print(f"{run.name}: {news}", flush=True)
 
     def clear(self) -> None:
-        """Take the table away, so that a line can be printed above the next one."""
+        """Remove the table, so that a line can be printed above the next table."""
         if self.lines:
             print(f"\x1b[{self.lines}F\x1b[J", end="", file=sys.stderr, flush=True)
             self.lines = 0
 
     def _draw(self, under_way: list[PlannedRun]) -> None:
         self.clear()
-        columns, rows = shutil.get_terminal_size()  # what does not fit could not be drawn over
+        columns, rows = shutil.get_terminal_size()  # lines that do not fit could not be removed
         table = runs_table(under_way, self.folder, {})
         shown = [line[: columns - 1] for line in table.splitlines()[: rows - 1]]
         print(*shown, sep="\n", file=sys.stderr, flush=True)
         self.lines = len(shown)
 
     def _news(self, run: Run) -> str:
-        """What there is to say of a run; nothing where that was a moment ago."""
+        """A line about a run; empty if the last one was printed less than `LINE_S` ago."""
         points, now = run.points, time.monotonic()
         evaluations, when = self._said.get(run.name, (-1, -math.inf))
         if now < when + LINE_S and (evaluations or not points):

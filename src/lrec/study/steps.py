@@ -1,4 +1,4 @@
-"""The ladder of a finished study, and single changes to the runs of one of its sizes: steps that it could take next."""
+"""The ladder of a finished study, and possible next steps: single changes to the runs of one of its sizes."""
 
 import json
 import math
@@ -32,8 +32,8 @@ class Ladder:
     """The finished runs of a study's first variant with the most data and the longest training, by size.
 
     Attributes:
-        runs: Those of the size that steps are compared at.
-        losses: Of each size, a table for each run: the loss on each test target.
+        runs: The runs of the size at which steps are compared.
+        losses: By size, a table for each run with its loss on each test target.
         curve: The mean loss over these targets, by N_body.
     """
 
@@ -63,15 +63,15 @@ class Ladder:
         self._rates = [runs[0].config.value(LR) for runs in by_size.values()]
 
     def losses_of(self, folder: Path, run: PlannedRun) -> pl.DataFrame:
-        """The loss on each test target of a run; UserError where it was not kept."""
+        """A run's loss on each test target, or also on trajectories if y says so. UserError if the file is missing."""
         file = run_of_study(folder, run.name).target_losses_file
         if not file.is_file():
-            raise UserError(f"{file}: not there, and steps are compared target by target: train the study here")
+            raise UserError(f"{file} is missing, but steps are compared target by target: train the study here")
         table = pl.read_parquet(file, glob=False)
         return table if self.y == "trajectory_loss" else table.filter(pl.col("step") == 0)
 
     def hours_at(self, n_body: float) -> float:
-        """Hours of a size as a multiple of those of this one: the ladder's, in ln N; beyond, as they rose last."""
+        """Hours of a size / hours of this size: interpolated in ln N; above the ladder, as they rise at its end."""
         t_S = np.log(self.sizes)
         beyond = max(math.log(n_body) - t_S[-1], 0) * (self._log_hours_S[-1] - self._log_hours_S[-2])
         here, there = np.interp(np.log([self.n_body, n_body]), t_S, self._log_hours_S)
@@ -94,7 +94,7 @@ class Ladder:
         return steps
 
     def planned(self, name: str, options: Options) -> list[PlannedRun]:
-        """The runs of a step: this size's, with other options; another size has the rate that the ladder has there."""
+        """The runs of a step: those of this size with other options. A new size gets the ladder's rate for it."""
         with importing():
             from lrec.training.lightning_cli import compose
         runs = []
@@ -113,17 +113,17 @@ class Ladder:
         return float(f"{math.exp(log_rate):.4g}")
 
     def check_targets(self, runs: Sequence[PlannedRun]) -> None:
-        """UserError where a step would be tested on other targets, or among other items, than this size was."""
+        """Raise UserError if a step would be tested on other targets, or with another catalogue, than this size."""
         hashes: dict[str, str] = {}
         for run in (self.runs[0], *runs):
             key = json.dumps(run.config.nested["data"] | {"seed": 0}, default=str)
             hashes[key] = hashes.get(key) or _targets_hash(run)
             if hashes[key] != next(iter(hashes.values())):
-                raise UserError(f"step {run.variant}: other test targets or items than the study's: not comparable")
+                raise UserError(f"step {run.variant}: other test targets or items than in the study, not comparable")
 
 
 def _targets_hash(run: PlannedRun) -> str:
-    """Of the test targets of a run, users and items, and of the catalogue."""
+    """A hash of the test targets of a run (users and items), and of its catalogue."""
     data = run.open_data()
     cuts, (tested, _) = data.cuts, data.evaluated("test")
     raw_ids = cuts.store.item_table["raw_id"]
@@ -134,17 +134,17 @@ def _targets_hash(run: PlannedRun) -> str:
 
 
 def mean_loss(tables: Sequence[pl.DataFrame]) -> float:
-    """Over all targets and runs."""
+    """The mean loss over all targets and runs."""
     return float(np.mean([table["loss"].to_numpy().mean() for table in tables]))
 
 
 def result_of(folder: Path, run: PlannedRun) -> Point:
-    """What a finished run of a study came to."""
+    """The result of a finished run of a study."""
     point = run_of_study(folder, run.name).result
     assert point is not None
     return point
 
 
 def hours_of(folder: Path, runs: Sequence[PlannedRun]) -> float:
-    """Hours of the clock that runs took on average, from the first step to the last evaluation."""
+    """The mean hours of the clock that runs took, from the first step to the last evaluation."""
     return float(np.mean([run_of_study(folder, run.name).points[-1].wall_s for run in runs])) / 3600

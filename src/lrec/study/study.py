@@ -1,7 +1,7 @@
-"""A scaling study: train the small sizes, fit a law, write the prediction, only then train the large sizes, and judge.
+"""A scaling study: train the small sizes, fit a law, write the prediction, then train the large sizes, and compare.
 
-Started again, a study resumes where it stopped: finished runs are kept, an unfinished one is resumed, and a larger grid
-trains only what is new.
+If a study is started again, it continues where it stopped: finished runs are kept, unfinished runs are resumed. If its
+grid is larger now, only the new runs are trained.
 """
 
 from contextlib import suppress
@@ -43,7 +43,7 @@ def run_study(study: Study) -> None:
     every_run = [*trials, *record.runs]
     names = {run.name for run in every_run}
     if unknown := [name for name in (*study.restart, *study.skip) if name not in names]:
-        raise UserError(f"{unknown[0]} is none of the study's runs, which --status true lists")
+        raise UserError(f"{unknown[0]} is none of the study's runs: --status true lists them")
     if study.cluster is not None:
         check_accelerators(every_run, study.cluster)
     if study.status:
@@ -67,7 +67,7 @@ def run_study(study: Study) -> None:
 
 
 def few_steps(run: PlannedRun) -> str | None:
-    """A sentence where a run takes fewer steps than it should, if loss is to tell sizes apart."""
+    """A warning if a run takes too few steps for the loss to show the effect of size; None if it takes enough."""
     from lrec.training import lightning_options
 
     if run.config.value("trainer.max_time") is not None:
@@ -90,7 +90,7 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         print(f"fitting {fitted}{ladder and f' of {ladder}'}", flush=True)
         try:
             ladders.append(fit_ladder(study, mine, runs))
-        except UserError as error:  # too few of its runs did not diverge
+        except UserError as error:  # too many of its runs diverged
             unfit[ladder] = str(error)
     runs = [run for run in runs if not (run.held_out and run.ladder in unfit)]
     late = list[str]()
@@ -101,9 +101,9 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         write_prediction(study, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
-    from lrec.evaluation.ngrams import losses_of_test  # and torch with it
+    from lrec.evaluation.ngrams import losses_of_test  # imports torch
 
-    ngrams = dict[str, float]()  # what counting has on the test targets; nothing where their data are gone
+    ngrams = dict[str, float]()  # test losses of n-grams; empty if the data are gone
     with suppress(UserError):
         ngrams = losses_of_test(of_all_data(runs)[0].open_data())
     report = write_report(study, runs, ladders, unfit, tuned, ngrams, late)

@@ -1,7 +1,7 @@
-"""`lrec update`: new rows behind a run's data, its network trained on with them, and the better of the two named.
+"""`lrec update`: add new rows to a run's data, continue the training of its network, and keep the better network.
 
-The new rows are cut in time: most train, some validate, and the newest judge the old network, the new one and, if
-asked for, a full retraining, on the same targets. What was killed and is started again ends as if undisturbed.
+Most new rows are for training, later ones for validation. On the same targets of the newest ones, lrec compares the old
+network, the new one and, if asked for, a full retraining. An update that is killed and restarted has the same result.
 
 Shape suffixes: N new rows, U users, I items of the store.
 """
@@ -40,12 +40,12 @@ OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
 
 @dataclass(frozen=True)
 class Base:
-    """What an update begins with."""
+    """The run, recipe and data that an update begins with."""
 
     run: Run
-    config: RunConfig  # of the run that the first update began with: its recipe
+    config: RunConfig  # the recipe: the options of the run that the first update began with
     store: Store
-    trained_until: int  # time of the last interaction that trained it, in the source's unit
+    trained_until: int  # time of the last interaction in its training, in the source's unit
 
 
 def update(
@@ -60,17 +60,17 @@ def update(
     full: bool = False,
     trust: bool = False,
 ) -> None:
-    """Append new rows to a run's data, train its network on with them, and keep the better one.
+    """Append new rows to a run's data, continue the training of its network on them, and keep the better network.
 
     Args:
-        run: A run of lrec fit, or the folder of an earlier update, whose kept model and data are gone on with.
-        data: File, folder or glob of the new rows, in the columns of the run's data; with times.
+        run: A run of lrec fit, or the folder of an earlier update, whose kept model and data are then used.
+        data: File, folder or glob of the new rows, with the columns of the run's data and with times.
         out: Folder of the update; by default RUN-updated.
-        steps: Steps of the optimizer; null: one pass over new rows and replay.
-        lr: Peak learning rate; null: a quarter of the run's.
-        replay: Share of the users whose whole histories are trained on again.
-        judge: Share of the new rows, the newest, that judge the models; half as many before them validate.
-        full: Train the run's whole recipe anew, too, on the same data, and judge it beside the two.
+        steps: Number of optimizer steps; null: one pass over the new rows and the replay.
+        lr: Peak learning rate; null: a quarter of the run's peak learning rate.
+        replay: Share of the users whose whole histories the network trains on again.
+        judge: Share of the new rows that judge the models: the newest. Half as many before them are for validation.
+        full: Also train a new network from the beginning, with the run's recipe on the same data, and compare it.
         trust: Import classes that the run names and that are not lrec's own.
     """
     check_range("--judge", judge, above=0, at_most=0.5)
@@ -85,7 +85,7 @@ def update(
     held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if held and read_json(plan) != asked:
         raise UserError(f"--out {out} holds another update, or something else: choose another")
-    warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse in time
+    warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse before it writes
     store = _appended(base, new, split)
     with locked(lock_of(out), f"another update is under way in {out}: wait for its end, or choose another --out"):
         write_json(plan, asked)
@@ -94,7 +94,7 @@ def update(
         options |= {FULL: windowed(config, store, split)} if full else {}
         points = dict[str, Point]()
         for name, each in options.items():
-            print(f"  training {out / name}: its log.txt and progress tell how far", file=sys.stderr, flush=True)
+            print(f"  training {out / name}: see its files log.txt and progress", file=sys.stderr, flush=True)
             points[name] = carry_out(out / name, each, "update")
         minutes = {name: point.wall_s / 60 for name, point in points.items()}
         folders = {OLD: base.run.folder} | {name: out / name for name, point in points.items() if not point.diverged}
@@ -116,7 +116,7 @@ def update(
 
 
 def _base(folder: Path, trust: bool) -> Base:
-    """The run to begin with, its data and how far it was trained; UserError where they cannot be gone on with."""
+    """The run to begin with, its data and the time of its last training row. UserError if they cannot be updated."""
     if earlier := read_json(folder / UPDATE):
         kept, config = Run(Path(earlier["serve"])), RunConfig(earlier["options"])
         _refuse_untrusted(config, trust, folder / UPDATE)
@@ -126,12 +126,12 @@ def _base(folder: Path, trust: bool) -> Base:
         _refuse_untrusted(run.config, trust, run.config_file)
         if run.config.value("data.reduction.since") is not None:
             raise UserError(
-                f"{folder} was trained by an update: name the folder of that, which has the run's own recipe"
+                f"{folder} was trained by an update: name the folder of this update, which has the original recipe"
             )
         data = datamodule_of(run.config.options)
         store = data.open_store()
         if store.times_N is None:
-            raise UserError(f"{store.path} has no times, by which an update tells what is new")
+            raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
         cuts = data.cut(store)
         trains_U = cuts.train_U > 0
         last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
@@ -144,14 +144,14 @@ def _base(folder: Path, trust: bool) -> Base:
 
 
 def _refuse_untrusted(config: RunConfig, trust: bool, where: Path) -> None:
-    """UserError where what is trained with names a class that is neither lrec's own nor trusted."""
+    """Raise UserError if the options name a class that is neither lrec's own nor trusted."""
     trainer = config.options.get("trainer") or {}
     classes = {name: trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")}
     check_trusted(classes | {name: config.options[name] for name in ("data", "model")}, trust, where)
 
 
 def _reader(base: Base, data: Path) -> InteractionsDataModule:
-    """The new rows, read as those of the store were."""
+    """A data module that reads the new rows as those of the store were read."""
     reading = base.store.meta["reading"]
     columns = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
     data_dir, memory_gib = (base.config.value(f"data.{name}") for name in ("data_dir", "memory_gib"))
@@ -161,8 +161,8 @@ def _reader(base: Base, data: Path) -> InteractionsDataModule:
 
 
 def _windows(base: Base, data: Path, judge: float) -> tuple[GlobalTemporal, int]:
-    """Where the new rows are cut, and how many are not newer than what trained the run. All of them are read and
-    checked, while nothing is written."""
+    """The split of the new rows by time, and how many are not newer than the run's training data. Reads and checks all
+    new rows, and writes nothing."""
     raw = _reader(base, data).read()
     assert not isinstance(raw.frame, pl.DataFrame)
     times = [frame["time"].to_numpy() for frame in raw.frame]
@@ -175,15 +175,15 @@ def _windows(base: Base, data: Path, judge: float) -> tuple[GlobalTemporal, int]
     first, last = newer_N[cuts].tolist() if len(newer_N) else (0, 0)
     if len(newer_N) == 0 or not newer_N[0] < first < last:
         raise UserError(
-            f"{data}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on: too "
-            "few, or too many of one time, to train, validate and judge on"
+            f"{data}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on. They "
+            "are too few, or too many have the same time, to train, validate and judge"
         )
     return GlobalTemporal(first, last, "all"), len(times_N) - len(newer_N)
 
 
 def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) -> Path:
-    """The store of old and new rows; UserError, and no store, where none is new, or the cut leaves nothing to train or
-    judge on."""
+    """Make the store of old and new rows. Raises UserError, and leaves no store, if no row is new, or if the split has
+    no row to train or to judge on."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
@@ -199,7 +199,7 @@ def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) ->
 
 
 def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust: bool) -> dict[str, Any]:
-    """Each model's figures on the newest window, which of them is kept, and how far the new rows have drifted."""
+    """Each model's figures on the newest window, the name of the model to keep, and the drift of the new rows."""
     data = datamodule_of(options)
     data.setup("test")
     targets, _ = data.evaluated("test")
@@ -207,7 +207,7 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     frames = {name: judged(model, data.cuts, targets) for name, model in models.items()}
     frames[POPULARITY] = judged_popularity(data.cuts, targets, data.max_len)
     figures = summary(frames)
-    kept = max(models, key=lambda name: figures[name][FIGURES[-1]])  # of equal ones the first, the old one
+    kept = max(models, key=lambda name: figures[name][FIGURES[-1]])  # the old model if it is as good as the others
     drift = _drift(base.store, data.store, models[OLD].item_ids)
     before = base.run.result.test_loss if base.run.result is not None else None
     drift |= {"loss_before": before, "loss_in_window": float(frames[OLD]["loss"].drop_nulls().to_numpy().mean())}
@@ -218,8 +218,8 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
 
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
-    """Of the new rows: their share on items that the old network does not know, and how far their popularity q lies
-    from p, the old rows': the total variation distance, sum |p - q| / 2, and about that of as many draws from p."""
+    """The new rows' share on items that the old network does not know, and the total variation distance of popularity
+    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p."""
     joined = new.item_table.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
     old_I = joined["count_old"].fill_null(0).to_numpy()
     new_I = joined["count"].to_numpy() - old_I
@@ -247,19 +247,19 @@ def _report(record: dict[str, Any], base: Base) -> str:
     lines = [
         f"# Update of {base.run.folder}",
         f"Judged on {window['targets']:,} targets of {window['users']:,} users, from {window['from']} to "
-        f"{window['until']}; none of them has trained or chosen any of the models. ± is a standard error, users being "
-        "drawn; losses are those of the targets that all models know, in the ranking an unknown target is a miss.",
+        f"{window['until']}. None of them was used to train a model or to choose its checkpoint. ± is a standard error "
+        "over users. A loss is a mean over the targets that all models know. An unknown target is a miss.",
         rows_table(rows, text=(0,)),
-        f"Kept: {record['kept']}, {record['serve']}. It has the best {FIGURES[-1]}. The newest window has not trained "
-        f"it; the next update will. Trained with a rate of {lr:g} and a replay of {replay:g} of the users.",
+        f"Kept: {record['kept']}, {record['serve']}. It has the best {FIGURES[-1]}. It was not trained on the newest "
+        f"window; the next update is. Learning rate of this update: {lr:g}; replay: {replay:g} of the users.",
         f"Drift of {drift['rows']:,} new rows: {drift['unknown_items']:.1%} are on items that the old model does not "
-        f"know. Their popularity lies {drift['distance']:.3f} from that of the old rows (total variation; about "
-        f"{drift['distance_by_chance']:.3f} by chance). Loss of the old model: {before} on its own test targets, "
-        f"{drift['loss_in_window']:.4f} in the window.",
+        f"know. The distance of popularity between the new and the old rows is {drift['distance']:.3f} (total "
+        f"variation; about {drift['distance_by_chance']:.3f} by chance). The loss of the old model is {before} on its "
+        f"own test targets, and {drift['loss_in_window']:.4f} in the window.",
     ]
     if record["late_rows"]:
         lines.append(
-            f"{record['late_rows']:,} rows are not newer than what trained the old model: the replay alone has them."
+            f"{record['late_rows']:,} rows are not newer than what trained the old model: they count as old rows."
         )
     if record["diverged"]:
         lines.append(f"Diverged, and left out: {', '.join(record['diverged'])}.")

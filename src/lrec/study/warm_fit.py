@@ -1,4 +1,4 @@
-"""How a trained network is trained on with newer data: the options of that `lrec fit`, and carrying it out."""
+"""Continue the training of a network on newer data: the options of this `lrec fit`, and the training itself."""
 
 import os
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from lrec.run import Point, RunConfig
 from lrec.study.grid import PlannedRun, changed
 from lrec.study.launch import Training
 
-# Of a run's own learning rate: its network is trained already, and Adam's moments begin anew.
+# Share of the run's own learning rate: its network is trained already, and Adam's moments start from zero.
 LR_SHARE = 0.25
 
 
@@ -20,9 +20,9 @@ LR_SHARE = 0.25
 class Recipe:
     """What an update trains on, how long and how fast."""
 
-    steps: int | None = None  # of the optimizer; None: one pass over new and replayed histories
-    lr: float | None = None  # the peak; None: `LR_SHARE` of that of the run
-    replay: float = 0.1  # share of the users whose whole histories are trained on again, by the hash of their ids
+    steps: int | None = None  # of the optimizer; None: one pass over the new rows and the replayed histories
+    lr: float | None = None  # the peak; None: `LR_SHARE` times the run's peak
+    replay: float = 0.1  # share of the users, by the hash of their ids, whose whole histories are used again
 
     def __post_init__(self) -> None:
         check_range("--steps", self.steps, at_least=1)
@@ -31,29 +31,29 @@ class Recipe:
 
 
 def windowed(config: RunConfig, store: Path, split: GlobalTemporal) -> dict[str, Any]:
-    """The options of a run, as config.yaml nests them, on another store with another cut in time: a full retraining."""
+    """The options of a full retraining, nested as in config.yaml: the run's, with another store and another split."""
     return changed(config.options, {"data.store": str(store), "data.split": as_plain(split), "points.test": False})
 
 
 def warm_options(
     config: RunConfig, warm_start: Path, store: Path, split: GlobalTemporal, since: int, recipe: Recipe
 ) -> dict[str, Any]:
-    """The options of an update's `lrec fit`, as config.yaml nests them: those of the network's run, but for what is
-    trained on. `since` is the time, in the source's unit, of the first row that has not trained the network.
+    """The options of an update's `lrec fit`, nested as in config.yaml: those of the network's run, on other data.
 
-    New rows train, each user's after as many older ones as an input is long, and the histories of `recipe.replay` of
-    all users. There is one evaluation, at the end, so nothing is chosen on the validation window. UserError where the
-    network's item table is made of vectors, with which no other one begins.
+    `since` is the time, in the source's unit, from which rows are new to the network. The update trains on these rows
+    with up to max_len older rows of each user, and on the whole histories of a share of the users (`recipe.replay`).
+    There is one evaluation, at the end, so nothing is chosen on the validation window. Raises UserError if the item
+    table of the network is made of vectors: no network can start from such a table.
     """
     options = changed(windowed(config, store, split), {"model.warm_start": str(warm_start)})
     return changed(options, trained_on(config, since, recipe))
 
 
 def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
-    """What changes of a run's options, by dotted name, where a trained network is trained on: see `warm_options`."""
+    """The options, by dotted name, that change if the training of a network continues: see `warm_options`."""
     if config.value("model.item_vectors") is not None and config.value("model.item_vectors_use") != "initial":
         raise UserError(
-            "model.item_vectors: item embeddings are made of vectors, and no network begins with such a one"
+            "model.item_vectors: item embeddings are made of vectors, and no network can start from such a network"
         )
     changes: dict[str, Any] = {
         "data.reduction": {"users": recipe.replay, "since": since, "before": config.value("data.max_len")},
@@ -63,7 +63,7 @@ def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
         "trainer.max_epochs": 1 if recipe.steps is None else -1,
         "trainer.max_steps": recipe.steps or -1,
         "trainer.limit_train_batches": None,
-        # In batches.
+        # In batches, not in steps.
         "trainer.val_check_interval": (recipe.steps or 0) * (config.value("trainer.accumulate_grad_batches") or 1)
         or None,
         "trainer.check_val_every_n_epoch": 1 if recipe.steps is None else None,
@@ -79,8 +79,8 @@ def rate_of(config: RunConfig, recipe: Recipe) -> float:
 
 
 def carry_out(folder: Path, options: dict[str, Any], name: str) -> Point:
-    """Train a run in its folder as a study trains its own: what was stopped goes on, what is finished stays. Its best
-    evaluation, or its last one if it diverged; UserError where it failed, or was told to stop."""
+    """Train a run in its folder as a study does: a stopped run continues, a finished run stays as it is. Returns its
+    best evaluation, or its last one if it diverged. Raises UserError if it failed, or was told to stop."""
     planned = PlannedRun(folder.name, "", 0, 1.0, "", "", False, options)
     training = Training(planned, folder, name, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     try:

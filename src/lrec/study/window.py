@@ -1,4 +1,4 @@
-"""Several models on the same targets of one window, each with the catalogue that it knows.
+"""Compares several models on the same targets of one window, each with the catalogue that it knows.
 
 Shape suffixes: I items of the store, V catalogue of a model, T targets, C cases.
 """
@@ -21,10 +21,10 @@ FIGURES = ("loss", "HR@10", "NDCG@10")
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """Columns user, position, loss, HR@10 and NDCG@10 of each target, in their order.
+    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets.
 
-    An item that the model does not know is left out of histories, and as a target it is a miss, without a loss (null);
-    so is a target before which the model knows nothing.
+    Items that the model does not know are left out of histories. A target is a miss without a loss (null) if the model
+    does not know it, or knows no item before it.
     """
     own = _as_known_to(model, cuts)
     cases = cases_before(own, *targets, model.about["max_len"])
@@ -38,15 +38,15 @@ def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
 
 
 def judged_popularity(cuts: Split, targets: Targets, max_len: int) -> pl.DataFrame:
-    """The same by what is popular in the training part of the cut."""
+    """The same table for a ranking by popularity in the training part of the split."""
     cases = cases_before(cuts, *targets, max_len)
     return _by_target(rank_by_popularity(cuts.counts_V, cases), cases, targets, cuts.counts_V)
 
 
 def summary(judged: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
-    """Means of each model's figures and their standard errors (NAME_se), users being drawn; losses are those of the
-    targets that all models know. Beside them the difference of NDCG@10 from the first model's, paired, and the
-    targets that a model does not know."""
+    """The mean of each model's figures, with its standard error over users (NAME_se). Losses are means over the targets
+    that all models know. `difference` is the mean paired difference in NDCG@10 from the first model, and `unknown` is
+    the number of targets without a loss."""
     first = next(iter(judged.values()))
     known = pl.all_horizontal([frame["loss"].is_not_null() for frame in judged.values()])
     result = {}
@@ -63,7 +63,7 @@ def summary(judged: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
 
 
 def _as_known_to(model: Model, cuts: Split) -> Split:
-    """The cut with a model's catalogue: items of the store by raw id, in whose order the model has them."""
+    """The split with a model's catalogue: the store's items that it knows by raw id. Both have the same order."""
     known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
     assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
     own = replace(cuts)

@@ -1,4 +1,4 @@
-"""Training the runs of a study, here or on a cluster, and what is said of them meanwhile."""
+"""Trains the runs of a study, here or on a cluster, and prints their progress."""
 
 import sys
 import time
@@ -18,21 +18,21 @@ from lrec.study.record import Record
 from lrec.study.status import Live
 
 TRIAL = "trial"
-LATEST = 1.1  # of a study's hours: what would end later does not begin
+LATEST = 1.1  # times a study's hours; a run that would end later does not start
 
 
 class Work:
-    """Trains the runs of a record, here or on a cluster, and says on the terminal what became of each."""
+    """Trains the runs of a record, here or on a cluster, and prints the result of each."""
 
     def __init__(self, study: Study, memory_gib: dict[str, float]) -> None:
         self.study, self.memory_gib = study, memory_gib
-        self.records: dict[Path, Record] = {}  # by folder, the latest
+        self.records: dict[Path, Record] = {}  # the latest of each folder
         self.interrupted = False
-        self._began, self._slower = time.monotonic(), 1.0  # what runs took, as a share of what was expected
-        self._tried = 0  # trials, of which nobody knows yet how many there will be
+        self._began, self._slower = time.monotonic(), 1.0  # time that runs took / time that was expected
+        self._tried = 0  # trials so far; their final number is not known yet
 
     def train(self, record: Record, runs: list[PlannedRun], kind: str) -> None:
-        """Train what is not finished; UserError where a run failed or was stopped; exit 75 on a signal."""
+        """Train the runs that are not finished. UserError if a run failed or was stopped; exit code 75 on a signal."""
         self.records[record.folder] = record
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         finished = [run for run, _ in known]
@@ -43,7 +43,7 @@ class Work:
             became = outcome.status
             if (point := outcome.point) is not None:
                 done += 1
-                losses = {"test loss": point.test_loss, "val loss": point.val_loss}  # a trial is not tested
+                losses = {"test loss": point.test_loss, "val loss": point.val_loss}  # trials have no test loss
                 found = [f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None]
                 loss = "diverged" if point.diverged else found[0]
                 became = f"{loss}, {point.wall_s:.0f} s"
@@ -51,7 +51,7 @@ class Work:
                 spent_s, of_s = spent_s + outcome.point.wall_s, of_s + expected_s
                 self._slower = spent_s / of_s
                 if left_s and kind != TRIAL:
-                    became += f"; the others about {lasting(self._slower * sum(left_s.values()) / self.study.jobs)}"
+                    became += f"; the rest: about {lasting(self._slower * sum(left_s.values()) / self.study.jobs)}"
             self._tried += kind == TRIAL
             place = f"{kind} {self._tried}" if kind == TRIAL else f"{done}/{len(runs)} {kind}"
             of_hours = (
@@ -72,13 +72,13 @@ class Work:
             raise UserError(f"{why}: {left}")
 
     def _expected(self, record: Record, runs: list[PlannedRun]) -> dict[str, float]:
-        """Seconds that runs are expected to take, where the study has so many hours."""
+        """Seconds that each run is expected to take; empty if the study has no --hours."""
         if self.study.hours is None:
             return {}
         return {cost.run.name: 3600 * cost.hours / self.study.threads for cost in budget.plan(record.study, runs)}
 
     def too_long(self, record: Record, runs: list[PlannedRun]) -> list[str]:
-        """Names of the largest of the runs that the study's hours do not allow any more."""
+        """Names of the largest runs, for which the study's hours leave too little time."""
         left_s, late = self._expected(record, [run for run in runs if record.trained(run).result is None]), list[str]()
         allowed_s = LATEST * 3600 * (self.study.hours or 0) - (time.monotonic() - self._began)
         while left_s and self._slower * max(*left_s.values(), sum(left_s.values()) / self.study.jobs) > allowed_s:
@@ -106,7 +106,7 @@ class Work:
         live.clear()
 
     def _note_interruption(self, *_: object) -> None:
-        self.interrupted = True  # for the runs too: `watch` passes it on
+        self.interrupted = True  # `watch` then also stops the runs
 
     def _budget_is_spent(self) -> bool:
         if self.study.budget_hours is None:

@@ -1,1 +1,1 @@
-"""The five tasks, a file each, over trained runs."""
+"""The five tasks on which trained runs are tested, one file each."""

@@ -1,4 +1,4 @@
-"""Cold start: users who were not in training, after their last few items; and items that were rare in training."""
+"""Cold start: users who were not in training, given their last few items; and items that were rare in training."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from lrec.tasks.trained_runs import Ladder
 
 LENGTHS = (50, 40, 30, 20, 10, 5, 3, 1)
 HARD_LENGTH = 5
-# Most training interactions of a new item, and the groups above it.
+# Groups of items by training interactions (least, most); the first group has the new items.
 ITEM_GROUPS = {"1 to 4": (1, 4), "5 to 9": (5, 9), "10 to 19": (10, 19), "20 or more": (20, np.inf)}
 
 
@@ -21,7 +21,7 @@ def cold_start(ladder: Ladder, seed: int) -> TaskResult:
 
 
 def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
-    """The last item of every held-out user, from at most the last n catalogue items before it."""
+    """Predict the last item of every held-out user from at most the last n catalogue items before it."""
     split = ladder.split
     users_U = np.flatnonzero(split.held_out_U)
     if len(users_U) == 0:
@@ -42,7 +42,7 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
 
 
 def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
-    """Test targets by how often the item occurs in the training part."""
+    """Group test targets by how often the item occurs in the training part."""
     cases = cases_of_test(ladder.split, ladder.max_len)
     if outside := int((cases.targets_C < 0).sum()):
         notes.append(f"New items: left out: {outside} of {len(cases):,} targets, never in training and so never listed")

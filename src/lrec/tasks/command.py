@@ -1,4 +1,4 @@
-"""`lrec tasks`: trained runs in; tasks.json, tasks.md and a figure per task out."""
+"""`lrec tasks`: test trained runs; write tasks.json, tasks.md and a figure per task."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
 from lrec.tasks.trajectory import trajectory
 from lrec.tasks.transfer import transfer
 
-# Of the runs by size and the seed of whatever it draws; called on every process alike.
+# A function of the runs by size, and of the seed for all random draws. Every process calls it with the same arguments.
 Task = Callable[[Ladder, int], TaskResult]
 
 TASKS: dict[str, Task] = {
@@ -39,15 +39,15 @@ def tasks_command(
     seed: int = 0,
     trust: bool = False,
 ) -> None:
-    """Put trained runs of one or many sizes to the five tasks; torchrun's processes share the work.
+    """Test trained runs of one or several sizes on the five tasks; torchrun's processes share the work.
 
     Args:
-        runs: Runs of lrec fit, or folders of them such as a study's runs; all on the same data.
-        tasks: Names with commas between them: cold_start, long_tail, robustness, transfer, trajectory; or all; and
-            functions of your own, as my_task.repeat_consumption in my_task.py.
+        runs: Runs of lrec fit, or folders with such runs, for example a study's runs; all on the same data.
+        tasks: Names separated by commas: cold_start, long_tail, robustness, transfer, trajectory, or all; and functions
+            of your own, such as my_task.repeat_consumption in my_task.py.
         out: Folder for tasks.json, tasks.md and the figures.
-        users: Most users to test on, drawn by the seed, and as many of those held out; null for all.
-        seed: Of corruption and of the resamples behind the intervals.
+        users: Largest number of users to test on, drawn by the seed, and of held-out users; null for all.
+        seed: Seed for the choice of users, the corruption, and the resamples for the intervals.
         trust: Import classes that the runs name and that are not lrec's own.
     """
     check_folder(out, "--out")
@@ -82,7 +82,7 @@ def run_tasks(
         if not isinstance(result, TaskResult):
             raise UserError(f"--tasks {name} returned {type(result).__name__}, not a TaskResult")
         if result.name in (other.name for other in report.results):
-            raise UserError(f"--tasks {name}: its result is named {result.name}, as that of another task is")
+            raise UserError(f"--tasks {name}: its result is named {result.name}, and so is the result of another task")
         report.results.append(result)
         if leads():
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
@@ -90,7 +90,7 @@ def run_tasks(
 
 
 def _chosen(tasks: Sequence[str]) -> dict[str, Task]:
-    """The tasks named, each once: lrec's in their own order, then those of other modules."""
+    """The named tasks, each once: first lrec's tasks in their own order, then the tasks of other modules."""
     names = dict.fromkeys(name.strip() for name in tasks)
     own: dict[str, Task] = {name: imported(name, "--tasks") for name in names if "." in name}
     if unknown := sorted(set(names) - {"all", *TASKS, *own}):

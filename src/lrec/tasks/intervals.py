@@ -1,8 +1,8 @@
-"""Intervals: users are drawn again with replacement, the same users for every size, group and metric (paired).
+"""Intervals: users are resampled with replacement, the same users for every size, group and metric (paired).
 
-A statistic is kept as its draws: an array that begins with the statistic itself (every user once) and continues with
-those of the resamples. A ratio or a slope is computed from draws entry by entry and so has draws of its own.
-scipy.stats.bootstrap would resample again for each statistic, which could then not be paired.
+A statistic is kept as its draws: an array with the statistic itself (every user once), and then the statistic of each
+resample. A ratio or a slope is computed from draws entry by entry, and so has draws of its own.
+scipy.stats.bootstrap would resample again for each statistic, and the statistics would not be paired.
 
 Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length, S sizes.
 """
@@ -36,18 +36,15 @@ class UserResamples:
     def __init__(self, users_C: np.ndarray, seed: int) -> None:
         self._users_U = np.unique(users_C)
         n, random = len(self._users_U), np.random.default_rng(seed)
-        # How often each user is drawn: once on average, so that a byte suffices.
+        # How often each user is drawn: once on average, so a byte is enough.
         times_RU = np.ones((RESAMPLES + 1, n), dtype=np.uint8)
         for draw in range(1, RESAMPLES + 1):
             times_RU[draw] = np.bincount(random.integers(0, n, n), minlength=n)
         self._blocks = np.array_split(times_RU, -(-len(times_RU) // _BLOCK))
 
-    def mean(self, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
-        """Draws of the mean over the cases that have a value (are not nan); nan where a draw has no such case."""
-        return self.means({"": values_C}, users_C)[""]
-
     def means(self, values: dict[str, np.ndarray], users_C: np.ndarray) -> dict[str, np.ndarray]:
-        """The same for several metrics at once, which takes hardly longer than for one."""
+        """Draws of each metric's mean over the cases that have a value (are not nan); nan if a draw has no such case.
+        Several metrics take hardly longer than one."""
         rows_C, values_CM = np.searchsorted(self._users_U, users_C), np.stack(list(values.values()), 1)
         has_CM = ~np.isnan(values_CM)
         of_cases = np.concatenate([np.where(has_CM, values_CM, 0), has_CM], axis=1)
@@ -59,14 +56,14 @@ class UserResamples:
         return dict(zip(values, draws_RM.T, strict=True))
 
     def means_of_runs(self, runs: Sequence[dict[str, np.ndarray]], users_C: np.ndarray) -> dict[str, np.ndarray]:
-        """The same of values that are means over several runs."""
+        """The same for values that are averaged over several runs first."""
         return self.means({metric: np.mean([run[metric] for run in runs], 0) for metric in runs[0]}, users_C)
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
-        """Draws of the share of the catalogue that is in some list.
+        """Draws of the share of the catalogue that is in at least one list.
 
-        A resample has fewer distinct users than the sample, hence fewer items; the draws are shifted so that their mean
-        is the coverage itself.
+        A resample has fewer distinct users than the sample, so it covers fewer items. The draws are shifted so that
+        their mean is the coverage itself.
         """
         rows_C = np.repeat(np.searchsorted(self._users_U, users_C), top_CK.shape[1])
         listed_V, columns = np.unique(top_CK, return_inverse=True)
@@ -84,7 +81,7 @@ def estimate(draws_R: np.ndarray) -> Estimate:
     if np.isnan(draws_R[0]) or len(defined) == 0:
         return Estimate(float(draws_R[0]), np.nan, np.nan)
     tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
-    # Percentiles that are draws themselves, because a number and infinity cannot be interpolated.
+    # Each percentile is one of the draws, because a number and infinity cannot be interpolated.
     low, high = np.quantile(defined, tails, method="inverted_cdf")
     return Estimate(float(draws_R[0]), float(low), float(high))
 
@@ -97,6 +94,6 @@ def slope(draws_SR: np.ndarray, n_body_S: np.ndarray) -> np.ndarray:
 
 
 def ratio(numerator_R: np.ndarray, denominator_R: np.ndarray) -> np.ndarray:
-    """Draws of a ratio; inf over zero, nan where both are zero."""
+    """Draws of a ratio; inf if the denominator is zero, nan if both are zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return numerator_R / denominator_R

@@ -1,6 +1,6 @@
 """What the tasks write: tasks.json, tasks.md, a figure per task, and the short tables on the terminal.
 
-A figure shows, for each section, its first metric against N_body, a line per group, the baselines dashed.
+A figure shows the first metric of each section against N_body: a line per group, and popularity as a dashed line.
 """
 
 import math
@@ -30,7 +30,7 @@ SPREAD = 0.012  # share of the axis between the marks of neighbouring groups, so
 
 @dataclass
 class Report:
-    """The results of tasks on runs; those that diverged were left out."""
+    """The results of tasks on runs; `diverged` lists the runs that were left out because they diverged."""
 
     ladder: Ladder
     diverged: list[Path]
@@ -75,9 +75,9 @@ class Report:
         blocks = [
             "# The five tasks",
             f"{ladder.split.store.n_users:,} users, {len(ladder.counts_V):,} items, inputs of up to {ladder.max_len}. "
-            f"{drawn}Intervals hold {100 * CONFIDENCE:.0f} % ({RESAMPLES:,} resamples of the users, the same for every "
-            f"size; seed {self.seed}); they say nothing of how another training would have ended. Slope: change of the "
-            "metric per decade of N_body.",
+            f"{drawn}The {100 * CONFIDENCE:.0f} % intervals come from {RESAMPLES:,} resamples of the users, the same "
+            f"for every size (seed {self.seed}); they leave out the differences between trainings. Slope: change of "
+            "the metric per decade of N_body.",
             rows_table(rows, text=(0, 2, 3)),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
@@ -128,7 +128,7 @@ def _plain(shown: Estimate) -> dict[str, float | None]:
 
 
 def _table(section: Section, metric: str) -> str:
-    """Groups by scorers, in Markdown."""
+    """A Markdown table with a row per group and a column per scorer."""
     scorers = list(dict.fromkeys(name for group in section.groups.values() for name in group.draws))
     gains = ["slope per decade", "largest / smallest"] if len(section.names) > 1 else []
     rows = [[metric, "cases", *scorers, *gains]]

@@ -1,6 +1,6 @@
 """The result of a task: every number with its interval, the gain with size, and findings in words.
 
-It has sections, a section has groups of cases (by popularity, length of history, kind of corruption ...), and a group
+A result has sections. A section has groups of cases (by popularity, length of history, kind of corruption ...). A group
 has the same metrics for every scorer: each size, and the baselines.
 
 Shape suffixes: C cases, R draws, S sizes.
@@ -18,13 +18,13 @@ from lrec.tasks.intervals import Estimate, UserResamples, estimate, ratio, slope
 from lrec.tasks.trained_runs import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
-Draws = dict[str, np.ndarray]  # of each metric
-DRAWN = 4  # groups that a figure shows at most: more lines hide one another
+Draws = dict[str, np.ndarray]  # draws by metric
+DRAWN = 4  # largest number of groups in a figure: more lines hide each other
 
 
 @dataclass
 class Group:
-    """Cases, their users, and draws of every metric by scorer: the sizes in ascending order, then the baselines."""
+    """Numbers of cases and users, and draws of every metric by scorer: sizes in ascending order, then baselines."""
 
     cases: int
     users: int
@@ -36,16 +36,16 @@ class Section:
     """A part of a task: groups of cases by name, with conclusions in `findings`."""
 
     title: str
-    names: list[str]  # of the sizes, which are scorers, ascending
+    names: list[str]  # names of the sizes, ascending; each size is a scorer
     n_body_S: np.ndarray
     groups: dict[str, Group]
     shown: Sequence[str] = ("NDCG@10", "HR@10")  # metrics of the tables; the first is drawn
-    drawn: Sequence[str] = ()  # groups in the figure and on the terminal; by default `DRAWN` spread evenly over all
+    drawn: Sequence[str] = ()  # groups for the figure and the terminal, by default all; of more, `DRAWN` are shown
     findings: list[str] = field(default_factory=list)
 
     @property
     def drawn_groups(self) -> list[str]:
-        """The names of the groups to show, those that have cases."""
+        """The names of the groups to show, spread evenly; groups without cases are left out."""
         names = [name for name in self.drawn or self.groups if name in self.groups]
         places = np.linspace(0, len(names) - 1, min(DRAWN, len(names))).round().astype(int)
         return [names[place] for place in places]
@@ -56,7 +56,7 @@ class Section:
         return {scorer: {metric: estimate(d) for metric, d in mine.items()} for scorer, mine in draws.items()}
 
     def gains(self, group: str) -> dict[str, dict[str, Estimate]]:
-        """Gain with size of every metric in a group; none with a single size."""
+        """Gain with size of every metric in a group; empty if there is one size."""
         metrics = self.groups[group].draws[self.names[0]] if len(self.names) > 1 else []
         kinds = {"slope": self.slope, "ratio": self.ratio}
         return {metric: {name: estimate(of(group, metric)) for name, of in kinds.items()} for metric in metrics}
@@ -74,7 +74,7 @@ class Section:
 
 @dataclass
 class TaskResult:
-    """The sections of a task, and notes: a line for each thing that it could not do or left out."""
+    """The sections of a task, and notes: a line for each thing that the task could not do or left out."""
 
     name: str
     title: str
@@ -90,7 +90,7 @@ class TaskResult:
 
 
 class NoCasesError(Exception):
-    """A task, or a part of it, has no cases; the message says why, and how to get some."""
+    """A task, or a part of it, has no cases; the message says why, and how to get cases."""
 
 
 def assess(
@@ -104,12 +104,12 @@ def assess(
     """Every metric of every scorer in every group, all from the same resamples of the users.
 
     Args:
-        title: What the groups are.
-        groups: Their cases; a group without any is left out, and NoCasesError raised where that leaves none.
-        ladder: The sizes.
-        seed: Of the resamples.
-        with_lists: Also compute coverage, and show it with the mean popularity of what is listed.
-        compared: A hard group and an easy one; findings say which of them gains more with size.
+        title: Title of the section, which says what the groups are.
+        groups: Cases by group. A group without cases is left out; if no group is left, NoCasesError is raised.
+        ladder: The runs by size.
+        seed: Seed of the resamples.
+        with_lists: Also compute coverage, and show it with the mean popularity of the listed items.
+        compared: A hard group and an easy group; findings say which of them gains more with size.
     """
     present = {name: cases for name, cases in groups.items() if len(cases)}
     if not present:
@@ -134,9 +134,9 @@ def measure(
     with_lists: bool = False,
     candidates_V: np.ndarray | None = None,
 ) -> Group:
-    """Every metric of every scorer on the same cases, in catalogue indices of the networks; means over a size's runs.
+    """Every metric of every scorer on the same cases, averaged over the runs of a size.
 
-    `candidates_V` are the items that are ranked, ascending; all by default.
+    Items are catalogue indices of the networks. `candidates_V` are the ranked items, ascending; all by default.
     """
 
     def draws_of(rankings: list[ranking.Ranked]) -> Draws:
@@ -156,20 +156,20 @@ def measure(
 
 
 def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
-    """Which of two groups gains more with size, and whether because one got better or because the other got worse."""
+    """Which of two groups gains more with size, and whether this is because one improves or the other gets worse."""
     if missing := [name for name in (hard, easy) if name not in section.groups]:
-        return f"{metric}: no case in {' and '.join(missing)}, nothing to compare."
+        return f"{metric}: there is no case in {' and '.join(missing)}, so there is nothing to compare."
     if len(section.names) < 2:
-        return f"{metric}: one size only, no gain with size."
+        return f"{metric}: there is only one size, so there is no gain with size."
     parts, trends = [], {}
     for group in (hard, easy):
         change, times = estimate(section.slope(group, metric)), estimate(section.ratio(group, metric))
         trends[group] = trend(change)
         shown = f"{times.value:.2f} [{times.low:.2f}, {times.high:.2f}]"
         if not np.isfinite(times.value):
-            shown = "undefined: the smallest scores 0"
+            shown = "undefined: the smallest size scores 0"
         parts.append(f"{group} {trends[group]} ({change.signed()} per decade, largest / smallest {shown})")
-    with np.errstate(invalid="ignore"):  # of two unbounded ratios
+    with np.errstate(invalid="ignore"):  # both ratios may be infinite
         difference, by = section.ratio(hard, metric) - section.ratio(easy, metric), "ratios"
     if not np.isfinite(difference[0]):  # the smallest size scores 0
         difference, by = section.slope(hard, metric) - section.slope(easy, metric), "slopes"
@@ -178,7 +178,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
         case "gains", "gains", _:
             conclusion = f"{hard} gains more than {easy}{worse}"
         case "gains", _, "loses":
-            conclusion = f"{hard} looks better beside {easy} only because {easy} got worse with size"
+            conclusion = f"{hard} seems to gain more than {easy} only because {easy} got worse with size"
         case "gains", _, _:
             conclusion = f"{hard} fares better than {easy}, but does not change measurably by itself"
         case "loses", _, "gains":

@@ -1,6 +1,6 @@
-"""Robustness: test histories corrupted at random, the same corruption for every size, against the clean ones.
+"""Robustness: test histories are corrupted at random, the same for every size, and compared with clean ones.
 
-Shape suffixes: C cases, N items of all histories laid end to end, M after insertion, R draws.
+Shape suffixes: C cases, N items of all histories laid end to end, M these items after insertion, R draws.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from lrec.tasks.trained_runs import Ladder
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 MIX_RATE = 0.3
-REACH = 3  # a shuffled item moves by at most so many places, and by those that others leave or take
+REACH = 3  # a shuffled item moves by at most this many places, and further only because other items move
 CLEAN = "clean"
 RELATIVE = ("NDCG@10", "HR@10")
-DRAWN = ("mix", "replaced", "deleted", "shuffled")  # in the figure; blanked and inserted lie among them
+DRAWN = ("mix", "replaced", "deleted", "shuffled")  # in the figure; blanked and inserted are between these
 
 Corruption = Callable[[Cases, float, int, np.random.Generator], Cases]
 
 
 def _replaced_or_blanked(replaced: float, blanked: float) -> Corruption:
-    """Each item becomes one drawn evenly from the catalogue, or is blanked in place, with these shares of the rate."""
+    """Replace each item by one drawn evenly from the catalogue, or blank it in place, with these shares of the rate."""
 
     def corrupt(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
         fate_N = random.random(len(cases.items_N))
@@ -38,7 +38,7 @@ def _replaced_or_blanked(replaced: float, blanked: float) -> Corruption:
 
 
 def delete_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """Each item is deleted with probability `rate`; where none would be left, the last one stays."""
+    """Each item is deleted with probability `rate`; if none would be left, the last one stays."""
     chosen_N = random.random(len(cases.items_N)) < rate
     return cases.keeping(~chosen_N | _spared(cases, chosen_N))
 
@@ -55,13 +55,13 @@ def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Gene
 
 
 def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """With probability `rate` a place becomes a number drawn evenly within 3 of it; items are sorted by place."""
+    """With probability `rate`, an item's place changes by a number drawn evenly from -3 to 3; then items are sorted."""
     chosen_N = random.random(len(cases.items_N)) < rate
     place_N = np.arange(len(chosen_N)) + chosen_N * random.uniform(-REACH, REACH, len(chosen_N))
     return replace(cases, items_N=cases.items_N[np.lexsort((place_N, cases.case_N))])
 
 
-mix_items = _replaced_or_blanked(0.5, 0.5)  # of arXiv 2311.11351
+mix_items = _replaced_or_blanked(0.5, 0.5)  # the mix of arXiv 2311.11351
 CORRUPTIONS: dict[str, Corruption] = {
     "replaced": _replaced_or_blanked(1, 0),
     "blanked": _replaced_or_blanked(0, 1),
@@ -72,7 +72,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def _spared(cases: Cases, chosen_N: np.ndarray) -> np.ndarray:
-    """The last item of each history whose items are all chosen."""
+    """Whether an item is the last one of a history whose items are all chosen."""
     all_C = np.bincount(cases.case_N, chosen_N, len(cases)) == cases.lengths_C
     spared_N = np.zeros(len(chosen_N), dtype=bool)
     spared_N[(cases.starts_C + cases.lengths_C - 1)[all_C]] = True
@@ -80,9 +80,9 @@ def _spared(cases: Cases, chosen_N: np.ndarray) -> np.ndarray:
 
 
 def corrupted(cases: Cases, n_items: int, max_len: int, seed: int) -> dict[str, Cases]:
-    """The cases clean, with the paper's mix, and with each corruption at each rate.
+    """The cases by group: clean, with the paper's mix, and with each corruption at each rate.
 
-    One draw of numbers serves all rates of a corruption, so that what a lower rate corrupts a higher one does too.
+    All rates of a corruption use the same random numbers, so a higher rate also corrupts what a lower rate does.
     """
     groups = {CLEAN: cases, f"mix {MIX_RATE}": mix_items(cases, MIX_RATE, n_items, np.random.default_rng([seed, 0]))}
     for number, (name, corrupt) in enumerate(CORRUPTIONS.items(), start=1):
@@ -92,7 +92,7 @@ def corrupted(cases: Cases, n_items: int, max_len: int, seed: int) -> dict[str, 
 
 
 def robustness(ladder: Ladder, seed: int) -> TaskResult:
-    """Every metric on corrupted test histories, and the share of NDCG@10 and HR@10 that is lost."""
+    """Every metric on clean and corrupted test histories, and the share of NDCG@10 and HR@10 that is lost."""
     result = TaskResult("robustness", "Robustness")
     cases = cases_of_test(ladder.split, ladder.max_len)
     if not len(cases):
@@ -106,7 +106,7 @@ def robustness(ladder: Ladder, seed: int) -> TaskResult:
 
 
 def _add_losses(section: Section) -> None:
-    """The share lost, 1 - corrupted / clean, as a metric of every group but the clean one, and the findings."""
+    """Add the lost share, 1 - corrupted / clean, to the metrics of every group except the clean one; add findings."""
     clean = section.groups[CLEAN].draws
     for group in (group for name, group in section.groups.items() if name != CLEAN):
         for scorer, draws in group.draws.items():
@@ -116,7 +116,7 @@ def _add_losses(section: Section) -> None:
     section.shown = (lost, "HR@10_lost", "NDCG@10")
     section.drawn = [f"{name} {MIX_RATE}" for name in DRAWN]
     if len(section.names) < 2:
-        section.findings = ["One size only, no gain with size."]
+        section.findings = ["There is only one size, so there is no gain with size."]
         return
     words = {"gains": "grows with size", "loses": "falls with size: larger models are more robust"}
     at_one_rate = [f"{name} {MIX_RATE}" for name in ("mix", *CORRUPTIONS)]
@@ -132,5 +132,5 @@ def _add_losses(section: Section) -> None:
     before, after = (trend(estimate(section.slope(name, "NDCG@10"))) for name in (CLEAN, at_one_rate[0]))
     if before == "loses" and after != "gains":
         section.findings.append(
-            "NDCG@10 on clean histories falls with size: a smaller share lost then means less to lose, not robustness."
+            "NDCG@10 on clean histories falls with size: a smaller lost share then means less to lose, not robustness."
         )

@@ -1,4 +1,4 @@
-"""Trained runs, read from their folders without a Trainer, in order of size."""
+"""Trained runs, read from their folders without a Trainer and sorted by size."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,14 +37,14 @@ class TrainedRun:
 
     @property
     def name(self) -> str:
-        """The size as the ladder calls it, or layers x width."""
+        """The size as model.size names it, or layers x width."""
         shape = self.net.config
         return self.run.config.value("model.size") or f"{shape.layers}x{shape.width}"
 
 
 @dataclass(frozen=True)
 class DomainRuns:
-    """Runs trained on one domain alone: from scratch, and from a trained network; with its part of the split."""
+    """Runs trained on one domain alone, from scratch or from a trained network, and the split of this domain."""
 
     split: Split
     alone: BySize
@@ -53,14 +53,14 @@ class DomainRuns:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Runs of several sizes on the same data, by N_body; runs of one size are seeds, and their figures are averaged."""
+    """Runs of several sizes on the same data, by N_body; runs of one size are averaged (they differ in their seed)."""
 
-    split: Split  # where the users are cut
+    split: Split  # where each user's sequence is cut
     max_len: int  # longest input, in items
     runs: BySize  # trained on all domains
-    domains: dict[str, DomainRuns] = field(default_factory=dict)  # trained on one alone, cut at the same places
-    most_users: int | None = None  # drawn at most, of those who test and of those held out; None: all
-    metrics: tuple[Metric, ...] = METRICS  # lrec's, and those of your own that the runs were trained with
+    domains: dict[str, DomainRuns] = field(default_factory=dict)  # trained on one domain, cut at the same places
+    most_users: int | None = None  # largest number of drawn test users, and of held-out users; None: all
+    metrics: tuple[Metric, ...] = METRICS  # lrec's, and your own metrics that the runs were trained with
 
     @property
     def names(self) -> list[str]:
@@ -77,7 +77,7 @@ class Ladder:
         return self.split.counts_V
 
     def rows(self) -> list[tuple[str, list[TrainedRun]]]:
-        """What the runs of each size were trained on, and the runs, all of them."""
+        """For each size: what its runs were trained on, and the runs. This includes runs of one domain."""
         rows = [("all", runs) for runs in self.runs.values()]
         for name, mine in self.domains.items():
             rows += [(f"domain {name}", runs) for runs in mine.alone.values()]
@@ -89,12 +89,12 @@ class Data:
     """The data of runs, each opened once."""
 
     def __init__(self, trust: bool = False) -> None:
-        """Begin with none; `trust` imports classes that are not lrec's own, and prepares stores that are not there."""
+        """With `trust`, import classes that are not lrec's own, and prepare stores that do not exist."""
         self.trust = trust
         self._opened: dict[str, SequenceDataModule] = {}
 
     def of(self, run: Run) -> SequenceDataModule:
-        """The DataModule of a run, set up; nothing is written where its data lie unless the run is trusted."""
+        """The DataModule of a run, set up. Without `trust`, nothing is written to the folder of its data."""
         key = json_hash(run.config.nested["data"])
         if key not in self._opened:
             check_trusted({"data": run.config.options["data"]}, self.trust, run.config_file)
@@ -103,8 +103,8 @@ class Data:
                 data.prepare_data()
             elif not data.store_path.exists():
                 raise UserError(
-                    f"{run.config_file}: {data.store_path} is not there; --trust prepares it, for it writes where the "
-                    "run's configuration says"
+                    f"{run.config_file}: {data.store_path} does not exist; --trust prepares it, and so lets the run's "
+                    "configuration choose where lrec writes"
                 )
             data.setup("test")
             self._opened[key] = data
@@ -112,7 +112,7 @@ class Data:
 
 
 def load_run(run: Run, data: Data) -> TrainedRun:
-    """A run's best network, on a GPU where there is one; UserError where it does not fit the run's data."""
+    """A run's best network, on a GPU if there is one; UserError if it does not fit the run's data."""
     now, model = data.of(run).data_hash, load(run.best, trust=data.trust, new_items=False)
     if (trained_on := model.about["data_hash"]) != now:
         raise UserError(
@@ -123,7 +123,7 @@ def load_run(run: Run, data: Data) -> TrainedRun:
 
 
 def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:
-    """Put runs in order of size, with `most_users` of their users, drawn by the seed; UserError where they cannot be
+    """Sort runs by size, with at most `most_users` of their users, drawn by the seed; UserError if the runs cannot be
     compared."""
     first, base = runs[0].run, data.of(runs[0].run)
     for other in (trained.run for trained in runs[1:]):
@@ -135,7 +135,7 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
         ):
             if one != two:
                 raise UserError(
-                    f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare the same"
+                    f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare runs that agree"
                 )
     by_domain: dict[str, list[TrainedRun]] = {}  # "": all domains
     own_metrics: list[dict[str, Any]] = []
@@ -146,7 +146,7 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
         own_metrics += [each for each in (own if isinstance(own, list) else [own]) if each not in own_metrics]
     whole = by_domain.pop("", [])
     if not whole:
-        raise UserError("--runs: each is of one domain alone (data.only_domain): add those of all domains")
+        raise UserError("--runs: every run is of one domain alone (data.only_domain): add runs of all domains")
     cut, domains = partial(_of_some_users, most_users=most_users, seed=seed), {}
     for name, mine in sorted(by_domain.items()):
         alone = [trained for trained in mine if trained.run.config.value("model.warm_start") is None]
@@ -157,7 +157,7 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
 
 
 def _hash_of_all(data: SequenceDataModule) -> str:
-    """The hash of the store with all of its domains, which runs of one domain share with the others."""
+    """The hash of the store with all its domains; it is the same for runs of one domain and of all domains."""
     return Store(data.store.path, data.store.meta).hash[:16]
 
 
@@ -184,7 +184,7 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
 
 
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
-    """What runs of one size that differ in their seed alone share."""
+    """The options that two runs of one size must share, so that only their seeds differ."""
     options = run.run.config.nested
-    since = {"since": None, "before": 0}  # which runs of before there were these do not have
+    since = {"since": None, "before": 0}  # runs from before these options existed do not have them
     return {**options["model"], "warm_start": None, "metrics": None}, since | (options["data"].get("reduction") or {})

@@ -1,4 +1,4 @@
-"""Trajectory: a user's last items predicted step by step, each prediction fed back.
+"""Trajectory: a user's last items are predicted step by step, and each prediction is fed back as input.
 
 Shape suffixes: C users with a trajectory, T steps, B rows of a batch, L positions, D width, V catalogue, S seen pairs,
 R draws.
@@ -26,13 +26,13 @@ BLEU_ORDERS = (2, 4)
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What is known of each user before the trajectory, and the trajectory."""
+    """What is known about each user before the trajectory, and the trajectory."""
 
     histories: Cases  # the last max_len - T items, which a network reads
     seen: Cases  # everything before the trajectory
-    truth_CT: np.ndarray  # catalogue indices, -1 outside
-    times_CT: np.ndarray | None  # in whole seconds, which is when an item is asked for
-    events_CT: np.ndarray | None  # `Split.events`, which what is predicted in their places has
+    truth_CT: np.ndarray  # the trajectory: catalogue indices, -1 outside the catalogue
+    times_CT: np.ndarray | None  # times of the trajectory in whole seconds; each prediction is asked for at its time
+    events_CT: np.ndarray | None  # `Split.events` of the trajectory; predicted items get the events of their steps
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def trajectories(ladder: Ladder) -> Trajectories:
     steps_C = np.diff(split.store.offsets_U1)[users_C] - first_C
     steps = int(steps_C[0])
     if (steps_C != steps).any():
-        raise NoCasesError(f"Trajectories have {steps_C.min()} to {steps_C.max()} items; the split must cut all alike")
+        raise NoCasesError(f"Trajectories have {steps_C.min()} to {steps_C.max()} items; all must be of one length")
     if steps < max(BLEU_ORDERS):
         raise NoCasesError(
             f"Trajectories of {steps} items are too short for BLEU-{max(BLEU_ORDERS)}; train with "
@@ -82,8 +82,8 @@ def trajectories(ladder: Ladder) -> Trajectories:
 
 @torch.inference_mode()
 def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
-    """Predict greedily from the cache: at each step the best item, ties by index; without repeats, the best that was
-    neither seen nor predicted before."""
+    """Predict greedily with a cache: at each step the best item, ties by index. Without repeats, it is the best item
+    that was neither seen nor predicted before."""
     device, steps = net.items.weight.device, given.truth_CT.shape[1]
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
     for chosen_B, read in share_of(batches(given.histories, net)):
@@ -118,7 +118,7 @@ def _both(hidden_BLD: Tensor, table_VD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
-    """The same for popularity: always the most popular item, or without repeats one after the other."""
+    """The same for popularity: always the most popular item; without repeats, one item after the other."""
     order, truth_CT = by_count(counts_V), torch.from_numpy(given.truth_CT)
     items, ranks, seen = [], [], None if repeats else _seen(given.seen)
     for truth_C in truth_CT.T:
@@ -146,7 +146,7 @@ def _seen(seen: Cases, device: torch.device | None = None) -> Pairs:
 
 
 def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
-    """Which predictions are in the true trajectory, in any place; each true item is matched once, by the earliest."""
+    """Which predictions are in the true trajectory, at any place; a true item matches only its earliest prediction."""
     free_CT = truth_CT >= 0
     matched_CT = np.zeros(items_CT.shape, dtype=bool)
     for step in range(items_CT.shape[1]):
@@ -158,10 +158,10 @@ def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
 
 
 def trajectory_values(decoded: Decoded, truth_CT: np.ndarray) -> dict[str, np.ndarray]:
-    """Each user's NDCG over the trajectory and overlap.
+    """NDCG and overlap of each user's trajectory.
 
-    With m(t) = 1 where the prediction of step t is matched (`matched`): NDCG = sum_t m(t) / log2(1 + t) over the same
-    sum with every m(t) = 1; overlap = share of the steps that are matched.
+    Let m(t) be 1 if the prediction of step t is matched (see `matched`), else 0. NDCG = sum_t m(t) / log2(1 + t),
+    divided by the same sum with every m(t) = 1. Overlap = share of the steps that are matched.
     """
     matched_CT = matched(decoded.items_CT, truth_CT)
     discounts_T = 1 / np.log2(2 + np.arange(truth_CT.shape[1]))
@@ -169,7 +169,7 @@ def trajectory_values(decoded: Decoded, truth_CT: np.ndarray) -> dict[str, np.nd
 
 
 def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.ndarray:
-    """The share of each user's n-grams in the true trajectory, each at most as often as there: BLEU's precision."""
+    """BLEU's precision: each user's share of n-grams in the true trajectory, each at most as often as it is there."""
     grams = [np.lib.stride_tricks.sliding_window_view(sequence_CT, n, axis=1) for sequence_CT in (items_CT, truth_CT)]
     # Each n-gram as one number; n-grams with an item outside the catalogue match nothing.
     _, codes = np.unique(np.concatenate([g.reshape(-1, n) for g in grams]), axis=0, return_inverse=True)
@@ -181,18 +181,18 @@ def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.nd
 def bleu(
     resamples: UserResamples, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray, order: int
 ) -> np.ndarray:
-    """Draws of BLEU (Papineni et al. 2002) of all trajectories together, n-grams up to `order`.
+    """Draws of BLEU (Papineni et al. 2002) over all trajectories together, with n-grams up to `order`.
 
-    The geometric mean over n of matched n-grams / n-grams. All trajectories are equally long, so there is no brevity
-    penalty. torchmetrics' bleu_score would give one number, not a draw for each resample.
+    It is the geometric mean over n of matched n-grams / n-grams. All trajectories have the same length, so there is no
+    brevity penalty. torchmetrics' bleu_score would give one number, not a draw for each resample.
     """
-    shares = [clipped_matches(items_CT, truth_CT, n) for n in range(1, order + 1)]
-    precisions_NR = [resamples.mean(share_C, users_C) for share_C in shares]
+    shares = {str(n): clipped_matches(items_CT, truth_CT, n) for n in range(1, order + 1)}
+    precisions_NR = [*resamples.means(shares, users_C).values()]
     return np.prod(np.maximum(precisions_NR, 0), 0) ** (1 / order)
 
 
 def trajectory(ladder: Ladder, seed: int) -> TaskResult:
-    """HR by step, and NDCG, BLEU and overlap of the whole, with and without predicting items again."""
+    """HR by step, and NDCG, BLEU and overlap of the whole trajectory; with and without repeats of items."""
     result = TaskResult("trajectory", "Trajectory")
     try:
         given = trajectories(ladder)
@@ -200,21 +200,21 @@ def trajectory(ladder: Ladder, seed: int) -> TaskResult:
         result.notes.append(str(reason))
         return result
     if outside := int((given.truth_CT < 0).sum()):
-        result.notes.append(f"{outside} of {given.truth_CT.size:,} trajectory items lie outside the catalogue: misses")
+        result.notes.append(f"{outside} of {given.truth_CT.size:,} trajectory items are misses: not in the catalogue")
     for repeats in (True, False):
         decoded = {runs[0].name: [decode(run.net, given, repeats) for run in runs] for runs in ladder.runs.values()}
         decoded[POPULARITY] = [decode_popularity(ladder.counts_V, given, repeats)]
         if repeats:
             decoded[REPEAT_LAST] = [decode_repeating(ladder.counts_V, given)]
         result.sections += _sections(ladder, given, decoded, repeats, seed)
-    result.notes.append("Without repeats, repeat-last has nothing to repeat and is popularity")
+    result.notes.append("Without repeats, repeat-last has nothing to repeat and is equal to popularity")
     return result
 
 
 def _sections(
     ladder: Ladder, given: Trajectories, decoded: dict[str, list[Decoded]], repeats: bool, seed: int
 ) -> list[Section]:
-    """By step, and the whole."""
+    """A section by step, and a section of the whole trajectory."""
     users_C, truth_CT = given.histories.users_C, given.truth_CT
     resamples = UserResamples(users_C, seed)
     n, steps = truth_CT.shape

@@ -1,4 +1,4 @@
-"""Multi-domain transfer: targets whose domain is in the history or is not; and how much pre-training on all domains
+"""Multi-domain transfer: targets by whether their domain is in the history; and how much pre-training on all domains
 helps one of them.
 
 Shape suffixes: C cases, V catalogue, W catalogue of one domain.
@@ -25,7 +25,7 @@ def transfer(ladder: Ladder, seed: int) -> TaskResult:
     if not ladder.domains:
         result.notes.append(
             "Pre-training: no run is of one domain alone. Train with --data.only_domain, from scratch and with "
-            "--model.warm_start; configs/study/transfer.yaml does"
+            "--model.warm_start; configs/study/transfer.yaml does this"
         )
     for domain in ladder.domains:
         result.add(lambda domain=domain: _pretraining(domain, ladder, seed, result.notes))  # type: ignore[misc]
@@ -54,7 +54,7 @@ def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
 
 
 def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Section:
-    """The domain's test targets, with histories and candidates of the domain, by what the networks were trained on."""
+    """The domain's test targets, by what the networks were trained on; histories and candidates are of the domain."""
     runs = ladder.domains[domain]
     sizes = _sizes(domain, runs, ladder, notes)
     cases = cases_of_test(runs.split, ladder.max_len)
@@ -86,7 +86,7 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
 
 
 def _sizes(domain: str, runs: DomainRuns, ladder: Ladder, notes: list[str]) -> list[int]:
-    """The N_body that were trained in each way."""
+    """The values of N_body that were trained in every way."""
     ways = [ladder.runs, runs.alone, *([runs.fine_tuned] if runs.fine_tuned else [])]
     if not runs.fine_tuned:
         notes.append(f"Domain {domain}: no run started from a trained network (--model.warm_start)")
@@ -95,12 +95,12 @@ def _sizes(domain: str, runs: DomainRuns, ladder: Ladder, notes: list[str]) -> l
         raise NoCasesError(f"Domain {domain}: no size was trained both on all domains and on this one alone")
     if left_out := {n_body for way in ways for n_body in way} - {*sizes}:
         numbers = ", ".join(f"{n_body:,}" for n_body in sorted(left_out))
-        notes.append(f"Domain {domain}: N_body {numbers} left out, as not trained in each way")
+        notes.append(f"Domain {domain}: N_body {numbers} left out, because they were not trained in every way")
     return sizes
 
 
 def _compare_with_alone(section: Section, name: str) -> None:
-    """A group's difference from the networks of the domain alone, as a metric of it, and the findings."""
+    """Add to a group its difference from the networks of the domain alone, as a metric, and add the findings."""
     alone, group = section.groups[ALONE].draws, section.groups[name].draws
     for scorer, draws in group.items():
         for metric in ("NDCG@10", "HR@10"):

@@ -1,4 +1,4 @@
-"""Callbacks, which only read: they write points.jsonl, the evaluation table with metrics.json, and predictions."""
+"""Callbacks that write the files of a run, such as points.jsonl and metrics.json; they do not change its training."""
 
 import json
 import math
@@ -26,27 +26,27 @@ from lrec.training.module import SequentialRecommender, recommender
 from lrec.training.schedule import ENDLESS, phase, schedule_steps
 from lrec.training.strategies import precision_of
 
-# Figures of the best evaluation that TensorBoard shows under scaling/best/: the last value of val/ is the last one's.
+# Figures of the best evaluation, for TensorBoard's scaling/best/: the curves of val/ end with the last evaluation.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
-ROW_GROUP = 1024  # users that are held at once while predict's lists become one file
+ROW_GROUP = 1024  # users in memory at once while the batches of predict become one file
 
 
 class RunFiles(Callback):
-    """Write RUN/config.yaml and RUN/items.parquet before the first step, once a checkpoint has been found to fit: what
-    is refused until then leaves the folder as it was. The first callback of a run."""
+    """Write RUN/config.yaml and RUN/items.parquet before the first step. By then the checkpoint is loaded, so that a
+    refused run leaves its folder unchanged. This is the first callback of a run."""
 
     def __init__(self, options: dict[str, Any], loggers: list[Logger], alone: ExitStack) -> None:
-        """Take every option of the run, the loggers that it is to have, and what is left when its work is done."""
+        """Take all options of the run, its loggers, and `alone`, which holds the lock on its folder until fit ends."""
         self.config, self.loggers, self.alone = RunConfig(options), loggers, alone
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hand over the loggers: of those that it has had before, Lightning has made the files by now."""
+        """Set the loggers only now: Lightning creates the files of loggers just before this hook."""
         if self.loggers:
             trainer.loggers = self.loggers
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them, unless another process trains the same run."""
+        """Write the files; UserError if another process trains the same run."""
         run = _run(trainer)
         self.alone.enter_context(run.alone())
         run.ended_file.unlink(missing_ok=True)
@@ -57,7 +57,7 @@ class RunFiles(Callback):
 class ScalingPoints(Callback):
     """Write a line to RUN/points.jsonl at every evaluation, and the same numbers under scaling/ in TensorBoard.
 
-    When lrec tests the best checkpoint after fit, its line is marked best and gets the test loss and metrics.
+    When lrec tests the best checkpoint after fit, its point is marked best and gets the test loss and metrics.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class ScalingPoints(Callback):
         rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the best point where the best checkpoint was tested right after fit."""
+        """After fit, mark the point of the tested checkpoint as the best."""
         if not self.points:
             return
         model = recommender(pl_module)
@@ -144,13 +144,13 @@ class ScalingPoints(Callback):
         rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The points so far travel with the checkpoint."""
+        """Store the points so far in the checkpoint."""
         points = json.dumps([point.to_dict() for point in self.points])
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Continue the points of a run that is resumed, or that this one goes on from (a test after fit keeps those of
-        the fit)."""
+        """Take over the points of the run that this one resumes or continues. A test after fit keeps the points of the
+        fit."""
         if trainer.state.fn == "fit":
             mine = {"study": self.study, "run": self.run or _run(trainer).name, "horizon": self.horizon}
             self.points = [Point(**point | mine) for point in json.loads(checkpoint["lrec_points"]["points"])]
@@ -161,11 +161,11 @@ class ScalingPoints(Callback):
 
 
 class Progress(Callback):
-    """Write to RUN/progress, every few seconds, how far a fit or the test after it is, and how long it may take."""
+    """Write to RUN/progress every few seconds which step or batch a fit has reached, and how much time is left."""
 
-    TELL_S = 5.0  # between two words
-    _told = 0.0  # when that was
-    _from: tuple[float, int] | None = None  # when this attempt took its first step, and which that was
+    TELL_S = 5.0  # seconds between two updates
+    _told = 0.0  # time of the last update
+    _from: tuple[float, int] | None = None  # time and number of the first step of this attempt
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._from is None:
@@ -201,7 +201,7 @@ class Progress(Callback):
 
 
 class Announcer(Callback):
-    """Has something to say once the progress bar is closed."""
+    """Print a message once the progress bar is closed."""
 
     message: str | None = None
 
@@ -230,10 +230,10 @@ class EvaluationReport(Announcer):
         self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
         limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
         if is_partial(limit):
-            self.message += f"\nfigures of the first users alone: --trainer.limit_{stage}_batches is {limit}"
+            self.message += f"\nthese figures are of the first users only: --trainer.limit_{stage}_batches is {limit}"
         if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
-            self.message += f"\n{named} outside the catalogue: left out of the loss, misses in the ranking"
+            self.message += f"\n{named} outside the catalogue: left out of the loss, counted as misses in the ranking"
         monitor = _selected_on(trainer) or "val/loss"
         before = [point.metric(monitor) for point in _run(trainer).points]
         if line := verdict(figures, monitor, before, model.metrics):
@@ -255,9 +255,9 @@ class EvaluationReport(Announcer):
 
 
 class PredictionWriter(Announcer, BasePredictionWriter):
-    """Write what predict finds to RUN/predictions.parquet: user, items and scores (best first), a row per user.
+    """Write the lists of predict to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
-    With several ranks each writes its own users, to predictions.RANK.parquet. Each batch goes to disk at once.
+    With several ranks, each rank writes its own users to predictions.RANK.parquet. Each batch goes to disk at once.
     """
 
     def __init__(self) -> None:
@@ -295,7 +295,7 @@ def _finite(value: float) -> float | None:
 
 
 def _of_stage(stage: str, model: SequentialRecommender) -> dict[str, dict[str, float]]:
-    """The figures of the model, by `stage`, and of the baselines beside it, by `stage/baseline`."""
+    """The figures of one stage: the model's by `stage`, the baselines' by `stage/baseline`."""
     return {scorer: row for scorer, row in model.evaluations.items() if scorer.partition("/")[0] == stage}
 
 
@@ -320,7 +320,7 @@ def _run(trainer: Trainer) -> Run:
 
 @cache
 def _commit() -> str | None:
-    """Commit of the lrec checkout that runs, None where lrec was not installed from one."""
+    """Commit of the running lrec checkout; None if lrec was not installed from a checkout."""
     here = Path(__file__).resolve()
     git = ["git", "-C", str(here.parent)]
     try:

@@ -1,4 +1,4 @@
-"""Limits what an interruption costs a run: a checkpoint every few steps, and one more when a scheduler stops it."""
+"""Callbacks that save checkpoints: the best, the last (every few steps and on a signal), and the stable one."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ from lrec.training.tally import ends_step
 
 
 class BestAndLast(ModelCheckpoint):
-    """Lightning's ModelCheckpoint in the run's own folder, with a last.ckpt after every evaluation, not only the best.
+    """Lightning's ModelCheckpoint in the run's own folder; it also writes last.ckpt after every evaluation.
 
     Training continues while a checkpoint is written. A checkpoint that is both the best and the last is written once.
     The name of the monitored metric says whether a high or a low value is the best.
@@ -35,12 +35,12 @@ class BestAndLast(ModelCheckpoint):
         dirpath: str | None = None,
         **options: Any,
     ) -> None:
-        """Lightning's options, three of which have another meaning.
+        """Lightning's options; three of them have another meaning.
 
         Args:
             monitor: Metric that chooses the best checkpoint.
             mode: min or max: whether the lowest or the highest value is the best; null: as the name of the metric says.
-            dirpath: Always checkpoints/ in the run's folder, as with null.
+            dirpath: null or checkpoints/ in the run's folder, where a run keeps its checkpoints in any case.
             options: The other options of ModelCheckpoint.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
@@ -49,14 +49,12 @@ class BestAndLast(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         own = os.path.realpath(Run(Path(trainer.default_root_dir)).checkpoints)
         if self.dirpath not in (None, own):
-            raise UserError(
-                f"--checkpoint.dirpath {self.dirpath}: a run keeps its checkpoints in {own}; --checkpoint.dirpath null"
-            )
+            raise UserError(f"--checkpoint.dirpath {self.dirpath}: a run keeps its checkpoints in {own}: use null")
         self.dirpath = own
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best so far, if it lies in this run's folder, whatever that was called when it was saved."""
+        """Restore the best checkpoint so far if it is in this run's folder, even if the folder was renamed."""
 
         def in_folder(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else ""
@@ -68,14 +66,14 @@ class BestAndLast(ModelCheckpoint):
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = trainer.global_step  # Lightning compares it before it saves the last one
+        self._last_global_step_saved = trainer.global_step  # Lightning saves last.ckpt only at this step
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         saver = saver_of(trainer)
         if saver is None:
             super()._save_checkpoint(trainer, filepath)
             return
-        if self._saved_step == trainer.global_step:  # what was saved is the best, and this is the last
+        if self._saved_step == trainer.global_step:  # the best one is saved, and this is last.ckpt
             saver.link_to(Path(filepath))
         else:
             trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
@@ -107,14 +105,14 @@ class LastCheckpoint(Callback):
         self._listening = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen for signals, instead of Lightning, whose handlers save nothing and wait for other processes."""
+        """Listen for signals in place of Lightning, whose handlers save nothing and wait for other processes."""
         self._fits = self._fits or stage == "fit"
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         self._listening.close()
         self._listening.enter_context(on_signals(partial(self._note, trainer)))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From now on a signal waits for the end of the step, and so do evaluations, which save."""
+        """From now on, signals and evaluations wait for the end of an optimizer step: both save a checkpoint."""
         self._training = True
         _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
@@ -129,7 +127,7 @@ class LastCheckpoint(Callback):
             saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
         due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
-        # A checkpoint between a step and the evaluation that is due after it would resume without the evaluation.
+        # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation.
         if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
             self._saved_step = trainer.global_step
             if (path := _last_path(trainer)) is not None:
@@ -139,16 +137,16 @@ class LastCheckpoint(Callback):
                 self._leave(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Have all that was saved; exit if a signal came during the last evaluation: the next start runs the test."""
+        """Wait for the last save. Exit if a signal came during the last evaluation: the next start runs the test."""
         if (saver := saver_of(trainer)) is not None:
             saver.join()
-        if self._told_anywhere.now(self._signalled):  # no process goes on to the test before the first one has saved
+        if self._told_anywhere.now(self._signalled):  # also keeps all from the test until the first has saved
             self._leave(trainer)
         self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record whether the run has stopped early; one whose time was over may be given more. It may be over in the
-        middle of a step, whose accumulated gradients no checkpoint holds: all of the step is taken again."""
+        """Record whether the run has stopped early; the end of its time does not count, as it may get more time. If
+        time ends within a step, the whole step is repeated: checkpoints do not hold accumulated gradients."""
         checkpoint["lrec_stopped"] = trainer.should_stop and share_of_time(trainer) != 1
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         extra = 0 if progress["is_last_batch"] else progress["current"]["ready"] % trainer.accumulate_grad_batches
@@ -176,17 +174,17 @@ class LastCheckpoint(Callback):
             if self._fits:
                 Run(Path(trainer.default_root_dir)).write_end("interrupted")
         if self._training:
-            self._told_anywhere.now(True)  # no process ends before it is written
-        # Lightning kills the process that started the others when one of them fails, so only the first reports it.
+            self._told_anywhere.now(True)  # no process ends before the first has written
+        # Only the first exits with 75: Lightning kills it as soon as a process that it has started fails.
         sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
 
 class StableCheckpoint(Callback):
-    """Keep RUN/checkpoints/stable.ckpt: the run before its rate falls, from which a longer one can go on as if it had
-    trained alone. For `optimizer.decay wsd`, where steps or epochs are the limit."""
+    """Keep RUN/checkpoints/stable.ckpt, saved before the rate falls. A longer run can continue from it as if it had
+    trained from the start. For `optimizer.decay wsd`, if steps or epochs are the limit."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Settle when: at the last of these steps, or the one before, where an evaluation follows the last."""
+        """Choose when to save: at the last step before the fall, or one earlier if an evaluation follows the last."""
         steps = stable_steps(trainer)
         self._due = () if steps is None else (steps - 1, steps)
 
@@ -198,7 +196,7 @@ class StableCheckpoint(Callback):
 
 
 def best_of(trainer: Trainer) -> ModelCheckpoint | None:
-    """What keeps the best checkpoint: lrec's own callback, wherever among the user's it stands, else the first one."""
+    """The callback that keeps the best checkpoint: lrec's own if there is one, else the first of the user's."""
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return next((callback for callback in kept if isinstance(callback, BestAndLast)), kept[0] if kept else None)
 

@@ -1,4 +1,4 @@
-"""LightningCLI for `lrec fit|validate|test|predict`: parse, check, settle the folder, build, run, test after fit."""
+"""LightningCLI for `lrec fit|validate|test|predict`: parse, check, choose the folder, build, run, test after fit."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_proces
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
 
-# Lightning calls jsonargparse, torch and its own loaders in ways that make these speak; users can do nothing about it.
+# Warnings that Lightning causes by its calls of jsonargparse, torch and its own loaders. Users cannot avoid them.
 _NOT_FOR_USERS = (
     r"\s*``instantiate_classes``",
     r"\s*skip_none",
@@ -71,16 +71,16 @@ def run_lightning(arguments: Sequence[str]) -> None:
         reason = str(error).splitlines()[0]
         print(f"lrec: another process is gone or hangs ({reason}): go on with --ckpt_path=last", file=sys.stderr)
         sys.stdout.flush()
-        os._exit(1)  # an ordinary end would wait for the processes that are gone
+        os._exit(1)  # a normal exit would wait for the processes that are gone
 
 
 def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
-    """The whole configuration that `lrec COMMAND` with these arguments would run with, or what it would say of them."""
+    """All options that `lrec COMMAND` would run with, given these arguments; UserError if it would refuse them."""
     return CommandLine(command, arguments, make=False).options
 
 
 class CommandLine(LightningCLI):
-    """What a command's arguments name, checked and, unless that is not wanted, made: trainer, model and data."""
+    """Parses and checks the arguments of a command and, with `make`, builds trainer, model and data."""
 
     def __init__(self, command: str, arguments: Sequence[str], make: bool = True) -> None:
         for message in _NOT_FOR_USERS:
@@ -103,7 +103,7 @@ class CommandLine(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The trainer, the model (lrec's own unless --model names another class) and the data."""
+        """Add the options of trainer, model (lrec's own unless --model names another class) and data."""
         parser.add_argument("--help_all", action=HelpAll, help="Show every option and exit.")
         add_trainer(parser)
         parser.add_subclass_arguments(
@@ -123,7 +123,7 @@ class CommandLine(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, help=meaning)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, refuse what lrec cannot train with, and settle which end of the monitored metrics is the best."""
+        """Parse, refuse options that lrec cannot train with, and set the mode (min or max) of the monitored metrics."""
         super().parse_arguments(parser, args)
         self._stay_with_the_configuration()
         check_options(self.command, self.config)
@@ -133,10 +133,10 @@ class CommandLine(LightningCLI):
             check_monitored(chosen.monitor, f"--{group}", metrics)
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}", metrics)
         if not self._make:
-            self.options, self.config.seed_everything = plain(parser, self.config), False  # nothing is drawn
+            self.options, self.config.seed_everything = plain(parser, self.config), False  # no random numbers
 
     def _stay_with_the_configuration(self) -> None:
-        """A run that was copied or moved is where its config.yaml is, not where that says it was."""
+        """Let a copied or moved run use the folder of its config.yaml, not the former folder that this file names."""
         trainer = self.config.trainer
         for file in filter(None, self.config.config or []):  # None is a configuration given as text
             run = Run(Path(file).absolute().parent)
@@ -156,37 +156,37 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
 
     def _settle(self) -> None:
-        """Settle the run's folder; what a trial writes (fast_dev_run) goes elsewhere, and away with this object."""
+        """Choose the run's folder and precision. A trial (fast_dev_run) gets a temporary folder for its files."""
         trainer = self.config.trainer
         self.trial = TemporaryDirectory(prefix="lrec-") if trainer.fast_dev_run else None
         if trainer.default_root_dir is None:
             if _started_by_a_cluster():
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
-            # The processes that Lightning starts for further devices inherit the name of the first one's folder. Runs
-            # that a script starts side by side begin in the same second.
+            # The processes that Lightning starts for further devices inherit this variable, and so the folder. A script
+            # may start several runs in the same second, so the name has microseconds.
             trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
         if self.trial is None:
             check_folder(Path(trainer.default_root_dir), "--trainer.default_root_dir")
         if trainer.precision == "auto":
             trainer.precision = self._settled_precision()
-        # config.yaml says how a run is trained, not where an attempt at it began.
+        # config.yaml says how a run is trained, not from which checkpoint an attempt started.
         self.ckpt_path, self.config.ckpt_path = self.config.ckpt_path, None
 
     def _settled_precision(self) -> str | None:
-        """That which the run in this folder has been trained with, or else what auto chooses here."""
+        """The precision of the run that is already in this folder, else the choice of `auto` on this machine."""
         if self.run.config_file.is_file():
             recorded: str | None = self.run.config.flat.get("trainer.precision")
-            if recorded != "auto":  # as in a config.yaml that was written for a run that has not begun
+            if recorded != "auto":  # auto: the file was written for a run that has not begun
                 return recorded
         if _started_by_a_cluster():
-            raise UserError("choose --trainer.precision: each of a cluster's machines would choose for itself")
+            raise UserError("choose --trainer.precision: with auto, each machine of a cluster would choose for itself")
         precision = auto_precision(kind_of(self.config.trainer.accelerator))
         rank_zero_only(print)(f"precision: {precision}, chosen by auto")
         return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with what writes a run's files, and a TensorBoard logger in the run's folder unless the
-        configuration has another or none."""
+        """The trainer, with the callbacks that write a run's files. It logs to TensorBoard in the run's folder, unless
+        the configuration names another logger or none."""
         config = self.config_init.trainer
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):
@@ -197,12 +197,12 @@ class CommandLine(LightningCLI):
         kwargs |= {
             "default_root_dir": self.trial.name if self.trial is not None else folder,
             "strategy": FSDP2() if config.strategy == "fsdp2" else config.strategy,
-            # In a trial Lightning exchanges them for one that writes nothing.
+            # In a trial, Lightning replaces them by a logger that writes nothing.
             "logger": loggers if trial else False,
             "callbacks": [files, Progress(), *as_list(config.callbacks)],
             "plugins": [*as_list(config.plugins), CheckpointFiles()],
             "use_distributed_sampler": False,
-            # Else Lightning writes to the loggers before a checkpoint is found to fit.
+            # With true, Lightning writes to the loggers before lrec has checked that the checkpoint fits.
             "enable_autolog_hparams": False,
         }
         trainer = super().instantiate_trainer(**kwargs)
@@ -212,7 +212,7 @@ class CommandLine(LightningCLI):
 
 
 def fit(cli: CommandLine) -> None:
-    """Train, then test the best checkpoint. What cannot work is refused before anything is written."""
+    """Train, then test the best checkpoint. Options that cannot work are refused before anything is written."""
     checkpoint = _checkpoint(cli, default=None)
     goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
     if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
@@ -221,33 +221,33 @@ def fit(cli: CommandLine) -> None:
             "or --ckpt_path=last to resume it"
         )
     if checkpoint is not None:
-        cli.model.warm_start = None  # it has been made
+        cli.model.warm_start = None  # it was done before the checkpoint
     for callback in as_list(cli.config_init.trainer.callbacks):
         if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
             mode_of(callback.monitor, callback.mode, type(callback).__name__, cli.model.metrics)
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
     trainer: Any = cli.trainer
-    # At least one training loss is logged per epoch, however short.
+    # Log at least one training loss per epoch, even if the epoch is short.
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, cli.datamodule.steps_per_epoch)
     if trainer.is_global_zero:
         for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
             print(line)
     with cli.alone:
-        # A checkpoint may hold tensors and plain values only.
+        # weights_only: a checkpoint may hold tensors and plain values only.
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
         _test_the_best(cli)
         if cli.trial is None:
             rank_zero_only(cli.run.write_end)("finished")
-            trainer.strategy.barrier()  # no process ends before it is written
+            trainer.strategy.barrier()  # no process ends before this is written
 
 
 def _test_the_best(cli: CommandLine) -> None:
-    """Test the best checkpoint. For a study's run of one process, the losses by target too: all is imported."""
+    """Test the best checkpoint. If a study's run has one process, also write the losses by target: imports are done."""
     say = rank_zero_only(print)
     kept = best_of(cli.trainer)
     if cli.trial is not None:
-        say(f"--trainer.fast_dev_run: a trial, of which nothing is kept in {cli.run.folder}")
+        say(f"--trainer.fast_dev_run: a trial; nothing is kept in {cli.run.folder}")
     elif cli.model.diverged:
         say("the loss is not finite: the run is marked diverged and not tested")
     elif not cli.config.points.test:
@@ -259,22 +259,22 @@ def _test_the_best(cli: CommandLine) -> None:
     elif "val/loss" not in cli.trainer.callback_metrics:
         say(
             "training ended before an evaluation, so there is no best checkpoint to test: "
-            "more --trainer.max_steps, or a smaller --trainer.val_check_interval, reach one"
+            "give more --trainer.max_steps or a smaller --trainer.val_check_interval"
         )
 
 
 def evaluate(cli: CommandLine) -> None:
-    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default; callbacks write what it finds,
-    so that no lists are held in memory."""
+    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default. Callbacks write the results, so
+    that no lists stay in memory."""
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
-        raise UserError(f"--ckpt_path last: {cli.run.folder} has none")
+        raise UserError(f"--ckpt_path last: {cli.run.folder} has no last checkpoint")
     quietly = {"return_predictions": False} if cli.command == "predict" else {"verbose": False}
     getattr(cli.trainer, cli.command)(cli.model, cli.datamodule, ckpt_path=checkpoint, weights_only=True, **quietly)
 
 
 def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
-    """The checkpoint of --ckpt_path, checked; None for the last one of a run that has none."""
+    """The checkpoint of --ckpt_path or the default, checked. None without both, or if there is no last one yet."""
     chosen = cli.ckpt_path or default
     if chosen == "last":
         path = find_last(cli.run.checkpoints)
@@ -282,7 +282,7 @@ def _checkpoint(cli: CommandLine, default: str | None) -> str | None:
         path = cli.run.best if chosen == "best" else Path(chosen) if chosen else None
     try:
         if path is not None and cli.trainer.is_global_zero:
-            # Of several processes each verifies its part as it reads it.
+            # With several processes, each process verifies its part when it reads it.
             check(path, whole=cli.trainer.num_nodes * cli.trainer.num_devices == 1)
     except UserError as error:
         raise UserError(f"--ckpt_path {error}") from error
@@ -294,7 +294,7 @@ def _started_by_a_cluster() -> bool:
 
 
 def plain(parser: LightningArgumentParser, config: Namespace) -> dict[str, Any]:
-    """A configuration as plain values; lrec's own model and optimizer without a class path, as options give them."""
+    """A configuration as plain values. lrec's own model and optimizer have no class path, as on the command line."""
     # Parsing has checked it.
     options: dict[str, Any] = json.loads(parser.dump(config, format="json", skip_unset=False, skip_validation=True))
     model = options["model"]["init_args"]

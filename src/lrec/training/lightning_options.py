@@ -1,5 +1,5 @@
-"""The options of `lrec fit|validate|test|predict`: their parser, with a help for people; those that no run can have,
-refused before anything is written; and those to warn of."""
+"""The options of `lrec fit|validate|test|predict`: the parser with its help, the checks that refuse options before
+anything is written, and the warnings."""
 
 import argparse
 import math
@@ -23,20 +23,20 @@ from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
 from lrec.training.strategies import FSDP2, check_strategy
 
-# Networks have float32 parameters; these are the types of products.
+# The types of matrix products; the parameters stay in float32.
 TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 HALF = ("bf16-true", "16-true")
-# With fewer steps in all, a loss says more of the training than of the network; more are named where they can be had.
+# With fewer steps, the loss depends more on the training than on the network: `few_steps` advises MORE_STEPS.
 FEW_STEPS, MORE_STEPS = 2000, 3000
 MANY_ITEMS = 50_000
-LIGHTNINGS_EPOCHS = 1000  # where neither epochs nor steps are limited
+LIGHTNINGS_EPOCHS = 1000  # Lightning's default if neither epochs nor steps are limited
 _NOT_LREC_S = {
-    callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which it does not find",
-    callbacks.BatchSizeFinder: "the size of a step is --data.targets_per_step, which it does not find",
-    callbacks.GradientAccumulationScheduler: "steps are cut once, by --trainer.accumulate_grad_batches",
+    callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which this callback cannot set",
+    callbacks.BatchSizeFinder: "the size of a step is --data.targets_per_step, which this callback cannot set",
+    callbacks.GradientAccumulationScheduler: "use --trainer.accumulate_grad_batches, which holds for all epochs",
 }
 
-# Lightning's types would read a limit of 1, one batch, as 1.0, all of them, and have no precision `auto`.
+# Lightning's own types would read a limit of 1 (one batch) as 1.0 (all batches), and do not have precision `auto`.
 _LIMIT = "How many batches to take (1 is one), or which share of them (1.0 is all)."
 _OF_TRAINER: dict[str, tuple[Any, Any, str]] = {
     **{f"limit_{part}_batches": (int | float | None, None, _LIMIT) for part in ("train", "val", "test", "predict")},
@@ -45,13 +45,13 @@ _OF_TRAINER: dict[str, tuple[Any, Any, str]] = {
 
 
 class LightningParser(OneLineParser, LightningArgumentParser):
-    """A parser whose `--help` has the options that people use most, and whose `--help_all` has all."""
+    """A parser whose `--help` shows the options that people use most, and whose `--help_all` shows all."""
 
     def format_help(self, *arguments: Any) -> str:
         return f"{beginning(self.prog.removeprefix('lrec '))}\n{self.prog} --help_all lists all options.\n"
 
     def format_all(self) -> str:
-        """Every option, those of lrec's own model too: Lightning lists none, as they depend on the class of --model."""
+        """Help of all options. Lightning omits those of the model, which depend on the class of --model."""
         own = OneLineParser(usage=argparse.SUPPRESS, add_help=False)
         own.add_class_arguments(SequentialRecommender, "model", skip={"optimizer"}, sub_configs=True)
         own.add_class_arguments(Optimizer, "model.optimizer", sub_configs=True)
@@ -76,7 +76,7 @@ def add_trainer(parser: LightningArgumentParser) -> None:
 
 
 def check_options(command: str, options: Namespace) -> None:
-    """UserError where an option of Lightning's cannot work with a command, or would do something else than it says."""
+    """UserError if an option of Lightning cannot work with the command, or would do something else than it says."""
     trainer = options.trainer
     if not isinstance(options.seed_everything, bool):
         check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
@@ -89,7 +89,7 @@ def check_options(command: str, options: Namespace) -> None:
     if trainer.precision is not None and str(trainer.precision) not in precisions:
         raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(precisions)}")
     if trainer.barebones:
-        raise UserError("--trainer.barebones true: a run has checkpoints and figures, which it would leave out")
+        raise UserError("--trainer.barebones true: a run needs checkpoints and figures, which this option leaves out")
     kinds = [_class_or_name(each) for each in as_list(trainer.callbacks)]
     sharded = strategy == "fsdp2" or _is_a(strategy, FSDP2)
     for kind in kinds:
@@ -98,7 +98,7 @@ def check_options(command: str, options: Namespace) -> None:
                 raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
         if sharded and _is_a(kind, callbacks.WeightAveraging):
             raise UserError(
-                f"--trainer.callbacks {kind.__name__} averages no sharded parameters: --trainer.strategy ddp"
+                f"--trainer.callbacks {kind.__name__} cannot average sharded parameters: use --trainer.strategy ddp"
             )
     timed = trainer.max_time is not None or any(_is_a(kind, callbacks.Timer) for kind in kinds)
     if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
@@ -106,18 +106,18 @@ def check_options(command: str, options: Namespace) -> None:
 
 
 def _check_processes(trainer: Namespace) -> None:
-    """UserError where torchrun started another number of processes than the trainer has devices, if that is said."""
+    """UserError if torchrun started more or fewer processes than the trainer has devices, if their number is given."""
     devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
     started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
     if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
         raise UserError(
             f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}: torchrun started "
-            f"{started} processes in all; each is a device"
+            f"{started} processes in all, and each process is one device"
         )
 
 
 def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> list[str]:
-    """What fit does with such options that its user may not expect, a line each."""
+    """What fit does with these options that a user may not expect, one line each."""
     trainer = options.trainer
     warnings = []
     if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
@@ -139,14 +139,14 @@ def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> lis
         )
     if str(trainer.precision) in HALF:
         warnings.append(
-            f"--trainer.precision {trainer.precision} keeps the parameters themselves in 16 bits, where most steps are "
-            "rounded away: training stalls; bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
+            f"--trainer.precision {trainer.precision} keeps the parameters themselves in 16 bits, which rounds most "
+            "steps away, so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
         )
     return warnings
 
 
 def epochs_in_all(max_steps: int | None, max_epochs: float | None, steps_per_epoch: int) -> float:
-    """The most epochs that a run may take by its limits, of which -1 and None are none; it may stop earlier."""
+    """The most epochs that the limits of a run allow; -1 and None are no limit. The run may stop earlier."""
     limits = [max_steps / steps_per_epoch] if max_steps is not None and max_steps >= 0 else []
     if max_epochs is None:
         max_epochs = -1 if limits else LIGHTNINGS_EPOCHS
@@ -154,20 +154,20 @@ def epochs_in_all(max_steps: int | None, max_epochs: float | None, steps_per_epo
 
 
 def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDataModule) -> str | None:
-    """A sentence where a run takes few steps for its targets and could take more smaller ones."""
+    """A warning if a run takes few steps and could take more, smaller steps; else None."""
     epochs = epochs_in_all(max_steps, max_epochs, data.steps_per_epoch)
     steps, smaller = epochs * data.steps_per_epoch, max(2 * data.max_len, int(epochs * data.U / MORE_STEPS))
     if steps >= FEW_STEPS or smaller >= data.targets_per_step:
         return None
     would = epochs * -(-data.U // smaller)
     return (
-        f"a run has no more than {steps:,.0f} of the optimizer's steps, of {data.targets_per_step:,} targets each, and "
-        f"may end before it has learnt what its size can: --data.targets_per_step {smaller} would make it {would:,.0f}"
+        f"a run has no more than {steps:,.0f} optimizer steps of {data.targets_per_step:,} targets each, and may end "
+        f"before it has learnt what its size can learn: --data.targets_per_step {smaller} would make it {would:,.0f}"
     )
 
 
 def _class_or_name(chosen: Any) -> Any:
-    """The class that a parsed option names by its path; the option itself where it is none."""
+    """The class that a parsed option names by its path; any other option as it is."""
     return imported(chosen.class_path, "--trainer") if isinstance(chosen, Namespace) else chosen
 
 
@@ -176,5 +176,5 @@ def _is_a(chosen: Any, kind: type) -> bool:
 
 
 def as_list(value: Any) -> list[Any]:
-    """The values of an option that takes one or several, or none: null or false."""
+    """The values of an option as a list: one, several, or none (null or false)."""
     return value if isinstance(value, list) else [value] if value else []

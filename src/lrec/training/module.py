@@ -4,10 +4,10 @@ Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list len
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 import torch
@@ -23,8 +23,8 @@ from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError
-from lrec.evaluation.evaluator import Evaluator
-from lrec.evaluation.metrics import KS, Metric, best_is, with_own
+from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
+from lrec.evaluation.metrics import Metric, best_is, with_own
 from lrec.model import parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
@@ -33,7 +33,7 @@ from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
 from lrec.model.sharded_table import Table, local_range, whole
 from lrec.options.objects import from_config
-from lrec.ranking.scoring import Scores, score, top_items
+from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.checkpoint_callbacks import StableCheckpoint
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
@@ -45,13 +45,12 @@ from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched
 from lrec.training.warm_start import begin_from
 
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
-Result = TypeVar("Result")
 
 
 class SequentialRecommender(StoredModel):
     """A decoder-only transformer over item IDs, trained on every position of every window.
 
-    Callbacks read: `config`, `D` (targets trained on), `flops` (spent on those), `train_loss`, `diverged`,
+    Callbacks read: `config`, `D` (targets trained on), `flops` (spent on them), `train_loss`, `diverged`,
     `evaluations`.
     """
 
@@ -107,7 +106,7 @@ class SequentialRecommender(StoredModel):
                 none.
         """
         super().__init__()
-        self.save_hyperparameters(logger=False)  # those of a subclass too
+        self.save_hyperparameters(logger=False)  # the arguments of a subclass too
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
         self.dropout, self.architecture, self.parametrisation = dropout, architecture, parametrisation
@@ -135,7 +134,7 @@ class SequentialRecommender(StoredModel):
 
     @property
     def counts_V(self) -> Tensor:
-        """Training interactions of each item. No buffer: a callback that averages weights would average it too."""
+        """Training interactions of each item. Not a buffer: a callback that averages weights would average it too."""
         assert self._counts_V is not None
         self._counts_V = self._counts_V.to(self.device)
         return self._counts_V
@@ -152,13 +151,13 @@ class SequentialRecommender(StoredModel):
         times_BT: Tensor | None = None,
         events_BL: Tensor | None = None,
     ) -> Tensor:
-        """Scores (logits) of every item of the catalogue as the next one of each history, (B, V).
+        """Scores (logits) of every item of the catalogue as the next item of each history, (B, V).
 
         Args:
-            items_BL: Catalogue indices of the histories' items, in time order, right-padded with any.
-            lengths_B: Items of each history, at least one; those of the whole row by default.
-            times_BT: Of networks with `architecture.time`, see `Transformer.forward`.
-            events_BL: Of networks with types of event or features, see there.
+            items_BL: Catalogue indices of the histories' items, in time order; any index may pad rows on the right.
+            lengths_B: Number of items of each history, at least one; by default the whole row.
+            times_BT: For networks with `architecture.time`; see `Transformer.forward`.
+            events_BL: For networks with types of event or features; see `Transformer.forward`.
         """
         rows, longest = items_BL.shape
         last_B = torch.arange(rows, device=items_BL.device) * longest - 1
@@ -167,23 +166,23 @@ class SequentialRecommender(StoredModel):
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
-        """Settle where an epoch ends; UserError where what is monitored is no figure of these data."""
+        """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have."""
         if stage == "fit":
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 name = str(getattr(callback, "monitor", None)).removeprefix("val/")
                 if best_is(name, self.metrics) is not None and name not in there:
-                    raise UserError(f"monitor val/{name}: validation on targets of this kind has no such figure")
+                    raise UserError(f"monitor val/{name}: validation on targets of this kind does not have this metric")
             end_with_a_step(self.trainer, self.data.steps_per_epoch)
 
     def configure_model(self) -> None:
-        """Build the network once the catalogue is known; the draw depends on seed_everything alone."""
+        """Build the network once the catalogue is known; its random start depends on seed_everything alone."""
         features = self.data.learned.item_vectors
         if features is not None and self.item_vectors is not None:
             raise UserError("give data.item_features or model.item_vectors, not both")
         if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
             raise UserError(
-                "model.item_vectors_use initial is a start of its own, as model.warm_start is: choose another"
+                "model.item_vectors_use initial and model.warm_start both set the initial rows: give only one of them"
             )
         config = self.network_config(self.data.n_items, self.data.max_len)
         config = replace(config, event_types=len(self.data.event_rows))
@@ -231,22 +230,21 @@ class SequentialRecommender(StoredModel):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Lightning does, and by norm the touched rows of the item table too."""
+        """Clip as Lightning does; if by norm, include the touched rows of the item table."""
         if touched_of(self.net.items.weight) is None or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             clip_by_norm(list(self.net.parameters()), gradient_clip_val)
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Go a step on along the schedule, or as far as time has come where that is the limit."""
+        """Advance the schedule by one step or, with a time limit, to `schedule_position`."""
         position = schedule_position(self.trainer)
         if position is not None:
             scheduler.last_epoch = position - 1
         super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """What sets the process up, what makes the optimizer's switch and what saves before the rate falls, where it
-        does."""
+        """Callbacks for the process, for the optimizer's switch and for the checkpoint before the rate falls."""
         own: list[Callback] = [ProcessSetup()]
         if isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None:
             own.append(OptimizerSwitch(self.optimizer.switch))
@@ -255,7 +253,7 @@ class SequentialRecommender(StoredModel):
         return own
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
-        """Free the last step's gradients, which Lightning would keep until those of this step are made."""
+        """Free the gradients of the last step; Lightning would keep them until the gradients of this step exist."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
 
@@ -267,7 +265,7 @@ class SequentialRecommender(StoredModel):
         if ends_step(self.trainer, batch_idx):
             self.D += batch.step_targets
             self.flops += step_flops(self.config, self.loss, batch)
-        # Ranks average gradients and Lightning averages accumulated ones: undo both, divide by the step's targets.
+        # Gradients are averaged over ranks and accumulated micro-batches: undo both, and divide by the step's targets.
         return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / max(batch.step_targets, 1))
 
     def loss_sum(self, batch: TrainBatch) -> Tensor:
@@ -280,8 +278,8 @@ class SequentialRecommender(StoredModel):
         return self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
-        """Log the mean training loss since it was last logged and the next step's learning rate, the largest of all
-        parameter groups; only when Lightning logs, to spare a sync per step."""
+        """Log the mean training loss since the last log, and the next step's learning rate (the largest of all
+        parameter groups). This happens only when Lightning logs, to avoid a sync in each step."""
         if logs_now(self.trainer, batch_idx):
             train_loss = self._since_logged.mean(self)
             self.log("train/loss", train_loss, prog_bar=True)
@@ -298,10 +296,11 @@ class SequentialRecommender(StoredModel):
         self._evaluator.begin("test", self.data, self.counts_V)
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
-        # One process on a CPU: each core computes rows of its own faster than all cores each small operation.
+        # In one process on a CPU, small operations are faster if each core computes rows of its own.
         apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
         parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
-        found = cpu_threads.mapped(self._scored, parts) if len(parts) > 1 else [self._scored(batch)]
+        ranked = partial(scores_of, self.net)
+        found = cpu_threads.mapped(ranked, parts) if len(parts) > 1 else [ranked(batch)]
         self._evaluator.add(batch, Scores(*map(torch.cat, zip(*found, strict=True))))
 
     test_step = validation_step
@@ -318,26 +317,17 @@ class SequentialRecommender(StoredModel):
         (logits)."""
         seen = slice(None if self.exclude_seen else 0)
         given = (batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
-        best = self._at_targets(batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
+        best = at_targets(self.net, batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
         real_M, parts = batch.weights_M > 0, (batch.users_M, best.items_BK, best.scores_BK)  # no filler rows
         users_M, items_MK, scores_MK = (part[real_M].cpu().numpy() for part in parts)
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.store.raw_user_ids.gather(users_M), **lists})
 
-    def _scored(self, batch: EvalBatch) -> Scores:
-        given = (batch.targets_M, batch.seen_targets_S, batch.seen_items_S, max(KS))
-        return self._at_targets(batch, lambda hidden_MD, table: score(hidden_MD, table, *given))
-
-    def _at_targets(self, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
-        """`head` of the hidden states before the batch's targets, and of the item table."""
-        times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
-        return self.net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
-
     def _log_evaluation(self, stage: str) -> None:
-        """Hand the figures, reduced over ranks already, to callbacks, loggers and whoever called the trainer.
+        """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer.
 
-        Not by `self.log`: what Lightning keeps of each name takes a millisecond and a half, and a test has 300. That is
-        more than half of what a small network's training takes.
+        `self.log` would take 1.5 ms for each name, and a test has 300 names. That is more than half of the training
+        time of a small network.
         """
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
@@ -357,11 +347,11 @@ class SequentialRecommender(StoredModel):
 
 
 def recommender(pl_module: LightningModule) -> SequentialRecommender:
-    """The model that a callback gets."""
+    """The module that a callback gets, with its own type."""
     assert isinstance(pl_module, SequentialRecommender)
     return pl_module
 
 
 def model_of(config: dict[str, Any]) -> SequentialRecommender:
-    """The model that a run's configuration names, without a network yet; UserError where its options do not fit it."""
+    """The model that a run's configuration names, without a network yet; UserError if an option does not fit it."""
     return from_config(config, "model", SequentialRecommender)

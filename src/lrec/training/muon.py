@@ -1,4 +1,4 @@
-"""Muon: a step of momentum that is made orthogonal, for the matrices of the blocks.
+"""Muon, for the matrices of the blocks: each step is the momentum, made orthogonal.
 
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon. The step's spectral norm is about the rate times
 sqrt(max(1, rows / columns)), so that the best rate does not depend on the width (arXiv 2310.17813).
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrec.model.sharded_table import is_sharded, local_range, local_rows
 
 MOMENTUM = 0.95
-# An odd polynomial of singular values that, five times, brings those from 0.001 to 1 to between 0.7 and 1.2.
+# An odd polynomial. Applied five times, it moves singular values from 0.001 to 1 to between 0.7 and 1.2.
 LINEAR, CUBIC, QUINTIC, TIMES = 3.4445, -4.7750, 2.0315, 5
 
 
@@ -25,10 +25,10 @@ def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
 
 @torch.no_grad()
 def muon_matrices(matrices: list[nn.Parameter], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
-    """A step of those of a group that have a gradient, which AdamW then does not find.
+    """Take a step of Muon on the matrices that have a gradient, and remove it, so that AdamW skips these matrices.
 
-    The state has AdamW's names, so that SGD goes on from the momentum. Of a matrix in shards every process gathers the
-    whole step.
+    The state has AdamW's names, so that SGD finds its momentum buffer there. If a matrix is sharded, every process
+    gathers the whole step.
     """
     for matrix in matrices:
         if matrix.grad is None:
@@ -47,7 +47,7 @@ def muon_matrices(matrices: list[nn.Parameter], state: dict[Tensor, dict[str, An
 
 
 def orthogonal(matrix_RC: Tensor) -> Tensor:
-    """About U V' of the singular value decomposition U S V': what is near 0 in S stays so. On a GPU in bfloat16."""
+    """About U V' of the singular value decomposition U S V'; values near 0 in S stay near 0. In bfloat16 on a GPU."""
     x_RC = matrix_RC.bfloat16() if matrix_RC.is_cuda else matrix_RC.float()
     x_RC = x_RC / x_RC.norm().clamp(min=1e-7)
     wide = x_RC.shape[0] < x_RC.shape[1]

@@ -1,4 +1,4 @@
-"""Optimizers: lrec's own (parameter groups, rate of every step, AdamW that can give way to SGD), and any other."""
+"""Optimizers: lrec's own (parameter groups, rate of every step, AdamW with a switch to SGD), and any other one."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,8 +20,8 @@ from lrec.model.transformer import Transformer
 from lrec.training.muon import is_for_muon, muon_matrices
 from lrec.training.touched_rows import adamw_rows, sgd_rows, touched_of
 
-# wsd, warm-up, stable, decay: constant, and a fall by 1 - root at the end, so that runs of any length share all before
-# it (arXiv 2405.18392, which finds 10 to 20 % of the steps enough).
+# wsd (warm-up, stable, decay): the rate is constant and falls by 1 - square root at the end. Runs of any length can
+# share the steps before the fall (arXiv 2405.18392, which finds a fall over 10 to 20 % of the steps enough).
 Decay = Literal["cosine", "linear", "constant", "wsd"]
 WSD_FALL = 0.15
 BuiltOptimizer = tuple[torch.optim.Optimizer, LRScheduler]
@@ -32,7 +32,7 @@ class Switch:
     """When SGD with momentum replaces AdamW, and how SGD trains to the last step. Source: arXiv 2311.11351.
 
     Attributes:
-        at: Number of optimizer steps of AdamW; none: AdamW trains until the validation loss has converged.
+        at: Number of optimizer steps of AdamW; null: AdamW trains until the validation loss has converged.
         patience: Evaluations without improvement after which val/loss counts as converged.
         min_improvement: Smallest fall of val/loss, in nats, that counts as improvement.
         latest: Share of all steps, or of the time limit, after which SGD replaces AdamW even without convergence, so
@@ -65,7 +65,7 @@ class Switch:
         check_range("optimizer.switch.final_lr", self.final_lr, at_least=0, at_most=1)
 
     def due(self, total_steps: int) -> int:
-        """The step of a schedule of `total_steps` at which AdamW gives way at the latest."""
+        """The latest step, in a schedule of `total_steps`, at which SGD replaces AdamW."""
         return max(round(self.latest * total_steps), 1) if self.at is None else self.at
 
 
@@ -74,18 +74,18 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, net: Transformer, total_steps: int) -> BuiltOptimizer:
-        """The optimizer of the network's parameters, and the scheduler that steps once per step of the optimizer.
+        """The optimizer of the network's parameters, and its scheduler, which steps once per optimizer step.
 
-        `net.lr_multiplier(name)` is the share of the learning rate that the parametrisation has for a parameter.
+        `net.lr_multiplier(name)` is the share of the learning rate that the parametrisation gives to a parameter.
         """
 
 
-# A torch optimizer by its class: what makes it of groups of parameters.
+# Makes a torch optimizer from groups of parameters.
 OfParameters = Callable[[Iterable], torch.optim.Optimizer]
 
 
 def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_steps: int) -> BuiltOptimizer:
-    """What trains, and its scheduler; a torch optimizer keeps its rate, times the share of each parameter."""
+    """The optimizer and its scheduler. A torch optimizer has a constant rate, times each parameter's multiplier."""
     if isinstance(optimizer, OptimizerConfig):
         return optimizer.build(net, total_steps)
     groups: dict[float, list[nn.Parameter]] = defaultdict(list)
@@ -109,12 +109,12 @@ class Optimizer(OptimizerConfig):
         warmup: Share of all steps, or of the time limit, over which the rate rises linearly to lr.
         decay: Shape of the fall of the rate from the warm-up to the end (or to the switch).
         final_lr: Rate at the last step, as a share of lr (not used by constant).
-        switch: Switch to SGD at a step, or after convergence; none: AdamW to the end.
+        switch: Switch to SGD at a step, or after convergence; null: AdamW to the end.
         touched_rows: Update only the rows of the item table that a step uses: the items of its windows, its targets and
             its negatives. Other rows do not change, not even by decay. This saves the memory and time of their
             gradients, but gives other results than AdamW on all rows. For sampled losses.
         muon: Muon updates the matrices of the blocks, with a peak rate of this multiple of lr, whatever the width. With
-            none, AdamW updates the matrices too.
+            null, AdamW updates the matrices too.
     """
 
     lr: float = 0.008
@@ -134,8 +134,8 @@ class Optimizer(OptimizerConfig):
         check_range("optimizer.muon", self.muon, above=0)
 
     def stable_steps(self, total_steps: int) -> int | None:
-        """The first steps of a run of `total_steps`, which it has in common with every longer one: those before the
-        fall of wsd; None where nothing is in common."""
+        """Number of steps before the fall of wsd, in a run of `total_steps`: longer runs with as many steps of warm-up
+        begin with the same ones. None without such a fall."""
         if self.decay != "wsd" or self.switch is not None:
             return None
         warmup_steps = round(self.warmup * total_steps)
@@ -162,7 +162,7 @@ class Optimizer(OptimizerConfig):
                 multiplier = of_muon or net.lr_multiplier(name, beside_muon=self.muon is not None)
                 of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, of_muon is not None
                 groups[of].append(parameter)
-        # AdamW decays by lr * weight_decay: divided by the multiplier, the decay per step is that of every other group.
+        # AdamW decays by lr * weight_decay. The division by the multiplier gives all groups the same decay per step.
         optimizer = AdamWThenSGD(
             [
                 {
@@ -181,11 +181,11 @@ class Optimizer(OptimizerConfig):
         )
 
         def factor_of(index: int) -> Callable[[int], float]:
-            """A group's rate as a share of its first one, which is AdamW's; looked up, as loading replaces groups."""
+            """A group's rate as a share of its first, AdamW's. It looks the group up, as loading replaces groups."""
 
             def factor(step: int) -> float:
                 group = optimizer.param_groups[index]
-                began = group["sgd_scheduled_from"]  # where the schedule stood: not at `sgd_from` where it follows time
+                began = group["sgd_scheduled_from"]  # not `sgd_from` if the schedule follows time
                 if switch is None or began is None:
                     return self.lr_factor(step, total_steps)
                 fall = _fall(switch.decay, switch.final_lr, step - began, total_steps - began)
@@ -197,7 +197,7 @@ class Optimizer(OptimizerConfig):
 
 
 def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
-    """What is left of the peak rate at `step` of `steps`: 1 at the first, `final` from the last on."""
+    """Share of the peak rate at `step` of `steps`: 1 at step 0, and `final` from step `steps` on, unless constant."""
     if decay == "constant":
         return 1.0
     before = _stable(steps) if decay == "wsd" else 0
@@ -210,38 +210,38 @@ def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
 
 
 def _stable(steps: int) -> int:
-    """Of the steps after the warm-up, those before the fall of wsd."""
+    """How many of the `steps` after the warm-up come before the fall of wsd."""
     return int((1 - WSD_FALL) * steps)
 
 
 class AdamWThenSGD(AdamW):
-    """AdamW, and Muon for groups that say so; from `begin_sgd` on SGD with momentum. But for Muon, the arithmetic is
-    torch.optim's own.
+    """AdamW, and Muon for groups that ask for it; from `begin_sgd` on, SGD with momentum.
 
-    One optimizer, so that a checkpoint of either phase loads in either: the phase is an entry of every parameter group,
-    and exp_avg becomes SGD's momentum buffer. Beside AdamW's options, groups have sgd_lr, sgd_weight_decay, momentum,
-    and muon: whether Muon takes AdamW's place.
+    Both phases are one optimizer, so that a checkpoint of one phase loads in the other. The phase is an entry of every
+    parameter group, and exp_avg becomes SGD's momentum buffer. In addition to AdamW's options, groups have sgd_lr,
+    sgd_weight_decay, momentum, and muon (whether Muon replaces AdamW). The arithmetic is torch.optim's own, except for
+    Muon and touched rows.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], **options: Any) -> None:
         not_yet = {"sgd_from": None, "sgd_scheduled_from": None}
         super().__init__([not_yet | group for group in groups], fused=True, **options)
-        # True would mean that the step undoes a gradient scaler's scale itself, and Lightning then refuses to clip.
+        # True would mean that the step itself undoes the scale of a gradient scaler. Lightning then refuses to clip.
         self._step_supports_amp_scaling = False
 
     @property
     def sgd_from(self) -> int | None:
-        """The optimizer step from which SGD runs; None while AdamW does."""
+        """The optimizer step from which SGD runs; None while AdamW runs."""
         return self.param_groups[0]["sgd_from"]
 
     def phase_of(self, steps: int) -> Literal["adamw", "sgd"]:
-        """What took the last of the first `steps` steps."""
+        """The phase of the last step, after `steps` steps."""
         return "sgd" if self.sgd_from is not None and steps > self.sgd_from else "adamw"
 
     @torch.no_grad()
     def begin_sgd(self, step: int, scheduled: int | None = None) -> None:
-        """Take the next step, whose number from 0 is `step`, and all later ones by SGD; not before AdamW's first. The
-        schedule of the rate stands at `scheduled`, by default at that step."""
+        """Use SGD for the next step, number `step` from 0, and for all later ones. AdamW must have taken a step before.
+        `scheduled` is where the schedule of the rate is, by default at this step."""
         assert self.sgd_from is None, "the switch is made once"
         scheduled = step if scheduled is None else scheduled
         for group in self.param_groups:
@@ -275,7 +275,7 @@ class AdamWThenSGD(AdamW):
                 moving,
                 [parameter.grad for parameter in moving],
                 [self.state[parameter]["exp_avg"] for parameter in moving],
-                foreach=True,  # the fused kernel knows no sharded tensors
+                foreach=True,  # the fused kernel does not support sharded tensors
                 weight_decay=group["sgd_weight_decay"],
                 momentum=group["momentum"],
                 lr=group["lr"],

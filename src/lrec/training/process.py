@@ -1,4 +1,4 @@
-"""What a process is set up for while a trainer works in it: garbage collection, memory, random numbers."""
+"""Settings of a process while a trainer works in it: garbage collection, memory, random numbers."""
 
 import gc
 import hashlib
@@ -13,23 +13,23 @@ from lrec.data.datamodule import SequenceDataModule
 
 
 class ProcessSetup(Callback):
-    """Comes with the model, in every stage and with any Trainer."""
+    """The model adds this callback in every stage and with any Trainer."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep garbage collection out of what is imported by now: to go through it takes two thirds of the time of
-        logging an evaluation. Let batches on a CPU have the memory that those before have freed."""
+        """Exclude the objects that exist by now from garbage collection: going through them takes two thirds of the
+        time of logging an evaluation. On a CPU, keep freed memory for the next batches."""
         gc.freeze()
         if cpu_threads.is_cpu(trainer.strategy.root_device):
             keep_freed_memory()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed dropout from (seed, micro-step, rank): checkpoints do not hold the generators' state, and a resumed run
-        drops what the undisturbed one would."""
+        """Seed dropout from (seed, micro-step, rank). So a resumed run has the same dropout as an uninterrupted one,
+        although checkpoints do not hold the state of the generators."""
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(datamodule, SequenceDataModule)
         key = f"{datamodule.seed}/{trainer.fit_loop.total_batch_idx}/{trainer.global_rank}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-        # torch.manual_seed would seed every kind of device, and keep a stack trace for each that is not in use.
+        # torch.manual_seed would seed every kind of device, and keep a stack trace for each unused kind.
         torch.default_generator.manual_seed(seed)
         if pl_module.device.type != "cpu":
             torch.get_device_module(pl_module.device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""How far a run is along its schedule, by steps or by time; AdamW's switch to SGD; early stopping that waits for it.
+"""A run's position in its schedule, by steps or by time; AdamW's switch to SGD; early stopping that waits for it.
 
 With --trainer.max_time the schedule follows the time, so that warm-up and decay end with the run.
 """
@@ -14,18 +14,18 @@ from lrec.errors import UserError
 from lrec.evaluation.metrics import METRICS, Metric, best_is, metric_names
 from lrec.training.optim import AdamWThenSGD, Optimizer, Switch
 
-# Steps of a schedule that has time alone for its limit: more than a run takes, so that time is what moves it.
+# Steps of a schedule whose only limit is time: more than a run takes, so that only time moves the schedule.
 ENDLESS = 10**9
 
 
 def schedule_steps(trainer: Trainer) -> int:
-    """Steps of the run's schedule: those that epochs and steps allow."""
+    """Steps of the run's schedule, as the limits of epochs and steps allow."""
     return int(min(trainer.estimated_stepping_batches, ENDLESS))
 
 
 def schedule_position(trainer: Trainer) -> int | None:
-    """How far the schedule is, in its own steps: as far as the steps or the time, whichever is nearer to its end. The
-    same on every process; None where time is no limit."""
+    """Position in the schedule, in its own steps: by the run's steps or by time, whichever is later. It is the same on
+    every process. None without a time limit."""
     share = share_of_time(trainer)
     if share is None:
         return None
@@ -34,7 +34,7 @@ def schedule_position(trainer: Trainer) -> int | None:
 
 
 def share_of_time(trainer: Trainer) -> float | None:
-    """How much of the time that is allowed has been spent, from 0 to 1; None where it has no limit."""
+    """Share of the allowed time that has been spent, from 0 to 1; None without a time limit."""
     shares = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
@@ -44,7 +44,7 @@ def share_of_time(trainer: Trainer) -> float | None:
 
 
 def stable_steps(trainer: Trainer) -> int | None:
-    """Steps before the rate falls, which longer runs have in common with this one; None where there are none, as where
+    """Steps before the rate falls, which longer runs can have in common with this one; None if there are none, or if
     time is the limit."""
     optimizer = getattr(trainer.lightning_module, "optimizer", None)
     steps = optimizer.stable_steps(schedule_steps(trainer)) if isinstance(optimizer, Optimizer) else None
@@ -52,7 +52,7 @@ def stable_steps(trainer: Trainer) -> int | None:
 
 
 class OptimizerSwitch(Callback):
-    """Make a switch once val/loss has converged, or when it is due. The phase itself is the optimizer's."""
+    """Switch to SGD once val/loss has converged, or when the switch is due. The optimizer itself stores the phase."""
 
     def __init__(self, switch: Switch) -> None:
         self.switch, self.best, self.waited = switch, math.inf, 0
@@ -77,7 +77,7 @@ class OptimizerSwitch(Callback):
             self.best, self.waited = loss, 0
         else:
             self.waited += 1
-        # One decision for all ranks, whatever the last bit of a reduced loss.
+        # One decision for all ranks, even if their reduced losses differ in the last bit.
         if trainer.strategy.reduce_boolean_decision(self.waited >= self.switch.patience, all=False):
             optimizer.begin_sgd(trainer.global_step, scheduled)
 
@@ -89,26 +89,26 @@ class OptimizerSwitch(Callback):
 
 
 def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metric] = METRICS) -> str:
-    """`mode`, or what follows from the metric's name, and min where nothing does; UserError where the two contradict
-    each other."""
+    """`mode` or, if it is None, the mode that follows from the metric's name, or min; UserError if `mode` contradicts
+    the name."""
     best = best_is(monitor.removeprefix("val/"), metrics)
     if best is None:
         return mode or "min"
     if mode not in (None, best):
-        raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; {option}.mode null does without")
+        raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; use {option}.mode null")
     return best
 
 
 def check_monitored(monitor: str, option: str, metrics: Sequence[Metric]) -> None:
-    """UserError where there is no such metric, or neither end of it is the best."""
+    """UserError if there is no such metric, or if neither its lowest nor its highest value is the best."""
     if not monitor.startswith("val/") or best_is(monitor.removeprefix("val/"), metrics) is None:
         monitored = [f"val/{name}" for name in metric_names(metrics) if best_is(name, metrics) is not None]
         raise UserError(f"{option}.monitor {monitor}: choose one of {', '.join(monitored)}")
 
 
 class StopAfterSwitch(EarlyStopping):
-    """EarlyStopping; where the optimizer is to switch, it looks at SGD's evaluations only, where the rate falls at the
-    end alone (wsd), at those of the fall."""
+    """EarlyStopping that ignores early evaluations: with a planned switch to SGD, all before the switch; with wsd, all
+    before the fall of the rate."""
 
     def __init__(
         self,
@@ -118,14 +118,14 @@ class StopAfterSwitch(EarlyStopping):
         check_on_train_epoch_end: bool | None = None,
         **options: Any,
     ) -> None:
-        """Lightning's options, but for what these are by themselves.
+        """Lightning's options, some with other defaults.
 
         Args:
-            monitor: Metric that is to improve.
-            mode: Whether its least or its most is the best; null: as its name says.
+            monitor: Metric that must improve.
+            mode: min or max: whether the lowest or the highest value is the best; null: as the name of the metric says.
             patience: Evaluations without improvement after which the run stops.
-            check_on_train_epoch_end: Look at the end of epochs, not of evaluations, which max_steps may leave out.
-            options: The others.
+            check_on_train_epoch_end: Check after epochs, not after evaluations; max_steps may cut off the last epoch.
+            options: The other options of EarlyStopping.
         """
         super().__init__(
             monitor,
@@ -145,7 +145,7 @@ class StopAfterSwitch(EarlyStopping):
 
 
 def phase(trainer: Trainer) -> str:
-    """What took the optimizer's last step: adamw or sgd of lrec's own, else the name of the class."""
+    """What took the last step: adamw or sgd for lrec's own optimizer, else the name of the class."""
     (optimizer,) = trainer.optimizers
     if isinstance(optimizer, AdamWThenSGD):
         return optimizer.phase_of(trainer.global_step)
@@ -153,7 +153,7 @@ def phase(trainer: Trainer) -> str:
 
 
 def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, int]:
-    """The optimizer, and where the schedule of the rate stands."""
+    """The optimizer, and the position in the schedule of the rate."""
     (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
     assert isinstance(optimizer, AdamWThenSGD)
     return optimizer, config.scheduler.last_epoch

@@ -1,6 +1,6 @@
-"""What a checkpoint says of a model, which checkpoints it takes, the model from one alone, and one that begins with it.
+"""What a model adds to its checkpoints, which checkpoints it accepts, and the model from a checkpoint alone.
 
-Shape suffixes: V catalogue, H rows held here, P rows of the old catalogue, D width.
+Shape suffix: V catalogue.
 """
 
 from dataclasses import asdict, replace
@@ -37,7 +37,7 @@ from lrec.training.tally import LossSum
 
 
 class StoredModel(LightningModule):
-    """The half of `SequentialRecommender` that checkpoints know."""
+    """The part of `SequentialRecommender` that saves and loads checkpoints."""
 
     net: Transformer
     config: TransformerConfig
@@ -47,7 +47,7 @@ class StoredModel(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.D = 0  # targets trained on
-        self.flops = 0  # spent on those
+        self.flops = 0  # spent on them
         self.diverged = False  # whether a loss was not finite
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._new_items: NewItems | None = None
@@ -73,13 +73,13 @@ class StoredModel(LightningModule):
             changed: Arguments of the model that replace those it was made with.
 
         Raises:
-            UserError: it is no checkpoint of such a model.
+            UserError: The file is not a checkpoint of such a model.
         """
         path = Path(checkpoint_path)
         checkpoint = read(path, optimizer=False)
         about, parameters, _, _, new_items = trained_in(checkpoint)
         if about["model"] not in map(class_path, cls.__mro__):
-            raise UserError(f"{path} holds a {about['model']}, which its own load_from_checkpoint loads")
+            raise UserError(f"{path} holds a {about['model']}: use its own load_from_checkpoint")
         for name, kind in about["not_stored"].items():
             if name not in changed:
                 raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
@@ -96,7 +96,7 @@ class StoredModel(LightningModule):
         return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the run has spent and on what data, the items' raw ids, and what the model was made with."""
+        """Add targets and FLOPs so far, the data's description, the items' raw ids, and the model's arguments."""
         arguments, not_stored = all_as_plain(self.hparams)
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
         checkpoint[ITEMS] = self._items_as_tensors
@@ -117,7 +117,7 @@ class StoredModel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network or other data."""
+        """Refuse a checkpoint of another network, other data or, in training, another optimizer; restore the counts."""
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
@@ -137,7 +137,7 @@ class StoredModel(LightningModule):
             loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
             self._since_evaluation = LossSum(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
         elif "current_model_state" in checkpoint:
-            # A callback that averages weights would go on from those of before: what is evaluated are the averages.
+            # A callback that averages weights would restore the unaveraged ones. Evaluation needs the averages.
             checkpoint["current_model_state"] = checkpoint["state_dict"]
 
     @cached_property

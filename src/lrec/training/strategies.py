@@ -1,4 +1,4 @@
-"""What lrec adds to Lightning's strategies: FSDP2, sharded training on CPUs or GPUs, and the checkpoints of others."""
+"""FSDP2, which is sharded training on CPUs or GPUs, and the checkpoints of Lightning's own strategies."""
 
 import secrets
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ from lrec.model.sharded_table import PATIENCE_MINUTES, gloo_group, local_range, 
 
 
 def is_loss_of_a_process(error: BaseException) -> bool:
-    """Whether it says that another process of the run does not answer any more, as torch.distributed or gloo do."""
+    """Whether an error of torch.distributed or gloo says that another process of the run no longer answers."""
     by_gloo = any(words in str(error) for words in ("gloo", "Application timeout caused pair closure"))
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and by_gloo)
 
 
 def check_strategy(chosen: str | type) -> None:
-    """UserError where a strategy, named or by its class, would not train lrec's network: others leave it unsharded,
-    without synchronised gradients, or cannot save it."""
+    """UserError if lrec cannot train with a strategy, given by name or class. Other strategies leave the network
+    unsharded, do not synchronise gradients, or cannot save the network."""
     if isinstance(chosen, str):
         name, fits = chosen, chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
     else:
@@ -40,18 +40,18 @@ def check_strategy(chosen: str | type) -> None:
 
 
 def precision_of(trainer: Trainer) -> str:
-    """The precision by Lightning's names; bf16-mixed too where the strategy computes in bfloat16 by `param_dtype`."""
+    """The precision by Lightning's names; bf16-mixed also if `param_dtype` of the strategy is bfloat16."""
     return "bf16-mixed" if getattr(trainer.strategy, "param_dtype", None) else str(trainer.precision)
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Checkpoints of strategies that hold the whole network in every process: files are written, both forms read."""
+    """Checkpoints of strategies that hold the whole network in every process: writes files, reads files and folders."""
 
     def __init__(self) -> None:
         self.saver = Saver()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a file; with IN_BACKGROUND the file is there once the saver has been asked."""
+        """Write a file. With IN_BACKGROUND, a thread writes it, and the saver's `join` waits for it."""
         background = storage_options == IN_BACKGROUND
         self.saver.start(Save(Path(path), checkpoint, background and copy_fits(checkpoint)), background)
 
@@ -65,7 +65,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def saver_of(trainer: Trainer) -> Saver | None:
-    """What writes the trainer's checkpoints in the background; None where that is Lightning's own."""
+    """The Saver that writes the trainer's checkpoints; None if Lightning itself writes them."""
     if isinstance(trainer.strategy, FSDP2):
         return trainer.strategy.saver
     files = trainer.strategy.checkpoint_io
@@ -75,8 +75,8 @@ def saver_of(trainer: Trainer) -> Saver | None:
 class FSDP2(ModelParallelStrategy):
     """Fully sharded data parallelism: each process holds its rows of every parameter, and gathers a block at a time.
 
-    The network is wrapped by `parallelize.build`, which reads `sharding`. Checkpoints are folders, a file per shard,
-    and are read on any number of processes and by any strategy.
+    The network is wrapped by `parallelize.build`, which reads `sharding`. Checkpoints are folders with a file per
+    shard. Any number of processes and any strategy can read them.
     """
 
     sharding: Sharding
@@ -114,12 +114,12 @@ class FSDP2(ModelParallelStrategy):
             del shape["replicate"]
         mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
-        for name in shape if len(shape) > 1 else ():  # groups of their own, of the default's patience
+        for name in shape if len(shape) > 1 else ():  # their timeout is still torch's default
             distributed.distributed_c10d._set_pg_timeout(self.patience, mesh.get_group(name))
         self.saver = Saver(gloo_group())
 
     def setup(self, trainer: Trainer) -> None:
-        """Keep evaluation out of inference mode: what it gathers may still be there for the next training step."""
+        """Evaluate without inference mode: the next training step may still use the parameters gathered here."""
         loops = (trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
         for loop in loops:
             loop.inference_mode = False
@@ -139,7 +139,7 @@ class FSDP2(ModelParallelStrategy):
         return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write a folder, all processes together; with IN_BACKGROUND it is there once the saver has been asked."""
+        """Write a folder, all processes together. With IN_BACKGROUND, a later `poll` or `join` ends the save."""
         path, token = self.broadcast((str(filepath), secrets.token_hex(4)))
         background = storage_options == IN_BACKGROUND
         copied = background and copy_fits(checkpoint, self.num_processes)
@@ -147,7 +147,7 @@ class FSDP2(ModelParallelStrategy):
         self.saver.start(save, background)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Ask no other process any more: it may be gone."""
+        """Give up a save under way without asking other processes: they may be gone."""
         self.saver.give_up()
         super().on_exception(exception)
 
@@ -163,7 +163,7 @@ class FSDP2(ModelParallelStrategy):
         return read_together(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
 
     def _local_range(self, name: str, n: int) -> slice:
-        """The rows, of n, that this process holds of a checkpoint's tensor."""
+        """Which of the n rows of a checkpoint's tensor this process holds."""
         assert self.lightning_module is not None
         match name.split("/"):
             case ["optimizer_states", which, "state", index, *_]:

@@ -1,4 +1,4 @@
-"""A run's steps: their loss over the targets of all processes, what they cost, where they end."""
+"""A run's optimizer steps: their loss over the targets of all processes, their FLOPs, and where they end."""
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,7 +12,7 @@ from lrec.model.losses import Loss
 
 
 class LossSum:
-    """A training loss summed over this rank's targets; on its device, until somebody asks."""
+    """A training loss summed over this rank's targets. It stays on the device until the value is needed."""
 
     def __init__(self, loss_sum: Tensor | None = None, targets: int = 0) -> None:
         self.loss_sum, self.targets = loss_sum, targets
@@ -22,21 +22,21 @@ class LossSum:
         self.targets += targets
 
     def totals(self, module: LightningModule) -> tuple[float, int]:
-        """The sum and its targets, over all ranks."""
+        """The sum of the loss and the number of targets, over all ranks."""
         loss_sum = self.loss_sum if self.loss_sum is not None else torch.zeros((), device=module.device)
         here = torch.stack([loss_sum.double(), loss_sum.new_tensor(self.targets, dtype=torch.float64)])
         loss_total, targets = module.trainer.strategy.reduce(here, reduce_op="sum").tolist()
         return loss_total, int(targets)
 
     def mean(self, module: LightningModule) -> float:
-        """The mean over targets of all ranks; the sum begins again."""
+        """The mean loss over the targets of all ranks. Resets the sum to zero."""
         loss_total, targets = self.totals(module)
         self.loss_sum, self.targets = None, 0
         return loss_total / max(targets, 1)
 
 
 def step_flops(config: TransformerConfig, loss: Loss, batch: TrainBatch) -> int:
-    """FLOPs of the whole step, of all ranks, that a micro-batch is part of."""
+    """FLOPs, over all ranks, of the whole step that contains this micro-batch."""
     head = loss.flops_per_target(config.n_items, config.width)
     network = cost.training_flops(config, batch.step_targets, batch.step_pairs, head, batch.step_positions)
     return network + cost.projection_flops(config)
@@ -48,15 +48,15 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
-    """Round a limit of an epoch's batches up to whole steps, of which a whole epoch has so many: Lightning would take a
-    last step of fewer micro-batches, whose targets nobody has counted."""
+    """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
+    take a last step of fewer micro-batches, whose number of targets is not known."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = limit if isinstance(limit, int) else int(limit * n_steps * every)
     if batches % every:
         trainer.limit_train_batches = batches + every - batches % every
         rank_zero_only(print)(
-            f"--trainer.limit_train_batches {limit}: {trainer.limit_train_batches}, so that the epoch ends with a step "
-            f"(--trainer.accumulate_grad_batches {every})"
+            f"--trainer.limit_train_batches {limit} becomes {trainer.limit_train_batches}, so that the epoch ends with "
+            f"a step (--trainer.accumulate_grad_batches {every})"
         )
 
 

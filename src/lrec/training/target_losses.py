@@ -1,8 +1,8 @@
 """The loss of a trained run on each held-out target, and its noise: `python -m lrec.training.target_losses RUN`.
 
-A user of the split has one test target; those with a trajectory have its items too, each predicted from the true items
-before it. Their mean is less noisy, and losses by user allow sizes to be compared in pairs. Trajectories of thousands
-of users are enough: each costs as much as ten tests.
+The targets are the test targets and, of users with a trajectory, its items, each predicted from the true items before
+it. Their mean is less noisy, and losses by user allow paired comparisons of sizes. Trajectories of thousands of users
+are enough: each costs as much as ten tests.
 
 Shape suffixes: C targets, U users with a target.
 """
@@ -28,12 +28,12 @@ MOST_TRAJECTORIES = 10_000
 
 def main(folder: Path) -> None:
     """Write RUN/target_losses.parquet, and means and standard errors into the run's best point. The column step is 0
-    for a test target, 1, 2, ... along the trajectory. Targets outside the catalogue are left out."""
+    for a test target, and 1, 2, ... along the trajectory. Targets outside the catalogue are left out."""
     run = Run(folder)
     module = datamodule_of(run.config.options)
     module.prepare_data()
     module.setup("test")
-    net = load(run.best, trust=True, new_items=False).net.float()  # whoever trained it has imported its classes
+    net = load(run.best, trust=True, new_items=False).net.float()  # the training has run the code of its classes anyway
     cases = cases_before(module.cuts, *targets(module.cuts, module.evaluated("test")[0]), module.max_len)
     first_C = module.cuts.trajectory_U[cases.users_C]
     steps_C = np.where((first_C >= 0) & (cases.positions_C >= first_C), cases.positions_C - first_C + 1, 0)
@@ -55,9 +55,9 @@ def main(folder: Path) -> None:
 
 
 def targets(split: Split, test: Targets) -> tuple[np.ndarray, np.ndarray]:
-    """User and position of the targets that are tested, and of the trajectories of the split's users, of
-    `MOST_TRAJECTORIES` at most, drawn by a fixed seed for every run of a study. Items whose type of event is no
-    target's are left out."""
+    """User and position of the test targets and of the items of at most `MOST_TRAJECTORIES` trajectories of test users.
+    These are drawn with a fixed seed, the same for all runs of a study. Items whose type of event cannot be a target
+    are left out."""
     users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
     users_U = np.sort(np.random.default_rng(0).permutation(users_U)[:MOST_TRAJECTORIES])
     ends_U = np.diff(split.store.offsets_U1)[users_U]

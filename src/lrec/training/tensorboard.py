@@ -24,9 +24,9 @@ from lrec.run import Run
 from lrec.training.checkpoint_callbacks import best_of
 from lrec.training.module import recommender
 
-# The curves that TensorBoard opens on.
+# The curves that TensorBoard shows first.
 FIRST = ("train/loss", "train/lr", "val/loss", "val/NDCG@10", "val/HR@10", "val/coverage@10")
-# Prefix of all the others: TensorBoard opens the first two groups in the order of the alphabet, and this is the third.
+# Prefix of all other curves. TensorBoard opens the first two groups in alphabetical order; this is the third.
 REST = "various/"
 # The figures in the table of runs, the most important ones first.
 COMPARED = (
@@ -40,8 +40,8 @@ def tag_of(name: str) -> str:
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes the curves of a run into its folder; those that are not among the `FIRST` behind the prefix `REST`, which
-    callbacks, points.jsonl and other loggers do not know."""
+    """Writes the curves of a run into its folder. Curves that are not in `FIRST` get the prefix `REST`, which
+    callbacks, points.jsonl and other loggers do not use."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False)
@@ -55,7 +55,7 @@ class RunTable(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what was chosen; TensorBoard takes the metrics from the curves of the same names."""
+        """Write the options; TensorBoard takes the metrics from the curves of the same names."""
         run = Run(Path(trainer.default_root_dir))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not run.config_file.is_file() or not loggers:
@@ -79,8 +79,8 @@ class RunTable(Callback):
 
 
 def _led_by(leading: Collection[str], table: Summary) -> Summary:
-    """The table of runs with these columns first: TensorBoard begins with those in which runs are said to differ, and
-    shows no more than five until it is asked to."""
+    """The table of runs with these columns first. TensorBoard begins with columns that are marked as different between
+    runs, and at first shows at most five."""
     (value,) = table.value
     content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
     for column in content.experiment.hparam_infos:
@@ -99,7 +99,7 @@ class ItemProjector(Callback):
         title_item_column: str | None = None,
         title_column: str = "title",
     ) -> None:
-        """Choose what is shown.
+        """Choose the items and their titles.
 
         Args:
             items: Number of items (the most popular items); 0 for none.
@@ -129,7 +129,7 @@ class ItemProjector(Callback):
         text = pl.all().cast(pl.String).fill_null("").str.replace_all(r"\s+", " ").str.strip_chars()
         with replacing(run / "projector" / "items.tsv") as temporary:
             shown.select(text).write_csv(temporary, separator="\t", quote_style="never")
-        # Not SummaryWriter.add_embedding: it writes text, five times as much in a hundred times the time.
+        # SummaryWriter.add_embedding would write text, which is five times as large and takes a hundred times as long.
         with replacing(run / "projector" / "vectors.bytes") as temporary:
             np.ascontiguousarray(vectors).tofile(temporary)
         config = ProjectorConfig()

@@ -1,4 +1,4 @@
-"""Throughput: how fast a run trains, how much of it is real work, and how close it is to what the machine can do."""
+"""Throughput: how fast a run trains, how much of that is not padding, and what share of the machine's peak it uses."""
 
 import resource
 import sys
@@ -17,26 +17,26 @@ from lrec.training.module import recommender
 from lrec.training.strategies import precision_of
 from lrec.training.tally import logs_now
 
-# Side of the square matrices whose product is the measure: large enough for the best rate, small enough to be quick.
+# Side of the square matrices whose product measures the peak: large enough for the best rate, small enough to be quick.
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
 # FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name. Lightning's own table
-# has those of sparse products, twice as many.
+# has the figures for sparse products, which are twice as high.
 NOMINAL = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """The speed of a part of training; evaluation and saving do not count, waiting for data does."""
+    """The speed of a part of training. Its time includes waiting for data and for saves, but not evaluation."""
 
-    targets_per_s: float  # real ones, over all ranks
-    real_share: float  # of the positions of this rank's batches, the others being padding
+    targets_per_s: float  # without padding, over all ranks
+    real_share: float  # share of the positions of this rank's batches that are not padding
     flops_per_s: float  # of forward and backward, over all ranks: blocks, attention, head
     mfu: float  # model FLOPs utilisation: the share of the ranks' measured matrix-product rate
-    mfu_nominal: float | None  # the share of what the vendor states for bfloat16, as publications give it, where known
+    mfu_nominal: float | None  # the share of the vendor's rate for bfloat16, as in publications; None if unknown
     peak_flops_per_s: float  # the measured rate of one rank
-    products: str  # what they are computed in: bfloat16, float16, float32, or TF32 where a GPU may round to it
-    memory_gib: float  # this rank's peak so far: allocated on a GPU, the process on a CPU
+    products: str  # type of the matrix products: bfloat16, float16, float32, or TF32 if a GPU may round to it
+    memory_gib: float  # this rank's peak so far: what is allocated on a GPU, or the process on a CPU
     seconds: float
 
     def line(self) -> str:
@@ -90,7 +90,7 @@ class Throughput(Announcer):
             write_json(Path(trainer.default_root_dir) / "throughput.json", asdict(rate))
 
     def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
-        """Targets and FLOPs of all ranks, positions of this one, how many of them are real, and seconds, so far."""
+        """Targets and FLOPs of all ranks, positions of this rank, how many of them are real, and seconds, so far."""
         model, seconds = recommender(pl_module), self._spent_s + _now(pl_module.device) - self._since
         return model.D, model.flops, self._positions, self._real, seconds
 
@@ -116,10 +116,10 @@ class Throughput(Announcer):
 
 @cache
 def measure_peak(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    """FLOPs per second of a large square matrix product by so many threads, which are torch's, the best of as many as
-    run in a fifth of a second, measured once: a second fit in a notebook does not wait again."""
+    """FLOPs per second of a large square matrix product, the best of all products within a fifth of a second; `threads`
+    is the number that torch uses. The result is cached, so that a second fit in a notebook does not wait again."""
     side = PEAK_SIDE.get(device.type, 1024)
-    # Random numbers: a GPU multiplies ones with less power, and so faster, than it ever trains.
+    # Random numbers: a GPU needs less power for ones, and would be faster than it ever is in training.
     generator = torch.Generator(device).manual_seed(0)
     matrix = torch.randn(side, side, device=device, generator=generator).to(dtype)
     product = matrix @ matrix
@@ -133,7 +133,7 @@ def measure_peak(device: torch.device, dtype: torch.dtype, threads: int) -> floa
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the work of a GPU is done."""
+    """The clock in seconds, after a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

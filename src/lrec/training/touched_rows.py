@@ -1,7 +1,7 @@
-"""AdamW, SGD and clipping where of the item table only the rows that a step touches have a gradient.
+"""AdamW, SGD and clipping for an item table of which only the rows that a step touches have a gradient.
 
-A row that is not touched stays as it is: neither do its moments fade nor does its weight decay. So this is
-torch.optim.SparseAdam but for the decay; where every step touches every row, it is AdamW.
+A row that is not touched does not change: its moments do not fade, and its weights do not decay. So this is
+torch.optim.SparseAdam, except for the decay. If every step touches every row, it is AdamW.
 
 Shape suffixes: U touched rows, D width.
 """
@@ -38,7 +38,7 @@ def touched_of(parameter: nn.Parameter) -> TouchedRows | None:
 
 
 def adamw_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """A step of AdamW on the touched rows; the state is AdamW's own."""
+    """Take a step of AdamW on the touched rows; the state is AdamW's own."""
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
@@ -55,7 +55,7 @@ def adamw_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, 
 
 
 def sgd_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-    """A step of SGD with momentum, whose buffer is AdamW's first moment, on the touched rows."""
+    """Take a step of SGD with momentum on the touched rows; the buffer is the entry exp_avg of the state."""
     if (found := _gradient(parameter)) is None:
         return
     places_U, grad_UD = found
@@ -67,7 +67,7 @@ def sgd_rows(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, An
 
 @torch.no_grad()
 def clip_by_norm(parameters: list[nn.Parameter], most: float) -> Tensor:
-    """torch's clip_grad_norm_, with the touched rows among the gradients; the norm before."""
+    """Clip as torch's clip_grad_norm_ does, including the gradients of touched rows; returns the norm before."""
     norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     for parameter in parameters:
@@ -92,7 +92,7 @@ def _gradient(parameter: nn.Parameter) -> tuple[Tensor, Tensor] | None:
 
 
 def _moved(moment_VD: Tensor, places_U: Tensor, values_UD: Tensor, beta: float) -> Tensor:
-    """The moment's rows, a step nearer to the values."""
+    """The moment's rows, after a step towards the values."""
     moved_UD = local_rows(moment_VD)[places_U].lerp_(values_UD, 1 - beta)
     local_rows(moment_VD)[places_U] = moved_UD
     return moved_UD

@@ -1,4 +1,4 @@
-"""A network that begins with the parameters of a trained one, whose items may be others.
+"""Warm start: a network begins with the parameters of a trained one, which may have other items.
 
 Shape suffixes: V catalogue, H rows held here, P rows of the old catalogue, E types of event and values of features,
 D width, W width of item vectors.
@@ -25,25 +25,25 @@ from lrec.serving.export import file_of, shape_of
 from lrec.serving.export import read as read_exported
 
 EVENTS = "events.weight"  # the parameter that has a row for each type of event and value of a feature
-AT_ONCE = 2**16  # rows of an old table
+AT_ONCE = 2**16  # rows of an old table that are read at once
 
 
 def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_rows: list[str], seed: int) -> str:
-    """Give `net` the parameters of a trained network of the same shape; says what became of the items.
+    """Give `net` the parameters of a trained network of the same shape; returns how many items are kept, new and gone.
 
-    An item that both know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings plus the
-    draw that it would have begun with (Normal(0, 0.02)): it is then about as probable as the old items in geometric
-    mean, so that n new items take no more than n / V from the others (Hewitt 2021, "Initializing new word embeddings
-    for pretrained language models"). So does a new type of event or value of a feature, among these. Where rows are
-    made of features too, these begin as what tells the old embeddings best (ridge regression, of one item's weight), so
-    that a new item's says something from the start. All else is taken over as it is. The optimizer starts from the
-    beginning.
+    An item that both networks know, by raw id, keeps its embedding. A new item begins at the mean of all old embeddings
+    plus its usual random start (Normal(0, 0.02)). It is then about as probable as the geometric mean of the old items,
+    so that n new items take at most n / V of the probability from the others (Hewitt 2021, "Initializing new word
+    embeddings for pretrained language models"). A new type of event or value of a feature begins in the same way. If
+    rows are also made of features, their projection begins with the best prediction of the old embeddings (ridge
+    regression, with a penalty of one item's weight), so that it tells something about a new item from the start. All
+    other parameters are copied. The optimizer starts from the beginning.
     """
     stored, pieces = _open(file_of(Path(path)))
     shape = shape_of(stored, Path(path))
     known_rows = _event_rows(stored, shape)
     _refuse_other_shape(path, net, shape, event_rows, known_rows)
-    # It names the classes that the config names, and no others.
+    # The shape equals the config's, so this makes no other classes.
     with torch.device("meta"):
         expected = Transformer(shape).state_dict()
     table = {OWN_ROWS: expected.pop(OWN_ROWS)[:0]}
@@ -54,7 +54,7 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     for piece_PD in pieces:
         check_parameters({OWN_ROWS: piece_PD[:0]}, table, path)
     items = _item_rows(net, place_V, pieces, seed)
-    check_finite({OWN_ROWS: items.mean_D}, path)  # as the whole table is
+    check_finite({OWN_ROWS: items.mean_D}, path)  # it is finite only if the whole table is
     if event_rows != known_rows:
         old_ED = stored.parameters[EVENTS].float()
         stored.parameters[EVENTS] = _rows_of_events(net, event_rows, known_rows, old_ED, seed)
@@ -79,7 +79,7 @@ class _ItemRows(NamedTuple):
 
 
 def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed: int) -> _ItemRows:
-    """Old rows from their places in the old table, pieces of which are read in order; new ones (-1) about its mean."""
+    """Old rows from their places in the old table, whose pieces are read in order; new rows (-1) near its mean."""
     own = local_range(next(iter(net.items.by_item().values())))
     size = torch.Size((len(place_V), net.config.width))
     place_H = torch.from_numpy(place_V.cast(pl.Int64).to_numpy(writable=True)[own])
@@ -96,7 +96,7 @@ def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed:
 
 
 def _leave_to_vectors(net: Transformer, vectors: Tensor, items: _ItemRows) -> None:
-    """Begin the projection of the items' vectors with what these tell of the known rows, and take it off the rows."""
+    """Fit the projection of the items' vectors to the known rows, and subtract what it explains from these rows."""
     known_HW = local_rows(vectors).float() * items.is_known_H.to(vectors.device)[:, None]
     projection_WD = _ridge(known_HW, (items.rows_HD - items.mean_D).to(vectors.device), processes_of(vectors))
     items.rows_HD.sub_((known_HW @ projection_WD).cpu())
@@ -104,7 +104,7 @@ def _leave_to_vectors(net: Transformer, vectors: Tensor, items: _ItemRows) -> No
 
 
 def _ridge(x_HW: Tensor, y_HD: Tensor, processes: int) -> Tensor:
-    """What times x is nearest to y over the rows of all processes, (W, D), with a penalty of 1."""
+    """Coefficients (W, D) of the ridge regression of y on x over the rows of all processes, with a penalty of 1."""
     here = Shard(x_HW, 0, len(x_HW), processes)
     squares_WW, products_WD = here.summed(x_HW.T @ x_HW), here.summed(x_HW.T @ y_HD)
     return torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=x_HW.device), products_WD)
@@ -117,7 +117,7 @@ def _event_rows(stored: Trained, shape: TransformerConfig) -> list[str]:
 
 
 def _rows_of_events(net: Transformer, rows: list[str], known: list[str], old_ED: Tensor, seed: int) -> Tensor:
-    """Old rows where there are such, new ones about the mean of the old ones."""
+    """Old rows for the names that are known, and new rows near the mean of the old ones for the others."""
     old_of, size = dict(zip(known, old_ED, strict=True)), torch.Size((len(rows), net.config.width))
     new_ED = net.draw_(torch.empty(size), EVENTS, size, seed) + old_ED.mean(0)
     return torch.stack([old_of.get(name, new_D) for name, new_D in zip(rows, new_ED, strict=True)])
@@ -139,7 +139,7 @@ def _refuse_other_shape(
 
 
 def _open(file: Path) -> tuple[Trained, list[Tensor]]:
-    """A trained network without its item table, and the table's rows in order, which lie on the disk."""
+    """A trained network without its item table, and the table's rows in order, mapped from the disk if possible."""
     stored = None
     if file.suffix != ".safetensors":
         agreed(lambda: check(file) if leads() else None)
@@ -151,5 +151,5 @@ def _open(file: Path) -> tuple[Trained, list[Tensor]]:
     if stored is not None and VECTORS not in stored.parameters:
         del stored.parameters[OWN_ROWS]
         return stored, mapped(file, f"net.{OWN_ROWS}")
-    stored = read_exported(file)  # mapped itself; a table that is made of vectors is not
+    stored = read_exported(file)  # a mapped file, or a table that is made of vectors
     return stored, [stored.parameters.pop(OWN_ROWS)]

@@ -1,4 +1,4 @@
-"""What a backtest says of size, age and updates, from targets whose ranks are chosen."""
+"""What a backtest says about size, age and updates, from targets with chosen ranks."""
 
 import math
 
@@ -17,7 +17,7 @@ SIZES = ["3k", "98k"]
 
 
 def targets(window: int, ranks: list[float]) -> pl.DataFrame:
-    """A target of each of as many users; the loss is the rank."""
+    """One target per rank, each of another user; the loss is the rank."""
     n = len(ranks)
     ranks = [float(rank) for rank in ranks]
     columns = {"window": [window] * n, "user": list(range(n)), "step": [window] * n}
@@ -25,12 +25,12 @@ def targets(window: int, ranks: list[float]) -> pl.DataFrame:
 
 
 def served(update: str, origin: int, size: str, ranks: dict[int, list[float]], wall_s: float = 1.0) -> Served:
-    """`ranks` are those of the targets of each window."""
+    """`ranks` holds the ranks of the targets in each window."""
     tables = [targets(window, mine) for window, mine in ranks.items()]
     return Served(update, origin, size, 1, Point(wall_s=wall_s), figures_of(pl.concat(tables)))
 
 
-def test_figures_are_those_of_the_ranks() -> None:
+def test_figures_follow_from_the_ranks() -> None:
     found = figures_of(targets(1, [1, 3, 10, 11, math.inf]))
     assert found["HR@10"].to_list() == [1, 1, 1, 0, 0]
     assert found["NDCG@10"].to_list() == pytest.approx([1, 0.5, 1 / math.log2(11), 0, 0])
@@ -71,7 +71,7 @@ def test_an_update_keeps_a_share_of_the_gain_at_a_share_of_the_cost() -> None:
     assert rows["warm"]["gain_kept_se"] > 0
 
 
-def test_the_error_of_a_share_is_that_of_drawing_users_again() -> None:
+def test_the_error_of_a_share_agrees_with_resampled_users() -> None:
     generator = np.random.default_rng(0)
     ranks = generator.integers(1, 30, (3, 400)).astype(float)
     none, own, full = (figures_of(targets(1, list(mine))) for mine in (ranks[0], ranks[1] / 2, ranks[2] / 3))
@@ -95,12 +95,12 @@ def test_the_error_of_a_share_is_that_of_drawing_users_again() -> None:
         ((-0.1, 0.01), (-0.1, 0.01), "does not pay here"),
     ],
 )
-def test_the_verdict_is_of_the_intervals(first: tuple[float, float], later: tuple[float, float], said: str) -> None:
+def test_the_verdict_follows_the_intervals(first: tuple[float, float], later: tuple[float, float], said: str) -> None:
     gains = {0: Gain(*first, 0.2), 1: Gain(*later, 0.2)}
     assert said in verdict_of(Backtest(sizes=SIZES, folds=2), gains)
 
 
-def test_a_gain_is_told_as_a_share_with_its_interval() -> None:
+def test_a_gain_is_shown_as_a_share_with_its_interval() -> None:
     assert str(Gain(0.02, 0.01, 0.2)) == "+10.0 % (+1.8 to +18.2)"
 
 

@@ -40,7 +40,7 @@ def test_rows_are_shared_out_once(n_rows: int, n: int) -> None:
 @pytest.mark.parametrize("written", [0, 1, 2, 3, 11])
 @pytest.mark.parametrize("readers", [1, 2, 5])
 def test_any_number_of_processes_reads_what_any_other_wrote(written: int, readers: int, tmp_path: Path) -> None:
-    """Nothing written stands for a file, by one process; with 11 shards some hold no rows."""
+    """`written` 0 stands for a file from one process. With 11 shards some hold no rows."""
     whole, path = checkpoint(Transformer(CONFIG)), tmp_path / "last.ckpt"
     if written:
         write_by_hand(path, whole, written)
@@ -90,7 +90,7 @@ def test_the_last_checkpoint_is_the_last_that_was_completed(tmp_path: Path) -> N
     assert find_last(tmp_path) is None
     last.mkdir()
     assert find_last(tmp_path) is None
-    write(tmp_path / "last-0.ckpt", checkpoint(Transformer(CONFIG)))  # what was there when a kill came
+    write(tmp_path / "last-0.ckpt", checkpoint(Transformer(CONFIG)))  # as a kill may leave it
     assert find_last(tmp_path) == tmp_path / "last-0.ckpt"
     last.rmdir()
     write_by_hand(last, checkpoint(Transformer(CONFIG)), 2)
@@ -172,7 +172,7 @@ def test_a_flipped_bit_anywhere_in_what_was_stored_is_refused(tmp_path: Path) ->
 
 
 def edited(whole: dict[str, Any], name: str) -> dict[str, Any]:
-    """What somebody else would write in its place."""
+    """A checkpoint in which one part was exchanged."""
     weights, items = dict(whole["state_dict"]), dict(whole[ITEMS])
     table = weights["net.items.weight"]
     match name:
@@ -186,8 +186,8 @@ def edited(whole: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["items shuffled", "rows swapped", "other heads"])
-def test_a_checkpoint_of_which_a_part_was_exchanged_is_refused(name: str, tmp_path: Path) -> None:
-    """Each part is sound by itself, and the archive's CRC fits."""
+def test_a_checkpoint_with_an_exchanged_part_is_refused(name: str, tmp_path: Path) -> None:
+    """Each part by itself is valid, and so is the archive's CRC."""
     whole_run(tmp_path)
     stored = torch.load(tmp_path / "best.ckpt", weights_only=True)
     torch.save(edited(stored, name), tmp_path / "best.ckpt")
@@ -240,7 +240,7 @@ def test_a_shard_that_is_not_as_it_was_written_is_refused(tmp_path: Path) -> Non
     for reader in (check, read):
         with pytest.raises(UserError, match=r"last\.ckpt: .*damaged"):
             reader(path)
-    read(path, rows_of(0, 2))  # what it needs is whole
+    read(path, rows_of(0, 2))  # the shard that it needs is whole
     with pytest.raises(UserError, match="damaged"):
         read(path, rows_of(1, 2))
     two.write_bytes(one.read_bytes())
@@ -248,7 +248,7 @@ def test_a_shard_that_is_not_as_it_was_written_is_refused(tmp_path: Path) -> Non
         check(path)
 
 
-def test_an_exported_file_may_be_read_by_whom_its_folder_s_other_files_may(tmp_path: Path) -> None:
+def test_an_exported_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
     whole_run(tmp_path)
     export(tmp_path / "best.ckpt", tmp_path / "model.safetensors")
     (tmp_path / "other").touch()

@@ -1,4 +1,4 @@
-"""Damaged checkpoints, exported files, lists of items and fits: read as they were, or refused in one line."""
+"""Damaged checkpoints, exported files, lists of items and fits: read unchanged, or refused in one line."""
 
 import json
 import random
@@ -32,11 +32,11 @@ LONGEST_S = 20
 
 
 class Kind(NamedTuple):
-    """Something that is stored.
+    """A kind of stored file.
 
     Attributes:
-        file: The file that is damaged, below a folder.
-        read: What is read from the folder, to be compared.
+        file: The file to damage, relative to a folder.
+        read: Reads from the folder what is compared.
     """
 
     file: str
@@ -66,7 +66,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one of each."""
+    """A folder with one file of each kind."""
     folder = tmp_path_factory.mktemp("whole")
     net = Transformer(CONFIG, seed=3)
     ids = pl.Series([f"item {i} é" for i in range(CONFIG.n_items)])
@@ -107,7 +107,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 def attack(kind: Kind, whole: Path, folder: Path, seeds: range) -> int:
-    """Damage a file time and again; how often it was refused."""
+    """Damage a file once per seed. Returns how often it was refused."""
     expected = kind.read(whole)
     shutil.copytree(whole, folder)
     data = (whole / kind.file).read_bytes()

@@ -68,7 +68,7 @@ def test_without_a_copy_training_waits(tmp_path: Path, gate: threading.Event) ->
     assert (tmp_path / "last.ckpt").exists()
 
 
-def test_a_failure_is_told_at_the_next_step_and_the_checkpoint_before_stands(
+def test_a_failure_is_raised_at_the_next_step_and_the_last_checkpoint_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver, last = Saver(), tmp_path / "last.ckpt"
@@ -81,14 +81,14 @@ def test_a_failure_is_told_at_the_next_step_and_the_checkpoint_before_stands(
     monkeypatch.setattr(writing, "flush", fail)
     saver.start(Save(last, checkpoint(Transformer(CONFIG, seed=2)), copied=True), background=True)
     saver.link_to(tmp_path / "best.ckpt")
-    with pytest.raises(UserError, match=r"last\.ckpt could not be written .*No space left.* the one before it stands"):
+    with pytest.raises(UserError, match=r"last\.ckpt could not be written .*No space left.* the one before it is kept"):
         deque(iter(saver.poll, ...), maxlen=0)  # step after step
     assert last.read_bytes() == stored
     assert os.listdir(tmp_path) == ["last.ckpt"]
     saver.join()  # nothing is under way
 
 
-def test_a_full_disk_is_named_whatever_torch_says_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_whatever_torch_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "replacing", lambda path: nullcontext(Path("/dev/full")))
     large = checkpoint(Transformer(CONFIG)) | {"optimizer_states": [torch.zeros(10**6)]}
     save = Save(tmp_path / "last.ckpt", large, copied=False)
@@ -104,7 +104,7 @@ def test_a_full_disk_is_named_whatever_torch_says_of_it(tmp_path: Path, monkeypa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_the_best_and_the_last_are_one_on_the_disk(tmp_path: Path) -> None:
+def test_the_best_and_the_last_share_one_file_on_the_disk(tmp_path: Path) -> None:
     saver, best, last = Saver(), tmp_path / "best.ckpt", tmp_path / "last.ckpt"
     done: list[bool] = []
     saver.start(Save(best, checkpoint(Transformer(CONFIG, seed=1)), copied=True), background=True)

@@ -1,4 +1,4 @@
-"""Threads of one core each: the same results, and torch is left as it was."""
+"""Threads with one core each give the same results, and leave torch as it was."""
 
 import os
 import subprocess

@@ -117,7 +117,7 @@ def test_commands_that_do_not_train_start_fast(code: str, absent: set[str]) -> N
 @pytest.mark.parametrize(
     ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
 )
-def test_threads_spin_shortly_unless_told_otherwise(given: dict[str, str], spins: str) -> None:
+def test_threads_spin_briefly_unless_told_otherwise(given: dict[str, str], spins: str) -> None:
     code = "import os; from lrec.cli import main; main(['--version']); print(os.environ.get('GOMP_SPINCOUNT'))"
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     others = {name: value for name, value in os.environ.items() if name not in names}

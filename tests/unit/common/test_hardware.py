@@ -1,4 +1,4 @@
-"""Free memory is what the machine and the process's control groups leave; what a step frees is there for the next."""
+"""Free memory is what the machine and the process's control groups leave; a step reuses what the last one freed."""
 
 import subprocess
 import sys
@@ -25,13 +25,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how: str) -> int:
-    """Page faults of steps that take some blocks and free them."""
+    """Number of page faults in steps that allocate some blocks and free them."""
     return int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 @pytest.mark.slow
-def test_freed_blocks_are_taken_again() -> None:
+def test_freed_blocks_are_reused() -> None:
     pages = STEPS * sum(BLOCKS) // 4096
     assert faults("keep") < pages / 100
     assert faults("leave") > pages / 2

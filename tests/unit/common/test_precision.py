@@ -1,4 +1,4 @@
-"""--trainer.precision auto: what it stands for, and that a run and a study keep what was decided."""
+"""--trainer.precision auto: what it chooses, and that a run and a study keep that choice."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ DECIDED = "LREC_PRECISION"
 
 
 @pytest.mark.parametrize(("instructions", "precision"), [("avx512_bf16", "bf16-mixed"), ("avx512_fp16", "32-true")])
-def test_bfloat16_where_the_processor_has_instructions_for_it(
+def test_bfloat16_if_the_processor_has_instructions_for_it(
     instructions: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(DECIDED)
@@ -83,7 +83,7 @@ ON_A_GPU: dict[str, object] = {"trainer.accelerator": "gpu", "trainer.devices": 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU to decide")
-def test_what_trains_on_gpus_is_not_decided_by_a_cpu(
+def test_a_cpu_does_not_decide_the_precision_on_gpus(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(DECIDED)

@@ -1,4 +1,4 @@
-"""Stores made from rows, and the real data where they are at hand."""
+"""Stores made from rows, and the real data if they are there."""
 
 import gc
 import threading
@@ -42,7 +42,7 @@ def make_lengths(make_store: MakeStore) -> Callable[[list[int]], Store]:
 
 @pytest.fixture(scope="session")
 def interactions_dir() -> Path:
-    """The folder of real interaction data beside the checkout."""
+    """The folder of real interaction data next to the checkout."""
     folder = Path(__file__).parents[4] / "shared" / "data" / "interactions"
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
@@ -51,7 +51,7 @@ def interactions_dir() -> Path:
 
 @pytest.fixture
 def _no_pool_thread_left() -> Iterator[None]:
-    """The test's threads of pools end once nothing refers to their work any more."""
+    """Check that the test's pool threads end once nothing refers to their work any more."""
 
     def pools() -> set[str]:
         return {thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}

@@ -24,7 +24,7 @@ def fixed_words(message: ast.expr) -> list[str]:
 
 
 def errors() -> Iterator[tuple[str, list[str]]]:
-    """Where a UserError of the data layer is raised, and what it says whatever the case."""
+    """Where the data layer raises a UserError, and the fixed parts of its message."""
     for file in sorted((ROOT / "src" / "lrec" / "data").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError":
@@ -39,7 +39,7 @@ def runs_of_three(text: str) -> list[str]:
 def test_every_error_is_in_the_catalogue() -> None:
     catalogue = set(runs_of_three(PAGE[PAGE.index("## Errors") :]))
     found = [(place, [run for part in parts for run in runs_of_three(part)]) for place, parts in errors()]
-    # Two fixed words, or what another library says, cannot be looked up.
+    # A message of two fixed words, or from another library, cannot be looked up.
     assert [place for place, runs in found if runs and not catalogue.intersection(runs)] == []
     assert sum(bool(runs) for _, runs in found) > 60
 

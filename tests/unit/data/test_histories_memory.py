@@ -1,4 +1,4 @@
-"""Histories of a Parquet file take the memory of a slice, whatever their number."""
+"""Reading histories from a Parquet file takes the memory of one slice, however many histories it has."""
 
 import subprocess
 import sys

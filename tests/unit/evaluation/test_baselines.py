@@ -63,7 +63,7 @@ def expected_scores(name: str, log: dict[str, list[tuple[int, str]]], history: l
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_ranks_lists_and_losses_are_those_of_the_definition(name: str, data: SequenceDataModule, log_csv: Path) -> None:
+def test_ranks_lists_and_losses_match_the_definition(name: str, data: SequenceDataModule, log_csv: Path) -> None:
     rows = pl.read_csv(log_csv).sort("who", "when", maintain_order=True)
     whole = {user: list(zip(t, i, strict=True)) for user, i, t in rows.group_by("who").all().iter_rows()}
     training = {user: row[:-2] if len(row) >= 3 else row for user, row in whole.items()}
@@ -112,7 +112,7 @@ SOME = st.lists(st.integers(0, ITEMS - 1), unique=True)
 def test_a_common_order_equals_a_sort_of_each_row(
     scores: list[float], rows: list[tuple[int, list[int], list[int]]], k: int
 ) -> None:
-    # What leads is listed by itself too.
+    # Only items that would be listed in any case lead.
     own = [[item for item in items if scores[item] > -math.inf] for _, items, _ in rows]
     places = {(row, item): float(-place) for row, items in enumerate(own) for place, item in enumerate(items)}
     rows_R, items_R = torch.tensor(sorted(places), dtype=torch.int64).reshape(-1, 2).T.contiguous()
@@ -191,7 +191,7 @@ def test_without_times_there_is_nothing_recent(tmp_path: Path) -> None:
     assert names == ["popularity", "repeat-last", "markov", "item-graph"]
 
 
-def test_of_several_processes_one_counts(data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_of_several_processes_counts(data: SequenceDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("recent-popularity", "markov", "item-graph")
     batch = next(iter(data.test_dataloader()))
     alone = Baselines(data.cuts, torch.device("cpu"))

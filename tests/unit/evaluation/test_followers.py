@@ -1,4 +1,4 @@
-"""What followed, in closed form, against the same scores laid out for every row and item."""
+"""Scores from the items that followed: the closed form against scores computed for every row and item."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,14 @@ from lrec.ranking.scoring import score
 ITEMS = 9
 COUNTS = st.lists(st.sampled_from([1, 1, 1, 2, 5]), min_size=ITEMS, max_size=ITEMS)
 HISTORY = st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=7)
-Row = tuple[list[int], int, set[int]]  # a history, its target, what has been seen beside it
+Row = tuple[list[int], int, set[int]]  # a history, its target, and the seen items
 ROWS = st.lists(
     st.tuples(HISTORY, st.integers(-1, ITEMS - 1), st.sets(st.integers(0, ITEMS - 1))), min_size=1, max_size=5
 )
 
 
 def check(followers: Followers, rows: list[Row], scores_BV: np.ndarray, k: int, seen: list[set[int]]) -> None:
-    """The ranks, lists and losses of these scores."""
+    """Check ranks, lists and losses against these scores."""
     length = max(len(items) for items, _, _ in rows)
     items_BL = torch.tensor([items + [0] * (length - len(items)) for items, _, _ in rows])
     last_B = torch.tensor([row * length + len(items) - 1 for row, (items, _, _) in enumerate(rows)])

@@ -1,4 +1,4 @@
-"""n-grams: against a loop over interactions, as probabilities, and on worlds whose entropy is known."""
+"""n-grams: against a loop over interactions, as probabilities, and on data whose entropy is known."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -18,7 +18,7 @@ def cases_of(histories: list[list[int]], targets: list[int]) -> Cases:
 
 
 def counted_by_hand(users: list[list[int]], n_items: int, history: list[int], target: int) -> list[float]:
-    """Probabilities by orders 0, 1, 2: dictionaries and loops."""
+    """Probabilities by orders 0, 1, 2, with dictionaries and loops."""
     result, p = [], 1 / n_items
     for order in range(3):
         followers: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
@@ -58,7 +58,7 @@ def test_probabilities_of_all_items_sum_to_one(history: list[int]) -> None:
 
 
 def world(transitions: np.ndarray, users: int, length: int) -> np.ndarray:
-    """Users x length items of a first-order chain that begins evenly."""
+    """Users x length items of a first-order chain, whose first items are uniform."""
     random = np.random.default_rng(2)
     items = np.empty((users, length), dtype=np.int64)
     items[:, 0] = random.integers(len(transitions), size=users)

@@ -10,7 +10,7 @@ USERS, STEPS = 200, 5
 
 
 def losses(seed: int, shift: float = 0.0) -> pl.DataFrame:
-    """Losses in which users differ more than anything else does."""
+    """Losses that differ more between users than for any other reason."""
     generator, noise = np.random.default_rng(0), np.random.default_rng(seed)
     loss = generator.normal(5, 1, (USERS, 1)) + noise.normal(shift, 0.1, (USERS, STEPS))
     user, step = np.divmod(np.arange(USERS * STEPS), STEPS)

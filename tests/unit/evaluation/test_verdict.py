@@ -21,7 +21,7 @@ def test_a_better_model_is_said_to_be_better() -> None:
 @pytest.mark.parametrize(
     ("values", "advice"),
     [
-        ((0.1, 0.2, 0.3), "val/NDCG@10 was the best at the last evaluation: more --trainer.max_epochs"),
+        ((0.1, 0.2, 0.3), "val/NDCG@10 was the best at the last evaluation: raise --trainer.max_epochs"),
         ((0.1, 0.3, 0.2), "try another --model.optimizer.lr, --model.dropout or --model.size"),
         ((), "try another --model.optimizer.lr"),
     ],

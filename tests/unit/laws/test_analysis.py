@@ -1,4 +1,4 @@
-"""What a table of points is said to show: roll-outs, laws side by side, and the verdict."""
+"""What an analysis says about a table of points: roll-outs, laws side by side, and the verdict."""
 
 from dataclasses import astuple, replace
 from functools import cache
@@ -104,7 +104,7 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
     points, said = with_floor(0.0003), words_of_a_law_that_holds()
     assert "The law holds over 3.0 decades of N_body" in said
     assert "predicts the next size best" in said
-    # Of the largest size, and by all of them: those held out too.
+    # From the largest size, fitted to all sizes, also to those held out.
     (ahead,) = fit_points(LSRM, points).predict([10 * SIZES[7]])
     assert "At 10 times the largest N_body, if all sizes are fitted, expect" in said
     assert f"expect {ahead.predicted:.4g} [{ahead.low:.4g}, {ahead.high:.4g}] for a new run." in said
@@ -114,7 +114,7 @@ def test_a_law_that_holds_is_said_to_hold_with_what_to_expect_of_ten_times_the_s
 def test_points_of_one_setting_count_as_much_merged_as_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     size = np.repeat(SIZES, 5)
     loss = (4 + 60 * size**-0.4) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(size)))
-    loss[3] *= 1.02  # hardly counts
+    loss[3] *= 1.02  # an outlier, which hardly counts
     apart = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
     before, ends = apart.predict([1e5, 1e8]), apart.profile.parameters
     monkeypatch.setattr("lrec.laws.intervals.MANY", 10)
@@ -126,7 +126,7 @@ def test_points_of_one_setting_count_as_much_merged_as_apart(monkeypatch: pytest
     assert Profile(merged).parameters == {name: pytest.approx(end, rel=1e-6) for name, end in ends.items()}
 
 
-def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_is_warned_of() -> None:
+def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_gets_a_warning() -> None:
     size = np.repeat(SIZES, 3)
     loss = (4 + 60 * size**-0.4) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(24))
     clean = outlook(fit_points(LSRM, pl.DataFrame({"x": size, "y": loss})))
@@ -141,7 +141,7 @@ def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_is_warned_of() -> 
     assert not any(warning.startswith("outliers") for warning in warnings(squares, None))
 
 
-def test_of_laws_of_size_and_data_the_outlook_is_at_the_most_data() -> None:
+def test_the_outlook_of_a_law_of_size_and_data_is_at_the_most_data() -> None:
     fitted = fit_points(LAWS["chinchilla"], of_size_and_data())
     ahead = outlook(fitted)
     assert (ahead.x, ahead.d) == (1e7, 1e7)
@@ -164,11 +164,11 @@ def test_a_law_that_fails_is_said_to_fail_and_where_the_loss_rises() -> None:
     ("bad", "said"),
     [
         ({6: 1.0, 7: 1.0}, "0 of 2 are within the 90 % interval, which are too few."),
-        ({6: 0.41}, "1 of 2 are within the 90 % interval, which are too few."),  # typed ten times too low
+        ({6: 0.41}, "1 of 2 are within the 90 % interval, which are too few."),  # a loss typed ten times too low
         ({5: 0.42}, "the median loss of the small sizes is off by only 10.99 %."),
     ],
 )
-def test_what_missed_by_far_holds_not_even_in_part(law: Law | None, bad: dict[int, float], said: str) -> None:
+def test_what_missed_by_far_does_not_hold_even_in_part(law: Law | None, bad: dict[int, float], said: str) -> None:
     loss = np.full(8, 5.0) if len(bad) > 1 else with_floor()["y"].to_numpy().copy()
     for at, value in bad.items():
         loss[at] = value
@@ -200,7 +200,7 @@ def test_no_figure_ahead_contradicts_larger_sizes_or_a_known_floor(law: Law | No
         assert rising[-1] == pytest.approx(ahead.predicted)
         assert ahead.low < ahead.predicted < ahead.high
         assert law is not None or ahead.cautious == pytest.approx(rising[-1])
-    # One size that is a little worse by chance holds nothing back.
+    # One size that is a little worse by chance does not limit the forecast.
     falling = 4 + 60 * SIZES**-0.2
     falling[7] = falling[6] * 1.001
     assert ahead_of(falling).predicted < 0.95 * falling[6]

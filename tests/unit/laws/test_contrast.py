@@ -1,4 +1,4 @@
-"""Curves with a known crossing: it is found, its interval holds it as often as it says; and the refits it rests on."""
+"""Curves with a known crossing: it is found, and intervals cover it as often as they say. Also the refits behind it."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ SIZES = np.repeat(np.geomspace(3e3, 3e6, 7), 2)
 
 
 def ladder(floor: float, scale: float, exponent: float, noise: float, seed: int) -> Fit:
-    """Points of floor + (scale / N) ** exponent, each off by about `noise`, and their law."""
+    """The law fitted to points of floor + (scale / N) ** exponent, each off by a factor of about 1 ± `noise`."""
     random = np.random.default_rng(seed)
     loss = (floor + (scale / SIZES) ** exponent) * np.exp(noise * random.standard_normal(len(SIZES)))
     return fit_points(law_named("lsrm"), pl.DataFrame({"x": SIZES, "y": loss}))
@@ -34,7 +34,7 @@ def test_without_noise_the_crossing_is_exact() -> None:
     assert found.crossing_low <= found.crossing <= found.crossing_high < 1.1 * CROSSING
     assert found.exponent == pytest.approx(-0.2, abs=1e-3)
     assert found.told_apart
-    assert found.lower_before  # the flat one, of small sizes
+    assert found.lower_before  # the flat curve, at small sizes
 
 
 @pytest.mark.slow
@@ -66,21 +66,21 @@ def test_what_the_second_needs_for_the_loss_of_the_first(factor: float) -> None:
 
 
 def of_size(n: int, noise: float, objective: str = "lsq") -> Fit:
-    """Points of 2 + (1e4 / N)^0.3 at n sizes, and their law."""
+    """The law fitted to points of 2 + (1e4 / N)^0.3 at n sizes."""
     size = np.geomspace(1e3, 1e7, n)
     loss = (2 + (1e4 / size) ** 0.3) * np.exp(noise * np.random.default_rng(0).standard_normal(n))
     return fit(LAWS["lsrm"], size, loss, objective)  # type: ignore[arg-type]
 
 
 def spread(fitted: Fit, refits: int = 500) -> float:
-    """Of the refits' log losses at eight times the largest size."""
+    """Standard deviation of the refits' log losses at eight times the largest size."""
     place = np.log(np.array([[8 * fitted.x_N.max()]]) / fitted.unit_V)
     log_loss_B1 = fitted.law.log_loss(refits_of(fitted, refits), place)
     return float(log_loss_B1.std())
 
 
 @pytest.mark.slow
-def test_refits_scatter_as_the_delta_method_has_it_where_there_are_many_points() -> None:
+def test_refits_scatter_as_the_delta_method_says_if_there_are_many_points() -> None:
     fitted = of_size(80, 0.005)
     jacobian = fitted.law.jacobian(fitted.theta_T[None], fitted.z_NV)[0]
     place = np.log(np.array([[8e7]]) / fitted.unit_V)
@@ -104,7 +104,7 @@ def test_refits_end_where_a_full_search_of_the_same_losses_does(objective: str) 
 
 @pytest.mark.slow
 def test_points_of_one_run_count_once() -> None:
-    """Runs whose points share all of their noise: ten points of one run say no more than one does."""
+    """The points of a run share all of their noise, so ten points of one run say no more than one."""
     noise = 0.003 * np.random.default_rng(3).standard_normal(12)
     size = np.geomspace(1e5, 1e7, 12)
 

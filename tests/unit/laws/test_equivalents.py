@@ -23,12 +23,12 @@ def curve() -> LadderCurve:
 @pytest.mark.parametrize("times", [0.4, 1.0, 3.0, 10.0])
 def test_the_loss_of_a_size_is_worth_that_size(curve: LadderCurve, times: float) -> None:
     worth = curve.worth(1e4, float(law(times * 1e4)), 0.0)
-    assert worth.times == pytest.approx(times, rel=0.08)  # of straight lines between sizes a factor three apart
-    if times in (1.0, 3.0):  # trained
+    assert worth.times == pytest.approx(times, rel=0.08)  # straight lines join sizes a factor of three apart
+    if times in (1.0, 3.0):  # sizes that were trained
         assert worth.times == pytest.approx(times, rel=0.005)
 
 
-def test_the_interval_spans_the_losses_that_may_be_meant(curve: LadderCurve) -> None:
+def test_the_interval_spans_the_losses_within_the_error(curve: LadderCurve) -> None:
     error = float(law(3e4) - law(1e5))
     worth = curve.worth(1e4, float(law(3e4)), error)
     assert worth.high == pytest.approx(10, rel=0.01)
@@ -41,7 +41,7 @@ def test_beyond_the_largest_size_the_forecast_decides_and_adds_its_own_doubt(cur
     assert curve.worth(1e5, float(law(1e5)), 0.0).high == pytest.approx(1, rel=0.005)
 
 
-def test_a_loss_that_no_size_of_the_curve_has_is_worth_more_than_it_shows(curve: LadderCurve) -> None:
+def test_a_loss_outside_the_curve_is_worth_infinitely_much_or_nothing(curve: LadderCurve) -> None:
     assert curve.worth(1e4, 1.0, 0.01).times == math.inf
     assert curve.worth(1e4, 9.0, 0.01) == Worth(0.0, 0.0, 0.0)
 
@@ -60,7 +60,7 @@ def test_a_size_that_does_worse_than_a_smaller_one_is_worth_nothing(curve: Ladde
     assert bumpy.worth(1e3, float(law(1e4)), 0.0).times == pytest.approx(10, rel=0.01)
 
 
-def test_noise_is_that_of_runs_alike_and_of_what_is_believed() -> None:
+def test_noise_combines_repeated_runs_and_the_prior_belief() -> None:
     generator, beliefs = np.random.default_rng(0), Beliefs()
     losses = 5 * np.exp(0.01 * generator.standard_normal((200, 3)))
     found = noise_of(losses.tolist())

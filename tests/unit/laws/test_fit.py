@@ -105,7 +105,7 @@ def test_the_unit_of_x_and_the_order_of_points_do_not_matter(scale: float, seed:
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
 def test_a_laws_jacobian_is_its_derivative(law: Law, data: st.DataObject) -> None:
-    """Of ln L by ln(coefficients, shape), repeats and no repeats among the points."""
+    """The derivative of ln L by ln(coefficients, shape), at points with and without repeats."""
     z = np.sort(np.array(data.draw(st.lists(st.floats(-3, 3), min_size=12, max_size=12))).reshape(4, 3), axis=0)
     z = z[:, : len(law.variables)]
     z[1:, 1:2] += 0.5
@@ -119,7 +119,7 @@ def test_a_laws_jacobian_is_its_derivative(law: Law, data: st.DataObject) -> Non
         (law.log_loss((theta + 1e-5 * e)[None], z)[0] - law.log_loss((theta - 1e-5 * e)[None], z)[0]) / 2e-5
         for e in np.eye(len(theta))
     ]
-    assume(max(np.abs(found).max(), np.abs(numeric).max()) < 100)  # beyond, differences are no derivatives
+    assume(max(np.abs(found).max(), np.abs(numeric).max()) < 100)  # above that, differences are not derivatives
     assert found == pytest.approx(np.transpose(numeric), rel=1e-3, abs=1e-3)
 
 
@@ -146,14 +146,14 @@ def test_values_that_are_no_losses_are_refused() -> None:
         fit(LSRM, SIZES, noisy(0), "ols")  # type: ignore[arg-type]
 
 
-def test_a_loss_that_rises_with_size_is_said() -> None:
+def test_a_loss_that_rises_with_size_gets_a_warning() -> None:
     y = 4 + 1.2 * SIZES**-0.12
     assert warnings(fit(LSRM, SIZES, y), None) == []
     y[3] = y[2] + 0.01
     assert any(w.startswith("not monotone") for w in warnings(fit(LSRM, SIZES, y), None))
 
 
-def test_a_loss_that_rises_with_size_at_the_same_data_is_said() -> None:
+def test_a_loss_that_rises_with_size_at_the_same_data_gets_a_warning() -> None:
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e4, 1e7, 4), np.geomspace(1e6, 1e8, 3)))
     law = LAWS["chinchilla"]
     y = law.loss({"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}, np.stack([n, d], 1))
@@ -165,7 +165,7 @@ def test_a_loss_that_rises_with_size_at_the_same_data_is_said() -> None:
     assert any(w.startswith("only 4 sizes") for w in found)
 
 
-def test_few_sizes_and_bound_hits_are_said() -> None:
+def test_few_sizes_and_bound_hits_get_warnings() -> None:
     fitted = fit(LSRM, SIZES[:4], 9 * SIZES[:4] ** -0.1)
     assert fitted.diagnostics.bound_hits == ("E",)
     assert any(w.startswith("only 4 sizes") for w in warnings(fitted, None))

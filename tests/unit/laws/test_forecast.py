@@ -1,4 +1,4 @@
-"""The forecast: beside a posterior by brute force, on curves that go on, stop and jump, and with shares of data."""
+"""The forecast: against a brute-force posterior, on curves that go on, stop and jump, and with shares of data."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def noisy(loss: Array, sigma: float = 0.001, seed: int = 0) -> Array:
 
 
 def with_shares() -> pl.DataFrame:
-    """Sizes stop to pay at U/8: those with all the data have not got there yet."""
+    """Size stops paying at U/8. With all the data no size is beyond that point."""
     rows = []
     for u in (8e5, 4e5, 2e5):
         stop = u / 8
@@ -37,15 +37,15 @@ def with_shares() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["x", "u", "y"], orient="row")
 
 
-def test_weights_and_quantiles_are_those_of_bayes_rule() -> None:
-    """Marginal likelihoods by integration over the coefficient and the noise on a grid."""
+def test_weights_and_quantiles_follow_bayes_rule() -> None:
+    """The reference integrates marginal likelihoods over the coefficient and the noise on a grid."""
     rng = np.random.default_rng(0)
     basis_GN1 = rng.uniform(0.5, 1.5, (2, 5, 1))
     y_N, weight_N = basis_GN1[0, :, 0] * 0.7 + 0.1 * rng.standard_normal(5), np.array([1, 1, 0.5, 0.5, 0.25])
     prior = Prior(np.array([0.5]), np.array([0.8]), noise=0.1, noise_dof=3.0)
     errors = Errors(weight_N, np.log(weight_N).sum())
     mixture = Mixture([Part(basis_GN1, errors, np.log([0.3, 0.7]), np.zeros(2, dtype=int))], y_N, prior, 5)
-    # In units of the noise the coefficient's prior sd is .8 / .1; the variance is scaled inverse chi squared.
+    # In units of the noise the coefficient's prior sd is 0.8 / 0.1; the variance is scaled inverse chi squared.
     c, s = (g.ravel() for g in np.meshgrid(np.linspace(-2, 3, 801), np.geomspace(0.01, 2, 801)))
     grid = stats.norm.pdf(c, 0.5, 8 * s) * stats.chi2.pdf(3 * 0.1**2 / s**2, 3) / s**3 * s
     both = []
@@ -60,8 +60,8 @@ def test_weights_and_quantiles_are_those_of_bayes_rule() -> None:
     assert found[0] == pytest.approx(c[order][np.searchsorted(mass[order].cumsum(), 0.8 * mass.sum())], abs=0.01)
 
 
-def test_a_point_that_is_off_is_weighed_in_closed_form_as_if_it_had_been_fitted() -> None:
-    """Independent errors and correlated ones; a point that is off has a variance of its own, 99 / W_ii."""
+def test_the_closed_form_for_a_point_that_is_off_equals_a_fit() -> None:
+    """For independent and for correlated errors; a point that is off has an additional variance of 99 / W_ii."""
     rng = np.random.default_rng(0)
     basis_GNK, y_N, mixed_NN = rng.standard_normal((3, 7, 2)), rng.standard_normal(7), rng.standard_normal((7, 7))
     prior, log_prior_G = Prior(np.array([0.0, 0.2]), np.array([np.inf, 0.6]), 0.1, 0.8), np.log([0.2, 0.3, 0.5])
@@ -87,7 +87,7 @@ def errors_of(precision: Array) -> Errors:
     return Errors(precision, float(np.log(precision).sum() if precision.ndim == 1 else np.linalg.slogdet(precision)[1]))
 
 
-def test_a_curve_that_goes_on_is_predicted_and_one_that_stopped_is_not_improved_on() -> None:
+def test_a_curve_that_goes_on_is_extrapolated_and_one_that_stopped_is_not() -> None:
     going, stopped = 3 + 20 * SIZES**-0.25, 3 + 20 * (SIZES**-2 + 1e5**-2) ** 0.125
     (ahead,) = Forecast(points_of(noisy(going))).predict([8e6])
     truth = 3 + 20 * 8e6**-0.25
@@ -115,7 +115,7 @@ def test_intervals_nest_and_widen_and_hold_the_forecast() -> None:
     assert forecast.curve([4e6, 4e8]) == pytest.approx([near.predicted, far.predicted])
 
 
-def test_it_is_never_above_the_best_that_was_measured_nor_bent_by_the_unit() -> None:
+def test_it_is_never_above_the_best_measured_loss_and_ignores_the_unit() -> None:
     loss = noisy(4 + 0.02 * np.log(SIZES), 0.002)
     assert Forecast(points_of(loss)).curve([1e7])[0] <= loss.min()
     falling = noisy(3 + 20 * SIZES**-0.25)
@@ -133,15 +133,15 @@ def test_a_point_that_is_off_hardly_matters() -> None:
 
 
 def autocorrelated(x: Array, rng: np.random.Generator, length: float = 0.5) -> Array:
-    """AR(1) along ln x, of variance 1: neighbours are off alike, over `length` of ln x by a factor e less."""
+    """AR(1) noise along ln x, of variance 1. Correlations fall by a factor e over `length` of ln x."""
     noise, share = rng.standard_normal(len(x)), np.exp(-np.diff(np.log(x)) / length)
     for n, kept in enumerate(share):
         noise[n + 1] = kept * noise[n] + np.sqrt(1 - kept**2) * noise[n + 1]
     return noise
 
 
-def test_intervals_hold_what_comes_where_many_points_are_off_alike() -> None:
-    """Taken for independent, the points leave 0.56 inside."""
+def test_intervals_cover_new_losses_if_neighbours_have_correlated_errors() -> None:
+    """If the points counted as independent, only 0.56 would be inside."""
     held, x = [], np.append(np.geomspace(1e4, 1e6, 40), [2e6, 4e6])
     for repeat in range(40):
         loss = (1 + 20 * x**-0.25) * np.exp(0.02 * autocorrelated(x, np.random.default_rng(repeat)))
@@ -157,8 +157,8 @@ def test_intervals_hold_what_comes_where_many_points_are_off_alike() -> None:
         (np.repeat(np.geomspace(1e4, 1e6, 20), 2), (3.3919438586, 3.4547853701, 3.5161215693)),
     ],
 )
-def test_runs_of_their_own_err_independently(x: Array, expected: tuple[float, ...]) -> None:
-    """Few sizes, or several runs of each: forecasts from before long curves had errors of their own."""
+def test_separate_runs_have_independent_errors(x: Array, expected: tuple[float, ...]) -> None:
+    """Few sizes, or several runs of each: expected are the forecasts from before long curves had their own errors."""
     (p,) = Forecast(points_of(noisy(3 + 20 * x**-0.25), x, may_stop=True)).predict([4e6])
     assert (p.low, p.predicted, p.high) == pytest.approx(expected, rel=1e-9)
 
@@ -176,14 +176,14 @@ def test_many_points_of_one_curve_say_hardly_more_than_some_of_them() -> None:
 
 
 def test_points_of_a_long_curve_are_merged_without_forgetting_their_scatter() -> None:
-    """The marginal likelihood of a constant is the same from all points as from cells of one size each."""
+    """The marginal likelihood of a constant is the same, up to a factor, from all points and from cells of one size."""
     t_N = np.repeat(np.linspace(-4, 0, 20), 3)
     y_N = np.random.default_rng(0).standard_normal(60)
     t_C, y_C, errors = of_curve(t_N, y_N, 1.2)
     assert len(t_C) == 20
     prior, zero = Prior(np.zeros(1), np.array([np.inf]), 0.1, 0.8), np.zeros(1, dtype=int)
     cells = [posterior(Part(np.ones((1, 20, 1)), e, np.zeros(1), zero), y_C, prior) for e in errors]
-    apart = t_N + 1e-12 * np.arange(60)  # so that no two points are of one size
+    apart = t_N + 1e-12 * np.arange(60)  # so that no two points have the same size
     apart -= apart.max()
     _, every_y, each = of_curve(apart, y_N, 1.2)
     alone = [posterior(Part(np.ones((1, 60, 1)), e, np.zeros(1), zero), every_y, prior) for e in each]
@@ -203,7 +203,7 @@ def test_a_point_that_is_off_hardly_matters_on_a_long_curve() -> None:
     assert bent.high - bent.low < 1.5 * (clean.high - clean.low)
 
 
-def test_shares_of_the_data_tell_where_size_stops_to_pay() -> None:
+def test_shares_of_the_data_tell_where_size_stops_paying() -> None:
     points = with_shares()
     largest = points.filter(pl.col("u") == 8e5)
     alone, told = Forecast(largest.drop("u")), Forecast(points)
@@ -215,7 +215,7 @@ def test_shares_of_the_data_tell_where_size_stops_to_pay() -> None:
 
 
 def test_movielens_with_shares_is_predicted_within_half_a_percent() -> None:
-    """Two to five of nine sizes hidden; the law of size is off by 1.9 % where no gain at all is off by .9 %."""
+    """Two to five of nine sizes are hidden. The law of size is off by 1.9 %, the no-gain baseline by 0.9 %."""
     points = read_points([ML_1M], shares=True)
     errors, inside = [], []
     for hidden in (2, 3, 4, 5):

@@ -1,4 +1,4 @@
-"""The forecast in size and data, where runs of several lengths stand side by side."""
+"""The forecast in size and data, from runs of several lengths."""
 
 import numpy as np
 import polars as pl
@@ -45,7 +45,7 @@ def test_eight_times_the_size_and_four_times_the_data_are_expected_better_than_n
     assert np.mean(inside) > 0.85
 
 
-def test_more_of_either_is_never_expected_worse_than_what_is_known() -> None:
+def test_more_size_or_data_is_never_expected_worse_than_what_is_known() -> None:
     points = grid("a sum")
     forecast = Forecast(points)
     sizes = [p.predicted for p in forecast.predict(np.array([(x, 1e6) for x in SIZES[-1] * np.array([1.5, 3, 9, 30])]))]
@@ -56,13 +56,13 @@ def test_more_of_either_is_never_expected_worse_than_what_is_known() -> None:
     assert max(lengths) <= naive(points, {"x": SIZES[0], "d": 1e9})
 
 
-def test_no_gain_has_no_more_of_either() -> None:
+def test_the_no_gain_baseline_has_no_more_size_or_data() -> None:
     points = grid("a sum", sigma=0)
     assert naive(points, {"x": SIZES[1], "d": 6e5}) == pytest.approx(loss_of(SIZES[1], 5e5, "a sum"))
     assert naive(points, {"x": 1e9, "d": 1e5}) == pytest.approx(loss_of(SIZES[-1], LENGTHS[0], "a sum"))
 
 
-def test_a_law_of_the_size_has_the_longest_runs() -> None:
+def test_a_law_of_size_uses_the_longest_runs() -> None:
     assert points_of_most_data(grid("a sum"))["d"].unique().to_list() == [1e6]
 
 
@@ -74,7 +74,7 @@ def test_metrics_follow_size_and_data_too() -> None:
     assert points["HR@10"].max() < one.predicted < four.predicted  # type: ignore[operator]
 
 
-def test_what_came_is_joined_by_size_and_length() -> None:
+def test_actual_losses_are_joined_by_size_and_length() -> None:
     points = grid("a sum")
     forecast = Forecast(points.filter(pl.col("x") < SIZES[-1]))
     came = points.filter(pl.col("x") == SIZES[-1])

@@ -1,4 +1,4 @@
-"""Forecasts of metrics: on curves that are known, and what is said of metrics that cannot be told."""
+"""Forecasts of metrics: on known curves, and for metrics that cannot be forecast."""
 
 import numpy as np
 import polars as pl
@@ -37,7 +37,7 @@ def test_a_metric_that_follows_the_loss_is_forecast_far_beyond_the_measured_ones
 
 
 def test_a_run_that_went_badly_does_not_bend_the_forecast() -> None:
-    """Its metric is as low as its loss is high: the curve against the loss goes through it."""
+    """Its metric is as low as its loss is high, so it lies on the curve of the metric against the loss."""
     loss = loss_of(SIZES)
     loss[5] += 0.1
     bad = pl.DataFrame({"x": SIZES, "y": loss, "HR@10": hit_rate_of(loss), "may_stop": False})
@@ -47,7 +47,7 @@ def test_a_run_that_went_badly_does_not_bend_the_forecast() -> None:
     assert each.predicted == pytest.approx(hit_rate_of(loss_of(LARGER))[0], rel=0.02)
 
 
-def test_any_metric_is_forecast_and_better_may_be_less() -> None:
+def test_any_metric_is_forecast_also_if_lower_is_better() -> None:
     loss = loss_of(SIZES)
     points = points_of(SIZES, **{"revenue": 100 / loss, "mean rank": 50 * loss, "seldom": np.where(loss > 4.3, 0, 0.1)})
     expected = expected_metrics(points, Forecast(points).predict(LARGER))

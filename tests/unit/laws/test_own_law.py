@@ -1,4 +1,4 @@
-"""A law of the user's own file: fitted, written, read again, planned with; refused where it does not fit."""
+"""A law from the user's own file: fitted, written, read again and used for plans, or refused."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def test_a_study_takes_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("unknown", "'unknown' is none of lsrm, .*; one of your own is FILE.CLASS"),
+        ("unknown", "'unknown' is none of lsrm, .*; give your own law as FILE.CLASS"),
         ("nowhere.Law", "--law nowhere.Law: No module named 'nowhere'"),
         ("wrong_law.Absent", "--law wrong_law.Absent: module 'wrong_law' has no attribute 'Absent'"),
         ("wrong_law.Nothing", r"--law wrong_law.Nothing is no subclass of lrec\.laws\.law\.Law"),

@@ -88,7 +88,7 @@ def test_a_larger_budget_never_plans_a_higher_loss_where_passes_do_harm() -> Non
     losses = np.array([float(chooser.loss(c.size, c.data)) for c in choices])
     assert (np.diff(losses) <= 1e-6).all()
     assert all(choice.flops <= flops * (1 + 1e-6) for choice, flops in zip(choices, budgets, strict=True))
-    # Brute force over N and D of the budget.
+    # Brute force over all N and D within the budget.
     n, passes = (g.ravel() for g in np.meshgrid(np.geomspace(1e3, 1e11, 800), np.geomspace(1, 16, 300)))
     n, passes = n[6 * n * passes * 1e6 <= 1e15], passes[6 * n * passes * 1e6 <= 1e15]
     least = LAWS["overfitting"].loss(REPEATED, np.stack([n, passes * 1e6, np.full(len(n), 1e6)], 1)).min()
@@ -107,7 +107,7 @@ def test_used_up_data_is_said_whenever_it_bounds_the_plan() -> None:
         DataChooser(chinchilla(), unique=1e7, epochs=1).for_flops(1e6)
 
 
-def test_a_law_of_runs_with_many_passes_plans_as_many() -> None:
+def test_a_law_from_runs_with_many_passes_plans_as_many_passes() -> None:
     x = np.array([[n, 30 * u, u] for n in np.geomspace(1e4, 1e6, 5) for u in np.geomspace(1e5, 1e7, 4)])
     chooser = DataChooser(fit_points(LAWS["chinchilla"], points_of(x)))
     choice = chooser.for_flops(1e14)
@@ -117,7 +117,7 @@ def test_a_law_of_runs_with_many_passes_plans_as_many() -> None:
         DataChooser(chooser.fit, unique=1e6, epochs=1)
 
 
-def test_doubling_data_beats_doubling_parameters_from_the_size_said() -> None:
+def test_doubling_data_beats_doubling_parameters_from_the_stated_size() -> None:
     chooser = DataChooser(chinchilla())
     choice = chooser.for_flops(1e14)
     border = chooser.data_limited_from(choice)
@@ -126,7 +126,7 @@ def test_doubling_data_beats_doubling_parameters_from_the_size_said() -> None:
         assert (chooser.loss(size, 2 * choice.data) < chooser.loss(2 * size, choice.data)) == data_wins
 
 
-def test_flops_of_an_interaction_are_those_of_the_points() -> None:
+def test_flops_of_an_interaction_come_from_the_points() -> None:
     x = grid()
     per_interaction = 6 * x[:, 0] + 900 * x[:, 0] ** 0.5
     points = points_of(x).with_columns(flops=pl.Series(per_interaction * x[:, 1]))
@@ -151,7 +151,7 @@ def size_alone() -> Fit:
 
 
 def of_size(folder: Path) -> Path:
-    """A law of size alone, of runs of five passes over a million interactions, with a metric."""
+    """A law of size alone, from runs of five passes over a million interactions, with a metric."""
     return written(folder, size_alone())
 
 
@@ -176,7 +176,7 @@ def test_the_command_says_what_to_train_and_what_to_expect(tmp_path: Path, capsy
     assert json.loads((tmp_path / "other.json").read_text())["N"] == pytest.approx(1e7, rel=1e-3)
 
 
-def test_a_run_of_the_very_size_is_preferred_to_the_law(tmp_path: Path) -> None:
+def test_a_run_of_exactly_this_size_is_preferred_to_the_law(tmp_path: Path) -> None:
     size = np.geomspace(1e4, 1e6, 8)
     points = pl.DataFrame({"x": size, "y": 4 + 6 * size**-0.25 + 0.01 * (-1.0) ** np.arange(8)})
     fit = written(tmp_path, fit_points(LAWS["lsrm"], points))
@@ -187,7 +187,7 @@ def test_a_run_of_the_very_size_is_preferred_to_the_law(tmp_path: Path) -> None:
     assert plan["loss"]["low"] < plan["loss"]["mean_low"] < points["y"][3]
 
 
-def test_what_the_verdict_does_not_carry_is_refused_but_for_trained_sizes(tmp_path: Path) -> None:
+def test_if_the_law_does_not_hold_only_trained_sizes_are_planned(tmp_path: Path) -> None:
     size = np.geomspace(1e4, 1e6, 8)
     loss = 4 + 6 * size**-0.25
     loss[6:] = loss[5] * np.array([1.001, 1.002])
@@ -203,7 +203,7 @@ def test_what_the_verdict_does_not_carry_is_refused_but_for_trained_sizes(tmp_pa
 
 
 def of_a_study(folder: Path) -> tuple[Path, pl.DataFrame]:
-    """A forecast with two held-out sizes, which did as well as expected, and metrics of all."""
+    """A forecast with two held-out sizes, which did as well as expected, and with metrics of all sizes."""
     size = np.geomspace(1e4, 1e6, 8)
     loss = 4 + 6 * size**-0.25
     hits = 1 / (1 + np.exp(loss - 4))
@@ -236,16 +236,16 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["metrics"]["HR@10"]["predicted"] >= wanted
     assert 3e6 < plan["N"] < 5e7
-    with pytest.raises(UserError, match=r"--hr10 0\.9: expected are 0\.\d+ at 100 times"):
+    with pytest.raises(UserError, match=r"--hr10 0\.9: only 0\.\d+ is expected at 100 times"):
         plan_command(fit, hr10=0.9)
     with pytest.raises(UserError, match="not reached at 100 times the largest N_body"):
         plan_command(fit, loss=4.02)
-    with pytest.raises(UserError, match="--hr10: it takes a forecast"):
+    with pytest.raises(UserError, match="--hr10 needs a forecast"):
         plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
 
 def test_a_law_of_unique_data_counts_every_pass(tmp_path: Path) -> None:
-    """Where d is the unique data, which every run processed 30 times."""
+    """Here d is the unique data, which every run processed 30 times."""
     n, u = (g.ravel() for g in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(1e5, 1e7, 4)))
     points = points_of(np.stack([n, u, u], 1)).with_columns(
         processed=30 * pl.col("d"), flops=180 * pl.col("x") * pl.col("d")
@@ -271,7 +271,7 @@ def test_a_much_cheaper_plan_that_is_nearly_as_good_stands_beside_the_best(tmp_p
     assert cheap == pytest.approx(1.001 * plan["loss"]["predicted"], rel=1e-5)
 
 
-def test_hours_go_by_the_measured_throughput(tmp_path: Path) -> None:
+def test_hours_follow_from_the_measured_throughput(tmp_path: Path) -> None:
     points = points_of(grid()).with_columns(flops=6 * pl.col("x") * pl.col("d"))
     points = points.with_columns(wall_s=pl.col("flops") / pl.when(pl.col("x") > 5e5).then(2e9).otherwise(1e9))
     fit = written(tmp_path, fit_points(LAWS["chinchilla"], points))
@@ -285,7 +285,7 @@ def test_hours_go_by_the_measured_throughput(tmp_path: Path) -> None:
     assert same["price"] == pytest.approx(2.5 * plan["hours"])
 
 
-def test_the_plans_interval_is_the_fits(tmp_path: Path) -> None:
+def test_a_plan_has_the_interval_of_the_fit(tmp_path: Path) -> None:
     points = points_of(grid())
     noisy = points.with_columns(y=points["y"] * np.exp(0.003 * np.random.default_rng(0).standard_normal(len(points))))
     fitted = fit_points(LAWS["chinchilla"], noisy)

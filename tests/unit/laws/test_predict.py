@@ -36,8 +36,8 @@ def small_fit(n_sizes: int = 6, n_seeds: int = 1, seed: int = 2, sigma: float = 
 def least_sse_through(fitted: Fit, x: float, loss: float) -> float:
     """Least sum of squared relative residuals of any law with L(x) = loss.
 
-    For each exponent of a dense grid one number is left to choose, the amplitude: a regression through the origin,
-    clipped to where amplitude and floor are not negative.
+    For each exponent of a dense grid only the amplitude is left to choose: by a regression through the origin, clipped
+    so that amplitude and floor are not negative.
     """
     target = (fitted.y_N - loss) / fitted.curve(fitted.x_N)
     least = np.inf
@@ -129,9 +129,9 @@ def load_benchmark():  # type: ignore[no-untyped-def]
 @SLOW
 @pytest.mark.parametrize("n_sizes", [4, 6, 8, 12])
 def test_ninety_percent_intervals_cover_about_ninety_percent(n_sizes: int) -> None:
-    """Of the curve and of a new run, 8 and 88 times beyond the largest size.
+    """Intervals of the curve and of a new run, at 8 and 88 times the largest size.
 
-    A naive bootstrap covers .46 to .70 with four sizes. Of 30 draws at .90, 99 times in 100 at least 22 are inside.
+    A naive bootstrap covers 0.46 to 0.70 with four sizes. Of 30 draws at 0.90, at least 22 are inside in 99 % of cases.
     """
     covered = load_benchmark().covered
     shares = np.mean([covered(n_sizes, 1, repeat)[:2] for repeat in range(30)], axis=0)
@@ -181,7 +181,7 @@ def test_missing_truth_and_impossible_hold_outs_are_refused() -> None:
 
 
 def test_naive_has_no_more_data_than_the_held_out_run() -> None:
-    """Where the loss falls with data alone, size buys nothing, and naive is as good as any law."""
+    """If the loss falls with data alone, size does not help, and naive is as good as any law."""
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e4, 1e6, 6), np.geomspace(1e6, 1e8, 4)))
     noise = 1 + 0.0005 * np.random.default_rng(0).standard_normal(len(n))
     points = pl.DataFrame({"x": n, "d": d, "y": (2 + 80 / d**0.25) * noise})
@@ -206,7 +206,7 @@ def test_the_two_largest_budgets_of_porian_are_predicted(config: str) -> None:
 
 @pytest.mark.skipif(not PUBLIC.is_dir(), reason="the public scaling tables lie beside the repository, not in it")
 def test_chinchillas_two_largest_sizes_are_predicted() -> None:
-    """By the best of other fitters within 1.9 % on average, where the best small model of any data is off by 10 %."""
+    """The best of other fitters is within 1.9 % on average; the best small model of any data is off by 10 %."""
     points = pl.read_csv(PUBLIC / "kyotakano_llm_df.csv").select(x="N", d="D", y="loss").cast(pl.Float64)
     _, held_out = holdout_report(LAWS["chinchilla"], points, 2)
     assert held_out is not None

@@ -39,7 +39,7 @@ def data_constrained() -> tuple[Array, Array]:
 
 @cache
 def free_fit(law: str) -> Fit:
-    """Of the 182 runs, with all parameters free."""
+    """The fit of the 182 runs, with all parameters free."""
     x, y = data_constrained()
     return fit(LAWS[law], x[:, : len(LAWS[law].variables)], y)
 
@@ -97,13 +97,13 @@ def test_all_parameters_free(law: str, objective: float, r2: float | None) -> No
 
 
 def test_the_penalty_beats_worthless_repeats_by_78_units_of_bic() -> None:
-    """Which counts R_D on the data alone, as in the second of the four fits above."""
+    """Compared with `repeated_data`, which has R_D on the data alone, the second of the four fits above."""
     repeats, penalty = free_fit("repeated_data"), free_fit("overfitting")
     assert repeats.bic - penalty.bic == pytest.approx(78, abs=0.5)
 
 
-def test_few_points_are_fitted_no_worse_by_a_law_that_holds_another() -> None:
-    """At the greatest R_N Muennighoff's law is `repeated_data`; two sizes determine neither."""
+def test_few_points_are_fitted_no_worse_by_a_law_that_contains_another() -> None:
+    """At the greatest R_N, Muennighoff's law equals `repeated_data`. Two sizes determine neither law."""
     x, y = data_constrained()
     smallest = x[:, 0] <= np.unique(x[:, 0])[1]
     inner, outer = (fit(LAWS[law], x[smallest], y[smallest]) for law in ("repeated_data", "muennighoff"))
@@ -112,7 +112,7 @@ def test_few_points_are_fitted_no_worse_by_a_law_that_holds_another() -> None:
 
 
 def test_compute_optimal_sizes_of_porian_grow_with_the_published_exponents() -> None:
-    """1/N*(C) is a power law without floor; least squares of its logarithm is a straight line."""
+    """1/N*(C) is a power law without a floor, so least squares of its logarithm fits a straight line."""
     pairs = table("porian_optimal_pairs.csv").drop_nulls()
     published = table("porian_published_fits.csv").select("config", "n_exp_basic").rows()
     assert len(published) == 15
@@ -128,7 +128,7 @@ def test_chinchillas_runs_with_overshooting_ten_times_as_bad() -> None:
     asymmetric = Objective("lad", "level", over=10.0)
     published = {"E": 1.70044, "A": 185.388, "B": 1627.00, "a": 0.289233, "b": 0.355602}
     at_published = float(asymmetric.terms(y - CHINCHILLA.loss(published, x)).mean())
-    # The parameters are printed with six digits, and absolute values bend at the points: the mean moves by 4e-6.
+    # The published parameters have six digits, and absolute values have kinks at the points: the mean moves by 4e-6.
     assert at_published == pytest.approx(0.02278252, rel=5e-6)
     fitted = fit(CHINCHILLA, x, y, asymmetric)
     assert 0.02278252 * (1 - 5e-5) < fitted.value / len(y) <= 0.02278252
@@ -137,7 +137,7 @@ def test_chinchillas_runs_with_overshooting_ten_times_as_bad() -> None:
 
 
 def test_least_absolute_deviations_are_least_to_nine_digits() -> None:
-    """At given exponents the sum is least by a linear program; a simplex searches the exponents."""
+    """For given exponents a linear program finds the least sum; a simplex searches the exponents."""
     points = table("kyotakano_llm_df.csv")
     x, y = points.select("N", "D").to_numpy().astype(float), points["loss"].to_numpy()
     n = len(y)
@@ -157,7 +157,7 @@ def test_least_absolute_deviations_are_least_to_nine_digits() -> None:
 
 
 class Naive:
-    """Chinchilla's form as papers' scripts have it: theta is ln A, ln B, ln E, a, b; N and D are in units of one."""
+    """Chinchilla's form as in papers' scripts: theta is ln A, ln B, ln E, a, b; N and D are in units of one."""
 
     def __init__(self) -> None:
         x, loss = data_constrained()
@@ -173,7 +173,7 @@ class Naive:
         return np.concatenate([shares, -shares[:2] * self.log_x.T]).T
 
     def search(self, reduction: str, **options: float) -> tuple[Array, Array]:
-        """The sum of Huber terms where L-BFGS-B ends from each of 81 starts, and whether it said "converged"."""
+        """For each of 81 starts of L-BFGS-B: the sum of Huber terms at its end, and whether it said "converged"."""
         scale = {"sum": 1.0, "mean": 1 / len(self.log_loss)}[reduction]
 
         def objective(theta: Array) -> tuple[float, Array]:
@@ -219,13 +219,13 @@ def test_normalised_variables_keep_the_problem_well_conditioned() -> None:
     theta = np.array([np.log(p["A"]), np.log(p["B"]), np.log(p["E"]), p["a"], p["b"]])
     assert np.linalg.cond(Naive().jacobian(theta)) > 1000
     assert fitted.diagnostics.condition_number < 50
-    # At a given shape, a problem in the coefficients alone is left.
+    # At a given shape, only the coefficients are left to fit.
     basis = CHINCHILLA.log_basis(np.array([[p["a"], p["b"]]]), fitted.z_NV)[0]
     assert np.linalg.cond(np.exp(basis)) < 15
 
 
-def test_scipys_huber_loss_of_least_squares_is_another_function() -> None:
-    """At f_scale 1 it turns at residuals of 1, so it is least squares; at delta its cost is huber's over delta²."""
+def test_scipys_huber_loss_at_its_default_scale_misses_the_optimum() -> None:
+    """At f_scale 1, its default, it turns at residuals of 1, so it is least squares; at f_scale delta it is huber."""
     naive, fitted = Naive(), free_fit("chinchilla")
     start = np.array([5.0, 10.0, 0.5, 0.25, 0.5])
     end = least_squares(
@@ -237,7 +237,7 @@ def test_scipys_huber_loss_of_least_squares_is_another_function() -> None:
 
 
 def test_the_worth_of_repeats_keeps_its_digits_at_large_stars() -> None:
-    """1 - exp(-R/R*) is 0 from R* of 1e17 on, as if repeats were worth nothing where they are as good as new."""
+    """In floats 1 - exp(-R/R*) is 0 from R* of 1e17 on, as if repeats were worth nothing, not as good as new data."""
     repeats, star = np.array([[3.0]]), np.array([[1e17]])
     naive = 1 + star * (1 - np.exp(-repeats / star))
     assert naive.item() == 1

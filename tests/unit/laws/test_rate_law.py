@@ -1,4 +1,4 @@
-"""The best rate and batch: of surfaces with a known optimum, and of a public table whose largest sizes are held out."""
+"""The best rate and batch: on surfaces with a known optimum, and on a public table whose largest sizes are held out."""
 
 from functools import cache
 from pathlib import Path
@@ -19,13 +19,13 @@ LARGE = (8e5, 8e7)
 
 
 def optimum(n: float, d: float) -> tuple[float, float]:
-    """ln of the best rate and batch: exponents that published fits would not have guessed."""
+    """ln of the best rate and batch, with exponents unlike those of published fits."""
     log_n, log_d = np.log(n / 3e4), np.log(d / 3e6)
     return np.log(4e-3) - 0.6 * log_n - 0.1 * log_d, np.log(600) + 0.4 * log_d
 
 
 def excess(n: float, d: float, rate: Array | float, batch: Array | float) -> Array:
-    """ln of the loss above the best."""
+    """ln of the loss divided by the best loss."""
     best_rate, best_batch = optimum(n, d)
     v = np.log(batch) - best_batch
     u = np.log(rate) - best_rate - SLOPE * v
@@ -33,7 +33,7 @@ def excess(n: float, d: float, rate: Array | float, batch: Array | float) -> Arr
 
 
 def runs(seed: int, kept: float = 0.7) -> pl.DataFrame:
-    """A grid of rates and batches for each setting, some of them missing; far above the best rate runs diverge."""
+    """A grid of rates and batches for each setting, some of them missing. Far above the best rate, runs diverge."""
     random, rows = np.random.default_rng(seed), []
     for n, d in SETTINGS:
         scatter = np.exp(0.1 * random.standard_normal(2))
@@ -80,7 +80,7 @@ def test_the_less_is_known_the_further_below_the_best_rate_it_stays() -> None:
 
 def test_a_batch_that_is_given_moves_the_rate_and_has_its_cost() -> None:
     free, fixed = law(0).choose(*LARGE), law(0).choose(*LARGE, batch=law(0).choose(*LARGE).batch / 8)
-    # But for the margin, which is wider where the best rate is known less well.
+    # Up to the margin, which is wider if the best rate is known less well.
     assert fixed.rate / free.rate == pytest.approx(8 ** -law(0).parameters["slope"], rel=1e-3)
     assert fixed.batch == pytest.approx(free.batch / 8)
     assert fixed.cost > free.cost + 0.5 * OF_BATCH * np.log(8) ** 2 / 2
@@ -115,7 +115,7 @@ def test_too_few_runs_are_refused() -> None:
 @pytest.mark.skipif(not TABLE.is_file(), reason="the public tables lie beside the repository, not in it")
 @pytest.mark.parametrize("share", [1.0, 0.3])
 def test_the_two_largest_sizes_of_a_public_table_lose_at_most_three_in_a_thousand(share: float) -> None:
-    """Fitted to the smaller sizes at little data: at the nearest run of the grid, and between runs."""
+    """Fitted to smaller sizes with little data, and judged at the nearest run of the grid and between runs."""
     table = pl.read_csv(TABLE).select(x="N", d="D", rate="lr", batch="bs", y="loss")
     small = table.filter(pl.col("x") <= 268.5e6, pl.col("d") <= 2e10).sample(fraction=share, seed=0)
     fitted, settings = RateLaw(small), table.filter(pl.col("x") > 5e8).select("x", "d").unique().rows()

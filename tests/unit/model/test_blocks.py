@@ -86,7 +86,7 @@ def test_no_position_sees_a_later_or_a_blanked_item(name: str) -> None:
 
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("blanks", [False, True])
-def test_a_position_alone_is_what_it_is_among_all(name: str, blanks: bool) -> None:
+def test_a_position_computed_alone_gives_the_same(name: str, blanks: bool) -> None:
     net = network(OWN[name])
     items_BL = torch.randint(0, 50, (4, 9))
     blank_BL = torch.rand(4, 9) < 0.4 if blanks else None
@@ -117,11 +117,11 @@ def test_parameters_and_flops_are_counted(name: str) -> None:
     net, rows = Transformer(config), 4
     assert cost.n_total(config) == sum(parameter.numel() for parameter in net.parameters())
     assert cost.n_body(config) == sum(p.numel() for p in net.blocks.parameters() if p.ndim >= 2)
-    gated = 2 * 48**2 * (5 + 8)  # queries, keys, values, gate, out; and the perceptron's
+    gated = 2 * 48**2 * (5 + 8)  # queries, keys, values, gate, out; and the perceptron
     assert cost.n_body(config) == {"mlp": 2 * 48**2 * 5, "positions": 2 * 48**2 * 12}.get(name, gated)
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(rows, 16, dtype=torch.int64), scores)
-    # On a CPU torch counts all pairs of positions, but those of softmax attention only in some versions.
+    # On a CPU torch counts all pairs of positions, but those of softmax attention in some versions only.
     by_operation = counter.get_flop_counts()["Global"]
     counted = sum(flops for operation, flops in by_operation.items() if "scaled_dot_product" not in str(operation))
     pairs = 16 if "attention" in name else 0

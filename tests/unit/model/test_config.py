@@ -56,6 +56,6 @@ def test_a_ladder_is_even_and_of_one_depth(smallest: str, largest: str, per_deca
         (("-3k", "3m", 3), "'-3k' is no number of parameters"),
     ],
 )
-def test_ladders_that_cannot_be(arguments: tuple[str, str, int], says: str) -> None:
+def test_impossible_ladders_are_refused(arguments: tuple[str, str, int], says: str) -> None:
     with pytest.raises(UserError, match=says):
         even_ladder(*arguments)

@@ -1,4 +1,4 @@
-"""FLOPs against those torch counts, and memory against every allocation of real training steps."""
+"""FLOPs against the count of torch, and memory against every allocation of real training steps."""
 
 from dataclasses import replace
 from itertools import product
@@ -30,7 +30,7 @@ def step(net: Transformer, rows: int) -> Tensor:
 
 
 def allocation_peak(config: TransformerConfig, rows: int, precision: str, checkpointing: bool) -> int:
-    """Most bytes torch held at once from building the net to the end of its third step."""
+    """The most bytes that torch held at once, from building the net to the end of its third step."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         net = Transformer(config)
         if precision == "bf16-true":
@@ -50,7 +50,7 @@ def allocation_peak(config: TransformerConfig, rows: int, precision: str, checkp
 
 DROPOUT = Dropout(0.1, OverDepth(0.1, 0.1), OverDepth(0.1, 0.1))
 CHOICES = [dict(zip(OWN_PARTS, own, strict=True)) for own in product(*OWN_PARTS.values())]
-# Each of what may be added, over all the combinations above.
+# What may be added, each with all combinations above.
 ADDED = [
     {},
     {"qk_norm": True},
@@ -69,7 +69,7 @@ def test_every_short_name_is_a_part_that_fits(part: str) -> None:
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=lambda choices: "-".join(choices.values()))
-def test_parameters_by_group_are_those_of_the_network(choices: dict[str, str]) -> None:
+def test_parameters_by_group_equal_those_of_the_network(choices: dict[str, str]) -> None:
     for added in ADDED:
         if not (choices["attention"] == "hstu" and "qk_norm" in added):
             check_parameters(Architecture(**choices, **added))
@@ -99,14 +99,14 @@ SHAPES = {
 }
 
 
-# On a processor without instructions for bfloat16 a step in it takes tens of seconds.
+# On a processor without instructions for bfloat16, a step in bfloat16 takes tens of seconds.
 BF16 = [pytest.param(precision, marks=pytest.mark.slow) for precision in ("bf16-mixed", "bf16-true")]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("precision", ["32-true", *BF16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_memory_is_that_of_real_steps_to_ten_percent(
+def test_memory_is_within_ten_percent_of_real_steps(
     shape: str, precision: memory.Precision, checkpointing: bool
 ) -> None:
     config, rows = SHAPES[shape]
@@ -143,7 +143,7 @@ def test_hstu_has_the_body_of_every_size(layers: int, width: int, heads: int) ->
 
 
 @pytest.mark.parametrize("architecture", [HSTU, replace(HSTU, mlp="swiglu", hstu_head_width=7)], ids=["alone", "mlp"])
-def test_flops_of_hstu_are_those_torch_counts(architecture: Architecture) -> None:
+def test_flops_of_hstu_equal_torch_s_count(architecture: Architecture) -> None:
     config = TransformerConfig(64, 16, 2, 48, 2, architecture=architecture)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         Transformer(config)(torch.zeros(4, 16, dtype=torch.int64), lambda h_BLD, t_VD: h_BLD @ t_VD.T)
@@ -152,7 +152,7 @@ def test_flops_of_hstu_are_those_torch_counts(architecture: Architecture) -> Non
 
 
 @pytest.mark.parametrize("architecture", [Architecture(), MODERN], ids=["gpt2", "modern"])
-def test_flops_are_those_torch_counts(architecture: Architecture) -> None:
+def test_flops_equal_torch_s_count(architecture: Architecture) -> None:
     config = TransformerConfig(64, 16, 2, 48, 2, architecture=architecture)
     net, rows = Transformer(config), 4
     positions = rows * config.max_len
@@ -164,12 +164,12 @@ def test_flops_are_those_torch_counts(architecture: Architecture) -> None:
             forward = _products(counter)
             loss.backward()
         counts.append((forward, _products(counter) - forward))
-    # torch counts attention over all pairs, ours over those attended to: compare the matrix products.
+    # torch counts attention over all pairs, lrec over those attended to: compare only the matrix products.
     flops = cost.flops_per_interaction(config, pairs=0)
     assert counts[0] == (flops.forward * positions, flops.backward * positions)
     recomputed = counts[1][1] - counts[0][1]
     expected = cost.flops_per_interaction(config, pairs=0, checkpointing=True).recomputed * positions
-    # What no gradient needs, the last product of a block, is not computed again.
+    # The last product of a block is not computed again, because no gradient needs it.
     last = 2 * config.layers * config.width * config.inner_width * positions
     assert recomputed in (expected, expected - last)
 

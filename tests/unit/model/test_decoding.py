@@ -1,4 +1,4 @@
-"""Step-by-step decoding with the key/value cache: the figures of full recomputation, in a fraction of the time."""
+"""Step-by-step decoding with the key/value cache: the scores of full recomputation, in a fraction of the time."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def last(positions_B: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def decode_again(net: Transformer, items_BL: Tensor, lengths_B: Tensor) -> list[Tensor]:
-    """Scores of each step, greedily fed back, by encoding every whole history again."""
+    """Scores of each step of greedy decoding, which encodes the whole histories again at every step."""
     room_BL = torch.cat([items_BL, items_BL.new_zeros(len(items_BL), STEPS)], 1)
     scores = []
     for step in range(STEPS):
@@ -36,7 +36,7 @@ def decode_again(net: Transformer, items_BL: Tensor, lengths_B: Tensor) -> list[
 
 
 def decode_cached(net: Transformer, items_BL: Tensor, lengths_B: Tensor) -> list[Tensor]:
-    """The same, a position at a time."""
+    """The same, one position at a time."""
     cache = KeyValueCache(len(items_BL), net.config.max_len)
     scores = [net(items_BL, last(lengths_B - 1), cache=cache)]
     cache.keep(lengths_B)

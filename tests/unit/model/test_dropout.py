@@ -1,4 +1,4 @@
-"""Dropout: its rate, independence of what it draws, gradients, and attention with it."""
+"""Dropout: its rate, the independence of its draws, gradients, and attention with dropout."""
 
 import math
 
@@ -9,7 +9,7 @@ from lrec.model.attention_context import CAUSAL, Context
 from lrec.model.blocks import Attention, dropout, part_class
 from lrec.model.config import Architecture, Dropout, OverDepth, TransformerConfig
 
-N = 2_000_003  # no multiple of what is drawn at a time
+N = 2_000_003  # not a multiple of the number drawn at a time
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.1, 0.5, 0.9])
@@ -30,7 +30,7 @@ def test_draws_are_independent_of_their_neighbours_and_of_each_other() -> None:
     for name, (one, other) in (pairs | {"the next draw": (first, second)}).items():
         correlation = torch.corrcoef(torch.stack([one, other]))[0, 1].item()
         assert abs(correlation) < 4 / math.sqrt(N), name
-    runs = first[: N // 1000 * 1000].view(-1, 1000).sum(1)  # of a thousand entries: binomial
+    runs = first[: N // 1000 * 1000].view(-1, 1000).sum(1)  # sums of a thousand entries: binomial
     assert runs.var().item() == pytest.approx(90, rel=4 * math.sqrt(2 / len(runs)))
 
 
@@ -65,7 +65,7 @@ ARCHITECTURES = {
 
 
 def made_attention(name: str, length: int, width: int, heads: int, rate: float) -> Attention:
-    """One with biases that matter."""
+    """An attention with biases that matter."""
     dropout = Dropout(attention=OverDepth(rate, rate))
     config = TransformerConfig(5, length, 1, width, heads, dropout, ARCHITECTURES[name])
     kind = part_class(config.architecture, "attention")

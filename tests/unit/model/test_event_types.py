@@ -41,7 +41,7 @@ def hidden(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def test_an_item_of_a_type_is_read_as_another_item() -> None:
-    """As a network without types reads a catalogue of all pairs; and no row of the table that scores has a type."""
+    """Like an item of a network without types whose catalogue has all pairs. The table that scores has no types."""
     net = network("softmax")
     assert net.events is not None
     pairs = Transformer(TransformerConfig(V * TYPES, LENGTH, 2, WIDTH, 2)).eval()
@@ -57,7 +57,7 @@ def test_an_item_of_a_type_is_read_as_another_item() -> None:
 @pytest.mark.parametrize("caches", [True, False])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
-def test_from_the_cache_it_is_the_same(name: str, caches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_with_the_cache_gives_the_same(name: str, caches: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SoftmaxAttention, "caches", caches)
     net = network(name)
     given, cache = batch(net), KeyValueCache(3, LENGTH)
@@ -85,7 +85,7 @@ def test_vectors_of_types_are_counted() -> None:
     assert cost.n_total(net.config) == sum(each.numel() for each in net.parameters())
     assert cost.n_total(net.config) - cost.n_total(plain) == TYPES * WIDTH
     assert cost.n_body(net.config) == cost.n_body(plain)
-    # A position without a target costs its blocks, and no scores.
+    # A position without a target costs its blocks, but no scores.
     all_of_them, half = (cost.training_flops(plain, targets, 50, 1000, positions=10) for targets in (10, 5))
     assert all_of_them == cost.training_flops(plain, 10, 50, 1000)
     assert all_of_them - half == 5 * 1000

@@ -1,4 +1,4 @@
-"""Vectors given for items: files that are read and refused, and the table that a network makes of them."""
+"""Given item vectors: which files are read or refused, and the table that a network makes from them."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def test_each_format_gives_the_same(tmp_path: Path, write: Callable[[Path], Path
 
 
 def test_vectors_are_centred_and_scaled_on_the_catalogue(tmp_path: Path) -> None:
-    """Those of new items by the same numbers."""
+    """Vectors of new items with the same mean and scale."""
     found_VW, new = vectors_of(parquet(tmp_path), pl.Series(["a", "b", "7"]))
     of_catalogue_VW = VECTORS_FW[[2, 0, 1]]
     centred_VW = of_catalogue_VW - of_catalogue_VW.mean(0)
@@ -74,8 +74,8 @@ def rows(items: list, vectors: list) -> Callable[[Path], None]:
         (rows(["a", "b"], [["x"], ["y"]]), "not lists of numbers"),
         (rows([0.5, 1.5], [[1], [2]]), "the column item holds Float64, not text or integers"),
         (rows(["a", None], [[1], [2]]), "row 2: item is empty"),
-        (rows(["a", "b"], [[1, 2], [2]]), "row 2: 1 values where the first vector has 2"),
-        (rows(["a", "b"], [[1, 2], None]), "row 2: 0 values where the first vector has 2"),
+        (rows(["a", "b"], [[1, 2], [2]]), "row 2: 1 values, but the first vector has 2"),
+        (rows(["a", "b"], [[1, 2], None]), "row 2: 0 values, but the first vector has 2"),
         (rows(["a", "b", "a"], [[1], [2], [3]]), "item a is in it twice"),
         (rows(["a", "b"], [[1.0], [float("nan")]]), "the vector of item b is not finite"),
         (rows(["a", "b"], [[1.0], [None]]), "the vector of item b is not finite"),
@@ -105,7 +105,7 @@ def test_what_is_wrong_with_other_formats_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"vectors of the shape \(3,\)"):
         read_width(path)
     save_file({"vectors": VECTORS_FW}, tmp_path / "v.safetensors")
-    with pytest.raises(UserError, match="a tensor vectors and, in the metadata, item_ids are expected"):
+    with pytest.raises(UserError, match="it needs a tensor vectors, and item_ids in the metadata"):
         read_item_vectors(tmp_path / "v.safetensors")
     with pytest.raises(UserError, match=r"its name must end in .parquet, .npy, .safetensors"):
         read_item_vectors(tmp_path / "v.csv")
@@ -120,7 +120,7 @@ def config(own_rows: bool) -> TransformerConfig:
 
 
 def network(own_rows: bool) -> Transformer:
-    """With vectors, and own rows that are not 0."""
+    """A network with vectors; its own rows, if any, are not 0."""
     net = Transformer(config(own_rows))
     fill(net, {VECTORS: GIVEN_VW})
     if own_rows:
@@ -130,7 +130,7 @@ def network(own_rows: bool) -> Transformer:
 
 @pytest.mark.parametrize("own_rows", [True, False], ids=["added", "fixed"])
 def test_the_table_is_the_sum_of_own_rows_and_projected_vectors(own_rows: bool) -> None:
-    """At both ends of the network, as one whose table is that sum; and so are the gradients."""
+    """Loss and gradients equal those of a network whose table, used at input and output, is that sum."""
     net, plain = network(own_rows), Transformer(TransformerConfig(V, LENGTH, 2, 8, 2))
     table_VD = GIVEN_VW @ net.items.projection.detach() + (net.items.weight.detach() if own_rows else 0)
     parameters = dict(net.named_parameters())
@@ -156,8 +156,8 @@ def test_the_table_is_the_sum_of_own_rows_and_projected_vectors(own_rows: bool) 
         assert OWN_ROWS not in parameters
 
 
-def test_tables_begin_alike_whatever_the_use() -> None:
-    """Own rows begin at 0, so that only the projection's first draw counts; it is as large as any other table's."""
+def test_tables_have_the_same_initial_values_in_both_uses() -> None:
+    """Own rows begin at 0, so only the projection's initial values count. The table is as large as any other."""
     wide = TransformerConfig(400, LENGTH, 1, 64, 2)
     given_VW = F.normalize(torch.randn(400, 300, generator=torch.Generator().manual_seed(0)))
     added = Transformer(TransformerConfig(400, LENGTH, 1, 64, 2, vector_width=300))
@@ -171,7 +171,7 @@ def test_tables_begin_alike_whatever_the_use() -> None:
 
 @pytest.mark.parametrize("own_rows", [True, False], ids=["added", "fixed"])
 def test_what_is_trained_is_counted(own_rows: bool) -> None:
-    """Vectors are not; the table that scores has V d entries either way."""
+    """Vectors are not trained. The table that scores has V d entries in both cases."""
     net = network(own_rows)
     trained = {name: each.numel() for name, each in net.named_parameters() if each.requires_grad}
     assert cost.n_total(net.config) == sum(trained.values())

@@ -1,4 +1,4 @@
-"""Compilation: shapes and depth make no new graphs, and results stay."""
+"""Compilation: shapes and depth make no new graphs, and results stay the same."""
 
 import functools
 
@@ -17,7 +17,7 @@ FALLING = OverDepth(0.2, 0.1)
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are traced and guarded as ever, but run by torch: making kernels takes minutes."""
+    """Blocks are traced and guarded as usual, but torch runs them, because making kernels takes minutes."""
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
@@ -34,7 +34,7 @@ def net_of(layers: int, dropout: Dropout, device: str = "cpu") -> Transformer:
 
 
 def graphs_of_training(net: Transformer, device: str) -> int:
-    """How many graphs batches of all shapes make; the first two make all of them."""
+    """The number of graphs that batches of all shapes make. The first two shapes must make all of them."""
     made = []
     for shape in SHAPES:
         net(torch.zeros(shape, dtype=torch.int32, device=device), lambda hidden, table: hidden.sum()).backward()
@@ -46,7 +46,7 @@ def graphs_of_training(net: Transformer, device: str) -> int:
 @pytest.mark.usefixtures("captured")
 @pytest.mark.parametrize(
     "device", ["cpu", pytest.param("meta", marks=pytest.mark.slow)]
-)  # the latter takes the way of GPUs
+)  # meta takes the code path of GPUs
 def test_neither_shape_nor_depth_nor_rates_compile_again(device: str) -> None:
     one_rate = net_of(2, Dropout(0.1, OverDepth(0.2, 0.2), OverDepth(0.2, 0.2)), device)
     expected = graphs_of_training(one_rate, device)
@@ -81,7 +81,7 @@ def test_compiled_blocks_compute_the_same() -> None:
 
 @pytest.mark.usefixtures("captured")
 def test_compiled_dropout_drops_at_the_rate_of_each_layer() -> None:
-    """Of ones, what is left is 1 / (1 - rate) of the entries, and so is their gradient."""
+    """From ones, the entries that are left become 1 / (1 - rate), and so does their gradient."""
     forward = torch.compile(DropoutLayer.forward)
     for rate in (0.1, 0.5):
         layer, x = DropoutLayer(rate), torch.ones(200_000, requires_grad=True)

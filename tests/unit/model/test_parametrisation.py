@@ -1,4 +1,4 @@
-"""The scaled parametrisation: what a few steps do to hidden states depends neither on width nor on depth."""
+"""The scaled parametrisation: how far a few steps change hidden states does not depend on width or depth."""
 
 import math
 from dataclasses import replace
@@ -21,8 +21,8 @@ MODERN = Architecture("rms", "swiglu", "rotary", True)
 def changes(
     config: TransformerConfig, sgd: bool = False, muon: float | None = None, steps: int = 5
 ) -> dict[str, float]:
-    """Root mean square change of hidden states (last block's output) and logits over a few steps of AdamW, with Muon or
-    without, or SGD."""
+    """Root mean square change of hidden states (last block's output) and logits over a few steps of AdamW (with or
+    without Muon) or SGD."""
     generator = torch.Generator().manual_seed(0)
     items_BL = torch.randint(0, config.n_items, (16, 12), generator=generator)
     net = Transformer(config)

@@ -53,7 +53,7 @@ def test_no_position_sees_a_later_item() -> None:
 @pytest.mark.parametrize(
     "architecture", [Architecture(), Architecture(norm="rms", mlp="swiglu", positions="rotary", qk_norm=True)]
 )
-def test_a_position_alone_is_what_it_is_among_all(architecture: Architecture, blanks: bool, layers: int) -> None:
+def test_a_position_computed_alone_gives_the_same(architecture: Architecture, blanks: bool, layers: int) -> None:
     torch.manual_seed(0)
     net = Transformer(TransformerConfig(50, 9, layers, 16, 2, architecture=architecture, parametrisation="scaled"))
     with torch.no_grad():

@@ -65,7 +65,7 @@ def test_scores_and_lists_are_pytorch_s(batch: int, exported: tuple[Model, Any])
         found = model.recommend(histories, k=10)
         best_BK = np.array(found["scores"].to_list())
         np.testing.assert_allclose(top_scores_BK, best_BK, rtol=0, atol=1e-4)
-        # The listed items have these scores; where two agree to rounding, either may come first.
+        # The listed items have these scores; if two agree up to rounding, either may come first.
         np.testing.assert_allclose(np.take_along_axis(expected_BV, top_BK, 1), best_BK, rtol=0, atol=1e-4)
         for listed, row, n in zip(top_BK, items_BL, lengths_B, strict=True):
             assert len(set(listed) - set(row[:n])) == 10

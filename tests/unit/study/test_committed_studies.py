@@ -30,20 +30,20 @@ def test_a_study_has_the_held_out_runs_that_were_predicted(name: str) -> None:
     today = {run.name: run.config for run in planned_runs(held_out)}
     assert today.keys() == predicted.keys()
     for run, config in today.items():
-        # Some were trained before data.validation_users was there, when all users validated.
+        # Some were trained before data.validation_users existed, when all users validated.
         predicted[run]["data"]["init_args"].setdefault("validation_users", "all")
         predicted[run]["model"]["optimizer"].setdefault("muon", None)  # or before Muon
         assert changed_options(RunConfig(predicted[run]), config) == ""
 
 
 @pytest.mark.parametrize("name", COMMITTED)
-def test_the_points_of_a_study_are_of_its_sizes(name: str) -> None:
+def test_the_points_of_a_study_have_its_sizes(name: str) -> None:
     study = Study(**yaml.safe_load(find_config(f"study/{name}.yaml").read_text()))
     trained = {point.size for point in read_points_file(BENCHMARKS / name / "all_points.jsonl")}
     assert trained == set(study.ladder)
 
 
-def test_the_quickstarts_prediction_is_near_and_narrower_than_naive_is_wrong() -> None:
+def test_the_quickstarts_prediction_is_near_and_its_interval_within_naives_error() -> None:
     _, held_out = holdout_report(None, read_points([BENCHMARKS / "quickstart" / "all_points.jsonl"]), 2)
     assert held_out is not None
     for point in held_out.points:

@@ -41,18 +41,18 @@ def test_exponents_and_the_crossing_stand_side_by_side(tmp_path: Path, capsys: p
         assert low <= ladder["parameters"]["a"] <= high
         assert ladder["parameters"]["a"] == pytest.approx(exponent, abs=0.01)
     said = capsys.readouterr().out
-    assert "told apart. The first is lower up to" in said
-    assert "not told apart" not in said
+    assert "distinguishable from 0. The first is lower up to" in said
+    assert "not distinguishable" not in said
     # 2 + (1e4 / 3e6)^0.2 = 2 + (10^4.5 / N)^0.4 where N = 10^4.5 * (3e6 / 1e4)^0.5 = 5.48e5
     assert found["times"] == pytest.approx(5.48e5 / 3e6, rel=0.02)
-    assert "What the first reaches at flops 1.8e+13, the second reaches with 0.18 times the flops" in said
+    assert "For the loss that the first has at flops 1.8e+13, the second needs 0.18 times the flops" in said
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow
 def test_every_run_counts_and_points_may_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [file.read_text() for file in sorted(study(tmp_path / "study").glob("runs/plain-*/points.jsonl"))]
-    worse = json.loads(lines[-1]) | {"seed": 2, "run": "plain-again", "test_loss": 3.0}  # than with fewer FLOPs
+    worse = json.loads(lines[-1]) | {"seed": 2, "run": "plain-again", "test_loss": 3.0}  # higher than with fewer FLOPs
     for name in ("one", "two"):
         (tmp_path / f"{name}.jsonl").write_text("".join([*lines, json.dumps(worse)]))
     compare([tmp_path / "one.jsonl", tmp_path / "two.jsonl"], x="flops", out=tmp_path / "out")

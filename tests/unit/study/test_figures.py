@@ -1,4 +1,4 @@
-"""What the pictures of a study show, from points that are made up."""
+"""What the pictures of a study show, from made-up points."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from lrec.study.figures import compute_figure, envelope, iso_flop_figure, iso_fl
 
 
 def run(size: int, epochs: int = 6, unique: int = 1000) -> list[Point]:
-    """A run on whose every evaluation loss = 3 + 10 / size^.3 + 20 / D^.3."""
+    """A run with loss = 3 + 10 / size^0.3 + 20 / D^0.3 at every evaluation."""
     return [
         Point(
             size=f"{size}",

@@ -205,7 +205,7 @@ def test_a_law_of_size_and_data_from_the_named_columns(tmp_path: Path) -> None:
 
 
 def test_points_of_one_pass_leave_the_laws_of_repeats_undetermined(tmp_path: Path) -> None:
-    """Where D = U everywhere, nothing is said of R_D and R_N."""
+    """If D = U everywhere, the points do not determine R_D and R_N."""
     rows = [(n, u, u, 5 + 30 / n**0.4 + 40 / u**0.35) for n in np.geomspace(1e3, 3e5, 4) for u in (1e4, 1e5, 1e6)]
     table = tmp_path / "table.csv"
     pl.DataFrame(rows, schema=["N", "D", "U", "loss"], orient="row").write_csv(table)

@@ -26,7 +26,7 @@ def planned(**changes: Any) -> list[PlannedRun]:
 
 
 def runs_of(sizes: tuple[str, ...] = ("3k", "12k"), **changes: Any) -> list[PlannedRun]:
-    """The runs of a study with these changes, of some of its sizes."""
+    """The runs of some sizes in a study with these changes."""
     return [run for run in planned_runs(study(**changes)) if run.size in sizes]
 
 
@@ -51,7 +51,7 @@ def test_options_follow_the_size_by_rule() -> None:
 
 
 def test_a_run_is_composed_as_if_it_were_the_only_one() -> None:
-    """Also where it differs from others in its size and seed alone."""
+    """Also if it differs from others only in its size and seed."""
     several: dict[str, Any] = {"sizes": ["3k", "12k"], "seeds": (1, 2), "holdout": 0, "law": None}
     for run in planned(**several):
         (alone,) = planned(**several | {"sizes": [run.size], "seeds": (run.seed,)})
@@ -72,7 +72,7 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
 
 @pytest.fixture
 def without_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without their options, which take most of the time to plan."""
+    """Plan runs without their options, which take most of the time."""
     monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: {"model": {}, "data": {}})
 
 

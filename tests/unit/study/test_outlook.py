@@ -1,4 +1,4 @@
-"""What an outlook says: the rule on evidence that is given, and evidence of worlds whose truth is known."""
+"""What an outlook says: the rule on given evidence, and evidence from data whose truth is known."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_more_data_never_gain_less_and_end_at_the_largest_size() -> None:
 @pytest.mark.parametrize(
     ("change", "gain", "why"),
     [
-        ({"targets": 100_000}, 0.0, "100,000 training targets feed 8,333 parameters"),
+        ({"targets": 100_000}, 0.0, "100,000 training targets are enough for only 8,333 parameters"),
         ({"tiny": tiny(7.0, 7.0), "counted": [counted(7.1), counted(6.97)]}, 0.0, "in the order"),
         ({"tiny": tiny(5.5, 4.9)}, None, "validation is 0.60 nats harder"),
         ({"tiny": tiny(5.95, 5.95)}, None, "n-grams know about as much"),
@@ -100,7 +100,7 @@ def test_items_without_order_gain_nothing_however_many_there_are(of_random_items
     assert outlook.more_gain is None
 
 
-def test_where_a_bigram_knows_all_the_gain_is_unknown(tmp_path: Path) -> None:
+def test_if_a_bigram_knows_everything_the_gain_is_unknown(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     items = np.empty((300, 20), dtype=np.int64)
     items[:, 0] = random.integers(30, size=300)
@@ -108,14 +108,14 @@ def test_where_a_bigram_knows_all_the_gain_is_unknown(tmp_path: Path) -> None:
         moved = np.where(random.random(300) < 0.7, items[:, place - 1] + 1, random.integers(30, size=300))
         items[:, place] = moved % 30
     evidence = measure(data_of(items, tmp_path), seed=0)
-    # 70 % of the steps are certain, the others even over 30 items.
+    # 70 % of the steps are certain, the others uniform over 30 items.
     exact = -0.7233 * np.log(0.71) - 29 * 0.01 * np.log(0.01)
     assert evidence.counted[-1].losses["bigram"] == pytest.approx(exact, abs=0.25)
     assert "n-grams" in judge(replace(evidence, targets=100_000_000)).why
 
 
 def test_histories_that_become_harder_do_not_drift(tmp_path: Path) -> None:
-    """An item follows from the one before, or it is drawn, and the more often the later it comes."""
+    """An item follows from the one before or is drawn at random. Later items are drawn more often."""
     random = np.random.default_rng(2)
     items = random.integers(30, size=(1000, 20))
     for place in range(1, 20):

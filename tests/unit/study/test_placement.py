@@ -1,4 +1,4 @@
-"""What runs of a study train on, what they see of the GPUs, and what that costs, without a GPU."""
+"""On what devices a study's runs train, which GPUs they see, and what that costs; tested without a GPU."""
 
 import threading
 import time
@@ -145,7 +145,7 @@ def test_a_plan_counts_gpu_hours_and_the_gpu_s_own_memory(tmp_path: Path) -> Non
     assert "GPU-hours" in table
     assert "hours of one core" not in table
     if not here():
-        assert "no GPU is here to be measured" in table
+        assert "this machine has no GPU to measure" in table
 
 
 def test_a_measured_step_is_no_faster_than_its_matrix_products() -> None:

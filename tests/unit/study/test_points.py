@@ -1,4 +1,4 @@
-"""Reading points: what is taken, what is refused, and with which words."""
+"""Reading points: what is read, what is refused, and with which message."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> N
     assert read_points([file], x="U")["x"].to_list() == [500.0, 1000.0]
 
 
-def test_runs_of_as_much_but_other_data_are_refused(tmp_path: Path) -> None:
+def test_runs_of_different_data_of_the_same_amount_are_refused(tmp_path: Path) -> None:
     rows = [own_row(n, 5.0, data_hash=f"{n}" * 8, seed=1) for n in (10, 20)]
     file = write_lines(tmp_path / "points.jsonl", rows)
     for columns in ({}, {"d": "D", "u": "U"}):
@@ -59,7 +59,7 @@ def test_runs_of_as_much_but_other_data_are_refused(tmp_path: Path) -> None:
     ("passes", "seen"),
     [(1, [(1e4, 20), (1e5, 20)]), (30, [(1e4, 10), (1e4, 20), (1e5, 10), (1e5, 20)])],
 )
-def test_a_forecast_by_size_sees_every_share_of_data_that_runs_see_again_and_again(
+def test_a_forecast_by_size_sees_every_share_of_data_if_runs_repeat_it(
     tmp_path: Path, passes: int, seen: list[tuple[float, float]]
 ) -> None:
     rows = [own_row(n, 5.0, seed=1, U=u, D=passes * u) for n in (1e4, 1e5) for u in (10, 20)]
@@ -79,7 +79,7 @@ def test_a_law_of_size_refuses_variants_of_one_run(tmp_path: Path) -> None:
     for name, epochs in (("long", 16), ("short", 1)):
         rows = [own_row(n, 5.0, seed=seed, D=1000 * epochs) for n in (10, 20) for seed in (1, 2)]
         write_lines(tmp_path / name / "points.jsonl", rows)
-    with pytest.raises(UserError, match=r"long/points.jsonl and .*short/points.jsonl are both of N_body 10 and seed 1"):
+    with pytest.raises(UserError, match=r"long/points.jsonl and .*short/points.jsonl both have N_body 10 and seed 1"):
         read_points([tmp_path])
     assert len(read_points([tmp_path / "long"])) == 4
     assert len(read_points([tmp_path], d="D", u="U")) == 8
@@ -107,7 +107,7 @@ def test_other_tables_are_read_by_the_names_of_their_columns(tmp_path: Path, suf
     assert read_points([file], x="params", y="loss").select("x", "y").rows() == [(1e6, 3.5), (2e6, 3.25)]
 
 
-def test_a_column_run_of_other_tables_is_kept_and_of_our_own_points_is_not(tmp_path: Path) -> None:
+def test_the_column_run_is_kept_for_other_tables_but_not_for_our_own_points(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("N,L,run\n1,3.5,7\n2,3.25,7\n4,3.0,\n")
     assert read_points([tmp_path / "t.csv"], "N", "L")["run"].to_list() == ["7", "7", None]
     own = write_lines(tmp_path / "points.jsonl", [own_row(10, 5.0), own_row(20, 4.0)])
@@ -193,7 +193,7 @@ def test_own_points_bring_flops_metrics_and_whether_the_loss_rose_again(tmp_path
     assert "HR@10" not in points.columns
 
 
-def test_a_curve_may_stop_in_data_and_where_runs_see_their_data_again(tmp_path: Path) -> None:
+def test_a_curve_may_stop_in_data_or_if_runs_repeat_their_data(tmp_path: Path) -> None:
     once = write_lines(tmp_path / "once.jsonl", [own_row(10, 5.0, D=1000)])
     again = write_lines(tmp_path / "again.jsonl", [own_row(10, 5.0, D=5000)])
     pl.DataFrame({"N_body": [1e6], "test_loss": [3.0]}).write_csv(tmp_path / "t.csv")

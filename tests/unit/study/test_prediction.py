@@ -1,4 +1,4 @@
-"""What a study predicts, from points that are made up."""
+"""What a study predicts, from made-up points."""
 
 import json
 from dataclasses import replace

@@ -19,7 +19,7 @@ def test_processes_that_end_at_once_have_their_own_exit_codes(tmp_path: Path, mo
         assert list(found) == codes
 
 
-def test_one_that_has_begun_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_has_begun_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("waits.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
@@ -33,7 +33,7 @@ def test_one_that_has_begun_is_told_to_stop(tmp_path: Path, monkeypatch: pytest.
         assert processes.run(["waits"], Path("log"), 1, lock) == -15
 
 
-def test_they_begin_with_all_imports_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_begin_with_all_imports_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     Path("knows.py").write_text(f"import sys\nsys.exit(not {{*{IMPORTED}, 'lightning'}} <= set(sys.modules))\n")

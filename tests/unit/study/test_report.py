@@ -1,4 +1,4 @@
-"""What a study's report says, from runs that are there on disk."""
+"""What a study's report says, from runs on disk."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ def loss(size: str, fraction: float) -> float:
 def make_run(
     out: Path, size: str, fraction: float, status: str = "finished", test_loss: float | None = None
 ) -> PlannedRun:
-    """A run's folder with the points `lrec fit` would leave."""
+    """A run's folder with the points that `lrec fit` would write."""
     run = PlannedRun(f"{size}-{fraction}", size, 1, fraction, "", f"fraction-{fraction:g}", size == LADDER[-1], {})
     folder = out / "runs" / run.name
     folder.mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_the_best_baseline_stands_beside_popularity(tmp_path: Path) -> None:
 
 
 def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
-    """Loss of a baseline below that of most fitted sizes; a size that is beaten alone is none."""
+    """If a baseline has a lower loss than most fitted sizes. One size that loses is not enough."""
     for name, markov, losing in (("one", loss("0.8k", 1.0) - 0.01, 1), ("most", loss("12k", 1.0) + 0.01, 4)):
         runs = [make_run(tmp_path / name, size, 1.0) for size in LADDER]
         for run in runs:
@@ -112,8 +112,8 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
             assert "markov (0.8k, 1.7k, 3k, 6.9k)" in first
 
 
-def test_n_grams_count_among_what_a_ladder_may_lose_to(tmp_path: Path) -> None:
-    """Where the largest size loses to them too: small networks cannot hold what their tables do."""
+def test_a_ladder_may_lose_to_n_grams_too(tmp_path: Path) -> None:
+    """Only if the largest size loses to them too, because small networks cannot hold what n-gram tables hold."""
     for name, beyond, losing in (("all", -0.01, True), ("but the largest", 0.01, False)):
         runs = [make_run(tmp_path / name, size, 1.0) for size in LADDER]
         counted = {"bigram": loss("0.8k", 1.0) + 1, "trigram": loss("12k", 1.0) + beyond}
@@ -123,7 +123,7 @@ def test_n_grams_count_among_what_a_ladder_may_lose_to(tmp_path: Path) -> None:
         assert f"a test loss of {counted['bigram']:.4f} by bigrams and {counted['trigram']:.4f} by trigrams." in report
 
 
-def test_a_study_of_so_many_hours_says_what_it_chose_and_why(tmp_path: Path) -> None:
+def test_a_study_with_hours_says_what_it_chose_and_why(tmp_path: Path) -> None:
     plan = {"hours": 1, "reasons": ["Every run trains on 5 targets."], "parts": {"trials": 0.25}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
@@ -153,14 +153,14 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
 
 
-def test_nothing_is_said_of_size_where_there_is_one(tmp_path: Path) -> None:
+def test_a_study_of_one_size_says_nothing_about_size(tmp_path: Path) -> None:
     report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
     assert "every run lies above it" in report
     assert "step in size" not in report
     assert "Best size" not in report
 
 
-def test_a_ladder_without_a_law_does_not_take_the_others_reports_away(tmp_path: Path) -> None:
+def test_a_ladder_without_a_law_does_not_remove_the_reports_of_others(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
     runs += [make_run(tmp_path, size, 0.5, status="diverged") for size in LADDER[:-1]]
     report = write_report(study_in(tmp_path), runs, [ladder(1.0)], {"fraction-0.5": "no usable point"})

@@ -1,4 +1,4 @@
-"""The first screen of a report, from the committed points of studies: what it says to who decides."""
+"""The first screen of a report, from the committed points of studies: what it says to the person who decides."""
 
 import base64
 import json
@@ -26,8 +26,8 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 def runs_of(out: Path, study: str, **changed: float) -> tuple[list[PlannedRun], pl.DataFrame, pl.DataFrame]:
-    """A committed study's runs with all data as `lrec fit` leaves them, and its points: its two largest sizes are held
-    out."""
+    """The runs of a committed study with all data, as `lrec fit` writes them; the points of its small sizes; and the
+    points of its two largest sizes, which are held out."""
     best = [point for point in read_points_file(BENCHMARKS / study / "all_points.jsonl") if point.best]
     most = max(point.U for point in best)
     points = sorted((point for point in best if most == point.U), key=lambda point: point.N_body)
@@ -64,7 +64,7 @@ def headline(page: str) -> str:
 
 @pytest.fixture(scope="module")
 def go(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A study's folder and its page; the study has a name that would break one."""
+    """A study's folder and its page. The name of the study would break a page that does not escape it."""
     out = tmp_path_factory.mktemp("go")
     runs, small, large = runs_of(out, "go")
     forecast = Forecast(small)
@@ -119,7 +119,7 @@ def test_a_baseline_that_is_better_stands_in_the_verdict(tmp_path: Path) -> None
 
 
 def test_larger_sizes_are_never_worse_than_measured_ones(tmp_path: Path) -> None:
-    """On MovieLens-1M size has stopped to pay."""
+    """On MovieLens-1M size has stopped paying."""
     found = answer_to(tmp_path, "ml-1m-lsrm")
     assert "almost nothing" in found.verdict
     today, *ahead = found.columns

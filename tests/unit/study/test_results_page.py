@@ -1,4 +1,4 @@
-"""The page of results: every study whose points are committed is in its table, and the table says what they say."""
+"""The page of results: its table has every study whose points are committed, and it agrees with the points."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""What a study says of runs that are under way, from their folders alone."""
+"""What a study says about runs that are in progress, from their folders alone."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def runs(tmp_path: Path) -> list[PlannedRun]:
     return [PlannedRun(name, "3k", 1, 1.0, "", "", False, {}) for name in NAMES]
 
 
-def test_a_table_tells_what_those_that_run_are_doing(runs: list[PlannedRun], tmp_path: Path) -> None:
+def test_a_table_says_what_the_running_runs_are_doing(runs: list[PlannedRun], tmp_path: Path) -> None:
     Run(tmp_path / "a").write_progress(TRAINING)
     Run(tmp_path / "b").write_progress("left by an attempt that was killed")
     with locked(lock_of(tmp_path / "a")):
@@ -31,7 +31,7 @@ def test_a_table_tells_what_those_that_run_are_doing(runs: list[PlannedRun], tmp
     assert second.split() == ["b", "fitted", "waiting"]
 
 
-def test_a_terminal_has_a_table_where_nothing_runs_too(
+def test_a_terminal_has_a_table_even_if_nothing_runs(
     runs: list[PlannedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -40,13 +40,13 @@ def test_a_terminal_has_a_table_where_nothing_runs_too(
     assert head.split()[:2] == ["run", "state"]
 
 
-def test_a_long_name_is_apart_from_what_follows(tmp_path: Path) -> None:
+def test_a_long_name_is_separated_from_what_follows(tmp_path: Path) -> None:
     long = PlannedRun("3k-users-0.25-lr-0.025-targets_per_step-256-seed9", "3k", 9, 0.25, "", "", False, {})
     _, row = status.runs_table([long], tmp_path, {}).splitlines()
     assert row.split() == [long.name, "fitted", "waiting"]
 
 
-def test_a_log_has_a_line_about_each_that_runs_every_minute(
+def test_a_log_has_a_line_about_each_running_run_every_minute(
     runs: list[PlannedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)

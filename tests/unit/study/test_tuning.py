@@ -1,4 +1,4 @@
-"""A walk by factors of two: where it ends, and what it has tried by then; what trials say of a run's rate."""
+"""A walk by factors of two: where it ends and what it has tried. Also what trials say about a run's rate."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -34,7 +34,7 @@ def test_a_walk_ends_between_worse_neighbours_wherever_the_best_is(best: Place, 
 
 
 @given(best=st.integers(-6, 6), most=st.integers(4, 8))
-def test_a_walk_of_so_many_trials_at_most_keeps_the_best_of_them(best: int, most: int) -> None:
+def test_a_walk_with_a_limit_on_trials_keeps_the_best_of_them(best: int, most: int) -> None:
     found = walk(lambda wanted: [abs(place.lr - best) for place in wanted], ("lr",), lambda place: True, most)
     reached = min(abs(best), most - 2)
     assert min(abs(place.lr - best) for place in found) == abs(best) - reached
@@ -50,7 +50,7 @@ RATE, LOSS = 0.01, 5.0
 
 
 def trials_about(rate: float, n_bodies: dict[str, int]) -> list[Trial]:
-    """Half, once and double the best rate on two amounts of data; half costs 0.02 nats, double 0.06."""
+    """Trials at half, once and double the best rate on two amounts of data. Half costs 0.02 nats, double 0.06."""
     found = []
     for size, n_body in n_bodies.items():
         for targets, shift in product((100_000, 400_000), (0.5, 1.0, 2.0)):

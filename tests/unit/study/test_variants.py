@@ -27,7 +27,7 @@ def make(losses: dict[tuple[str, str], list[float]]) -> tuple[list[PlannedRun], 
 def test_means_noise_and_differences() -> None:
     _, table, verdict = variants_table(*make(LOSSES))
     assert "| 25k | both | 3 | 5.6500 ± 0.0500 |  |" in table
-    # Paired over seeds: -.10, -.09, -.11, whose mean has the standard error .01 / sqrt(3).
+    # Paired over seeds: -0.10, -0.09, -0.11, whose mean has the standard error 0.01 / sqrt(3).
     assert "| 25k | neither | 3 | 5.5500 ± 0.0557 | -0.1000 ± 0.0058 |" in table
     for size in ("25k", "98k"):
         apart = ttest_rel(LOSSES[size, "neither"], LOSSES[size, "both"]).pvalue < 0.05

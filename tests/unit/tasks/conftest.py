@@ -1,4 +1,4 @@
-"""Runs of two sizes on a small log with domains: networks as they were drawn, which say enough about arithmetic."""
+"""Runs of two sizes on a small log with domains. Their networks are untrained, which is enough to check figures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +26,7 @@ SIZES = ("0.8k", "3k")
 
 @pytest.fixture(scope="session")
 def log_with_domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 users over 60 items of three domains, 3 to 80 interactions each, with repeats; some items are rare."""
+    """90 users with 4 to 80 interactions each, with repeats, over three domains of 20 items and some rare items."""
     random = np.random.default_rng(3)
     lines = ["user,item,time,domain"]
     for user in range(90):
@@ -46,7 +46,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_run(log_with_domains: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
-    """A run's folder, with config.yaml and a best checkpoint of a network that was drawn, not trained."""
+    """A run's folder, with config.yaml and a best checkpoint of a random, untrained network."""
     data_dir = tmp_path_factory.mktemp("data")
 
     def make(folder: Path, size: str, seed: int, warm_start: Path | None = None, **options: object) -> Path:
@@ -91,6 +91,6 @@ def runs(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ladder(runs: Path) -> Ladder:
-    """The same, loaded."""
+    """The same runs, loaded."""
     data = Data()
     return ladder_of([load_run(Run(folder), data) for folder in sorted(runs.iterdir())], data)

@@ -86,7 +86,7 @@ def test_shuffling_is_local() -> None:
     assert moves_N.max() <= 2 * REACH, "an item moves by less than 3, and others that pass it add as many again"
 
 
-def test_the_same_seed_corrupts_alike() -> None:
+def test_the_same_seed_gives_the_same_corruption() -> None:
     cases = cases_of([list(range(20)) for _ in range(30)])
     one, same, other = (corrupted(cases, N_ITEMS, 12, seed) for seed in (1, 1, 2))
     for name in one:

@@ -34,7 +34,7 @@ def test_rewriting_the_held_out_users_changes_no_batch_no_catalogue_and_no_count
     before = module(tmp_path / "before.csv", rows)
     held_out = {before.store.raw_user_ids[int(user)] for user in np.flatnonzero(before.cuts.held_out_U)}
     assert 5 < len(held_out) < 35
-    # All they have done is now with two items: one that everybody knows, one that nobody else has.
+    # All their interactions now have one of two items: one that others have too, one that nobody else has.
     after = module(
         tmp_path / "after.csv",
         [(user, ("i05", "new")[time % 2] if user in held_out else item, time) for user, item, time in rows],

@@ -1,4 +1,4 @@
-"""What a run from elsewhere may do to whoever looks at it: nothing but be read."""
+"""A run from elsewhere is only read: nothing that it names is imported, and nothing is written next to its data."""
 
 import inspect
 import json
@@ -30,7 +30,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def run(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a run, in whose current folder lies a module that says that it was imported."""
+    """A copy of a run. The current folder has a module that leaves a file when it is imported."""
     shutil.copytree(next(runs.iterdir()), tmp_path / "run")
     (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('imported').touch()\nclass Rule: ...\n")
     monkeypatch.chdir(tmp_path)
@@ -83,7 +83,7 @@ def test_a_checkpoint_imports_nothing_that_it_names(name: str, run: Path) -> Non
 
 
 def options_of(kind: type) -> Iterator[tuple[str, str]]:
-    """Each option of a class, and what it may be."""
+    """Each option of a class, and its type."""
     if is_dataclass(kind):
         yield from ((each.name, str(each.type)) for each in fields(kind))
         return
@@ -105,7 +105,7 @@ def test_only_options_that_are_text_may_have_a_dot() -> None:
     assert {name for name, _ in found} >= TEXT
 
 
-def test_nothing_is_written_where_the_data_of_a_stored_run_lie(
+def test_nothing_is_written_to_the_data_folder_of_a_stored_run(
     run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
     init = yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]
@@ -121,7 +121,7 @@ def test_nothing_is_written_where_the_data_of_a_stored_run_lie(
     edit(run, lambda config: config["data"]["init_args"].update(data_dir=str(elsewhere)))
     error = refused("tasks", "--runs", run, "--tasks", "long_tail", "--out", "again")
     assert f"{run / 'config.yaml'}: {elsewhere}/log-" in error
-    assert "is not there; --trust prepares it" in error
+    assert "does not exist; --trust prepares it" in error
     assert not elsewhere.exists()
     lrec("tasks", "--runs", run, "--tasks", "long_tail", "--out", "again", "--trust")
     assert json.loads(Path("again/tasks.json").read_text()) == json.loads(Path("out/tasks.json").read_text())

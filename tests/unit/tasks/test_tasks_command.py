@@ -1,4 +1,4 @@
-"""`lrec tasks` as a user meets it: what it writes, what it says of cases that do not exist, what it refuses."""
+"""`lrec tasks` as a user meets it: what it writes, what it says about cases that do not exist, what it refuses."""
 
 import json
 import re
@@ -80,7 +80,7 @@ def test_cases_that_do_not_exist_get_a_line_and_the_rest_is_done(
         ({"data__split__trajectory": 3}, "Trajectories of 3 items are too short for BLEU-4"),
     ],
 )
-def test_why_there_is_no_trajectory_is_said(
+def test_it_says_why_there_is_no_trajectory(
     options: dict, why: str, make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     make_run(tmp_path / "short", "0.8k", 1, **options)
@@ -89,7 +89,7 @@ def test_why_there_is_no_trajectory_is_said(
     assert "G4" in said
 
 
-def test_a_task_of_one_s_own(
+def test_a_user_s_own_task(
     runs: Path, ladder: Ladder, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(Path(__file__).parents[3] / "examples" / "my_task.py", tmp_path)
@@ -129,7 +129,7 @@ def test_a_task_that_does_not_fit_is_one_line(
         ("my_tasks.nothing", "--tasks my_tasks.nothing returned NoneType, not a TaskResult"),
     ):
         assert refused("tasks", "--runs", runs, "--tasks", tasks, "--out", "out").startswith(f"lrec: error: {says}")
-    with pytest.raises(UserError, match="its result is named long_tail, as that of another task is"):
+    with pytest.raises(UserError, match="its result is named long_tail, and so is the result of another task"):
         run_tasks([runs], ["my_tasks.namesake", "long_tail"])
     assert not Path("out").exists()
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_compared_is_refused(
     split = make_run(tmp_path / "split", "0.8k", 1, data__split__held_out_users=0.3)
     assert "differ in their split" in refused("tasks", "--runs", runs, split, *out)
     own = make_run(tmp_path / "own", "0.8k", 1, data__only_domain="x")
-    assert "add those of all domains" in refused("tasks", "--runs", own, *out)
+    assert "add runs of all domains" in refused("tasks", "--runs", own, *out)
     kind = make_run(tmp_path / "kind", "3k", 3, model__exclude_seen="false")
     assert "differ in their model options" in refused("tasks", "--runs", runs, kind, *out)
     unfinished = tmp_path / "unfinished"

@@ -1,4 +1,4 @@
-"""What a task's picture shows: few lines, which the words beside it describe."""
+"""What a task's picture shows: few lines, which its alternative text describes."""
 
 import numpy as np
 

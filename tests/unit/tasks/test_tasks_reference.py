@@ -29,7 +29,7 @@ NOTHING: frozenset[int] = frozenset()
 
 @dataclass
 class World:
-    """What the small log comes to, by plain Python."""
+    """What the small log holds, computed in plain Python."""
 
     sequences: list[list[int]]  # of each user, -1 outside the catalogue
     held_out: list[bool]
@@ -45,7 +45,7 @@ class World:
         return items[max(len(items) - n, 0) :]
 
     def test_cases(self) -> list[Case]:
-        """The last item before the trajectory, of users with three or more until there."""
+        """The last item before the trajectory, of users not held out with three or more items up to it."""
         cases = []
         for sequence, out, first in zip(self.sequences, self.held_out, self.trajectory, strict=True):
             items = sequence if first < 0 else sequence[:first]
@@ -84,7 +84,7 @@ def world(ladder: Ladder) -> World:
 
 
 def rank_of(scores: list[float], target: int, without: set[int] | frozenset[int] = NOTHING) -> float:
-    """1 + the higher ones + half the ties; a miss where the target may not be listed."""
+    """1 + the number of higher scores + half the ties; infinite if the target may not be listed."""
     if target < 0 or target in without:
         return math.inf
     others = [s for item, s in enumerate(scores) if item != target and item not in without]
@@ -106,7 +106,7 @@ def net_scores(net: Transformer, history: list[int], blank: list[bool] | None = 
 
 
 def repeat_scores(counts: list[int], history: list[int]) -> list[float]:
-    """The history's items by their last place, above all others, which go by count."""
+    """The history's items are ordered by their last place, above all others, which are ordered by count."""
     scores = [count / (sum(counts) + 1) for count in counts]
     for place, item in enumerate(history):
         scores[item] = 1.0 + place
@@ -128,7 +128,7 @@ def log_loss(scores: list[float], target: int) -> float:
 
 
 def check(section: Section, group: str, cases: list[Case], ladder: Ladder, world: World, blanks=None) -> None:
-    """Every scorer's figures in a group."""
+    """Check every scorer's figures in a group."""
     assert section.groups[group].cases == len(cases)
     blanks = blanks or [[False] * len(history) for history, _ in cases]
     unblanked = [
@@ -206,7 +206,7 @@ def test_transfer(ladder: Ladder, world: World) -> None:
 
 @pytest.fixture(scope="module")
 def transfer_ladder(runs: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Ladder:
-    """Of both sizes, runs on domain y alone too: two seeds that started anew, and one from a trained network."""
+    """Both sizes also have runs on domain y alone: two seeds from scratch, and one from a trained network."""
     folder = tmp_path_factory.mktemp("own")
     own = [
         make_run(folder / f"{size}-{seed}", size, seed, data__only_domain="y", **options)

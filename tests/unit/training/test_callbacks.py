@@ -1,4 +1,4 @@
-"""What predict's callback holds, and what it leaves."""
+"""What predict's callback holds in memory, and what it leaves on disk."""
 
 import weakref
 from pathlib import Path
@@ -13,7 +13,7 @@ from lrec.training.callbacks import PredictionWriter
 
 
 class Held(Callback):
-    """The most batches of lists that are in memory at once, and all rows."""
+    """Records the most batches of lists that are in memory at once, and all rows."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.fails_at = fails_at

@@ -39,7 +39,7 @@ def trained(
 
 @pytest.mark.parametrize("switch", [None, Switch(at=3, lr=0.1, weight_decay=0.02)], ids=["adamw", "then sgd"])
 @pytest.mark.parametrize("loss", [SampledSoftmax(300), GBCE(300)], ids=["softmax", "gBCE"])
-def test_where_every_row_is_touched_it_is_the_same_optimizer(loss: Loss, switch: Switch | None) -> None:
+def test_if_every_row_is_touched_it_is_the_same_optimizer(loss: Loss, switch: Switch | None) -> None:
     rows, dense = (trained(loss, 40, touched_rows, switch) for touched_rows in (True, False))
     for (name, mine), theirs in zip(rows.named_parameters(), dense.parameters(), strict=True):
         if name.endswith("qkv.bias"):  # scores do not depend on the keys' biases: their gradients are rounding alone
@@ -48,7 +48,7 @@ def test_where_every_row_is_touched_it_is_the_same_optimizer(loss: Loss, switch:
 
 
 def test_rows_that_no_step_touches_stay_as_they_were() -> None:
-    loss = SampledSoftmax(3)  # all 40 are not drawn
+    loss = SampledSoftmax(3)  # not all 40 are drawn
     before = Transformer(CONFIG, 0).items.weight.detach()
     after = trained(loss, 10, touched_rows=True).items.weight.detach()
     moved_V = (after != before).any(1)
@@ -64,7 +64,7 @@ def test_no_gradient_of_the_tables_size_is_made() -> None:
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             result = func(*args, **(kwargs or {}))
-            # A table that exists already comes back from views of it, and from what is done in place.
+            # Views of a table and operations in place return a table that exists already.
             old = {each.data_ptr() for each in args if isinstance(each, Tensor)}
             if isinstance(result, Tensor) and result.data_ptr() not in old:
                 self.numel = max(self.numel, result.numel())
@@ -75,7 +75,7 @@ def test_no_gradient_of_the_tables_size_is_made() -> None:
     items_BL, targets_M = torch.randint(50_000, (30, 6)), torch.randint(50_000, (180,))
     counts_V = torch.ones(50_000)
     largest = []
-    for _ in range(2):  # the first makes the moments
+    for _ in range(2):  # the first step creates the moments
         with Largest() as seen:
             net(items_BL, lambda h_BLD, t: SampledSoftmax(64)(h_BLD.flatten(0, 1), t, targets_M, counts_V)).backward()
             optimizer.step()

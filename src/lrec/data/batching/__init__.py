@@ -1,1 +1,1 @@
-"""A store to tensors: which targets form a step, and which are evaluated at once."""
+"""From a store to tensors: which targets form a training step, and which are evaluated together."""

@@ -1,13 +1,13 @@
-"""The batches of evaluation: histories, and the targets that are predicted within them or after them.
+"""The batches of evaluation: histories, and the targets that the network predicts within them or after them.
 
-Attention is causal, so a position's hidden state is that of the history up to there. Targets after beginnings of one
-history share its row, where the network would read the same positions: one pass over the row serves them all.
+Attention is causal, so the hidden state of a position depends only on the history up to this position. Targets of one
+history share a row if the network would read the same positions for each of them: one pass over the row serves all.
 
-A target may stand for a set: all items of a user in a window of time, asked for once, before the first of them.
+A target may stand for a set: all items of a user in a window of time, predicted once, before the first of them.
 
 B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs, P pairs of a
 target and an item of its set, N items of all histories of a batch, laid end to end; T targets and R rows of all
-batches. Of times, T is L + 1: those of a row's events, and then that of its request, in whole seconds.
+batches. For times, T is L + 1: the times of a row's events, then the time of its request, in whole seconds.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
 positions_M.
@@ -30,30 +30,30 @@ MAX_POSITIONS = 16384
 
 
 class EvalBatch(NamedTuple):
-    """Histories with the targets that follow them or parts of them; each row has a target."""
+    """Histories, and the targets that follow them or beginnings of them; each row has at least one target."""
 
     items_BL: Tensor  # int64, the last max_len known items of each history
     positions_M: Tensor  # int64, flat b*L + l of the last known item before each target, row after row
-    targets_M: Tensor  # int64, -1: outside the catalogue
-    weights_M: Tensor  # float32, 1 for a target, 0 for a filler row or without any catalogue item before the target
+    targets_M: Tensor  # int64, catalogue index; -1 if outside the catalogue
+    weights_M: Tensor  # float32, 1; 0 for a filler row, or if no catalogue item comes before the target
     users_M: Tensor  # int64, user index in the store, -1 for a filler row
-    seen_targets_S: Tensor  # int64, the user of target m ...
-    seen_items_S: Tensor  # int64, ... has seen this item: the distinct catalogue items of all that comes before
-    times_BT: Tensor | None = None  # int64; the request's time is that of the row's last target, and 0 without a target
+    seen_targets_S: Tensor  # int64, the target m of each seen pair
+    seen_items_S: Tensor  # int64, the item of each pair: a catalogue item of the history before m; pairs are distinct
+    times_BT: Tensor | None = None  # int64; the request has the time of the row's last target, or 0 without a target
     events_BL: Tensor | None = None  # int64, type of each item's event; with features (B, L, F), see `EventInput`
-    true_targets_P: Tensor | None = None  # int64, where targets are sets: that of target m ...
-    true_items_P: Tensor | None = None  # int64, ... has this item of the catalogue; ascending, each pair once
-    n_true_M: Tensor | None = None  # int64, distinct items of the set, those outside the catalogue too
+    true_targets_P: Tensor | None = None  # int64, if targets are sets: the target m of each pair
+    true_items_P: Tensor | None = None  # int64, a catalogue item of its set; pairs ascend and are distinct
+    n_true_M: Tensor | None = None  # int64, number of distinct items of the set, in the catalogue or not
 
     def parts(self, n: int) -> list["EvalBatch"]:
-        """Its rows in n parts, or in one, where n would leave each less than a quarter of a full batch."""
+        """Split the rows into n parts; into one part if each of the n would be less than a quarter of a full batch."""
         n_rows, length = self.items_BL.shape
         full = max(len(self.targets_M) / MAX_TARGETS, n_rows * length / MAX_POSITIONS)
         if n_rows < n or 4 * full < n:
             return [self]
         bounds_R = torch.arange(n + 1) * n_rows // n
         bounds_M = torch.searchsorted(self.positions_M, bounds_R * length)
-        # A field's last dimension tells what its entries belong to.
+        # The last letter of a field's name is the dimension that is cut.
         bounds = {"L": bounds_R, "T": bounds_R, "M": bounds_M}
         bounds["S"] = torch.searchsorted(self.seen_targets_S, bounds_M)
         if self.true_targets_P is not None:
@@ -71,24 +71,24 @@ class EvalBatch(NamedTuple):
 
 
 class EvalTask(NamedTuple):
-    """What to evaluate: a target's history is the user's items before `ends`, the target the item at `ends`."""
+    """What to evaluate: a target is the user's item at `ends`, and its history is the items before."""
 
     users: np.ndarray  # store indices
     ends: np.ndarray  # per target: length of the history
-    with_target: bool  # False: the history may be the whole sequence, the target is -1
+    with_target: bool  # False: a history may be the whole sequence, and its target is -1
     with_times: bool = False
-    sizes: np.ndarray | None = None  # of each target's set, which begins at `ends`; None where a target is one item
+    sizes: np.ndarray | None = None  # of each target's set, which begins at `ends`; None if a target is one item
 
 
 class Rows(NamedTuple):
     """Which targets share a row, in ascending order of the rows' lengths."""
 
-    targets_T: np.ndarray  # entries of the task, row after row; in a row, the one with the longest history is last
+    targets_T: np.ndarray  # indices into the task, row after row; the target with a row's longest history is last
     counts_R: np.ndarray  # targets of each row
     lengths_R: np.ndarray  # positions of each row
 
     def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Targets of each batch, row after row, and the number of each row's targets."""
+        """The targets of each batch, row after row, and the number of targets of each row."""
         bounds, ends_R1 = batch_bounds(self.lengths_R, self.counts_R), np.append(0, np.cumsum(self.counts_R))
         return [
             (self.targets_T[ends_R1[start] : ends_R1[end]], self.counts_R[start:end]) for start, end in pairwise(bounds)
@@ -96,8 +96,8 @@ class Rows(NamedTuple):
 
 
 def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> Rows:
-    """Put targets into rows. In `order_T` those of a row stand next to each other, the longest history last; in this
-    order begins_T tells whether a row begins with a target, lengths_T how many positions it takes."""
+    """Put targets into rows. `order_T` has the targets of a row next to each other, the longest history last. In this
+    order, `begins_T` says whether a target begins a row, and `lengths_T` how many positions its history has."""
     first_R = np.flatnonzero(begins_T)
     counts_R = np.diff(first_R, append=len(order_T))
     lengths_R = lengths_T[first_R + counts_R - 1]
@@ -107,10 +107,10 @@ def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) ->
 
 
 def shared_rows(split: Split, task: EvalTask, max_len: int) -> Rows:
-    """The rows of a task: histories of a user share one as far as max_len holds them."""
-    apart_T = task.ends > max_len  # what is cut off would move the positions
+    """The rows of a task: all histories of a user that have at most max_len items share a row."""
+    apart_T = task.ends > max_len  # cutting off the oldest items would shift the positions
     if task.with_times and task.with_target:
-        # In a shared row, the next known item is what comes at the time of the request.
+        # In a shared row, the time of the next known item is read as the time of the request: it must be the target's.
         apart_T |= ~split.is_known(Targets(task.users, task.ends))
     order_T = np.lexsort((task.ends, apart_T, task.users))
     begins_T = apart_T[order_T] | (np.diff(task.users[order_T], prepend=-1) != 0)
@@ -118,7 +118,7 @@ def shared_rows(split: Split, task: EvalTask, max_len: int) -> Rows:
 
 
 def batch_bounds(lengths_R: np.ndarray, counts_R: np.ndarray) -> list[int]:
-    """Where rows of ascending lengths are cut into batches, by targets and padded positions; the first bound is 0."""
+    """Bounds that cut rows of ascending lengths into batches, by targets and padded positions; the first is 0."""
     bounds = [0]
     while (start := bounds[-1]) < len(lengths_R):
         block = slice(start, start + MAX_TARGETS)
@@ -137,11 +137,11 @@ def history_batch(
     places: tuple[np.ndarray, np.ndarray] | None = None,
     events_N: np.ndarray | None = None,
 ) -> EvalBatch:
-    """The batch of these histories, laid end to end, without targets; items are catalogue indices, -1 is left out.
+    """The batch of these histories, laid end to end, without targets. Items are catalogue indices; -1 is left out.
 
-    `times` are those of the items (N) and of each history's request (B). `places` are the row of each target and how
-    many items of the row come before it (M), by default one after each row; in a row of more than max_len items it must
-    be the only one.
+    `times` are the times of the items (N) and of the request of each history (B). `places` are the row of each target
+    and the number of the row's items before it (M); by default, one target follows each row. A row of more than max_len
+    items must have only one target.
     """
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
@@ -159,7 +159,7 @@ def history_batch(
         events_N = padded(events_N[known_N][places_N], kept_B)[0]
     before_M = ranges(first_B[rows_M], lengths_M)
     seen_S = np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M]
-    seen_S.sort()  # numpy's unique, which may hash them first, takes several times as long
+    seen_S.sort()  # np.unique takes several times as long, because it may hash the values first
     seen_S = seen_S[np.diff(seen_S, prepend=-1) > 0]
     return EvalBatch(
         items_BL=torch.from_numpy(items_BL),
@@ -195,7 +195,7 @@ class _EvalDataset(Dataset[EvalBatch]):
         users_M, ends_M = task.users[chosen].astype(np.int64), task.ends[chosen]
         if len(chosen) == 0:  # a filler row
             users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
-        next_M = store.offsets_U1[users_M] + ends_M  # rows of the targets
+        next_M = store.offsets_U1[users_M] + ends_M  # rows of the store
         last_B = np.cumsum(counts_B) - 1
         ends_B = ends_M[last_B]
         rows_N, times = ranges(next_M[last_B] - ends_B, ends_B), None
@@ -217,7 +217,7 @@ class _EvalDataset(Dataset[EvalBatch]):
         return found._replace(users_M=torch.from_numpy(users_M))
 
     def _sets(self, first_M: np.ndarray, sizes_M: np.ndarray) -> dict[str, Tensor]:
-        """The fields of a batch that tell the sets, which begin at these rows of the store."""
+        """The fields of a batch that describe its sets, which begin at these rows of the store."""
         split, n_items = self.split, self.split.store.n_items
         of_N, rows_N = np.repeat(np.arange(len(sizes_M)), sizes_M), ranges(first_M, sizes_M)
         pairs_Q = np.unique((of_N * n_items + split.store.items_N[rows_N])[split.may_be_targets(rows_N)])
@@ -228,7 +228,7 @@ class _EvalDataset(Dataset[EvalBatch]):
 
 
 class EvalLoader(ServedLoader):
-    """This rank's evaluation batches: the same number on every rank, each target of the task once over all."""
+    """This rank's evaluation batches: each rank has the same number, and each target is on exactly one rank."""
 
     def __init__(
         self,

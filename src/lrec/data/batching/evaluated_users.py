@@ -1,4 +1,4 @@
-"""Which users an evaluation has: all of them, or a fixed sample that it can afford."""
+"""Which users an evaluation uses: all users, or a fixed sample to limit its cost."""
 
 from typing import Literal
 
@@ -10,16 +10,16 @@ from lrec.data.batching.plan import BatchPlan
 from lrec.data.splits.rules import Split, Targets, hash_numbers
 from lrec.errors import UserError
 
-# What an evaluation may cost, as a share of the training since the last one; and how many users it has all the same,
-# for a figure of fewer says little.
+# Largest cost of an evaluation, as a share of the training since the previous one; and the number of users that it may
+# have whatever they cost, because a metric of fewer users says little.
 SHARE = 0.1
 LEAST_USERS = 2000
-# Scores of a test, targets times items: about ten minutes of two cores.
+# Most scores of a test (targets times items): about ten minutes on two cores.
 MOST_SCORES = 10**11
 
 
 def check_targets(split: Split, target_events: list[str] | None, cold_targets: str) -> None:
-    """UserError where there is nothing to evaluate."""
+    """UserError if there is nothing to evaluate."""
     for name, targets in (("validation", split.val_targets), ("test", split.test_targets)):
         if len(targets.users_T) == 0 and target_events is not None:
             raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
@@ -30,8 +30,8 @@ def check_targets(split: Split, target_events: list[str] | None, cold_targets: s
 
 
 def affordable_users(split: Split, plan: BatchPlan, data: LightningDataModule) -> int:
-    """How many users may validate in the fit that `data` are attached to: to read one costs a third of training on it,
-    to rank the catalogue for a target as much as training on one."""
+    """How many users may validate during the fit that uses `data`. Reading a position costs a third of training on it,
+    and ranking the catalogue for a target costs as much as training on one position."""
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
@@ -39,15 +39,15 @@ def affordable_users(split: Split, plan: BatchPlan, data: LightningDataModule) -
 
 
 def testable_users(users: np.ndarray, targets: Targets, n_items: int) -> int:
-    """How many of the users may be tested, where each target is ranked among so many items."""
+    """How many of the users may be tested if each target is ranked among `n_items` items."""
     return max(int(MOST_SCORES * len(users) / max(len(targets.users_T) * n_items, 1)), LEAST_USERS)
 
 
 def sampled(
     users: np.ndarray, targets: Targets, n_users: int | Literal["all"]
 ) -> tuple[Targets, tuple[int, int] | None]:
-    """The targets of a fixed sample of users, those whose place in the store has the least hash; a smaller sample is
-    part of a larger one. How many users these are, of how many, or None where they are all."""
+    """The targets of a fixed sample of users, and (users of the sample, all users), or None if it has all targets. The
+    sample is the users whose place in the store has the smallest hash, so a larger sample contains a smaller one."""
     if n_users == "all" or n_users >= len(users):
         return targets, None
     sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
@@ -56,7 +56,7 @@ def sampled(
 
 
 def _positions_between_evaluations(plan: BatchPlan, data: LightningDataModule) -> float:
-    """Positions of training from one evaluation to the next; where a time lies between them, those of an epoch."""
+    """Training positions from one evaluation to the next; the positions of an epoch if the interval is a time."""
     trainer = data.trainer
     assert trainer is not None
     batches = plan.n_steps * trainer.accumulate_grad_batches

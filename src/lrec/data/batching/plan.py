@@ -1,5 +1,5 @@
-"""The batch plan of training: which windows of which users form each global step. W windows of an epoch, T steps of an
-epoch, U users."""
+"""The batch plan of training: which windows of which users form each global step. Shape suffixes: W windows of an
+epoch, T steps of an epoch, U users."""
 
 import shutil
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from lrec.data.splits.rules import ranges
 from lrec.data.store.made_once import made_once
 from lrec.errors import UserError
 
-# Steps whose windows are sorted by length together: more saves padding, fewer mixes lengths better from step to step.
+# Number of steps whose windows are sorted by length together: more steps save padding, fewer steps mix lengths better.
 POOL_STEPS = 64
-# Classes of length that alternate; an optimizer's momentum averages over about as many steps.
+# Number of classes of length that alternate. An optimizer's momentum averages over about this number of steps.
 LENGTH_CLASSES = 8
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """An epoch's windows in the order they are trained on: step s owns windows bounds[s] .. bounds[s + 1] - 1."""
+    """An epoch's windows in training order: step s owns windows bounds[s] .. bounds[s + 1] - 1."""
 
-    starts_W: np.ndarray  # entry of the training part where the window's inputs begin; int32 where that is enough
-    lengths_W: np.ndarray  # int32, inputs of the window; what may be its targets is the same, shifted by one
+    starts_W: np.ndarray  # entry of the training part where the window's inputs begin; int32 if that is enough
+    lengths_W: np.ndarray  # int32, number of inputs of the window; its possible targets are the entries one place later
     bounds: np.ndarray  # int64, steps + 1 entries
 
     def windows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,21 +32,21 @@ class EpochPlan:
         return self.starts_W[mine], self.lengths_W[mine]
 
     def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Those of micro-batch `micro` of `n_micro` of a step, and the positions of the whole step."""
+        """Starts and lengths of micro-batch `micro` of `n_micro` of a step, and the number of positions of the step."""
         starts, lengths = self.windows(step)
         total = int(lengths.sum())
         mine = _share_out(lengths, total, n_micro) == micro
         return starts[mine], lengths[mine], total
 
     def pairs(self, step: int) -> int:
-        """Pairs of a position and one that it attends to, in the windows of a step."""
+        """Number of pairs of a position and a position that it attends to, in the windows of a step."""
         lengths = self.windows(step)[1].astype(np.int64)
         return int((lengths * (lengths + 1) // 2).sum())
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The batches of training: what is the same in every epoch, and `epoch`, a pure function of (seed, epoch)."""
+    """The batches of training: what all epochs share, and `epoch`, which is a pure function of (seed, epoch)."""
 
     part: TrainingPart
     max_len: int
@@ -63,16 +63,16 @@ class BatchPlan:
         return self.steps_of(self.targets_per_step)
 
     def steps_of(self, targets_per_step: int) -> int:
-        """Steps of an epoch with so many targets in each. The plan depends on them, not on targets_per_step itself."""
+        """Number of steps of an epoch. The plan depends on targets_per_step only through this number."""
         return -(-self.part.n_positions // targets_per_step)
 
     def epoch(self, seed: int, epoch: int) -> EpochPlan:
-        """Cut each user into windows at a random offset, group them by length inside shuffled pools, form the steps;
-        short and long ones alternate at random."""
+        """Cut each user into windows at a random offset, sort the windows by length inside shuffled pools, and form the
+        steps. Steps of short and of long windows alternate at random."""
         random = np.random.default_rng([seed, epoch])
         starts_W, lengths_W = self._windows(random)
         order = random.permutation(len(starts_W))
-        # Every second pool is sorted downwards, so that where two pools meet in one step their lengths agree.
+        # Every second pool is sorted downwards, so that a step with windows of two pools has similar lengths.
         pools = _share_out(lengths_W[order], self.part.n_positions, -(-self.n_steps // POOL_STEPS))
         keys = np.where(pools % 2, -lengths_W[order], lengths_W[order])
         order = order[np.lexsort((keys, pools))]
@@ -87,7 +87,7 @@ class BatchPlan:
     def _windows(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         users = np.flatnonzero(self.part.lengths_U > 1)
         targets = self.part.lengths_U[users] - 1
-        # A long user's first window has 1 .. max_len targets, which shifts all the others.
+        # The first window of a long user has 1 .. max_len targets, which shifts all later windows.
         first = random.integers(1, self.max_len, size=len(users), endpoint=True)
         first = np.where(targets <= self.max_len, targets, first)
         counts = 1 + -(-(targets - first) // self.max_len)
@@ -102,15 +102,15 @@ class BatchPlan:
 
 
 def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
-    """The part, 0 .. n - 1, of each window when the row of windows is cut into n parts of near-equal targets: where its
-    middle falls. Windows shorter than total / n leave no part empty."""
+    """The part, 0 .. n - 1, of each window, if the sequence of windows is cut into n parts with almost equally many
+    targets: the part that contains the window's middle. Windows shorter than total / n leave no part empty."""
     middle2 = 2 * np.cumsum(lengths) - lengths
     return np.minimum(middle2 * n // (2 * total), n - 1)
 
 
 def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A random place in the epoch for each step, such that a few steps in a row have lengths of all kinds: many of one
-    length would pull the optimizer towards the users with such histories."""
+    """A random place in the epoch for each step. A few consecutive steps have windows of all lengths, because many
+    steps with one length would pull the optimizer towards the users with histories of this length."""
     keys_T = np.empty(len(lengths_T))
     for alike in np.array_split(np.argsort(lengths_T, kind="stable"), LENGTH_CLASSES):
         # One step in each of len(alike) equal parts of the epoch.
@@ -121,8 +121,8 @@ def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarr
 
 
 def shared_epoch(plan: BatchPlan, seed: int, folder: Path, epoch: int) -> EpochPlan:
-    """The same as `plan.epoch(seed, epoch)`, made once by the processes of a run that share a folder."""
+    """The same as `plan.epoch(seed, epoch)`, but the processes of a run that share a folder make it only once."""
     found = made_once(folder, str(epoch), lambda: vars(plan.epoch(seed, epoch)))
-    # Processes take their steps together: nobody will ask for the epoch before the last one.
+    # Processes take their steps together, so none will ask again for the epoch before the previous one.
     shutil.rmtree(folder / str(epoch - 2), ignore_errors=True)
     return EpochPlan(**found)

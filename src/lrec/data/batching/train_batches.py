@@ -1,10 +1,10 @@
 """Training batches: the windows of a step as tensors, and the loader that serves them.
 
-B batch rows, L positions of the longest row, M targets in the batch, N rows of a batch's histories laid end to end. Of
-times, T is L + 1: those of a row's events, and then that of its request, in whole seconds.
+B batch rows, L positions of the longest row, M targets in the batch, N rows of a batch's histories laid end to end. For
+times, T is L + 1: the times of a row's events, then the time of its request, in whole seconds.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
-positions_M, and attention is causal, so that no mask is needed.
+positions_M. Attention is causal, so no mask is needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,23 +27,23 @@ class TrainBatch(NamedTuple):
 
     items_BL: Tensor  # int32
     positions_M: Tensor  # int32, flat b*L + l of each position that predicts a target, ascending
-    targets_M: Tensor  # int64, which what a loss does with them needs
-    step_targets: int  # targets of the whole global step: all ranks, all accumulated micro-batches
-    step_pairs: int  # pairs of a position and one it attends to, of the whole global step
-    times_BT: Tensor | None = None  # int64; the request's time is that of the last target
+    targets_M: Tensor  # int64, because the operations of the losses need it
+    step_targets: int  # targets of the whole global step, over all ranks and accumulated micro-batches
+    step_pairs: int  # pairs of a position and a position it attends to, of the whole global step
+    times_BT: Tensor | None = None  # int64; the request has the time of the last target
     events_BL: Tensor | None = None  # int64, type of each item's event; with features (B, L, F), see `EventInput`
-    step_positions: int | None = None  # of the whole global step; None: as many as targets
+    step_positions: int | None = None  # positions of the whole global step; None: as many as targets
 
 
 def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
-    """Times of histories laid end to end, and of the request after each, (B, L + 1), with zeros on the right."""
+    """Times of histories (laid end to end) and of the request after each, as (B, L + 1) with zeros on the right."""
     times_BT, _ = padded(np.insert(times_N, np.cumsum(lengths_B), asked_B), lengths_B + 1)
-    no_items = times_BT.shape[1] < 2  # a batch of empty histories has a position too
+    no_items = times_BT.shape[1] < 2  # even a batch of empty histories has one position
     return torch.from_numpy(np.pad(times_BT, ((0, 0), (0, 1))) if no_items else times_BT)
 
 
 def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are laid end to end, as (B, L) with zeros on the right, and the flat index of each value in it."""
+    """Rows laid end to end, as an array (B, L) with zeros on the right, and the flat index of each value in it."""
     values_BL = np.zeros((len(lengths_B), max(int(lengths_B.max()), 1), *values_N.shape[1:]), values_N.dtype)
     flat_N = ranges(np.arange(len(lengths_B)) * values_BL.shape[1], lengths_B)
     values_BL.reshape(-1, *values_N.shape[1:])[flat_N] = values_N
@@ -51,7 +51,7 @@ def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.
 
 
 class Ranks(NamedTuple):
-    """Who shares a global step: `world` processes, this one being `rank`, each with `accumulation` micro-batches."""
+    """Who shares a global step: `world` processes with `accumulation` micro-batches each; this process is `rank`."""
 
     world: int = 1
     rank: int = 0
@@ -62,8 +62,8 @@ ALONE = Ranks()
 
 
 class ServedLoader:
-    """The batches of these keys; workers stay from pass to pass, in which the keys may be others. No DataLoader, whose
-    sampler Lightning would replace."""
+    """The batches of these keys. Workers stay alive from pass to pass, and each pass may have other keys. The class is
+    not a DataLoader, because Lightning would replace the sampler of a DataLoader."""
 
     def __init__(self, dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> None:
         self._batches = DataLoader(
@@ -73,7 +73,7 @@ class ServedLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
-            # Of its own: DataLoader would draw from the global one and so change what is trained.
+            # Without its own generator, DataLoader would draw from the global one and so change the training.
             generator=torch.Generator().manual_seed(0),
         )
 
@@ -83,8 +83,8 @@ class ServedLoader:
     def __iter__(self) -> Iterator[Any]:
         return iter(self._batches)
 
-    # Where a fit or an evaluation ends, Lightning ends the workers of a loader that has an `_iterator`, as DataLoader
-    # does. Otherwise the garbage collector would, and wait five seconds for each.
+    # After a fit or an evaluation, Lightning stops the workers of a loader that has an `_iterator`, as DataLoader has.
+    # Without it, the garbage collector would stop them, and wait five seconds for each.
     @property
     def _iterator(self) -> Any:
         return self._batches._iterator
@@ -96,7 +96,7 @@ class ServedLoader:
 
 @dataclass
 class _TrainDataset(Dataset[TrainBatch]):
-    """Micro-batches by (epoch, step, accumulated micro-batch); a worker asks for each epoch's plan once."""
+    """Micro-batches by (epoch, step, accumulated micro-batch); a worker asks for the plan of each epoch once."""
 
     plan: BatchPlan
     epoch_plan: Callable[[int], EpochPlan]
@@ -138,11 +138,11 @@ class _TrainDataset(Dataset[TrainBatch]):
 
 
 class TrainLoader(ServedLoader):
-    """This rank's micro-batches of one epoch per pass; it owns (epoch, step consumed) and resumes exactly.
+    """This rank's micro-batches, one epoch per pass. The loader owns (epoch, consumed steps) and resumes exactly.
 
-    Each iter() begins the next epoch, the first after load_state_dict() continues in the middle of the saved one. The
-    state may be loaded on another number of ranks, but only with as many steps to an epoch, which Lightning goes on
-    counting; and in the middle of an epoch only with its seed and accumulation.
+    Each iter() begins the next epoch, but the first one after load_state_dict() continues the saved epoch. The number
+    of ranks may differ from the saved one. The number of steps of an epoch may not, because Lightning continues to
+    count them. In the middle of an epoch, seed and accumulation may not differ either.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class TrainLoader(ServedLoader):
         with_times: bool = False,
     ) -> None:
         self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
-        self._keys: list[tuple[int, int, int]] = []  # of this pass
+        self._keys: list[tuple[int, int, int]] = []  # keys of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)
         dataset = _TrainDataset(plan, make_plan, ranks, with_times)
         super().__init__(dataset, self._keys, num_workers, pin_memory)
@@ -171,7 +171,7 @@ class TrainLoader(ServedLoader):
         return self._epoch >= 0
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        # A generator: an iterator that is never asked for a batch begins no epoch.
+        # This is a generator, so an iterator that is never asked for a batch begins no epoch.
         if not self._resumed or self._consumed >= len(self):
             self._epoch, self._consumed = self._epoch + 1, 0
         self._resumed = False
@@ -190,16 +190,16 @@ class TrainLoader(ServedLoader):
         return {"epoch": self._epoch, "step": self._consumed // accumulation, **plan}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the saved step; UserError where that would skip or repeat data."""
+        """Continue after the saved step; UserError if that would skip or repeat data."""
         mine, options = self.state_dict(), {"accumulation": "accumulate_grad_batches", "seed": "data.seed"}
         if self._plan.steps_of(state["targets_per_step"]) != self.n_steps:
             options = {"targets_per_step": "data.targets_per_step"}
-        elif not 0 < state["step"] < self.n_steps:  # the next epoch is a whole one
+        elif not 0 < state["step"] < self.n_steps:  # the next pass is a whole epoch
             options = {}
         for name, option in options.items():
             if state[name] != mine[name]:
                 raise UserError(
                     f"the checkpoint was written with {option}={state[name]}: resume with the same, not {mine[name]}, "
-                    "which would skip some of the data and repeat others"
+                    "because another value would skip some of the data and repeat other data"
                 )
         self._epoch, self._consumed, self._resumed = state["epoch"], state["step"] * self.ranks.accumulation, True

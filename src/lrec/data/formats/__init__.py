@@ -1,1 +1,1 @@
-"""Bytes to rows: files, blocks, tables, times, titles."""
+"""From bytes to rows: files, blocks, tables, times, titles."""

@@ -1,4 +1,4 @@
-"""Text and Parquet in, tables out, block by block. Every row arrives, or a UserError names the file and the row."""
+"""Read text and Parquet as tables, block by block. Every row arrives, or a UserError names the file and the row."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from lrec.errors import UserError
 
 _BATCH = 500_000
 _MOST_KEYS = 1000
-_KEYS_PIECE = 1 << 16  # bytes of JSON whose keys are looked for at once
+_KEYS_PIECE = 1 << 16  # bytes of JSON that are searched for keys at once
 _NESTED_BATCH = 50_000  # for rows that contain lists
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -34,12 +34,12 @@ class Table:
     name: str  # of the file, for messages
     frame: pl.DataFrame
     first_row: int  # counted from 1, header included
-    keys_vary: bool = False  # a column of the file may be absent where all of its values here are null
-    domain: str | None = None  # of the whole file; no column, for rows that differ only in it are duplicates
-    text: bool = False  # columns of integers hold only integers that the text spells in the shortest form
+    keys_vary: bool = False  # a column of the file may be absent if all of its values in these rows are null
+    domain: str | None = None  # of the whole file; not a column, because rows that differ only in it are duplicates
+    text: bool = False  # from text, in which all values of integer columns are in the shortest form
 
     def column(self, name: str, said: str) -> pl.Series:
-        """One of its columns; UserError where it has none of that name, with what is `said` of who wants it."""
+        """One of its columns; UserError if it has none of that name. `said` tells the user what needs the column."""
         if name not in self.frame.columns:
             there = ", ".join(self.frame.columns)
             raise UserError(f"{self.name} has no column {name} {said}; its columns are {there}")
@@ -49,8 +49,8 @@ class Table:
 def csv_tables(
     parts: Iterable[bytes], name: str, separator: str, header: list[str] | None = None, integers: Collection[str] = ()
 ) -> Iterator[Table]:
-    """Parse delimited text into columns of text, and those of `integers` into integers where that loses nothing;
-    `header` names the columns of a file without one."""
+    """Parse delimited text into columns of text. The columns in `integers` become integers if that loses nothing.
+    `header` names the columns of a file without a header."""
     blocks = row_blocks(parts, name, quotes=True)
     row = 1
     if header is None:
@@ -73,7 +73,7 @@ class _Block(NamedTuple):
     text: bytes
     row: int  # number of the first row
     rows: int
-    separators: int  # outside of quotes
+    separators: int  # number of separators outside quotes
     quoted: bool
 
 
@@ -112,12 +112,12 @@ def _csv_block(block: _Block, name: str, separator: str, header: list[str], inte
     whole = block.separators == block.rows * (len(header) - 1)
     if whole and not block.quoted and (frame := _integer_block(block, separator, header, integers)) is not None:
         return frame
-    # Polars removes a byte order mark from whatever it reads. That of the file is already gone; any other is text.
+    # Polars removes a byte order mark from any text. The mark of the file is already gone; any other mark is data.
     text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
     problem = ""
     try:
         frame = _read_csv(text, separator, dict.fromkeys(header, pl.String), block.quoted)
-        # Polars refuses rows that are too long, but fills short ones with nulls: the number of separators shows those.
+        # Polars refuses rows that are too long, but fills short rows with nulls: the number of separators finds these.
         if whole and frame.height == block.rows:
             return frame
     except PolarsError as error:
@@ -132,9 +132,9 @@ def _read_csv(text: bytes, separator: str, schema: dict[str, Any], quoted: bool)
 
 
 def _integer_block(block: _Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
-    """The block with those columns of `integers` as integers, which take a third of the time of text until they are
-    codes of ids, that its first row spells in the shortest form; None if there are none, or a row spells one
-    otherwise."""
+    """The block with integers in those columns of `integers` that have an integer in the shortest form in the first
+    row. Until ids are encoded, integers take a third of the time of text. None if there is no such column, or if
+    another row has something else in one of them."""
     first = dict(zip(header, block.text.partition(b"\n")[0].split(separator.encode()), strict=False))
     chosen = [column for column in integers if _SHORTEST_INTEGER.fullmatch(first.get(column, b""))]
     if not chosen:
@@ -144,7 +144,7 @@ def _integer_block(block: _Block, separator: str, header: list[str], integers: C
         frame = _read_csv(block.text, separator, types, quoted=False)
     except PolarsError:
         return None
-    length = block.rows * len(header) - 1  # of the text, if all numbers are spelt in the shortest form
+    length = block.rows * len(header) - 1  # length of the text if all numbers are in the shortest form
     for column in frame:
         if column.dtype == pl.String:
             length += int(column.str.len_bytes().sum())
@@ -157,7 +157,7 @@ def _integer_block(block: _Block, separator: str, header: list[str], integers: C
 
 
 def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[int, int]:
-    """Rows and separators outside of quotes; raises for the first quote that neither begins nor ends a field."""
+    """Count rows and separators outside quotes; refuse the first quote that neither begins nor ends a field."""
     text = np.frombuffer(block, dtype=np.uint8)
     quotes = np.flatnonzero(text == ord('"'))
 
@@ -174,7 +174,7 @@ def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[in
     bad_close = closing[(closing + 1 < len(text)) & ~np.isin(next_to(closing + 1), [*edges, ord("\r")])]
     bad = np.concatenate([bad_open, bad_close, quotes[-1:] if len(quotes) % 2 else quotes[:0]])
     if len(bad):
-        # A row with a quote that is never closed has no end of its own.
+        # A row whose quote is never closed has no end, so only the row ends before the bad quote count.
         number = row + int(np.searchsorted(ends, bad.min()))
         raise UserError(f"{name}, row {number}: a quote that does not enclose a whole field")
     returns = outside("\r")
@@ -190,7 +190,7 @@ def _refuse_return(name: str, row: int) -> NoReturn:
 
 def _refuse_nul(block: bytes, name: str, row: int) -> None:
     if (place := block.find(b"\0")) >= 0:
-        # A file in another encoding has NULs too; bytes before them that are not UTF-8 make a clearer message.
+        # A file in another encoding has NULs too: if bytes before the NUL are not UTF-8, that is the clearer message.
         decode(block[:place], name, row)
         number = row + block.count(b"\n", 0, place)
         raise UserError(f"{name}, row {number}: a NUL byte")
@@ -228,7 +228,7 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
 
 
 def _keys(block: bytes, name: str, row: int) -> list[str]:
-    """The keys of all objects, as Polars finds them in one piece after the other: many keys take it minutes at once."""
+    """The keys of all objects. Polars reads the block in pieces: with many keys, it needs minutes for a whole block."""
     keys: dict[str, None] = {}
     start = 0
     while start < len(block) and len(keys) <= _MOST_KEYS:
@@ -253,7 +253,7 @@ def _json_keys(block: bytes, name: str, row: int) -> list[str]:
         keys |= dict.fromkeys(value)
         if len(keys) > _MOST_KEYS:
             many = f"more than {_MOST_KEYS:,} different keys up to here"
-            raise UserError(f"{name}, row {number}: {many}: write what differs from row to row as a value")
+            raise UserError(f"{name}, row {number}: {many}: write text that differs from row to row as a value")
     return list(keys)
 
 
@@ -268,7 +268,7 @@ def _refuse_half_pairs(block: bytes, name: str, row: int) -> None:
 
 
 def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
-    """Parse `user item item ...` per line, in time order, into columns user and item."""
+    """Parse lines of `user item item ...`, items in time order, into columns user and item."""
     row, met = 1, set()
     for block in row_blocks(parts, name):
         _refuse_nul(block, name, row)
@@ -276,8 +276,8 @@ def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
         if len(short := (words.list.len() < 2).arg_true()):
             raise UserError(
-                f"{name}, row {short[0] + row}: a user and at least one item are expected, between blanks "
-                "(format lines; csv and others are chosen by the option format)"
+                f"{name}, row {short[0] + row}: a user and at least one item are expected, separated by blanks "
+                "(format lines; for csv and others, set the option format)"
             )
         users = words.list.first()
         for number, user in enumerate(users.to_list(), start=row):
@@ -296,7 +296,7 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
         rows = pl.scan_parquet(source, hive_partitioning=False, glob=False)
         nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
         batch = _NESTED_BATCH if nested else _BATCH
-        # Slice by slice: collect_batches decodes up to 128 row groups ahead, which for most files is everything.
+        # Slice by slice: collect_batches decodes up to 128 row groups ahead, which is the whole of most files.
         for start in range(0, rows.select(pl.len()).collect().item(), batch):
             yield Table(name, rows.slice(start, batch).collect(), start + 1)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Raw files in, checked interactions out, block by block.
+"""Read raw files as checked interactions, block by block.
 
 Any mistake in a file is a UserError that names the file and the row, counted from 1 with the header.
 """
@@ -29,7 +29,7 @@ _FORMATS |= {".tab": "tsv", ".inter": "tsv", ".ndjson": "jsonl", ".json": "jsonl
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are used; None where there is no such column."""
+    """Names of the columns that are used; None if there is no such column."""
 
     user: str
     item: str
@@ -44,7 +44,7 @@ class Columns:
 
 
 def infer_format(name: str) -> Format | None:
-    """The format that a file's ending tells, apart from that of a compression."""
+    """The format that belongs to a file's ending (without the ending of a compression); None if it is unknown."""
     path = Path(name)
     if path.suffix in COMPRESSIONS:
         path = path.with_suffix("")
@@ -52,7 +52,7 @@ def infer_format(name: str) -> Format | None:
 
 
 def format_of(path: Path, chosen: Format | None) -> Format:
-    """The format that was chosen, or the one that the name tells; UserError where that tells none."""
+    """The chosen format, or else the format that belongs to the name; UserError if there is none."""
     if (found := chosen or infer_format(path.name)) is None:
         raise UserError(f"the name of {path} does not tell its format: set the option format")
     return found
@@ -79,9 +79,9 @@ def to_interactions(
     duplicates: bool = False,
     features: Mapping[str, bool] | None = None,
 ) -> RawInteractions:
-    """Check the rows that are used and keep ratings of at least `min_rating`; `duplicates` keeps rows that are
-    identical in every column. The tables have the same columns, and the rows of a file are consecutive. `features`
-    names columns that are kept as they are, where a value may be missing, and tells whether they are numbers."""
+    """Check the columns that are used, and keep rows with a rating of at least `min_rating`. `duplicates` keeps rows
+    that are identical in every column. The tables have the same columns, and the rows of a file are consecutive.
+    `features` names further columns, in which values may be missing, and says whether they are numbers."""
     units = TimeUnits()
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
@@ -114,7 +114,7 @@ def to_interactions(
 
 
 def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
-    """The tables; UserError for one with other columns than the first, or with types that cannot be compared."""
+    """The tables; UserError if a table has other columns than the first, or other types in the same columns."""
     first, columns, types = "", set[str](), dict[str, str]()
     for table in tables:
         frame = table.frame
@@ -132,8 +132,8 @@ def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
 
 
 def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Series | None) -> pl.Series:
-    """A hash of 64 bits of each row's columns apart from `exact`, to find rows that are identical in every column. A
-    sum over columns: a missing key of a JSON object equals null, and the order of keys does not matter."""
+    """A 64-bit hash of each row's columns except `exact`, to find rows that are identical in every column. The hash is
+    a sum over columns: a missing key of a JSON object equals null, and the order of keys does not matter."""
     total = np.zeros(table.frame.height, dtype=np.uint64)
     for column, raw in table.frame.to_dict().items():
         if column in exact or raw.dtype == pl.Null:
@@ -142,7 +142,7 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
             if raw.dtype.is_integer():
                 continue
             if raw.dtype == pl.String:
-                # Text that spells a number unusually differs from another spelling of the same number.
+                # Two spellings of one number are different texts; only the usual spelling is left out of the hash.
                 raw = raw.set(raw == times.cast(pl.String), None)
         if raw.dtype in (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32):
             raw = raw.cast(pl.Int64)
@@ -156,7 +156,7 @@ def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Ser
 def _blank(raw: pl.Series) -> np.ndarray:
     blank = raw.is_null().to_numpy().copy()
     if raw.dtype == pl.String:
-        # Every blank sorts before "!" or after ASCII; this spares most rows the slow test.
+        # Every blank sorts before "!" or after ASCII, so most rows do not need the slow test.
         rows = ((raw < "!") | (raw > "~")).fill_null(False).arg_true()
         blank[rows.to_numpy()] = (raw.gather(rows).str.strip_chars() == "").to_numpy()
     return blank
@@ -180,7 +180,7 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
         else:
             raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
             checked[key] = raw if raw.dtype.is_integer() and key != "domain" else raw.cast(pl.String)
-        is_id = key not in ("time", "rating")  # a blank is text, but neither an id nor a number
+        is_id = key not in ("time", "rating")  # a blank text is neither an id nor a number
         bad_N = _blank(raw) if is_id and raw.dtype == pl.String else checked[key].is_null().to_numpy()
         if bad_N.any():
             row = int(bad_N.argmax())
@@ -200,7 +200,7 @@ def _feature(table: Table, column: str, numbers: bool) -> pl.Series:
 
 
 def numbers_of(raw: pl.Series, name: str, first_row: int) -> pl.Series:
-    """Numbers, null where a value is missing; UserError where one is something else."""
+    """The values as numbers, null if a value is missing; UserError if a value is not a number."""
     numbers = raw.cast(pl.Float64, strict=False)
     bad_N = numbers.is_null().to_numpy() & ~_blank(raw)
     if bad_N.any():
@@ -210,7 +210,7 @@ def numbers_of(raw: pl.Series, name: str, first_row: int) -> pl.Series:
 
 
 def listed_as_text(raw: pl.Series) -> pl.Series:
-    """Text; lists, also those of JSON, with | between their values."""
+    """The values as text; a list, also one in JSON text, becomes its values with | between them."""
     if raw.dtype == pl.String and (lists := raw.str.starts_with("[").fill_null(False)).any() and lists.all():
         raw = raw.str.json_decode(pl.List(pl.String))
     if isinstance(raw.dtype, pl.List | pl.Array):
@@ -219,8 +219,8 @@ def listed_as_text(raw: pl.Series) -> pl.Series:
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
-    """Columns item (raw id) and title, text: the first title of each item. Ids are in the file's first column unless
-    `item_column` names another."""
+    """The first title of each item, in text columns item (raw id) and title. Ids are in the first column of the file
+    unless `item_column` names another."""
     if re.search(r"movies\.dat(\.\w+)?$", path.name):
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", b"".join(unpacked(path)).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")

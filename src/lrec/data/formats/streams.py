@@ -1,4 +1,4 @@
-"""Bytes of raw files, piece by piece: decompressed, and cut between rows. No file is held as a whole."""
+"""Bytes of raw files, piece by piece: decompressed, and cut between rows. No file is in memory as a whole."""
 
 import gzip
 import lzma
@@ -48,7 +48,7 @@ def _read(file: Any) -> Iterator[bytes]:
 
 
 def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
-    """Frame by frame: zstandard's own reader across frames does not notice a file that was cut off."""
+    """Decompress frame by frame: zstandard's own reader of several frames does not notice that a file was cut off."""
     frame = None
     for piece in data:
         while piece:

@@ -1,4 +1,4 @@
-"""Times in any format as whole numbers, and the unit of each file's."""
+"""Times in any format as whole numbers, and the unit of the times of each file."""
 
 import re
 from typing import Any, Literal, get_args
@@ -11,17 +11,17 @@ from lrec.errors import UserError
 Kind = Literal["number", "date", "date with an offset"]
 
 _DATES = (pl.Date, pl.Datetime)  # what a column of times may hold besides numbers and text
-# A median below each bound means seconds, milliseconds or microseconds; above the last one, nanoseconds.
+# A median below the first bound means seconds, below the second milliseconds, below the third microseconds, else ns.
 _BOUNDS = (10**11, 10**14, 10**17)
 _UNITS = ("s", "ms", "us", "ns")
-_ANY_UNIT = 10**8  # a smaller number may be a time in any unit: a year from 1970 on has 3e7 seconds
+_ANY_UNIT = 10**8  # a smaller number may be a time in any unit: a year has 3e7 seconds
 _IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _TOO_FINE = r"\.\d{6}\d*[1-9]"
 
 
 def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
-    """Times as int64, those of dates in microseconds, and their kind; null where they cannot be read as of this kind,
-    or are finer than a microsecond. `kind` tells what text contains; None: whichever leaves fewest nulls."""
+    """Times as int64 (dates in microseconds), and their kind. A time is null if it cannot be read as this kind, or if
+    it is finer than a microsecond. `kind` says what text contains; None: the kind that leaves the fewest nulls."""
     if isinstance(raw.dtype, _DATES):
         times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
         if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_unit == "ns":
@@ -29,7 +29,7 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
         return times, "date"
     if raw.dtype == pl.String:
         found: dict[Kind, pl.Series] = {}
-        for each in (kind,) if kind else get_args(Kind):  # where two read as much of the text, the first is chosen
+        for each in (kind,) if kind else get_args(Kind):  # if two read as much of the text, the first is chosen
             found[each] = _read(raw.str.strip_chars(), each)
             if found[each].null_count() == 0:
                 break
@@ -43,8 +43,8 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
 
 
 def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
-    """Times as whole seconds, int64: numbers in the unit that their median tells, or dates; UserError where one of
-    `what` cannot be read."""
+    """Times as whole seconds, int64, from dates or from numbers, whose median decides their unit; UserError if a time
+    cannot be read. `what` names the times for this error."""
     times, kind = parse_times(raw, None)
     if times.null_count():
         row = int(times.is_null().arg_max() or 0)
@@ -66,7 +66,7 @@ def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
 
 
 def _read(text: pl.Series, kind: Kind) -> pl.Series:
-    """Text of this kind, dates in ISO 8601, as `parse_times` has it."""
+    """Text of this kind (dates in ISO 8601) as the numbers that `parse_times` returns."""
     if kind == "number":
         numbers = text.cast(pl.Int64, strict=False)
         return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))) if numbers.null_count() else numbers
@@ -87,14 +87,14 @@ def _whole(numbers: pl.Series) -> pl.Series:
 class TimeUnits:
     """The unit of each file's times: microseconds for dates; for numbers, the median decides.
 
-    A time below 1e8 in size may be of any unit. Any other one that is a date in another unit than the median's is
-    refused, for it would be put in order as if it were of the median's.
+    A number below 1e8 in absolute value may be in any unit. A larger number whose size means another unit than the
+    median's is refused, because it would be sorted as if it were in the median's unit.
     """
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}  # of each file's times
         self._counts: dict[str, np.ndarray] = {}
-        self._first: dict[str, dict[int, str]] = {}  # of each file, for each unit: the first row with such a time
+        self._first: dict[str, dict[int, str]] = {}  # for each file and unit: the first row with such a time
 
     def note(self, name: str, first_row: int, column: str, times: pl.Series, kind: Kind) -> None:
         self.kinds[name] = kind
@@ -109,15 +109,15 @@ class TimeUnits:
                 first[unit] = f"{name}, row {first_row + found[0]}: {column} {times[int(found[0])]}"
 
     def facts(self) -> dict[str, Any]:
-        """The unit of all times, if there are any; UserError where two are mixed."""
+        """The unit of all times, if there are any; UserError if units are mixed."""
         found: dict[str, str] = {}
         for name, counts in self._counts.items():
             unit = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
             for other, where in self._first[name].items():
                 if other != unit and self.kinds[name] == "number":
                     raise UserError(
-                        f"{where} is a time in {_IN_WORDS[other]}, most of the file's are in {_IN_WORDS[unit]}: "
-                        "give all of them in one unit"
+                        f"{where} is a time in {_IN_WORDS[other]}, but most times of the file are in {_IN_WORDS[unit]}"
+                        ": give all times in one unit"
                     )
             kind = self.kinds[name]
             found.setdefault(_UNITS[unit] if kind == "number" else f"a {kind}", name)

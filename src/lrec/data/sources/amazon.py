@@ -5,7 +5,7 @@
 2018    item, user, rating, seconds; no header                  the same
 2023    header user_id,parent_asin,rating,timestamp (ms)        user_id, parent_asin, rating, timestamp (ms)
 
-Files are plain or compressed (.gz, .xz, .zst). There is one per domain, and its name tells the domain: Books.csv,
+Files are plain or compressed (.gz, .xz, .zst). There is one per domain, and its name contains the domain: Books.csv,
 ratings_Books.csv, reviews_Books_5.json.gz and amazon2018_Books.csv.gz are all of the domain Books.
 """
 
@@ -56,7 +56,7 @@ class AmazonDataModule(SequenceDataModule):
     """
 
     def __init__(self, path: Path, year: Year, domains: list[str] | None = None, **options: Any) -> None:
-        """Say where the files are and which they are.
+        """Say where the files are, and of which year and domains.
 
         Args:
             path: A file (ratings .csv, or reviews as .json or .jsonl; plain, .gz, .xz or .zst), or a folder of them.
@@ -66,7 +66,7 @@ class AmazonDataModule(SequenceDataModule):
         """
         super().__init__(**options)
         if domains is not None and not domains:
-            raise UserError("domains names none: leave it out to take all in the folder")
+            raise UserError("domains is empty: leave it out to read all domains in the folder")
         self.path = self.local(path)
         self.year: Year = year
         self.domains = domains
@@ -101,10 +101,10 @@ class AmazonDataModule(SequenceDataModule):
                 found = table.frame.columns
                 if missing := [each for each in (columns.user, columns.item, columns.time) if each not in found]:
                     raise UserError(
-                        f"{table.name} has no {missing[0]}, as Amazon {self.year} has (option year); "
+                        f"{table.name} has no {missing[0]}, which Amazon {self.year} has (option year); "
                         f"its columns are {', '.join(found)}"
                     )
-            # Reviews leave out unknown keys, and ratings have only four columns.
+            # Reviews leave out keys without a value, and ratings have only four columns.
             yield replace(table, keys_vary=True, domain=file.domain)
 
     def _files(self) -> list[_File]:
@@ -118,11 +118,11 @@ class AmazonDataModule(SequenceDataModule):
         matches = [(_NAME.fullmatch(path.name), path) for path in candidates]
         files = [_File(match["domain"], match["layout"], path) for match, path in matches if match]
         if not files:
-            raise UserError(f"{self.path} is or holds no .csv, .json or .jsonl file of Amazon reviews (option path)")
+            raise UserError(f"{self.path}: no .csv, .json or .jsonl file of Amazon reviews is there (option path)")
         if self.domains is not None:
             known = {file.domain for file in files}
             if unknown := [domain for domain in self.domains if domain not in known]:
-                raise UserError(f"{self.path} has no file of the domain {unknown[0]}: {', '.join(sorted(known))}")
+                raise UserError(f"{self.path} has no file of the domain {unknown[0]}, only {', '.join(sorted(known))}")
             files = [file for file in files if file.domain in self.domains]
         files.sort()
         for one, other in pairwise(files):
@@ -135,7 +135,7 @@ class AmazonDataModule(SequenceDataModule):
 
 
 def _refuse_other_year(table: Table, year: int) -> None:
-    """Raise for a header, or where most users look like items and most items do not: another year's fields."""
+    """Refuse a file of another year: it has a header, or most users look like items and most items do not."""
     if "user_id" in table.frame.row(0):
         raise UserError(f"{table.name} has a header, as Amazon 2023 has: set the option year to 2023")
 

@@ -1,4 +1,4 @@
-"""Files from elsewhere, in place only when whole: one over HTTP, or what any URL names, through fsspec."""
+"""Fetch files: one over HTTP, or all that a URL names, through fsspec. Only whole files are put in place."""
 
 import glob
 import hashlib
@@ -15,14 +15,14 @@ from urllib.request import Request, urlopen
 from lrec.common.files import locked, replacing, write_json
 from lrec.errors import UserError
 
-# Path makes s3:/bucket of s3://bucket.
+# Path turns s3://bucket into s3:/bucket.
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
 _TIMEOUT_S = 30
 
 
 def fetch(url: str, path: Path) -> None:
-    """Download `url` to `path` unless it is there; processes that want the same file wait for the first. Its size is
-    checked, and its MD5 where the server has one in the file `url`.md5."""
+    """Download `url` to `path` unless `path` exists. Processes that want the same file wait for the first. The file's
+    size is checked, and also its MD5 if the server has a file `url`.md5."""
     if path.exists():
         return
     try:
@@ -71,13 +71,13 @@ def url_of(path: Path | str) -> str | None:
 
 
 def place_of(url: str, folder: Path) -> Path:
-    """Where `copy_here` puts what a URL names."""
+    """The local path to which `copy_here` copies the file or folder of a URL."""
     return folder / url.replace("://", "/")
 
 
 def copy_here(url: str, folder: Path) -> None:
-    """Copy a file, a folder or the matches of a glob to `place_of(url, folder)`, but for what is there and unchanged;
-    what is no longer at the URL is removed. Processes that want the same folder wait for the first."""
+    """Copy a file, a folder or the matches of a glob to `place_of(url, folder)`. Unchanged files are not copied again;
+    files that the URL no longer has are removed. Processes that want the same folder wait for the first."""
     import fsspec
 
     known_file = folder / "copied.json"
@@ -101,12 +101,12 @@ def copy_here(url: str, folder: Path) -> None:
         raise UserError(f"{url} does not exist") from None
     except ImportError as error:
         raise UserError(f"{url} cannot be read: {error} (pip install 'lrec[cloud]')") from None
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each file system has its own errors
         raise UserError(f"{url} cannot be fetched ({type(error).__name__}: {error})") from None
 
 
 def _files_at(system: Any, root: str, here: Path) -> dict[str, Path]:
-    """The files of a file system that `root` names, and the place of each where `here` is that of `root`."""
+    """The files that `root` names in a file system, each with its local path; that of `root` itself is `here`."""
     parts = root.rstrip("/").split("/")
     has_magic = glob.has_magic(root) and not root.startswith("http")
     n_fixed = next((n for n, part in enumerate(parts) if has_magic and glob.has_magic(part)), len(parts))

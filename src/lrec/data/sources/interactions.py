@@ -117,7 +117,7 @@ class InteractionsDataModule(SequenceDataModule):
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of the folders in it by name, without data_dirs and what starts with . or _."""
+    """The files of a folder and its subfolders, by name, without data_dirs and names that start with . or _."""
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith((".", "_")):
             continue
@@ -128,7 +128,7 @@ def _data_files(folder: Path) -> Iterator[Path]:
 
 
 def _partition(file: Path) -> dict[str, str | None]:
-    """Columns and values that the column=value folders right above a file tell."""
+    """Columns and values from the column=value folders directly above a file."""
     values: dict[str, str | None] = {}
     for folder in file.parents:
         column, equals, value = folder.name.partition("=")

@@ -20,7 +20,7 @@ from lrec.data.sources.download import fetch
 from lrec.data.store.prepare import RawInteractions, source_hashes
 from lrec.errors import UserError
 
-# Where ml-VERSION.zip lies, most versions with ml-VERSION.zip.md5 beside it.
+# The address of ml-VERSION.zip and, for most versions, of ml-VERSION.zip.md5.
 OFFICIAL = "https://files.grouplens.org/datasets/movielens"
 
 Version = Literal["100k", "1m", "10m", "20m", "25m", "32m", "latest-small", "latest"]
@@ -84,7 +84,7 @@ class MovieLensDataModule(SequenceDataModule):
             named = [file for file in files if _version_of(file) == self.version]
             files = named or [file for file in files if _version_of(file) is None]
         ratings = [file for file in files if _layout(file.name) is not None]
-        # An unpacked data set often has its zip beside it.
+        # An unpacked data set often lies beside its zip.
         found = ratings or [file for file in files if file.suffix == ".zip" and _version_of(file)]
         wanted = "MovieLens ratings" if self.version is None else f"ratings of MovieLens {self.version}"
         if not found:
@@ -96,7 +96,7 @@ class MovieLensDataModule(SequenceDataModule):
 
 
 def _version_of(file: Path) -> str | None:
-    """The version that the file's name tells, or its folder's."""
+    """The version in the file's name, or else in its folder's name; None if there is none."""
     match = _VERSION.search(file.name) or _VERSION.search(file.resolve().parent.name)
     return match[1].lower() if match else None
 
@@ -107,7 +107,7 @@ def _layout(name: str) -> str | None:
 
 
 def _read_zip(file: Path) -> Iterator[Table]:
-    """Parse the one ratings member: nothing is unpacked to disk."""
+    """Parse the only ratings file of the zip, without unpacking it to disk."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = [name for name in archive.namelist() if _layout(name) is not None]
@@ -131,7 +131,7 @@ def _parse(parts: Iterable[bytes], file_name: str, name: str) -> Iterator[Table]
 
 
 def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Tabs for double colons, also for a pair that is cut between two pieces."""
+    """Replace double colons with tabs, also a pair that is cut between two pieces."""
     held = b""
     for part in parts:
         text = (held + part).replace(b"::", b"\t")

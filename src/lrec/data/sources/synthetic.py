@@ -1,4 +1,4 @@
-"""SyntheticDataModule: the embedded data set, drawn from a process whose least possible loss is known exactly. Shape
+"""SyntheticDataModule: the built-in data set, drawn from a process whose lowest possible loss is known exactly. Shape
 suffixes: U users, L items of a user, B histories, V items of the process, F feature pairs."""
 
 from dataclasses import asdict, dataclass
@@ -16,15 +16,15 @@ from lrec.data.store.prepare import RawInteractions
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 
-# Users whose items are drawn at once, and whose losses are computed at once. The drawn items do not depend on it.
+# Users whose items are drawn at once, and whose losses are computed at once. These numbers do not change the items.
 _DRAWN, _CHUNK = 2048, 512
 
 
 @dataclass(frozen=True)
 class Process:
-    """A popularity law times a pull of the last few items, of a rank that no small width can follow.
+    """A popularity law times a pull of the last few items. The rank of the pull is too high for a small width.
 
-    With items j = 0 .. V-1, x_1 the last item of a history, x_2 the one before it, and k running over the last
+    With items j = 0 .. V-1, x_1 the last item of a history, x_2 the item before it, and k running over the last
     min(memory, length of the history) items:
 
         p(next = j | history) = softmax_j( log p_j + sum_k w_k K[x_k, j] )
@@ -33,18 +33,18 @@ class Process:
         K[i, j] = sum_m s_m (a_m(i) b_m(j) - b_m(i) a_m(j)),   m = 1 .. F = V // 2
         s_m² ∝ (m + head)^-(1 + tail),   scaled so that 2 sum_m s_m² = signal
 
-    a_m and b_m are independent normal numbers per item, shifted and scaled to mean 0 and variance 1 under p. An item
-    with much of a_m calls for items with much of b_m, and one with much of b_m for items with little of a_m: tastes
-    turn and do not feed on themselves, so that no item calls for itself (K[i, i] = 0) and histories do not freeze.
+    a_m and b_m are independent normal numbers per item, shifted and scaled to mean 0 and variance 1 under p. After an
+    item with a large a_m, items with a large b_m are more likely; after an item with a large b_m, items with a small
+    a_m. Tastes change and do not reinforce themselves: no item pulls itself (K[i, i] = 0), and histories do not freeze.
 
-    Why loss falls with size: the pull has 2F features with a power-law spectrum, and a network of width d with a tied
-    table scores items through d numbers. The features it cannot hold, about those with 2m > d, cost half their
-    variance, about sum_{2m > d} s_m² ~ d^-tail nats, hence a power of N_body = 12 L d². It needs attention to reach
-    behind the last item. Past `memory` items nothing matters, so this conditional is exact for any input of at least
-    that many items, and -log p(target | input) averaged over targets is the least loss any model can reach on them (the
-    Bayes-optimal loss: in expectation nothing falls below it).
+    Why the loss falls with size: the pull has 2F features with a power-law spectrum, but a network of width d with a
+    tied table scores items through d numbers. The features that it cannot represent, about those with 2m > d, cost half
+    their variance, about sum_{2m > d} s_m² ~ d^-tail nats: a power of N_body = 12 L d². The network needs attention to
+    use items before the last one. Items older than the last `memory` do not matter, so p is exact for any input of at
+    least that many items. The mean of -log p(target | input) over targets is the lowest loss that any model can reach
+    on them (the Bayes-optimal loss: in expectation, no model is below it).
 
-    `SyntheticDataModule` says what each field is.
+    `SyntheticDataModule` documents the fields.
     """
 
     n_items: int
@@ -94,7 +94,7 @@ class Process:
     def logits(self, history_BL: np.ndarray) -> np.ndarray:
         """log p_j + sum_k w_k K[x_k, j] after histories of equal length (0 too), oldest item first, as (B, V) float32.
 
-        Row by row the same whatever the other rows are: sums of gathered rows, not a matrix product.
+        A row does not depend on the other rows: it is a sum of gathered rows, not part of a matrix product.
         """
         logits_BV = np.tile(np.log(self.popularity_V).astype(np.float32), (len(history_BL), 1))
         recent_BK = history_BL[:, ::-1][:, : self.memory]
@@ -119,12 +119,12 @@ class Process:
         return np.concatenate(list(drawn))
 
     def _invert(self, draws_BL: np.ndarray) -> np.ndarray:
-        """The items that uniform draws stand for."""
+        """Turn uniform draws into items."""
         items_BL = np.empty(draws_BL.shape, dtype=np.int32)
         for position, draws_B in enumerate(draws_BL.T):
             logits_BV = self.logits(items_BL[:, max(position - self.memory, 0) : position])
             upto_VB = np.exp(logits_BV).T.copy()
-            # numpy's cumsum of each user's weights adds the same numbers in the same order, in twice the time.
+            # np.cumsum of each user's weights adds the same numbers in the same order, but takes twice the time.
             for before_B, here_B in pairwise(upto_VB):
                 here_B += before_B
             items_BL[:, position] = np.minimum((upto_VB <= draws_B * upto_VB[-1]).sum(0), self.n_items - 1)
@@ -133,8 +133,8 @@ class Process:
     def bayes_loss(self, items_UL: np.ndarray, targets: Targets, catalogue_V: np.ndarray) -> float:
         """Mean -log p(target | the items before), in nats.
 
-        p is renormalised over the items of the catalogue (a mask), and targets outside it are left out, as they are for
-        a model. A model's input lacks items outside the catalogue, this one's does not.
+        As for a model, p is renormalised over the catalogue (`catalogue_V` is a mask), and targets outside it are left
+        out. Unlike a model, p also reads the items outside the catalogue that are in the history.
         """
         loss, known = 0.0, 0
         for position in np.unique(targets.positions_T):
@@ -150,7 +150,7 @@ class Process:
 
 
 class SyntheticDataModule(SequenceDataModule):
-    """Histories of equal length drawn from `Process`, which says what they are and why loss falls with size."""
+    """Histories of equal length drawn from `Process`, which defines them and says why the loss falls with size."""
 
     def __init__(
         self,
@@ -172,16 +172,16 @@ class SyntheticDataModule(SequenceDataModule):
         """Choose the size of the set and the process it is drawn from.
 
         Args:
-            n_users: Users.
-            n_items: Items of the process.
-            length: Interactions of each user.
+            n_users: Number of users.
+            n_items: Number of items of the process.
+            length: Number of interactions of each user.
             memory: Number of last items on which the next item depends, at most max_len.
             decay: Weight of an item divided by the weight of the item after it, above 0, at most 1.
             zipf: Exponent of popularity.
-            shift: Ranks by which the head of the popularity law is flattened.
-            signal: Variance of the logits that the history decides; about twice the nats it is worth.
-            tail: Exponent of the spectrum of the features: how slowly loss falls with width.
-            head: Feature pairs over which the head of the spectrum is flattened.
+            shift: Number added to the ranks, which flattens the head of the popularity law.
+            signal: Variance of the logits that the history decides; about twice the nats that the history saves.
+            tail: Exponent of the spectrum of the features: how fast the loss falls with width.
+            head: Number added to the index of each feature pair, which flattens the head of the spectrum.
             process_seed: Seed of the process and of the histories; `seed` is the seed of the order of training.
             max_len: Longest input, in items.
             targets_per_step: Largest number of targets in a global step, over all ranks and accumulated batches, on
@@ -205,17 +205,17 @@ class SyntheticDataModule(SequenceDataModule):
         return {"kind": "synthetic", "n_users": n_users, "length": length, "process": asdict(self.process)}
 
     def open_store(self) -> Store:
-        """The store; UserError where one was given that another process or size made, whose floor is another."""
+        """The store; UserError if a given store has another process or size, and so another floor."""
         store = super().open_store()
         if self.given_store is not None and store.meta["source"] != self.source():
             raise UserError(
-                f"{self.given_store} holds no synthetic set of these options: give those that it was drawn with, or "
-                "take it as --data lrec.InteractionsDataModule"
+                f"{self.given_store} holds no synthetic set of these options: set the options that it was drawn with, "
+                "or read it with --data lrec.InteractionsDataModule"
             )
         return store
 
     def read(self) -> RawInteractions:
-        """Draw the set, and compute its floor where the last item is the test target and the one before validates.
+        """Draw the set, and compute its floor for `LastItems`: test on the last item, validation on the item before.
 
         Raw ids are numbers with leading zeros: item 0 is the most popular.
         """

@@ -1,5 +1,5 @@
-"""One domain of a data set, cut where all of its domains together are cut: what is held out for a model of all domains
-is held out for one of the domain, so that one may start from the other and be compared with it.
+"""One domain of a data set, cut at the same places as all domains together. What is held out for a model of all
+domains is also held out for a model of one domain. So one model may start from the other and be compared with it.
 
 Shape suffixes: U users, N interactions, I items of the store.
 """
@@ -27,7 +27,7 @@ class DomainStore(Store):
 
     @cached_property
     def kept_N(self) -> np.ndarray:
-        """Which interactions of the whole store are the domain's."""
+        """Which interactions of the whole store belong to the domain."""
         in_domain_I = (self.item_table["domain"] == self.domain).fill_null(False).to_numpy()
         return in_domain_I[super()._map("items.npy")]
 
@@ -37,12 +37,12 @@ class DomainStore(Store):
 
     @cached_property
     def before_N1(self) -> np.ndarray:
-        """How many of the domain's interactions come before each of the whole store."""
+        """How many of the domain's interactions come before each interaction of the whole store."""
         return np.concatenate([[0], np.cumsum(self.kept_N)])
 
 
 def of_domain(split: Split, domain: str) -> Split:
-    """The parts of a split that are interactions with a domain's items; the catalogue is that of its training part."""
+    """The parts of a split that are interactions with a domain's items. The catalogue is its training items."""
     whole = split.store
     domains = whole.item_table["domain"].drop_nulls().unique().sort().to_list()
     if domain not in domains:
@@ -52,11 +52,11 @@ def of_domain(split: Split, domain: str) -> Split:
     first_U, before_N1 = whole.offsets_U1[:-1], store.before_N1
 
     def within(positions_U: np.ndarray) -> np.ndarray:
-        """How many of each user's first `positions_U` interactions are the domain's."""
+        """How many of each user's first `positions_U` interactions belong to the domain."""
         return before_N1[first_U + positions_U] - before_N1[first_U]
 
     def part(position_U: np.ndarray, number_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First position and number of a part's targets."""
+        """First position and number of the domain's targets in a part of the split, by user."""
         begin_U = np.maximum(position_U, 0)
         mine_U = np.where(position_U < 0, 0, within(begin_U + number_U) - within(begin_U))
         return np.where(mine_U > 0, within(begin_U), -1), mine_U

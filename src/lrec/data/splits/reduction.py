@@ -35,7 +35,7 @@ class Reduction:
     before: int = 0
 
     def __repr__(self) -> str:
-        # It is part of the data hash of runs that were trained before there was `since`.
+        # The repr is part of the data hash. Without `since`, it stays as it was before that option existed.
         names = ("users", "interactions", "recent", *(() if self.since is None else ("since", "before")))
         return f"Reduction({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
@@ -48,8 +48,8 @@ class Reduction:
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on. The entries are rows of the store, or
-    of `rows` (ascending rows of the store) where single interactions were dropped."""
+    """Training sequences: user u owns lengths_U[u] entries from starts_U[u] on. An entry is a row of the store. If
+    single interactions were dropped, it is a place in `rows`, which holds ascending rows of the store."""
 
     split: Split
     starts_U: np.ndarray
@@ -60,21 +60,21 @@ class TrainingPart:
         return self.split.store.items_N[self.rows_at(places)]
 
     def rows_at(self, places: np.ndarray) -> np.ndarray:
-        """The rows of the store that these entries are."""
+        """The store row of each entry."""
         return places if self.rows is None else self.rows[places]
 
     @property
     def n_positions(self) -> int:
-        """Positions of an epoch: every entry but each user's last."""
+        """Number of positions in an epoch: all entries except the last one of each user."""
         return int(np.maximum(self.lengths_U - 1, 0).sum())
 
     @cached_property
     def n_targets(self) -> int:
-        """U: targets of an epoch; a position has one where the event after it may be a target."""
+        """U, the number of targets in an epoch. A position has a target if the event after it may be one."""
         return self.targets_in(self.starts_U, np.maximum(self.lengths_U - 1, 0))
 
     def targets_in(self, starts: np.ndarray, lengths: np.ndarray) -> int:
-        """Targets of windows of so many positions."""
+        """Number of targets in windows that begin at `starts` and have `lengths` positions."""
         if (target_N := self.split.target_N) is None:
             return int(lengths.sum())
         places = (ranges(starts[some] + 1, lengths[some]) for some in blocks_of_users(lengths))
@@ -84,7 +84,7 @@ class TrainingPart:
         return {name: values for name, values in vars(self).items() if isinstance(values, np.ndarray)}
 
     def check(self) -> None:
-        """Fail loudly if an entry lies outside its user's unreduced training part."""
+        """Raise AssertionError if an entry lies outside its user's unreduced training part."""
         users = np.flatnonzero(self.lengths_U)
         first = self.rows_at(self.starts_U[users])
         last = self.rows_at(self.starts_U[users] + self.lengths_U[users] - 1)

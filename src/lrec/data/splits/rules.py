@@ -1,4 +1,4 @@
-"""Which interactions train, validate and test: where each user's sequence is cut.
+"""Which interactions are for training, validation and test: where each user's sequence is cut.
 
 Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffixes: U users, N
 interactions, I items of the store, V items of the catalogue, T targets of evaluation.
@@ -29,20 +29,20 @@ class SplitRule(ABC):
 
     @property
     def trained_on(self) -> str:
-        """What of the rule is part of the data hash."""
+        """The part of the rule that goes into the data hash."""
         return repr(self)
 
     @abstractmethod
     def cut(self, store: Store) -> "Split":
-        """Where each user is cut.
+        """Decide where each user's sequence is cut.
 
         Args:
-            store: `offsets_U1` tells whose interactions are whose, `items_N` and `times_N` (None where the source has
-                no times) are those interactions, user after user, each in time order.
+            store: `items_N` and `times_N` (None if the source has no times) are the interactions, user after user, each
+                user's in time order. `offsets_U1` tells which of them belong to which user.
         """
 
     def __call__(self, store: Store) -> "Split":
-        """Cut the store's users; UserError where the cut is not whole, leaks, or leaves nothing to train on."""
+        """Cut the store's users. Raise UserError if the cut is malformed, leaks, or leaves nothing to train on."""
         name = type(self).__name__
         if not is_dataclass(self):
             raise UserError(f"split {name}: make it a frozen dataclass, so that its options are part of its repr")
@@ -127,14 +127,14 @@ class UserSplit(SplitRule):
             raise UserError(f"split: validation {self.validation} and test {self.test} leave no user to train on")
 
     def cut(self, store: Store) -> "Split":
-        """Give each user to one part."""
+        """Assign each user to one part."""
         share_U, lengths_U = user_hashes(store, "part") / 2**64, np.diff(store.offsets_U1)
         validates_U = share_U < self.validation
         tests_U = ~validates_U & (share_U < self.validation + self.test)
         targets_U = np.maximum(lengths_U - 1, 0)
         for name, chosen_U in (("validation", validates_U), ("test", tests_U)):
             if not (targets_U * chosen_U).any():
-                raise UserError(f"split.{name} {getattr(self, name)}: none of the {store.n_users} users, give more")
+                raise UserError(f"split.{name} {getattr(self, name)}: no target in {store.n_users} users; increase it")
         return Split(
             store=store,
             train_U=np.where(validates_U | tests_U, 0, lengths_U),
@@ -224,14 +224,14 @@ class Split:
         return self.catalogue_index_I[self.store.items_N[self.rows_of(targets)]] >= 0
 
     def events(self, rows_N: np.ndarray) -> np.ndarray | None:
-        """What a network reads of interactions beside item and time, int64: the type of each, or, with features, the
-        rows of its table that each has, (N, F); None where it reads nothing."""
+        """What a network reads of interactions besides item and time, int64: the type of each, (N,), or, with features,
+        the rows of the network's feature table for each, (N, F). None if it reads nothing else."""
         if self.features is not None:
             return self.features(rows_N)
         return None if self.store.events_N is None else self.store.events_N[rows_N].astype(np.int64)
 
     def rows_of(self, targets: Targets) -> np.ndarray:
-        """The rows of the store that these targets are."""
+        """The store row of each target."""
         return self.store.offsets_U1[targets.users_T] + targets.positions_T
 
     def training_rows(self) -> Iterator[np.ndarray]:
@@ -248,7 +248,7 @@ class Split:
         return counts_I
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All that `of_arrays` needs, the counts included."""
+        """All arrays that `of_arrays` needs, including the counts."""
         found = {name: getattr(self, name) for name in (*(each.name for each in fields(self)), "counts_I")}
         return {name: values for name, values in found.items() if isinstance(values, np.ndarray)}
 
@@ -279,7 +279,7 @@ class Split:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of interactions in each part, of items in the catalogue and of held-out users."""
+        """Number of interactions in each part, of catalogue items and of held-out users."""
         lengths_U = np.diff(self.store.offsets_U1)
         return {
             "training": int(self.train_U.sum()),
@@ -291,7 +291,7 @@ class Split:
         }
 
     def of_users(self, chosen_U: np.ndarray) -> "Split":
-        """The same cut with targets and trajectories of the chosen users alone; the training part stays."""
+        """The same split, with only the targets and trajectories of the chosen users. The training part stays."""
         return replace(
             self,
             val_U=np.where(chosen_U, self.val_U, -1),
@@ -303,7 +303,7 @@ class Split:
         )
 
     def check(self) -> None:
-        """Fail loudly unless training < validation < test < trajectory holds within every user."""
+        """Raise AssertionError unless training < validation < test < trajectory holds within every user."""
         self._check_shapes()
         end_U = np.diff(self.store.offsets_U1)
         leaks = [self.held_out_U & (self.train_U > 0)]
@@ -315,7 +315,7 @@ class Split:
         refuse_leak(np.logical_or.reduce(leaks))
 
     def _check_shapes(self) -> None:
-        """Fail loudly unless every array has an entry for each user, and the entries make sense."""
+        """Raise AssertionError unless every array has a valid entry for each user."""
         n_users = self.store.n_users
         for name, values_U in vars(self).items():
             kinds, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
@@ -331,12 +331,12 @@ class Split:
                 user = int(wrong_U.argmax())
                 raise AssertionError(
                     f"user {user} (store index) has {part}_U {first_U[user]} and {part}_targets_U {number_U[user]}: "
-                    "a position and a number of targets, or -1 and 0"
+                    "give a position and a number of targets, or -1 and 0"
                 )
 
     def check_times(self, validation: bool = True) -> None:
-        """Fail loudly unless everyone's training < everyone's validation < everyone's test holds in time, or the one
-        before test alone, where validation does not follow on training in time."""
+        """Raise AssertionError unless training < validation < test holds in time, over all users together. Without
+        `validation`, only check that training and validation lie before the test."""
         assert self.store.times_N is not None
         latest, none_U = None, np.zeros_like(self.train_U)
         train, val, test = (none_U, self.train_U), (self.val_U, self.val_targets_U), (self.test_U, self.test_targets_U)
@@ -358,28 +358,28 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def blocks_of_users(lengths_U: np.ndarray, most: int = 1 << 22) -> Iterator[slice]:
-    """All users in blocks of about so many entries, so that what is computed of each entry needs little memory."""
+    """All users in blocks of about `most` entries, so that a computation over the entries needs little memory."""
     ends_U = np.cumsum(lengths_U)
     bounds = np.searchsorted(ends_U, np.arange(0, int(ends_U[-1]) if len(ends_U) else 0, most), side="right")
     yield from (slice(begin, end) for begin, end in pairwise([*bounds.tolist(), len(ends_U)]))
 
 
 def refuse_leak(leaks_U: np.ndarray) -> None:
-    """Fail loudly if one of the users has a held-out position in the training part."""
+    """Raise AssertionError if one of the users has a held-out position in the training part."""
     if leaks_U.any():
         user = int(leaks_U.argmax())
         raise AssertionError(f"leak: held-out positions in the training part of user {user} (store index)")
 
 
 def user_hashes(store: Store, purpose: str) -> np.ndarray:
-    """A number below 2**64 for each user, uint64: the hash of the raw id, drawn separately for each purpose."""
+    """A 64-bit hash of each user's raw id, uint64, different for each purpose."""
     key = purpose.encode()
     digests = b"".join(blake2b(raw.encode(), digest_size=8, key=key).digest() for raw in store.raw_user_ids)
     return np.frombuffer(digests, dtype="<u8")
 
 
 def chosen_users(store: Store, purpose: str, share: float) -> np.ndarray:
-    """Users whose hash falls below the share of all numbers."""
+    """Which users are in a share of all users, chosen by their hash, bool (U,)."""
     if share in (0, 1):
         return np.full(store.n_users, bool(share))
     return user_hashes(store, purpose) < np.uint64(int(share * 2**64))

@@ -64,17 +64,19 @@ class GlobalTemporal(SplitRule):
 
     @property
     def trained_on(self) -> str:
-        """Without what only the test depends on, so that a run may be tested in several ways, and without options that
-        came later where they are not set, so that earlier runs keep their data hash."""
+        """Options that only affect the test are left out, so that a run may be tested in several ways. Later options
+        are left out if they are not set, so that the data hash of earlier runs stays the same."""
         options = {name: getattr(self, name) for name in ("validate_from", "test_from", "targets")}
         if self.validate_by != "time":
             options["validate_by"] = self.validate_by
         if self.validate_by == "users":
             options["held_out_users"] = self.held_out_users
+        if self.targets == "random" and self.seed:  # it draws the targets of the validation too
+            options["seed"] = self.seed
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
     def cut(self, store: Store) -> Split:
-        """Cut by time; times are checked for leaks over all users."""
+        """Cut by time, and check for leaks in time over all users."""
         if store.times_N is None:
             raise UserError("a split by time needs times, and the data have none: choose LastItems")
         times = {"test_from": (second := cut_time(store, "split.test_from", self.test_from))}
@@ -111,8 +113,8 @@ class GlobalTemporal(SplitRule):
     def _validation(
         self, store: Store, before_U: np.ndarray | None, seen_U: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each user the length of the training part, the position of the first validation target, and the number of
-        these."""
+        """For each user, the length of the training part, the position of the first validation target (-1 if there is
+        none), and the number of validation targets."""
         if before_U is not None:
             return before_U, *self._targets(store, "validation", self.targets, before_U, seen_U)
         if self.validate_by == "last_item":
@@ -142,7 +144,7 @@ class GlobalTemporal(SplitRule):
 
 
 def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) -> int:
-    """The earliest time that comes after the cut, in the store's unit; a duration begins at the time `since`."""
+    """The earliest time that comes after the cut, in the store's unit. A duration counts from the time `since`."""
     assert store.times_N is not None
     if isinstance(cut, float):
         place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
@@ -165,7 +167,7 @@ def in_units(store: Store, option: str, duration: str) -> int:
 
 
 def _time_unit(store: Store, option: str) -> int:
-    """How many units of the store's times make a second."""
+    """Number of the store's time units in a second."""
     unit = store.time_unit
     if unit not in TIME_UNITS:
         raise UserError(f"{option}: the data's times are no dates; give a share or a number")
@@ -182,9 +184,9 @@ def _instant(option: str, cut: str) -> datetime:
 
 
 def count_before(store: Store, time: int) -> np.ndarray:
-    """Each user's number of interactions before the time, which are the first ones, in order of time."""
+    """Number of interactions of each user before the time; these are the user's first ones."""
     assert store.times_N is not None
-    has_U = np.diff(store.offsets_U1) > 0  # reduceat gives an empty user the next one's first interaction
+    has_U = np.diff(store.offsets_U1) > 0  # reduceat would count the next user's first interaction for an empty user
     before_U = np.zeros(store.n_users, dtype=np.int64)
     before_U[has_U] = np.add.reduceat(store.times_N < time, store.offsets_U1[:-1][has_U], dtype=np.int64)
     return before_U

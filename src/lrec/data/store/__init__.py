@@ -1,1 +1,1 @@
-"""Rows to a store: order, duplicates, k-core, statistics, and the store itself."""
+"""From rows to a store: order, duplicates, k-core, statistics, and the store itself."""

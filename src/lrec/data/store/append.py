@@ -1,7 +1,7 @@
-"""New rows behind those of a store: the store of all rows, without reading the old ones from raw data again.
+"""Append new rows to those of a store. The result is a store of all rows; the old raw data are not read again.
 
-Users, items and types of event are numbered as a preparation of all rows numbers them, so arrays, tables and statistics
-are the same, bit for bit. Only what meta.json says of the source differs: it lists the parts.
+Users, items and types of event get the same numbers as in a preparation of all rows, so arrays, tables and statistics
+are the same, bit for bit. Only the source in meta.json differs: it lists the parts.
 
 Shape suffixes: N rows, U users of the store, I items of the store.
 """
@@ -17,37 +17,35 @@ from lrec.data.store.ordering import Ordered, in_time_order
 from lrec.data.store.store import Store
 from lrec.errors import UserError
 
-_ANEW = "prepare all rows anew"
+_ANEW = "prepare all rows again"
 _READ_BY_COLUMN = ("interactions", "movielens", "parts")  # kinds of sources
 
 
 def refuse_append(store: Store) -> None:
-    """UserError where the store does not hold or know what equality with a preparation of all rows needs."""
+    """Raise UserError if the store lacks something that it needs to equal a preparation of all rows."""
     where, kind = f"{store.path} cannot be appended to", store.meta["source"].get("kind")
     if (k := store.meta["options"]["k_core"]) > 1:
-        raise UserError(
-            f"{where}: what its k_core {k} dropped may belong to the core of all rows, and is gone: {_ANEW}"
-        )
+        raise UserError(f"{where}: the rows that its k_core {k} dropped may belong to the core of all rows: {_ANEW}")
     if kind not in _READ_BY_COLUMN:
-        raise UserError(f"{where}: its rows were not read from columns by name, but by a class of their own: {_ANEW}")
+        raise UserError(f"{where}: its rows were not read from columns by name, but by a class of its own: {_ANEW}")
     if (repeats := store.meta["reading"].get("repeats", True)) is not True:
-        raise UserError(f"{where}: what its repeats {json.dumps(repeats)} dropped is gone: {_ANEW}")
+        raise UserError(f"{where}: the rows that its repeats {json.dumps(repeats)} dropped are missing: {_ANEW}")
     if store.meta.get("features"):
-        raise UserError(f"{where}: it has features, which new rows cannot be joined to: {_ANEW}")
+        raise UserError(f"{where}: it has features, which new rows cannot get: {_ANEW}")
 
 
 def refuse_other_unit(store: Store, facts: dict[str, Any]) -> None:
-    """UserError where the times of new rows, of which these are the facts, are in another unit."""
+    """Raise UserError if the times of the new rows, described by `facts`, are in another unit."""
     mine, theirs = (each.get("time_unit") for each in (store.facts, facts))
     if mine != theirs:
-        raise UserError(f"the times of {store.path} are in {mine}, those of the new rows in {theirs}")
+        raise UserError(f"the times of {store.path} are in {mine}, but the times of the new rows are in {theirs}")
 
 
 class Earlier:
-    """The rows of a store, as those that stand before the new ones in the source."""
+    """The rows of a store, which come before the new ones in the source."""
 
     def __init__(self, store: Store, encoder: Encoder) -> None:
-        """Begin the codes of `encoder` with the store's own numbers."""
+        """Encode the store's ids first, so that their codes are the store's indices."""
         self.store = store
         self._drops_duplicates, self._duplicates_known = False, True
         table, lengths_U = store.item_table, np.diff(store.offsets_U1)
@@ -60,24 +58,24 @@ class Earlier:
 
     @property
     def n_rows(self) -> int:
-        """Rows of its source, those dropped as duplicates included."""
+        """Number of rows in the store's source, including dropped duplicates."""
         return int(self.store.statistics["interactions"] + self.store.statistics["duplicates_dropped"])
 
     def look_at(self, frame: pl.DataFrame) -> None:
-        """Take note of a frame of new rows; UserError where it has other columns than the store."""
+        """Note what columns a frame of new rows has; raise UserError if they differ from the store's."""
         store, names = self.store, frame.columns
         known = {"time": store.times_N is not None, "event": store.events_N is not None}
         for name, has in (known | {"domain": self._domain_I is not None}).items():
             if (name in names) != has:
-                raise UserError(f"the new rows have {'no' if has else 'a'} {name}, other than those of {store.path}")
+                raise UserError(f"the new rows have {'no' if has else 'a'} {name}, unlike the rows of {store.path}")
         self._drops_duplicates |= REST in names
-        # A hash that is not 0 is of columns that the store does not keep, as a row's own domain is.
+        # The store does not keep the columns behind a hash that is not 0, and no domain of a single row.
         if (REST in names and (frame[REST] != 0).any()) or "domain" in names:
             self._duplicates_known = False
 
     def followed_by(self, new: Ordered, users: Ranked, items: Ranked) -> Ordered:
-        """The store's rows and new ones of the same users, in order; at the same time the store's come first."""
-        place_U = users.rank_K[: self.store.n_users]  # ascending, as ids are in the order of their text in both
+        """The store's rows and new rows of the same users, in order. At equal times, the store's rows come first."""
+        place_U = users.rank_K[: self.store.n_users]  # ascending, because ids are in text order in both
         end = new.first_user + len(new.lengths_U)
         mine = slice(*np.searchsorted(place_U, [new.first_user, end]))
         bounds_U1 = self.store.offsets_U1[mine.start : mine.stop + 1]
@@ -93,7 +91,7 @@ class Earlier:
         return Ordered(new.first_user, lengths_U, {name: column[order_N] for name, column in rows.items()})
 
     def _columns(self, rows: slice, items: Ranked) -> Rows:
-        """Columns of the store's rows, as `Ordered` has them; their number in the source is below that of new ones."""
+        """Columns of the store's rows, as `Ordered` has them. Their `row` is -1, below that of all new rows."""
         items_N = self.store.items_N[rows]
         columns = {"item": items.rank_K[items_N]}
         if self.store.times_N is not None:
@@ -105,9 +103,9 @@ class Earlier:
         return columns
 
     def _fresh(self, old: Rows, new: Rows) -> np.ndarray:
-        """Which new rows the store does not have; UserError where it does not know."""
+        """Which new rows the store does not have; raise UserError if it cannot tell."""
         fresh_N = np.ones(len(new["item"]), dtype=bool)
-        if "time" in old and len(fresh_N):  # rows of the new ones' time are few
+        if "time" in old and len(fresh_N):  # few old rows are as late as the new ones
             recent_N = old["time"] >= new["time"].min()
             old = {name: column[recent_N] for name, column in old.items()}
         names = [name for name in old if name not in ("domain", "row")]
@@ -116,7 +114,7 @@ class Earlier:
         if not (self._duplicates_known or fresh_N.all()):
             count = np.count_nonzero(~fresh_N)
             raise UserError(
-                f"{count:,} of the new rows agree with rows of {self.store.path} in all columns that it keeps; whether "
-                f"they are the same rows others would tell: leave them out, or {_ANEW}"
+                f"{count:,} of the new rows agree with rows of {self.store.path} in all columns that it keeps, but "
+                f"may differ in columns that it does not keep: leave these rows out, or {_ANEW}"
             )
         return fresh_N

@@ -1,4 +1,4 @@
-"""Raw ids as integers, and so whole rows. Shape suffixes: N rows, K ids."""
+"""Encode raw ids, and so whole rows, as integers. Shape suffixes: N rows, K ids."""
 
 from typing import NamedTuple
 
@@ -9,12 +9,12 @@ from lrec.data.store.store import MOST_EVENT_TYPES, MOST_FEATURE_VALUES
 from lrec.errors import UserError
 
 Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
-REST = "rest"  # a hash of the columns without a name of their own: only rows that are equal there too are duplicates
-FEATURE = "feature."  # how the name of a column begins that is read beside the ids; then follows its own name
+REST = "rest"  # a hash of all other columns: only rows that are equal in it too are duplicates
+FEATURE = "feature."  # prefix of feature columns, before the column's own name
 SEPARATOR = "|"  # between the values of an entry that has several
-FILE_DOMAIN = "file_domain"  # one that belongs to the file, not to the row: rows that differ only in it are duplicates
+FILE_DOMAIN = "file_domain"  # a domain of the file, not of the row: rows that differ only in it are duplicates
 
-# Integers below this are looked up in an array; others are encoded as text. On 3 million rows of MovieLens's kind, the
+# Integers below this are looked up in an array; others are encoded as text. On 3 million rows like MovieLens's, the
 # array takes a seventh of the time of text.
 _DIRECT = 1 << 24
 _UNKNOWN = np.uint32(0xFFFFFFFF)
@@ -24,7 +24,7 @@ class Ranked(NamedTuple):
     """Ids in text order."""
 
     ids: pl.Series
-    rank_K: np.ndarray  # each code's place among them, int32
+    rank_K: np.ndarray  # each code's place in ids, int32
     counts: np.ndarray  # rows of each id
 
 
@@ -35,7 +35,7 @@ class RankedIds(NamedTuple):
     items: Ranked
     domains: Ranked
     events: Ranked
-    features: dict[str, Ranked | None]  # by column; None: of numbers
+    features: dict[str, Ranked | None]  # by column; None: a column of numbers
 
 
 class Ids:
@@ -49,7 +49,7 @@ class Ids:
         self._code_of_integer = np.zeros(0, dtype=np.uint32)
 
     def encode(self, ids: pl.Series, rows_N: np.ndarray | None = None) -> np.ndarray:
-        """The code of each id, which counts as one row, or as so many."""
+        """The code of each id. An id counts as one row, or as the number in `rows_N`."""
         if ids.dtype.is_integer() and len(ids) and 0 <= ids.min() <= ids.max() < _DIRECT:  # type: ignore[operator]
             codes_N = self._encode_integers(ids.cast(pl.Int64).to_numpy())
         else:
@@ -88,13 +88,13 @@ class Ids:
 
 
 class Encoder:
-    """Frames of raw interactions as rows of integers, with the ids of users, items, domains and types of event."""
+    """Encodes frames of raw interactions as rows of numbers; keeps the ids of users, items, domains, types of event."""
 
     def __init__(self, name: str) -> None:
         self._name = name  # of the data set, for messages
         self.n_rows = 0
         self.users, self.items, self.domains, self.events = Ids(), Ids(), Ids(), Ids()
-        self.features: dict[str, Ids | None] = {}  # by column; None: of numbers
+        self.features: dict[str, Ids | None] = {}  # by column; None: a column of numbers
 
     def encode(self, frame: pl.DataFrame) -> Rows:
         self._refuse_unfit(frame)
@@ -136,7 +136,7 @@ class Encoder:
         return RankedIds(self.users.ranked(), self.items.ranked(), self.domains.ranked(), events, features)
 
     def _refuse_unfit(self, frame: pl.DataFrame) -> None:
-        """Raise UserError where a data set's `read` gives a frame that is not as `RawInteractions` says."""
+        """Raise UserError if a data set's `read` returns a frame that `RawInteractions` does not allow."""
         name = self._name
         if missing := {"user", "item"} - set(frame.columns):
             found = ", ".join(frame.columns)

@@ -1,4 +1,4 @@
-"""Long work: the next thing is made in a thread while the current one is used, and stderr tells how far it is."""
+"""Long work: a thread makes the next thing while the current one is used, and stderr shows the progress."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-THREADS = 2  # things in work at a time; each adds to the peak memory
+THREADS = 2  # things that are made at a time; each adds to the peak memory
 
 
 def ahead(things: Iterable[T]) -> Iterator[T]:
-    """The same things; the next one is made in a second thread while the current one is used."""
+    """The same things; a second thread makes the next one while the current one is used."""
     iterator = iter(things)
     for thing in map_ahead(lambda _: next(iterator, None), count(), threads=1):
         if thing is None:
@@ -24,9 +24,9 @@ def ahead(things: Iterable[T]) -> Iterator[T]:
 
 
 def map_ahead(function: Callable[[T], R], things: Iterable[T], threads: int = THREADS) -> Iterator[R]:
-    """function(thing) for each thing, in order; of several failures, that of the earliest thing is raised."""
-    # Never shut down, because that waits for its threads: a generator that is dropped half-way may be closed by the
-    # garbage collector, in a thread that holds a lock which those threads need. They end when nothing refers to it.
+    """function(thing) for each thing, in order. If several fail, the error of the earliest thing is raised."""
+    # The pool is never shut down, because that waits for its threads. The garbage collector may close an unfinished
+    # generator in a thread that holds a lock which they need. They end when nothing refers to the pool.
     pool = ThreadPoolExecutor(threads)
     coming: deque[Future[R]] = deque()
     iterator = iter(things)
@@ -46,8 +46,8 @@ def map_ahead(function: Callable[[T], R], things: Iterable[T], threads: int = TH
 
 
 class Progress:
-    """Rows and seconds of each stage, after two silent seconds: in one line of a terminal, or in a line every ten
-    seconds elsewhere."""
+    """Prints rows and seconds of each stage, after two silent seconds. A terminal gets one line per stage, which is
+    updated in place; any other output gets a line every ten seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._stage, self._rows = clock, "", 0

@@ -1,4 +1,4 @@
-"""Arrays that one process of a machine makes, and all of them map into memory."""
+"""Arrays that one process of a machine makes, and all its processes map into memory."""
 
 import atexit
 import os
@@ -19,7 +19,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def made_once(folder: Path, name: str, make: Callable[[], Arrays]) -> Arrays:
-    """What `make` gives, from the files of that name in the folder, which the first process writes."""
+    """The arrays that `make` returns. The first process writes them to `folder`/`name`; all processes map them."""
     mine = folder / name
     if not mine.exists():
         with locked(folder / f".{name}.lock"):
@@ -33,8 +33,8 @@ def made_once(folder: Path, name: str, make: Callable[[], Arrays]) -> Arrays:
 
 
 def made_beside(store: Store, what: str, options: Any, make: Callable[[], Arrays]) -> Arrays:
-    """The same, beside the store, or among this machine's temporary files where nothing can be written there; of this
-    store, these options and lrec's code as it is now."""
+    """`made_once` in the store's folder, or in a temporary folder if the store's is not writable, or else in memory.
+    The name depends on `what`, the store, the options and the current code of lrec."""
     name = f"{what}-{json_hash([store.hash, options, _code_hash()])[:16]}"
     with suppress(OSError):
         return made_once(store.path / "made", name, make)
@@ -49,7 +49,7 @@ def _code_hash() -> str:
 
 
 def shared_folder(token: str) -> Path:
-    """A folder of this user's on this machine for processes that have the same token; it goes with its maker."""
+    """This user's temporary folder for processes with the same token; its maker removes it when it ends."""
     folder = Path(tempfile.gettempdir()) / f"lrec-plans-{os.getuid()}-{token}"
     try:
         folder.mkdir(mode=0o700)
@@ -62,5 +62,5 @@ def shared_folder(token: str) -> Path:
 
 
 def _remove(folder: Path, maker: int) -> None:
-    if os.getpid() == maker:  # not a process that was forked from it
+    if os.getpid() == maker:  # not in a process that was forked from the maker
         shutil.rmtree(folder, ignore_errors=True)

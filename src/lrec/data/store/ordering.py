@@ -1,8 +1,8 @@
-"""Rows of any number, in bounded memory: kept in the order of their source, then handed out user after user.
+"""Order any number of rows in bounded memory: they come in the order of the source and leave user after user.
 
-Rows are columns of integers, in pieces. They stay in memory up to a limit; beyond it they go to a file. Either way
-every piece is split into ranges of users of a size that fits, and each range is ordered by itself, so the result is the
-same.
+Rows are columns of numbers, in pieces. They stay in memory up to a limit; beyond it they go to a file. Either way,
+every piece is split into ranges of users that fit into memory, and each range is ordered by itself. So the result is
+the same.
 
 Shape suffixes: N rows of a range, U users, I items, K ids.
 """
@@ -19,8 +19,8 @@ from lrec.data.store.encoding import FILE_DOMAIN, REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
 from lrec.data.store.store import write_array
 
-# Which interactions of a user with an item stay: all (True), the first in time (False), or all that do not come right
-# after another, once users and items of fewer than k interactions are gone too.
+# Which interactions of a user with the same item stay: all (True), the first in time (False), or all that do not come
+# directly after another one, also after the k-core has dropped users and items.
 Repeats = bool | Literal["not_in_a_row"]
 
 
@@ -30,7 +30,7 @@ class RowBuffer:
     def __init__(self, file: Path, limit: float) -> None:
         self._file, self._limit, self._size = file, limit, 0
         self._held: list[Rows] = []
-        # Of each piece in the file: its offset, its number of rows, and the types of its columns.
+        # For each piece in the file: its offset, its number of rows, and the types of its columns.
         self._written: list[tuple[int, int, dict[str, np.dtype]]] = []
         self.spilled = False
 
@@ -61,7 +61,7 @@ class RowBuffer:
         return part
 
     def drain(self) -> Iterator[Rows]:
-        """The pieces, freed as they go."""
+        """The pieces in order; the buffer frees each one when it returns it."""
         if self.spilled:
             yield from map(self.part, range(len(self._written)))
             self._file.unlink()
@@ -75,8 +75,8 @@ class Ordered(NamedTuple):
 
     first_user: int
     lengths_U: np.ndarray  # interactions of each user
-    columns: Rows  # item, and where there are any: time, event, domain or FILE_DOMAIN, and row (number in the source)
-    repeats_dropped: int = 0  # interactions with an item that the user already had, or had just had
+    columns: Rows  # item, and if there are any: time, event, features, domain or FILE_DOMAIN, row (number in source)
+    repeats_dropped: int = 0  # interactions that `Repeats` does not allow
     in_a_row: bool = True  # whether a user may have an item twice in a row
 
     @property
@@ -89,8 +89,8 @@ class Ordered(NamedTuple):
         return np.repeat(np.arange(len(self.lengths_U)), self.lengths_U)
 
     def those_kept(self, kept_U: np.ndarray, kept_I: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which interactions are those of kept users with kept items, without what is then twice in a row where that is
-        not allowed; and how many these are of each user."""
+        """Which interactions of kept users with kept items stay, and how many these are for each user. If `in_a_row` is
+        False, an item that would then come twice in a row is dropped too."""
         mine_U, users_N, items_N = kept_U[self.first_user :][: len(self.lengths_U)], self.users_N, self.columns["item"]
         kept_N = mine_U[users_N] & kept_I[items_N]
         if not self.in_a_row:
@@ -100,20 +100,20 @@ class Ordered(NamedTuple):
 
 
 def _again(users_N: np.ndarray, items_N: np.ndarray) -> np.ndarray:
-    """Which interactions are with the item of the one before, of the same user."""
+    """Which interactions have the same user and the same item as the one before."""
     return np.append(False, (users_N[1:] == users_N[:-1]) & (items_N[1:] == items_N[:-1]))[: len(users_N)]
 
 
 def ordered(
     rows: RowBuffer, folder: Path, users: Ranked, items: Ranked, range_rows: int, repeats: Repeats
 ) -> Iterator[Ordered]:
-    """Rows by (user, time, place in the source), without those that are identical to an earlier one.
+    """Rows by (user, time, place in the source); with REST, without rows that are identical to an earlier one.
 
-    `rows` has the columns user and item (codes), and where there are any, time, event, domain, row and REST; it is
-    consumed. Ranges of users lie in `folder` if it spilled, each of no more than `range_rows` unless a user has more.
+    `rows` has the columns user and item (codes), and if there are any, time, event, features, domain, row and REST; it
+    is consumed. If it spilled, the ranges of users lie in `folder`. Each range has about `range_rows` rows.
 
-    They are split at once, in the thread of the caller, because freed memory is reused by the thread that allocated it;
-    each range is ordered when it is needed.
+    The rows are split at once, in the thread of the caller, because freed memory is reused by the thread that allocated
+    it. Each range is ordered when it is needed.
     """
     bounds = _ranges(users.counts, range_rows)
     n_ranges = len(bounds) - 1
@@ -134,7 +134,7 @@ def ordered(
     def order(number: int) -> Ordered:
         begins_and_ends = ((cut[number], cut[number + 1]) for cut in cuts)
         parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
-        if not parts:  # as where rows are appended to a store, none of them of these users
+        if not parts:  # happens if rows are appended to a store, but none for these users
             parts = [split.part(0, 0, 0)]
         return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), items.rank_K, repeats)
 
@@ -196,8 +196,8 @@ def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, 
 
 
 def in_time_order(users_N: np.ndarray, times_N: np.ndarray | None, two_runs: bool = False) -> np.ndarray:
-    """Indices that sort by (user, time), or by user; equal ones keep their order. `two_runs`: the rows are
-    two pieces, each of them in order."""
+    """Indices that sort by (user, time), or by user if there are no times; equal rows keep their order. `two_runs`: the
+    rows are two pieces, and each piece is in order."""
     keys_N = users_N.astype(np.int64)
     if times_N is not None and len(keys_N):
         least = int(times_N.min())
@@ -209,9 +209,9 @@ def in_time_order(users_N: np.ndarray, times_N: np.ndarray | None, two_runs: boo
 
 
 def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
-    """Indices that sort integers of at least 0; equal ones keep their order.
+    """Indices that sort integers of at least 0; equal integers keep their order.
 
-    A radix sort, least significant digits first: numpy's stable argsort of 16-bit integers is one too.
+    This is a radix sort, least significant digits first. numpy's stable argsort of 16-bit integers is a radix sort too.
     """
     order_N = np.argsort(keys_N.astype(np.uint16), kind="stable")
     for shift in range(16, int(keys_N.max(initial=0)).bit_length(), 16):
@@ -221,8 +221,8 @@ def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
 
 
 def _first_of_equal(users_N: np.ndarray, rows: Rows, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
-    """Whether each row, in order, is the first of those that are equal in all but their place and their file; `rest_N`
-    is still in the order of the source, because only few of its entries are needed."""
+    """Whether each row, in order, is the first of all rows that are equal except in `row` and FILE_DOMAIN. `rest_N` is
+    still in the order of the source, because only few of its entries are needed."""
     fresh_N = np.ones(len(users_N), dtype=bool)
     suspects = np.arange(len(users_N))
     if "time" in rows:
@@ -256,9 +256,9 @@ class Spool:
 def find_core(
     parts: Callable[[], Iterable[Ordered]], n_users: int, n_items: int, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which users and which items belong to the largest subset in which each has at least k interactions; `parts` gives
-    all interactions, once a round. What has left may bring others next to each other, and what is then twice in a row
-    may leave too: that makes counts no larger either, so there is a largest subset in any case."""
+    """Which users and items belong to the largest subset in which each has at least k interactions. `parts` gives all
+    interactions, once per round. Dropped interactions may bring equal items next to each other, and then a repeat
+    may be dropped too. Counts never grow in this way, so a largest subset always exists."""
     alive_U, alive_I = np.ones(n_users, dtype=bool), np.ones(n_items, dtype=bool)
     while True:
         counts_U, counts_I = np.zeros(n_users, dtype=np.int64), np.zeros(n_items, dtype=np.int64)

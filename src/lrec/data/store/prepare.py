@@ -1,8 +1,8 @@
-"""Raw interactions in, a store out: k-core to its fixed point, stable order, integer encoding, statistics.
+"""Make a store from raw interactions: k-core to its fixed point, stable order, integer encoding, statistics.
 
-Reading, ordering and encoding are written by hand, block by block: Polars' streaming engine and DuckDB make the same
-arrays of 20 million rows in 1.8 and 2.6 times the time and three to four times the memory, without the row number of a
-mistake (benchmarks/prepare.md).
+Reading, ordering and encoding are written by hand and work block by block. For the same arrays of 20 million rows,
+Polars' streaming engine and DuckDB need 1.8 and 2.6 times the time and three to four times the memory, and they do not
+give the row number of a mistake (benchmarks/prepare.md).
 
 Shape suffixes: N interactions, U users, I items.
 """
@@ -33,9 +33,9 @@ from lrec.data.store.writing import StoreWriter
 from lrec.errors import UserError
 
 _GIB = 1 << 30
-_ORDERING_BYTES = 512  # a row of a range of users while it is ordered, including all copies
+_ORDERING_BYTES = 512  # memory per row while a range of users is ordered, including all copies
 _TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\..+\.[0-9a-f]{8}\.tmp")
-# Size, mtime and SHA-256 of each source that this process has looked at, by its path; for each data_dir.
+# For each data_dir: size, mtime and SHA-256 of each source that this process has looked at, by its path.
 _hashed: dict[Path, dict[str, list[Any]]] = defaultdict(dict)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -43,16 +43,16 @@ _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIS
 
 @dataclass(frozen=True)
 class RawInteractions:
-    """What a data set hands over: its rows in the order of the source, and facts about itself.
+    """What a data set returns: its rows in the order of the source, and facts about itself.
 
     Attributes:
-        frame: A frame, or consecutive ones, with columns user and item (strings or integers), time (integers, absent
-            where the source has none), event (string or integers, optional), domain or FILE_DOMAIN (string, optional)
-            and REST (uint64, optional), none of them null, and columns that are read beside these (their names after
-            FEATURE; strings or floats, null where missing). Where there is REST, of rows that are equal in all columns
-            but FILE_DOMAIN the first is kept. Consecutive frames are made in a thread.
-        facts: JSON-able: kept in meta.json, e.g. time_unit ("s", "ms" or "us"), floor. Or what tells them
-            after the last frame.
+        frame: A frame, or consecutive frames, which are made in a thread. The columns are user and item (strings or
+            integers), time (integers; absent if the source has none), event (strings or integers, optional), domain or
+            FILE_DOMAIN (strings, optional) and REST (uint64, optional), all without nulls, and features (strings or
+            floats, null if missing), whose names begin with FEATURE. If there is REST, only the first of the rows that
+            are equal in all columns except FILE_DOMAIN is kept.
+        facts: JSON-able facts for meta.json, such as time_unit ("s", "ms" or "us") and floor. Or a function that
+            returns them after the last frame.
     """
 
     frame: pl.DataFrame | Iterable[pl.DataFrame]
@@ -64,7 +64,7 @@ class RawInteractions:
 
 
 def store_path(data_dir: Path, name: str, source: dict[str, Any], k_core: int) -> Path:
-    """Where the store of this source and these options lies; UserError where these cannot name one."""
+    """The path of the store of this source and these options; UserError if `name` or `source` is not valid."""
     if not re.fullmatch(r"[\w-]+", name):
         raise UserError(f"store_name {name!r}: letters, digits, _ and - are allowed")
     try:
@@ -83,12 +83,12 @@ def prepare_store(
     reading: dict[str, Any] | None = None,
     earlier: Store | None = None,
 ) -> Path:
-    """Write the store unless it is there, and return its path. Processes that want the same store wait for the first.
+    """Write the store unless it exists, and return its path. Processes that want the same store wait for the first one.
 
-    The store does not depend on `memory_gib` (None: half of what is available): rows that do not fit go to a temporary
-    folder in it. `reading` says how the raw data were read, to those who have only the store; of it, `repeats` decides
-    which interactions of a user with an item stay. The rows of the store `earlier` come before those that are read: see
-    `append_to`.
+    The store does not depend on `memory_gib` (None: half of the available memory): rows that do not fit go to a
+    temporary folder inside the store. `reading` records how the raw data were read; its entry `repeats` decides which
+    interactions of a user with the same item stay. The rows of the store `earlier` come before the rows that are read:
+    see `append_to`.
     """
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
     if not path.exists():
@@ -109,11 +109,11 @@ def append_to(
     data_dir: Path,
     memory_gib: float | None = None,
 ) -> Path:
-    """Write the store of a store's rows and new ones after them, as `prepare_store` would from all rows at once; only
-    what meta.json says of the source differs: it lists the parts.
+    """Write a store with the rows of a store and then new rows, as `prepare_store` would from all rows at once. Only
+    the source in meta.json differs: it lists the parts.
 
     Raises:
-        UserError: What dropped rows of the store has left no trace (k_core); the new rows have other columns.
+        UserError: The store lacks rows that it needs (k_core dropped them), or the new rows have other columns.
     """
     refuse_append(store)
     first = store.meta["source"]
@@ -123,8 +123,8 @@ def append_to(
 
 
 def _make(path: Path, write: Callable[[Path], None]) -> None:
-    """Make the store's folder unless another process does, and remove what killed processes left; UserError where the
-    folder of stores has no room or cannot be used."""
+    """Make the store's folder unless another process does, and remove what killed processes left. Raise UserError if
+    the folder of stores has no room or cannot be used."""
     data_dir = path.parent
     try:
         with locked(data_dir / ".lock"):
@@ -149,7 +149,7 @@ def _make(path: Path, write: Callable[[Path], None]) -> None:
 def _write(
     folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, memory: int, store: Store | None = None
 ) -> None:
-    """Fill the store's folder, with the rows of a store before those as read where there is one.
+    """Fill the store's folder. If there is an earlier `store`, its rows come before the rows that are read.
 
     Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
     is being ordered, and the rest for the block that is being read and the ids.
@@ -201,8 +201,8 @@ def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
-    """SHA-256 of each file, known by path, size and mtime where preparation has noted it in `data_dir`; nothing is
-    written."""
+    """SHA-256 of each file. If a preparation noted it in `data_dir` for the same path, size and mtime, the file is not
+    read again. Nothing is written."""
     hashed = _hashed[Path(data_dir)]
     remembered = _remembered(Path(data_dir)) | hashed
     for file in files:

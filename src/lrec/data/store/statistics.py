@@ -12,7 +12,7 @@ from lrec.data.store.store import TIME_UNITS, Store
 
 
 class Counter:
-    """Statistics of interactions that are added user after user, each user's all at once."""
+    """Counts statistics of interactions that are added user after user, all interactions of a user at once."""
 
     def __init__(self, n_items: int) -> None:
         self.counts_I = np.zeros(n_items, dtype=np.int64)
@@ -102,11 +102,11 @@ def _share(count: int, total: int) -> str:
 
 
 def time_text(value: int, unit: Any) -> str:
-    """A time of this unit as a date, or as the number that it is."""
+    """A time of this unit as a date, or as a plain number if that is not possible."""
     if unit not in TIME_UNITS:
         return f"{value:,}"
     try:
         moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // TIME_UNITS[unit])
-    except OverflowError:  # no year from 1 to 9999
+    except OverflowError:  # the year is not from 1 to 9999
         return f"{value:,} {unit}"
     return f"{moment:%Y-%m-%d %H:%M}"

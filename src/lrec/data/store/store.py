@@ -2,10 +2,10 @@
 
     items.npy      int32  store index of each interaction's item, user after user, each in time order
     offsets.npy    int64  user u owns items[offsets[u] : offsets[u + 1]]
-    times.npy      int64  time of each interaction in the source's unit; absent where the source has none
-    events.npy     uint8  type of each interaction, by its place in the fact event_types; absent where none is named
-    feature_*.npy  values of a column that is read beside the ids: float64, nan where missing, or int32, their place
-                   among the texts that meta.json lists; absent where no column is named
+    times.npy      int64  time of each interaction in the source's unit; absent if the source has none
+    events.npy     uint8  type of each interaction, by its place in the fact event_types; absent without types
+    feature_*.npy  values of a feature column: float64, nan if missing, or int32, their place among the texts that
+                   meta.json lists; absent without feature columns
     items.parquet  raw_id, count, domain of each item, by store index
     users.parquet  raw_id of each user, by store index
     meta.json      options, source, statistics, facts, and the size, mtime and hashes of every file above
@@ -37,7 +37,7 @@ _BLOCKS = 16
 
 
 def seconds_in(duration: str) -> int | None:
-    """Seconds of a duration such as 90s, 30m, 12h, 7d or 2w; None of other text."""
+    """Seconds of a duration such as 90s, 30m, 12h, 7d or 2w; None for other text."""
     number, unit = duration[:-1], duration[-1:]
     return int(number) * _DURATION[unit] if number.isdecimal() and unit in _DURATION else None
 
@@ -97,12 +97,12 @@ class Store:
 
     @property
     def time_unit(self) -> str | None:
-        """Unit of the times, one of TIME_UNITS where they are dates; None where the source does not say."""
+        """Unit of the times, one of TIME_UNITS if they are dates; None if the source does not say."""
         return self.facts.get("time_unit")
 
     @cached_property
     def events_N(self) -> np.ndarray | None:
-        """Type of each interaction, uint8, by its place in `event_types`; None where the data name none."""
+        """Type of each interaction, uint8, by its place in `event_types`; None if the data have no types."""
         return self._map("events.npy") if "events.npy" in self.meta["files"] else None
 
     @property
@@ -111,7 +111,7 @@ class Store:
         return list(self.facts.get("event_types", []))
 
     def of_types(self, types: list[str]) -> np.ndarray:
-        """Which interactions are events of these types; UserError where the data have no such type."""
+        """Which interactions are events of these types; UserError if the data have no such type."""
         if self.events_N is None:
             raise UserError("data.target_events: the data have no types of event (--data.event_column)")
         if unknown := [each for each in types if each not in self.event_types]:
@@ -120,7 +120,7 @@ class Store:
         return wanted[self.events_N]
 
     def prepared_with(self, asked: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-        """The options with which it was prepared; UserError where another value than the default is asked for."""
+        """The options of the preparation; UserError if `asked` has a value that is neither this nor the default."""
         stored = default | self.meta["reading"] | self.meta["options"]
         for option, value in asked.items():
             if value not in (stored.get(option, value), default.get(option)):
@@ -131,8 +131,8 @@ class Store:
         return stored
 
     def check_features(self, columns: dict[str, bool]) -> None:
-        """UserError where a column of features is not there, or has numbers for texts or texts for numbers; `columns`
-        says of each whether it has numbers."""
+        """Raise UserError if a feature column is missing, or has texts instead of numbers or the reverse. `columns`
+        says for each column whether it has numbers."""
         stored = self.meta.get("features", {})
         for column, is_number in columns.items():
             if column not in stored or is_number != (stored[column] is None):
@@ -143,23 +143,23 @@ class Store:
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
-        """Values of each column that is read beside the ids: float64, or int32, places in `feature_texts`."""
+        """Values of each feature column: float64, or int32 places in `feature_texts`."""
         columns = self.meta.get("features", {})
         names = {column: feature_array(place, texts) for place, (column, texts) in enumerate(columns.items())}
         return {column: self._map(f"{name}.npy") for column, name in names.items()}
 
     def feature_texts(self, column: str) -> pl.Series:
-        """The different texts of such a column, in text order; an empty one is a missing value."""
+        """The different texts of a feature column, in text order; an empty text is a missing value."""
         return pl.Series(self.meta["features"][column], dtype=pl.String)
 
     def feature_values(self, column: str, rows_N: np.ndarray | slice) -> pl.Series:
-        """Such a column's values of these interactions, text or numbers."""
+        """A feature column's values of these interactions, text or numbers."""
         stored_N = self.features[column][rows_N]
         is_number = self.meta["features"][column] is None
         return pl.Series(stored_N) if is_number else self.feature_texts(column).gather(stored_N)
 
     def seconds(self, rows_N: np.ndarray) -> np.ndarray:
-        """Times of these interactions in whole seconds, int64; as they are where the source has no unit of time."""
+        """Times of these interactions in whole seconds, int64; unchanged if the times are not dates."""
         assert self.times_N is not None
         return self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
 
@@ -205,7 +205,7 @@ class Store:
 
 
 def feature_array(place: int, values: list[str] | None) -> str:
-    """The name of the array of a feature, which has these texts, or numbers."""
+    """The name of the array of a feature. Its `values` are texts, or None for numbers."""
     return f"feature_{'number' if values is None else 'text'}_{place}"
 
 
@@ -221,7 +221,7 @@ def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {remedy}") from None
     if stat.st_size != recorded["size"]:
-        raise UserError(f"{path} has {stat.st_size} bytes where {recorded['size']} were written: {remedy}")
+        raise UserError(f"{path} has {stat.st_size} bytes instead of {recorded['size']}: {remedy}")
     whole = verify or stat.st_mtime_ns != recorded["mtime_ns"]
     if sampled_hash(path, stat.st_size) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
         raise UserError(f"{path} was edited after it was written: {remedy}")

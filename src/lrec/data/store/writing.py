@@ -1,4 +1,4 @@
-"""Ordered interactions in, the files of a store out. Shape suffixes: N interactions, U users, I items, K ids."""
+"""Write ordered interactions as the files of a store. Shape suffixes: N interactions, U users, I items, K ids."""
 
 import io
 from pathlib import Path
@@ -18,18 +18,18 @@ _TYPES |= {"feature_text_": np.int32, "feature_number_": np.float64}  # followed
 
 
 class StoreWriter:
-    """Writes a store into an empty folder, range of users after range of users; it is a store once `finish` has
+    """Writes a store into an empty folder, one range of users after the other. The store is complete once `finish` has
     returned. Only the kept users and items are written."""
 
     def __init__(self, folder: Path, ids: RankedIds, kept_U: np.ndarray, kept_I: np.ndarray) -> None:
         self._folder, self._ids, self._kept_U, self._kept_I = folder, ids, kept_U, kept_I
         self._all_are_kept = bool(kept_U.all() and kept_I.all())
-        self._index_I = np.cumsum(kept_I, dtype=np.int32) - 1  # of an item among those kept
+        self._index_I = np.cumsum(kept_I, dtype=np.int32) - 1  # of an item among the kept items
         n_items = int(kept_I.sum())
         self._counter = Counter(n_items)
         self._lengths: dict[str, int] = {}  # of the arrays
         self._n_distinct = self._repeats_dropped = 0
-        # An item's domain is that of its first row in the source: the least row * n_domains + domain.
+        # An item has the domain of its first row in the source. It is in the least row * n_domains + domain.
         self._first_I = np.full(n_items, np.iinfo(np.int64).max)
 
     def append(self, part: Ordered) -> None:
@@ -56,7 +56,7 @@ class StoreWriter:
         self._counter.add(lengths_U, items_N, times_N)
 
     def finish(self, meta: dict[str, Any], facts: dict[str, Any], n_rows: int) -> None:
-        """Write the tables of ids, and meta.json: `meta`, statistics and facts of a source of so many rows."""
+        """Write the tables of ids, and meta.json: `meta`, statistics and facts. The source had `n_rows` rows."""
         ids, counter = self._ids, self._counter
         self._extend("offsets", counter.offsets_U1())
         statistics = counter.statistics() | {"duplicates_dropped": n_rows - self._n_distinct}
@@ -87,7 +87,7 @@ class StoreWriter:
         write_json(self._folder / "meta.json", {**about, "files": self._hashed()})
 
     def _extend(self, name: str, values_N: np.ndarray) -> None:
-        """Write more of an array."""
+        """Append values to an array."""
         path = self._folder / f"{name}.npy"
         if name not in self._lengths:
             self._lengths[name] = 0

@@ -105,15 +105,15 @@ def test_the_plan_depends_on_seed_and_epoch_alone(make_lengths) -> None:
     assert len({pickle.dumps(plan.epoch(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-def test_plans_and_inputs_are_of_four_bytes_where_that_is_enough(make_lengths) -> None:
+def test_plans_and_inputs_take_four_bytes_if_that_is_enough(make_lengths) -> None:
     split = LastItems()(make_lengths([40, 50, 60, 7, 7, 7]))
     part = training_part(split, Reduction())
     plan = BatchPlan(part, 8, 16).epoch(0, 0)
     assert (plan.starts_W.dtype, plan.lengths_W.dtype) == (np.int32, np.int32)
-    for world in (1, 400):  # on so many processes most batches are empty
+    for world in (1, 400):  # with 400 processes most batches are empty
         batch = next(iter(load(split, BatchPlan(part, 8, 16), world, world - 1)))
         assert (batch.items_BL.dtype, batch.positions_M.dtype) == (torch.int32, torch.int32)
-    # Windows that begin behind 2^31 entries.
+    # Windows that begin after 2^31 entries.
     far = replace(part, starts_U=part.starts_U + 2**31)
     beyond = BatchPlan(far, 8, 16).epoch(0, 0)
     assert beyond.starts_W.dtype == np.int64
@@ -191,7 +191,7 @@ def test_resume_needs_the_same_plan(make_lengths) -> None:
         resume(3, accumulation=1)
     with pytest.raises(UserError, match=r"written with data.seed=7: resume with the same, not 8"):
         resume(3, seed=8)
-    for step in (3, plan.n_steps):  # at the end too: Lightning goes on counting steps of an epoch
+    for step in (3, plan.n_steps):  # at the end too: Lightning continues to count the steps of an epoch
         for other in (32, 16):
             with pytest.raises(UserError, match=rf"written with data.targets_per_step=18: .* same, not {other}"):
                 resume(step, BatchPlan(part, 8, other))

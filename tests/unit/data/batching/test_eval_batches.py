@@ -1,4 +1,4 @@
-"""Targets that share a row are scored as they would be each from a row of its own, which an evaluation of one is."""
+"""Targets that share a row are scored as if each had its own row, as in an evaluation of one target."""
 
 from collections import Counter
 from dataclasses import replace
@@ -26,7 +26,7 @@ ARCHITECTURES = {
 
 @pytest.fixture
 def split(make_store) -> Split:
-    """Whole histories of some users validate; a tenth of the items is no one else's, so outside the catalogue."""
+    """Some users validate with whole histories; a tenth of their items are only theirs, so outside the catalogue."""
     random = np.random.default_rng(0)
     rows = []
     for user in range(60):
@@ -137,7 +137,7 @@ def test_batches_of_shared_rows_are_bounded(make_lengths) -> None:
 
 
 def with_blanks(cases: Cases) -> Cases:
-    """A third of the items blanked, mostly the same ones in all cases of a user; never all of a history."""
+    """Blank a third of the items, mostly the same ones in all cases of a user, but never a whole history."""
     place_N = np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
     blank_N = (7 * place_N + cases.items_N) % 3 == 0
     blank_N ^= np.random.default_rng(2).random(len(blank_N)) < 0.03
@@ -148,7 +148,7 @@ def with_blanks(cases: Cases) -> Cases:
 
 @pytest.mark.parametrize("blanks", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_cases_of_one_user_are_ranked_as_those_of_many(split: Split, name: str, blanks: bool) -> None:
+def test_cases_of_one_user_are_ranked_as_if_of_different_users(split: Split, name: str, blanks: bool) -> None:
     net = network(split, name)
     cases = cases_before(split, *split.val_targets, MAX_LEN)
     if blanks:

@@ -1,4 +1,4 @@
-"""An evaluation batch on the meta device, which has shapes and no numbers: nobody could ask it for one."""
+"""An evaluation batch on the meta device, which has shapes but no numbers, so that no number can be read."""
 
 from contextlib import nullcontext
 

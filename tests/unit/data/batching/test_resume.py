@@ -1,4 +1,4 @@
-"""Lightning's Trainer around the loaders: training on from any checkpoint equals training straight through."""
+"""The loaders in Lightning's Trainer: resuming from any checkpoint equals training without a break."""
 
 import multiprocessing
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 class Tiny(LightningModule):
-    """Next item from the last one; records the targets it saw."""
+    """Predicts the next item from the last one, and records the targets it saw."""
 
     def configure_model(self) -> None:
         if hasattr(self, "table"):

@@ -1,4 +1,4 @@
-"""Who validates during training: a fixed sample in proportion to the training."""
+"""Which users validate during training: a fixed sample, in proportion to the training."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def data_of(log: Path, trainer: Any = None, **options: Any) -> SequenceDataModul
 
 
 def trainer_of(**options: Any) -> SimpleNamespace:
-    """What a DataModule reads of Lightning's Trainer, in fit."""
+    """What a DataModule reads from Lightning's Trainer during fit."""
     usual = {
         "state": SimpleNamespace(fn="fit"), "world_size": 1, "global_rank": 0, "accumulate_grad_batches": 1,
         "limit_train_batches": 1.0, "val_check_interval": 1.0, "check_val_every_n_epoch": 1,
@@ -45,7 +45,7 @@ def trainer_of(**options: Any) -> SimpleNamespace:
 
 
 def users_of(data: SequenceDataModule) -> np.ndarray:
-    """Those that validate, in every batch once."""
+    """The users that validate; checks that each comes once."""
     users = np.concatenate([batch.users_M[batch.weights_M > 0].numpy() for batch in data.val_dataloader()])
     assert len(np.unique(users)) == len(users)
     return np.sort(users)
@@ -59,7 +59,7 @@ def test_a_sample_is_fixed_and_smaller_ones_nest(log: Path) -> None:
         assert users_of(data_of(log, validation_users=40, **options)).tolist() == samples[0].tolist()
     ranks = [data_of(log, trainer_of(world_size=2, global_rank=rank), validation_users=40) for rank in (0, 1)]
     assert np.sort(np.concatenate([users_of(data) for data in ranks])).tolist() == samples[0].tolist()
-    # It is no stretch of the users, which are in order of their ids.
+    # The users are in order of their ids, and the sample is not a range of them.
     assert samples[0].max() - samples[0].min() > N_USERS / 2
 
 
@@ -90,14 +90,14 @@ def test_by_default_an_evaluation_costs_a_tenth_of_the_training_since_the_last(
     monkeypatch.setattr(validation, "LEAST_USERS", 3)
     data = data_of(log, trainer_of(**options))
     assert (data.U, data.steps_per_epoch) == (N_USERS * (LENGTH - 3), 45)
-    # A user's six positions cost a third of a target each, and the ranking a target.
+    # For each user, six positions cost a third of a target each, and the ranking costs one target.
     assert len(users_of(data)) == int(0.1 * epochs * data.U / 3 + 1e-9)
 
 
 def test_a_history_that_several_targets_share_costs_once(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(validation, "LEAST_USERS", 3)
     data = data_of(log, trainer_of(), split=lrec.UserSplit(validation=0.3, test=0.1))
-    # Of 11 targets, those after 1 to 6 items share six positions, the others read six each; each is ranked.
+    # Of 11 targets, those after 1 to 6 items share six positions; the others read six each. All 11 are ranked.
     of_user = (6 + 5 * 6) / 3 + 11
     batches = list(data.val_dataloader())
     users = len(np.unique(np.concatenate([batch.users_M.numpy() for batch in batches])))

@@ -1,4 +1,4 @@
-"""Mutated files end in a correct store or in one line that names the file, and the row where there is one."""
+"""Mutated files end in a correct store or in one line that names the file, and the row if there is one."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ TOKENS = [
     *(b"99999999999999999999999", b"1e400", b"-0", b"nan", b"\xe9", "é".encode(), b"\\ud800", b'\\"', b"{", b"}"),
     *(b"\xc2\x85", b"\xe2\x80\xa8", b"null", b"[1]", b"user,item,timestamp\n", b"0x1", b"+7", b"'"),
 ]
-# What a line may say instead of naming a row: it is about the whole file.
+# Messages about the whole file, which need not name a row.
 WHOLE_FILE = re.compile(
     r"is empty|has no column|cut off or damaged|header but no rows|different (units|types)|not a whole Parquet"
     r"|no interactions are left|is not text or numbers|holds .*, not text|no column|are named neither"
@@ -125,7 +125,7 @@ def _text(value: object) -> str:
 
 
 def read_lines(data: bytes) -> list[tuple[str, str]]:
-    # Python takes the four separators of ASCII for blanks; Unicode and Polars do not.
+    # Python treats the four ASCII separators as whitespace; Unicode and Polars do not.
     lines = [
         [word for word in re.split(r"[^\S\x1c-\x1f]+", line) if word]
         for line in data.decode("utf-8-sig").rstrip("\r\n").split("\n")
@@ -135,7 +135,7 @@ def read_lines(data: bytes) -> list[tuple[str, str]]:
 
 
 def read_dat(data: bytes) -> list[tuple[str, str]]:
-    """As csv would, with :: for a tab, which no field of this format has; four fields in every row."""
+    """Read with csv, after each :: became a tab, which no field here has. Every row has four fields."""
     text = data.decode("utf-8-sig").rstrip("\r\n").replace("::", "\t")
     records = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
     assert {len(record) for record in records} == {4}
@@ -143,7 +143,7 @@ def read_dat(data: bytes) -> list[tuple[str, str]]:
 
 
 def read_parquet(data: bytes) -> list[tuple[str, str]]:
-    """All at once."""
+    """Read the whole file at once."""
     return pl.read_parquet(io.BytesIO(data)).select(pl.col("user", "item").cast(pl.String)).rows()
 
 
@@ -193,7 +193,7 @@ def pairs(store: Store) -> Counter:
 
 
 def reference(read: Callable[[bytes], list[tuple[str, str]]], data: bytes) -> list[tuple[str, str]] | None:
-    """(user, item) of every row; None where the file is not sound."""
+    """(user, item) of every row; None if the file is not valid."""
     try:
         return read(data)
     except (ValueError, KeyError, IndexError, AssertionError, TypeError, csv.Error, *POLARS):
@@ -201,7 +201,7 @@ def reference(read: Callable[[bytes], list[tuple[str, str]]], data: bytes) -> li
 
 
 def check(name: str, seed: int, folder: Path) -> bool:
-    """Mutate a file and prepare it; whether it ended in a store."""
+    """Mutate a file and prepare it. Returns whether it became a store."""
     chance = random.Random(seed)
     make, read = KINDS[name]
     data = mutated(make(chance), chance)
@@ -209,7 +209,7 @@ def check(name: str, seed: int, folder: Path) -> bool:
 
 
 def compare(result: Store | str, expected: list[tuple[str, str]] | None, data: bytes, seed: int) -> bool:
-    """Whether it ended in a store, which must be what another reader finds."""
+    """Return whether it became a store, which must hold what another reader finds."""
     if expected is None:
         assert isinstance(result, str), (seed, data)
     if isinstance(result, str):
@@ -243,7 +243,7 @@ def test_thousands_of_mutated_files(name: str, tmp_path: Path, monkeypatch: pyte
 
 
 def attack(name: str, compression: str, seeds: range, folder: Path) -> int:
-    """Change a file before it is compressed or after; how often it ended in a store."""
+    """Change a file before or after it is compressed. Returns how often it became a store."""
     make, read = FORMATS[name]
     compress = COMPRESSIONS[compression]
     stores = 0

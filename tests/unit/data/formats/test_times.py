@@ -1,4 +1,4 @@
-"""Times of every kind: in one unit, to the microsecond, or one line that names the row."""
+"""Times of every kind are read in one unit, to the microsecond, or refused in one line that names the row."""
 
 import re
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def test_another_unit_among_the_times_is_refused_with_its_row(
     name: str, place: int, factor: int, row: int, other: str, most: str, tmp_path: Path
 ) -> None:
     times = [time * factor if row == place else time for row, time in enumerate(SECONDS)]
-    row += name == "log.csv"  # the header's
-    says = f"{name}, row {row}: timestamp {times[place]} is a time in {other}, most of the file's are in {most}"
+    row += name == "log.csv"  # for the header
+    says = f"{name}, row {row}: timestamp {times[place]} is a time in {other}, but most times of the file are in {most}"
     with pytest.raises(UserError, match=says):
         prepared(log(times), tmp_path, name)
     assert not list((tmp_path / "stores").glob("log-*"))
@@ -59,7 +59,7 @@ def test_seconds_among_milliseconds_are_found_in_a_later_block_and_another_file(
         module.prepare_data()
 
 
-def test_small_numbers_are_of_any_unit(tmp_path: Path) -> None:
+def test_small_numbers_fit_any_unit(tmp_path: Path) -> None:
     times = [0, 1, 99_999_999, *(1000 * time for time in SECONDS[3:])]
     assert prepared(log(times), tmp_path).facts["time_unit"] == "ms"
     assert prepared(log(range(9)), tmp_path, "steps.csv").facts["time_unit"] == "s"
@@ -96,7 +96,7 @@ def test_dates_finer_than_a_microsecond_are_refused_with_their_row(tmp_path: Pat
 
 @pytest.mark.parametrize("column", ["timestamp", "user", "item"])
 @pytest.mark.parametrize("dtype", [pl.Duration("us"), pl.Time])
-def test_durations_and_times_of_day_are_no_times(dtype: pl.DataType, column: str, tmp_path: Path) -> None:
+def test_durations_and_times_of_day_are_not_times(dtype: pl.DataType, column: str, tmp_path: Path) -> None:
     frame = log(SECONDS).with_columns(pl.Series(column, range(9)).cast(pl.Int64).cast(dtype))
     with pytest.raises(UserError, match=rf"log\.parquet: column {column} holds (Duration|Time)"):
         prepared(frame, tmp_path)

@@ -125,7 +125,7 @@ def test_every_layout_alone_and_merged(tmp_path: Path, year: int, name: str, tex
         "A1": [
             ("0000000001", 1400000100),
             ("B000000003", 1400000200),
-            ("0000000002", 1400000300),  # ties: the first domain's first, each in the order of its file
+            ("0000000002", 1400000300),  # ties: the first domain comes first, each in the order of its file
             ("0000000001", 1400000300),
             ("B000000004", 1400000300),
         ],
@@ -205,17 +205,17 @@ def test_k_core_counts_merged_interactions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "options", "says"),
     [
-        ({}, {}, r"raw is or holds no .*option path"),
-        ({"meta_Books.csv": "x"}, {}, r"raw is or holds no .*option path"),
-        ({"Books.csv": csv_2018(BOOKS)}, {"domains": ["Toys"]}, "no file of the domain Toys: Books"),
-        ({"Books.csv": csv_2018(BOOKS)}, {"domains": []}, "domains names none"),
+        ({}, {}, r"raw: no .*option path"),
+        ({"meta_Books.csv": "x"}, {}, r"raw: no .*option path"),
+        ({"Books.csv": csv_2018(BOOKS)}, {"domains": ["Toys"]}, "no file of the domain Toys, only Books"),
+        ({"Books.csv": csv_2018(BOOKS)}, {"domains": []}, "domains is empty"),
         ({"Books.csv": "", "Books_5.json": ""}, {}, r"several files of the domain Books \(Books.csv, Books_5.json\)"),
         ({"Books.csv": csv_2014(BOOKS)}, {}, "users where Amazon 2018 has items: set the option year to 2014"),
         ({"Books.csv": csv_2018(BOOKS)}, {"year": 2014}, "set the option year to 2018"),
         ({"Books.csv": csv_2023(BOOKS)}, {}, "has a header, as Amazon 2023 has"),
         ({"Books.csv": csv_2018(BOOKS).replace("00300", "x")}, {}, r"Books.csv, row 3: unixReviewTime is neither"),
-        ({"Books.csv": csv_2018(BOOKS)}, {"year": 2023}, "has no user_id, as Amazon 2023 has"),
-        ({"Books.json": reviews_2023(BOOKS)}, {}, "has no reviewerID, as Amazon 2018 has"),
+        ({"Books.csv": csv_2018(BOOKS)}, {"year": 2023}, "has no user_id, which Amazon 2023 has"),
+        ({"Books.json": reviews_2023(BOOKS)}, {}, "has no reviewerID, which Amazon 2018 has"),
         ({"Books.csv": csv_2018(BOOKS) + "B0,A1,5.0\n"}, {}, r"Books.csv, row 5: 3 fields where 4"),
         ({"Books.json": reviews(BOOKS) + "{cut"}, {}, r"Books.json, row 5: not one JSON object"),
     ],

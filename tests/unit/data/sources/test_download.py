@@ -102,7 +102,7 @@ def test_a_damaged_file_is_refused_and_fetched_anew(site: Site, target: Path) ->
     assert target.read_bytes() == WHOLE
 
 
-def test_nothing_there_and_nobody_there(site: Site, target: Path) -> None:
+def test_a_missing_file_and_a_missing_server_are_named(site: Site, target: Path) -> None:
     with pytest.raises(UserError, match=r"b\.zip cannot be fetched \(.*404.*\): run again.* put it at .*b\.zip$"):
         fetch(f"{site.url}/b.zip", target.with_name("b.zip"))
     with pytest.raises(UserError, match=r"cannot be fetched \(.*refused.*\)"):

@@ -112,14 +112,14 @@ def test_zips_cut_off_and_without_ratings(tmp_path: Path) -> None:
         prepare(tmp_path / "absent.zip")
 
 
-def test_a_version_need_not_be_told_by_the_names(tmp_path: Path) -> None:
+def test_the_file_names_need_not_tell_the_version(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "ratings.csv").write_text(CSV)
     assert prepare(tmp_path / "raw", version="25m").statistics["interactions"] == 4
 
 
 @pytest.mark.parametrize(("name", "text"), [("u.data", DATA), ("ratings.dat", DAT), ("ratings.csv", CSV)])
-def test_the_store_is_the_same_in_hardly_any_memory(
+def test_the_store_is_the_same_with_hardly_any_memory(
     tmp_path: Path, name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lrec.data.formats.streams.BLOCK", 20)
@@ -132,7 +132,7 @@ def test_the_store_is_the_same_in_hardly_any_memory(
     assert len(hashes) == 1
 
 
-def test_stores_where_no_folder_can_be(tmp_path: Path) -> None:
+def test_a_data_dir_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ratings.csv").write_text(CSV)
     (tmp_path / "file").write_text("")
     data = MovieLensDataModule(path=tmp_path / "ratings.csv", data_dir=tmp_path / "file")

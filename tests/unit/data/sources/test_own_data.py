@@ -1,4 +1,4 @@
-"""Split rules, DataModules and callbacks of a user's own file, in the current folder: used, and refused in one line."""
+"""Split rules, DataModules and callbacks from a user's file in the current folder: used, or refused in one line."""
 
 import shutil
 import sqlite3
@@ -93,7 +93,7 @@ class Own(SequenceDataModule):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the examples of docs/extending.md, where the command is run."""
+    """A folder with the examples of docs/extending.md, which is the current folder."""
     for name in ("my_split.py", "my_data.py", "my_callback.py"):
         shutil.copy(EXAMPLES / name, tmp_path)
     (tmp_path / "my_wrong.py").write_text(WRONG)

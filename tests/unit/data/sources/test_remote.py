@@ -1,4 +1,4 @@
-"""Raw data and stores behind URLs: copied here, again where they changed, or one line that says what to do."""
+"""Raw data and stores behind URLs: copied, copied again if they changed, or refused in a line that says what to do."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -117,7 +117,7 @@ def test_what_cannot_be_fetched_is_one_line(
     path: str, says: str, bucket: Any, data_dir: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
 ) -> None:
     put(bucket, "log.csv", LINES)
-    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
     said = refused("data", "prepare", "--config=data/csv.yaml", f"--data.path={path}", f"--data.data_dir={data_dir}")
     assert said.startswith(f"lrec: error: {path} {says}")
 

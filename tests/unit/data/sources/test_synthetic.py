@@ -1,4 +1,4 @@
-"""The synthetic set against its definition, recomputed slowly, and against what it promises."""
+"""The synthetic data set against its definition, computed slowly, and against what it promises."""
 
 import json
 import math
@@ -20,7 +20,7 @@ SMALL = Process(n_items=9, memory=3, decay=0.4, zipf=0.8, shift=5.0, signal=4.0,
 
 
 def slow_conditional(process: Process, history: list[int]) -> list[float]:
-    """p(next | history) by the formulas of Process's docstring, a number at a time."""
+    """p(next | history) by the formulas of Process's docstring, one number at a time."""
     popularity = [(j + 1 + process.shift) ** -process.zipf for j in range(process.n_items)]
     squares = [(m + process.head) ** -(1 + process.tail) for m in range(1, process.n_items // 2 + 1)]
     strengths = [math.sqrt(process.signal * square / (2 * sum(squares))) for square in squares]
@@ -38,7 +38,7 @@ def slow_conditional(process: Process, history: list[int]) -> list[float]:
 
 
 def module(data_dir: Path, **options: Any) -> SyntheticDataModule:
-    """A small set, prepared and cut."""
+    """A small data set, prepared and split."""
     data = SyntheticDataModule(**{"data_dir": data_dir, "n_users": 3000, "n_items": 60, "length": 20} | options)
     data.prepare_data()
     data.setup()
@@ -56,7 +56,7 @@ def test_a_batch_stays_as_it_is_on_the_cpu_and_is_moved_to_other_devices(tmp_pat
 
 @given(history=st.lists(st.integers(0, 8), max_size=7))
 @settings(max_examples=50, deadline=None)
-def test_conditional_is_that_of_the_definition(history: list[int]) -> None:
+def test_the_conditional_matches_the_definition(history: list[int]) -> None:
     log_probs_V = SMALL.log_probs(np.array([history], dtype=np.int64))[0]
     np.testing.assert_allclose(np.exp(log_probs_V), slow_conditional(SMALL, history), rtol=1e-5)
 
@@ -116,7 +116,7 @@ def test_another_process_seed_is_another_set_and_the_training_seed_is_not(tmp_pa
 
 
 def floor_by_batches(data: SyntheticDataModule, loader_name: str) -> float:
-    """Mean -log p of the targets that a model is tested on, from the inputs that it is given."""
+    """Mean -log p of the targets that a model is tested on, from the inputs that the model gets."""
     numbers_V = np.array([int(raw_id) for raw_id in data.item_table()["raw_id"]])
     losses = []
     for batch in getattr(data, loader_name)():
@@ -147,7 +147,7 @@ def test_floor_renormalises_over_the_catalogue(tmp_path: Path) -> None:
     data = module(tmp_path, n_users=400, n_items=300, length=5)
     assert data.n_items < 290
     assert data.floor["val"] == pytest.approx(floor_by_batches(data, "val_dataloader"), abs=1e-5)
-    # A validation item outside the catalogue is lost to a model, and known to the floor.
+    # The floor knows a validation item outside the catalogue, but a model does not see it.
     assert data.floor["test"] < floor_by_batches(data, "test_dataloader")
 
 

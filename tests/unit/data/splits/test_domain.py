@@ -1,4 +1,4 @@
-"""One domain of a data set: the whole split's parts, each with the domain's interactions alone."""
+"""One domain of a data set: it has the parts of the whole split, each with only the domain's interactions."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""The split and the training part of a large store: made once, the same to the last entry, and mapped by all."""
+"""The split and the training part of a large store: made once, equal in every entry, and mapped by all processes."""
 
 import multiprocessing
 import pickle
@@ -65,7 +65,7 @@ def test_what_was_made_before_is_read_back_identical(
         again = module(folder, **options)
         again.setup()
         assert same(arrays(again), expected)
-        monkeypatch.setattr(type(again.split), "cut", None)  # read from now on
+        monkeypatch.setattr(type(again.split), "cut", None)  # from now on it must be read
     assert not again.cuts.train_U.flags.owndata, "mapped, not copied"
     assert len([each for each in (alone.store.path / "made").iterdir() if each.is_dir()]) == 2
 
@@ -81,14 +81,14 @@ def _set_up(folder: Path, barrier: Any, results: Any) -> None:
 
         return counting
 
-    tempfile.tempdir = str(folder)  # nothing is there that an earlier test left
+    tempfile.tempdir = str(folder)  # so that an earlier test left nothing there
     LastItems.cut = counted("s", cut)  # type: ignore[method-assign]
     shared.training_part, shared.SHARED_ROWS = counted("p", part), 0
     data = module(folder)
     barrier.wait()
     data.setup()
     results.put(pickle.dumps(arrays(data)))
-    barrier.wait()  # temporary files go with the process that made them
+    barrier.wait()  # when a process ends, its temporary files are deleted
 
 
 @pytest.mark.parametrize("writable", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -111,7 +111,7 @@ def test_two_processes_make_it_once(folder: Path, writable: bool) -> None:
     assert all(same(each, arrays(alone)) for each in found)
 
 
-def test_a_rule_of_one_s_own_is_cut_by_each_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_s_own_rule_cuts_in_each_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Own(LastItems):
         pass
 

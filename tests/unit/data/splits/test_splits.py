@@ -145,9 +145,7 @@ def test_ranges(pairs: list[tuple[int, int]]) -> None:
     assert ranges(starts, lengths).tolist() == [s + i for s, n in pairs for i in range(n)]
 
 
-def test_trajectories_of_some_users_are_measured_and_all_test_targets(
-    make_lengths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_test_targets_and_some_trajectories_are_measured(make_lengths, monkeypatch: pytest.MonkeyPatch) -> None:
     split = LastItems(trajectory=4, trajectory_min_length=7)(make_lengths([5, *[9] * 20, 5]))
     tests = len(split.test_targets.users_T)
     assert tests == 22
@@ -175,8 +173,8 @@ def test_items_of_a_trajectory_that_are_no_targets_are_not_measured(make_lengths
 
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=9), min_size=1, max_size=6), st.integers(0, 9))
 @FIXTURE_ONCE
-def test_what_is_new_trains_with_what_comes_before_it(make_store, times: list[list[int]], since: int) -> None:
-    """Beside the shares: rows from a time on and two before the first of them; of users without such, the shares."""
+def test_new_rows_train_with_the_rows_before_them(make_store, times: list[list[int]], since: int) -> None:
+    """Kept: the share of a user, or the rows from a time on (if any) with two before them, whichever is longer."""
     store = make_store([(f"u{u}", f"i{p}", t) for u, ts in enumerate(times) for p, t in enumerate(sorted(ts))])
     split = LastItems()(store)
     for recent in (0.5, 1.0):

@@ -73,7 +73,7 @@ def test_equals_the_reference(
 
 
 def test_random_targets_are_drawn_by_user_and_seed(make_store) -> None:
-    """One a user, each of its items as often; a user's draw depends on neither the others nor their number."""
+    """One target per user, every item as often; a user's draw depends neither on other users nor on their number."""
     sequences = [[0, *range(10, 14), *range(20, 25)] for _ in range(400)]
     store = make_times(make_store, sequences)
     split = GlobalTemporal(10, 20, "random")(store)
@@ -90,11 +90,11 @@ def test_random_targets_are_drawn_by_user_and_seed(make_store) -> None:
 
 
 def test_validation_by_the_last_item_and_by_users(make_store) -> None:
-    """Training goes up to the test; what validates is the last item before it, of all users or of some."""
+    """Training goes up to the test. The last item before the test validates, of all users or of some."""
     sequences = [[0, 1, 2, 6], [0, 5, 5, 7], [0, 1], [3], [6, 7], [0, 2, 3, 4]]
     store = make_times(make_store, sequences)
     split = GlobalTemporal(test_from=6, targets="all", validate_by="last_item")(store)
-    assert split.train_U.tolist() == [2, 2, 2, 1, 0, 3]  # fewer than 3 items: they only train
+    assert split.train_U.tolist() == [2, 2, 2, 1, 0, 3]  # users with fewer than 3 items only train
     assert as_pairs(split.val_targets) == [(0, 2), (1, 2), (5, 3)]
     assert as_pairs(split.test_targets) == [(0, 3), (1, 3), (4, 1)]
     split = GlobalTemporal(test_from=6, targets="window", validate_by="users", held_out_users=2)(store)
@@ -157,7 +157,7 @@ def test_dates_in_every_unit(tmp_path: Path) -> None:
 @FIXTURE_ONCE
 @given(TIMES, st.integers(1, 3), st.integers(1, 9))
 def test_the_test_ends_at_a_time(make_store, sequences: list[list[int]], gap: int, until: int) -> None:
-    """The test has the targets of [test_from, test_until); all else is as if it had no end."""
+    """The test has the targets of [test_from, test_until); all else is as if the test had no end."""
     store = make_times(make_store, sequences)
     try:
         whole = GlobalTemporal(1, 1 + gap, "all")(store)
@@ -187,7 +187,7 @@ def test_a_test_as_long_as_a_duration(tmp_path: Path) -> None:
         GlobalTemporal(day, 2 * day, test_until="7d")(with_unit(tmp_path, "step", seconds))
 
 
-def test_what_only_the_test_depends_on_is_no_part_of_the_data_hash() -> None:
+def test_options_of_the_test_alone_do_not_change_the_data_hash() -> None:
     before = "GlobalTemporal(validate_from=0.8, test_from=0.9, targets='first')"
     assert GlobalTemporal().trained_on == before, "as it was before there were other options"
     assert GlobalTemporal(test_until="7d", test_targets="all", seed=3).trained_on == before
@@ -245,7 +245,7 @@ def test_leaks_are_refused_by_time_too(make_store) -> None:
         late,
         shifted(val_U=[1, 3], val_targets_U=[1, 1], train_U=[1, 3]),  # validates at 1, before another trains at 2
     ):
-        leak.check()  # within each user all is in order
+        leak.check()  # within each user the order is right
         with pytest.raises(AssertionError, match="leak"):
             leak.check_times()
     for name, values in [("train_U", [3, 3]), ("val_targets_U", [3, 1]), ("test_targets_U", [2, 2])]:

@@ -1,4 +1,4 @@
-"""The split by user: every user belongs to one part, and every item of a held-out one but the first is a target."""
+"""The split by user: every user belongs to one part. A held-out user's items, except the first, are all targets."""
 
 import pytest
 
@@ -44,11 +44,11 @@ def test_a_larger_share_holds_the_users_of_a_smaller_one(make_store) -> None:
         ((0.5, 0.5), r"leave no user to train on"),
     ],
 )
-def test_shares_that_cannot_be(options: tuple[float, float], says: str) -> None:
+def test_impossible_shares_are_refused(options: tuple[float, float], says: str) -> None:
     with pytest.raises(UserError, match=says):
         UserSplit(*options)
 
 
 def test_a_part_without_users_is_refused(make_store) -> None:
-    with pytest.raises(UserError, match=r"split.validation 0.0001: none of the 20 users, give more"):
+    with pytest.raises(UserError, match=r"split.validation 0.0001: no target in 20 users; increase it"):
         UserSplit(validation=0.0001)(make_users(make_store, [5] * 20))

@@ -1,4 +1,4 @@
-"""A store to which parts were appended is the store of all rows, byte for byte."""
+"""A store with appended parts equals the store of all rows, byte for byte."""
 
 import json
 from contextlib import nullcontext
@@ -28,7 +28,7 @@ WRITE = {
 
 @st.composite
 def parts(draw: st.DrawFn) -> tuple[list[pl.DataFrame], dict[str, Any]]:
-    """Five parts of a log with ties and repeats, and how it is read."""
+    """Five parts of a log with ties and repeats, and the options to read them."""
     ids = NUMBERS if draw(st.booleans()) else IDS
     times = st.integers(1_600_000_000, 1_600_000_004)
     columns = {"user": ids, "item": ids, "timestamp": times}
@@ -64,7 +64,7 @@ def append_file(store: Store, file: Path, folder: Path, **options: Any) -> Store
 
 
 def same(one: Store, other: Store) -> None:
-    """Every file is the same, and of meta.json all but the source and the clocks."""
+    """Check that every file is the same; in meta.json, all but the source and the times of the preparation."""
     names = {path.name for path in one.path.iterdir()}
     assert names == {path.name for path in other.path.iterdir()}
     for name in names - {"meta.json"}:
@@ -74,7 +74,7 @@ def same(one: Store, other: Store) -> None:
 
 
 def ambiguous(frames: list[pl.DataFrame], options: dict[str, Any]) -> bool:
-    """Whether a row agrees with one of an earlier part in what a store keeps, and the log has more columns."""
+    """Whether a row equals one of an earlier part in the columns that a store keeps, and the log has more columns."""
     kept = ["user", "item", "timestamp", *(["done"] if "done" in frames[0].columns else [])]
     if frames[0].columns == kept:
         return False
@@ -109,8 +109,8 @@ def test_five_parts_make_the_whole(
         assert [part["kind"] for part in store.meta["source"]["parts"]] == ["interactions"] * 5
 
 
-def test_users_of_far_apart_numbers_and_nanoseconds(tmp_path: Path) -> None:
-    """More users and a longer span than one number of 64 bits orders, in ranges of which some have no new row."""
+def test_many_users_and_nanoseconds_are_ordered(tmp_path: Path) -> None:
+    """Users and times together do not fit into 64 bits, and some ranges of users have no new row."""
     rows = [(f"u{n:05}", f"i{n % 7}", n * 10**14 + 1) for n in range(50_000)]
     new = [("u00001", "i8", 3), ("u49999", "i0", 6 * 10**18), ("v", "i9", 4)]
     schema = ["user", "item", "time"]
@@ -139,10 +139,10 @@ def test_rows_without_times_come_after_those_of_the_store(tmp_path: Path) -> Non
     same(Store.open(append_to(first, {}, lambda: read(new), tmp_path)), whole)
 
 
-def test_rows_that_a_class_of_their_own_read_are_refused(tmp_path: Path) -> None:
+def test_rows_from_a_user_s_own_class_are_refused(tmp_path: Path) -> None:
     frame = pl.DataFrame({"user": ["u"], "item": ["i"]})
     store = Store.open(prepare_store(tmp_path, "own", {"tables": 1}, 0, lambda: RawInteractions(frame)))
-    with pytest.raises(UserError, match="a class of their own"):
+    with pytest.raises(UserError, match="a class of its own"):
         append_to(store, {}, lambda: RawInteractions(frame), tmp_path)
 
 
@@ -155,12 +155,12 @@ LOG = pl.DataFrame({"user": ["u", "v"] * 3, "item": list("abcabc"), "timestamp":
         ({"k_core": 2}, LOG, "k_core 2"),
         ({}, LOG.rename({"item": "thing"}), "no column item"),
         ({"time_column": None}, LOG.rename({"timestamp": "when"}), "have a time|has no column"),
-        ({}, LOG.with_columns(pl.col("timestamp") * 1000), "are in s, those of the new rows in ms"),
+        ({}, LOG.with_columns(pl.col("timestamp") * 1000), "are in s, but the times of the new rows are in ms"),
         ({}, LOG.clear(), "no interactions"),
         ({}, LOG.with_columns(price=pl.lit(1.0)), "6 of the new rows agree"),
     ],
 )
-def test_what_cannot_be_the_whole_is_refused_and_nothing_is_left(
+def test_parts_that_do_not_make_a_whole_are_refused_and_leave_nothing(
     tmp_path: Path, store: dict[str, Any], new: pl.DataFrame, says: str
 ) -> None:
     LOG.write_parquet(tmp_path / "log.parquet")

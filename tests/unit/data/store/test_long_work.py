@@ -1,4 +1,4 @@
-"""Work in threads on what comes next: in order, and never in the way of who drops it."""
+"""Threads work ahead: results come in order, and whatever drops the iterator does not have to wait."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ def test_what_precedes_a_failure_comes_first() -> None:
 @pytest.mark.usefixtures("_no_pool_thread_left")
 @pytest.mark.parametrize("working", [results_of_each, ahead_of_each])
 def test_dropped_half_way_it_does_not_wait_for_its_threads(working: Callable[..., Iterator[int]]) -> None:
-    """The garbage collector may be who drops it, in a thread that holds what a waiting thread would need."""
+    """The garbage collector may drop it, in a thread that holds what a waiting thread needs."""
     go, busy = threading.Event(), threading.Event()
 
     def wait(number: int) -> int:

@@ -65,7 +65,7 @@ def test_store_equals_the_reference(make_store, rows: list[tuple], k: int) -> No
     st.integers(0, 4),
 )
 def test_without_repeats_in_a_row(make_store, rows: list[tuple[str, str, int]], k: int) -> None:
-    """Of an item twice in a row the first stays; what leaves by k-core may bring others next to each other."""
+    """Of an item twice in a row the first stays. What k-core removes may bring equal items next to each other."""
     expected = sorted(rows, key=lambda row: (row[0], row[2]))
     before = None
     while expected != before:

@@ -32,7 +32,7 @@ LINES = 60_000
 
 
 def with_integers(piece: pl.DataFrame) -> pl.DataFrame:
-    """The same ids, as integers where all of a column are spelled as such."""
+    """The same ids, as integers if all ids of a column are written as integers."""
     numbers = {name: piece[name].cast(pl.Int64, strict=False) for name in ("user", "item")}
     return piece.with_columns(
         *(values.alias(name) for name, values in numbers.items() if piece[name].equals(values.cast(pl.String)))
@@ -66,7 +66,7 @@ def test_the_store_does_not_depend_on_memory(
             found.append((files(store.path), store.statistics))
     assert found[1:] == found[:1] * 2
     if isinstance(found[0], tuple) and REST in columns and k <= 1:
-        # Equal rows have equal users: what is left is one of each.
+        # Equal rows have the same user, so one of each is left.
         assert found[0][1]["interactions"] == frame.n_unique()
 
 
@@ -86,7 +86,7 @@ def test_pieces_that_lie_in_a_file_take_no_memory(tmp_path: Path) -> None:
 
 
 def log(folder: Path) -> Path:
-    """A CSV file that takes some blocks of time to prepare."""
+    """A CSV file of LINES interactions."""
     file = folder / "log.csv"
     pl.DataFrame(
         {

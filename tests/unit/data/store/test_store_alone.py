@@ -28,7 +28,7 @@ TINY = [
 
 @pytest.fixture
 def moved(log_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InteractionsDataModule:
-    """The data set that was prepared in the current folder, of which only a copy of the store remains."""
+    """A data set that was prepared in the current folder. Only a copy of its store remains."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(log_csv, "log.csv")
     module = InteractionsDataModule(path=Path("log.csv"), **COLUMNS)  # type: ignore[arg-type]
@@ -71,7 +71,7 @@ def test_options_that_contradict_a_store_are_refused(
         alone.setup()
 
 
-def test_k_core_and_columns_of_a_store_need_not_be_said_and_may_be(log_csv: Path, tmp_path: Path) -> None:
+def test_k_core_and_columns_of_a_store_are_optional(log_csv: Path, tmp_path: Path) -> None:
     rows = pl.read_csv(log_csv).with_columns(stars=pl.col("when") % 3)
     rows.write_csv(tmp_path / "rated.csv")
     said = {**COLUMNS, "k_core": 3, "rating_column": "stars", "min_rating": 1.0}
@@ -102,7 +102,7 @@ def test_other_data_sets_take_their_stores_too(moved: InteractionsDataModule, tm
     assert "store" in TEXT
 
 
-def test_a_store_alone_trains_tests_recommends_and_tasks(
+def test_a_store_alone_is_enough_to_train_test_recommend_and_run_tasks(
     moved: InteractionsDataModule, lrec: Callable[..., str]
 ) -> None:
     lrec("fit", *ALONE, *TINY, "--trainer.max_steps=3", "--trainer.default_root_dir=run")
