@@ -119,7 +119,7 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(ItemProjector, "projector")
         own = {"filename": "best", "save_last": True, "auto_insert_metric_name": False, "enable_version_counter": False}
         parser.set_defaults({f"checkpoint.{name}": value for name, value in own.items()})
-        meaning = "Checkpoint to go on from or to evaluate: a path, best or last."
+        meaning = "Checkpoint to continue from or to evaluate: a path, best or last."
         parser.add_argument("--ckpt_path", type=str | None, help=meaning)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

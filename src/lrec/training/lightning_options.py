@@ -40,7 +40,7 @@ _NOT_LREC_S = {
 _LIMIT = "How many batches to take (1 is one), or which share of them (1.0 is all)."
 _OF_TRAINER: dict[str, tuple[Any, Any, str]] = {
     **{f"limit_{part}_batches": (int | float | None, None, _LIMIT) for part in ("train", "val", "test", "predict")},
-    "precision": (int | str | None, None, "32-true, bf16-mixed, 16-mixed, or auto: what is faster here."),
+    "precision": (int | str | None, None, "32-true, bf16-mixed, 16-mixed, or auto (bf16-mixed if supported here)."),
 }
 
 
