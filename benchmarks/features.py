@@ -133,13 +133,13 @@ def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namesp
 
 def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespace) -> str:
     """The text of benchmarks/features.md."""
-    seeds = " ".join(str(seed) for seed in sorted({seed for *_, seed in found}))
+    given = " ".join(str(seed) for seed in sorted({seed for *_, seed in found}))
     lines = [
         "# Features",
         "",
         f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one core, torch {torch.__version__}.",
         "",
-        f"    python benchmarks/features.py --data FOLDER --epochs {options.epochs} --seeds {seeds}",
+        f"    python benchmarks/features.py --data FOLDER --epochs {options.epochs} --seeds {given}",
         "",
         *(__doc__ or "").split("\n\n")[2].strip().splitlines(),
         "",

@@ -42,9 +42,12 @@ class UserResamples:
             times_RU[draw] = np.bincount(random.integers(0, n, n), minlength=n)
         self._blocks = np.array_split(times_RU, -(-len(times_RU) // _BLOCK))
 
+    def mean(self, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
+        """Draws of the mean over the cases that have a value (are not nan); nan if a draw has no such case."""
+        return self.means({"": values_C}, users_C)[""]
+
     def means(self, values: dict[str, np.ndarray], users_C: np.ndarray) -> dict[str, np.ndarray]:
-        """Draws of each metric's mean over the cases that have a value (are not nan); nan if a draw has no such case.
-        Several metrics take hardly longer than one."""
+        """The same for several metrics at once; this takes hardly longer than for one metric."""
         rows_C, values_CM = np.searchsorted(self._users_U, users_C), np.stack(list(values.values()), 1)
         has_CM = ~np.isnan(values_CM)
         of_cases = np.concatenate([np.where(has_CM, values_CM, 0), has_CM], axis=1)

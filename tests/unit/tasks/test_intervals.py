@@ -6,14 +6,10 @@ import pytest
 from lrec.tasks.intervals import UserResamples, estimate, ratio, slope
 
 
-def mean(resamples: UserResamples, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
-    return resamples.means({"NDCG": values_C}, users_C)["NDCG"]
-
-
 def test_the_interval_of_a_mean_agrees_with_theory() -> None:
     random = np.random.default_rng(0)
     values_C = random.normal(3.0, 2.0, 900)
-    found = estimate(mean(UserResamples(np.arange(900), 1), values_C, np.arange(900)))
+    found = estimate(UserResamples(np.arange(900), 1).mean(values_C, np.arange(900)))
     half = 1.96 * values_C.std() / 30
     assert found.value == pytest.approx(values_C.mean())
     assert found.low == pytest.approx(values_C.mean() - half, abs=0.15 * half)
@@ -24,16 +20,16 @@ def test_users_are_drawn_not_cases() -> None:
     """A hundred cases of the same user say no more than one."""
     random = np.random.default_rng(0)
     values_U = random.normal(size=50)
-    alone = mean(UserResamples(np.arange(50), 1), values_U, np.arange(50))
+    alone = UserResamples(np.arange(50), 1).mean(values_U, np.arange(50))
     users_C = np.repeat(np.arange(50), 100)
-    repeated = mean(UserResamples(users_C, 1), np.repeat(values_U, 100), users_C)
+    repeated = UserResamples(users_C, 1).mean(np.repeat(values_U, 100), users_C)
     np.testing.assert_allclose(alone, repeated, rtol=1e-9)
 
 
 def test_draws_are_means_over_the_users_drawn() -> None:
     users_C, values_C = np.array([4, 4, 9, 7, 7, 7]), np.array([1.0, 2.0, 5.0, np.nan, 0.0, 7.0])
     resamples = UserResamples(users_C, 3)
-    draws_R = mean(resamples, values_C, users_C)
+    draws_R = resamples.mean(values_C, users_C)
     random = np.random.default_rng(3)
     mine = {4: [1.0, 2.0], 7: [0.0, 7.0], 9: [5.0]}
     for draw in range(1, 20):
@@ -44,7 +40,7 @@ def test_draws_are_means_over_the_users_drawn() -> None:
 
 def test_the_same_seed_gives_the_same_draws_and_another_does_not() -> None:
     values_C = np.random.default_rng(0).random(40)
-    one, same, other = (mean(UserResamples(np.arange(40), seed), values_C, np.arange(40)) for seed in (1, 1, 2))
+    one, same, other = (UserResamples(np.arange(40), seed).mean(values_C, np.arange(40)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one[1:], other[1:])
 
@@ -53,7 +49,7 @@ def test_paired_sizes_share_what_is_hard_for_both() -> None:
     """Two sizes that differ by a constant have a slope without uncertainty, however much the users differ."""
     hard_C = np.random.default_rng(0).normal(size=200)
     resamples = UserResamples(np.arange(200), 0)
-    draws_SR = np.stack([mean(resamples, hard_C + gain, np.arange(200)) for gain in (0.0, 0.1, 0.2)])
+    draws_SR = np.stack([resamples.mean(hard_C + gain, np.arange(200)) for gain in (0.0, 0.1, 0.2)])
     found = estimate(slope(draws_SR, np.array([1e3, 1e4, 1e5])))
     assert found == pytest.approx((0.1, 0.1, 0.1))
 
