@@ -1,12 +1,12 @@
 """Arrays that one process of a machine makes, and all its processes map into memory."""
 
-import atexit
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,6 @@ def shared_folder(token: str) -> Path:
         if folder.stat().st_uid != os.getuid():
             raise
     else:
-        atexit.register(_remove, folder, os.getpid())
+        # Unlike atexit, it also runs at the end of multiprocessing's processes, and not in forks of the maker.
+        Finalize(None, shutil.rmtree, (folder, True), exitpriority=0)
     return folder
-
-
-def _remove(folder: Path, maker: int) -> None:
-    if os.getpid() == maker:  # not in a process that was forked from the maker
-        shutil.rmtree(folder, ignore_errors=True)
