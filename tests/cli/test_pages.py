@@ -13,7 +13,7 @@ DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
 REFERENCE = {
     *("architectures.md", "coming-from.md", "data.md", "data-reference.md", "internals.md", "laws.md", "metrics.md"),
-    *("options.md", "recommend.md", "reliability.md", "study-options.md", "tasks.md"),
+    *("options.md", "recommend.md", "reliability.md", "study-options.md", "tasks.md", "ledger.md"),
 }
 GUIDES = [page for page in sorted(DOCS.glob("*.md")) if page.name not in ("glossary.md", "api.md", "cluster.md")]
 
