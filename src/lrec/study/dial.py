@@ -16,9 +16,9 @@ from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
 from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.options import PLAN, Study, every_share, ladder_n_body
+from lrec.study.options import PLAN, STEP, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, LAST_SHARE, LR, RATED, STEP, WALKED, share_of_trials
+from lrec.study.tuning import DROPOUTS, LR, RATED, WALKED, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -121,12 +121,12 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     beside_s = RUN_S + STEP_S * targets / step
     each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + beside_s for size in sizes]
     larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
-    share = share_of_trials(targets, step)
-    trials = WALKED * (share * each[0] + LAST_SHARE * each[FITTED - 1] + 2 * RUN_S)
-    trials += RATED * sum(share * size_s + RUN_S for size_s in larger)
+    walked = shares_of_trials(targets, step)
+    trials = WALKED * sum(share * each[0] + RUN_S for share in walked)
+    trials += RATED * sum(walked[0] * size_s + RUN_S for size_s in larger)
     passes = round(targets / data.U)
     if passes > 1:
-        trials += WALKED * (share * larger[1] + RUN_S)  # dropout, with the largest fitted size
+        trials += WALKED * (walked[0] * larger[1] + RUN_S)  # dropout, with the largest fitted size
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
     lengths = study.times_of_horizons
     shares = lengths if len(study.horizons) > 1 else sum(every_share(passes))

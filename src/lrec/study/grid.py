@@ -11,7 +11,7 @@ from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
-from lrec.study.options import DECAY, Study, as_argument, ladder_n_body
+from lrec.study.options import DECAY, STEP, Study, as_argument, ladder_n_body
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -188,5 +188,6 @@ def _power(option: str, rule: Any, size: str, fraction: float) -> float:
     match rule:
         case [int() | float() as factor, int() | float() as exponent, *shares] if len(shares) < 2:
             of_share = fraction ** float(shares[0]) if shares else 1.0
-            return float(f"{factor * ladder_n_body(size) ** exponent * of_share:.4g}")
+            value = float(f"{factor * ladder_n_body(size) ** exponent * of_share:.4g}")
+            return round(value) if option == STEP else value
     raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, share's exponent]")

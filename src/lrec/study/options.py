@@ -19,7 +19,7 @@ from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
 PLAN = "plan.json"  # holds the choices of a study with --hours
-DECAY = "model.optimizer.decay"
+DECAY, STEP = "model.optimizer.decay", "data.targets_per_step"
 Tunable = Literal["lr", "targets_per_step", "dropout"]
 
 
@@ -89,8 +89,9 @@ class Study(Runs):
             shortest. Each part of trainer.max_epochs must be a whole number of epochs, or less than 1.
         reduce: What data samples are taken from: users, interactions, or the most recent part of each history.
         holdout: Number of largest sizes that are predicted instead of fitted.
-        rules: Options that depend on the size, as [factor, exponent]: factor * N_body ** exponent, to four digits; or
-            as [factor, exponent, exponent of the fraction], which also multiplies by fraction ** that exponent.
+        rules: Options that depend on the size, as [factor, exponent]: factor * N_body ** exponent, to four digits
+            (targets_per_step: rounded); or as [factor, exponent, exponent of the fraction], which also multiplies by
+            fraction ** that exponent.
         variants: More options, by the name of a variant. All runs are trained in each variant, and compared.
         starts_from: For a variant, another variant: each run of the first starts from the best network of the second's
             run with the same size and seed. The second variant may itself start from a third.

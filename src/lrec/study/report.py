@@ -32,7 +32,7 @@ from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.price import price_rows
-from lrec.study.tuning import LR, Trial, Tuned
+from lrec.study.tuning import Trial, Tuned
 
 # Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
 LRECS = (
@@ -204,13 +204,15 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
         best = min(trials, key=lambda trial: math.inf if trial.loss is None else trial.loss)
         setting = (f"{best.setting.lr:g}", f"{best.setting.targets_per_step:,}", f"{best.setting.dropout:g}")
         rows.append([size, f"{targets:,}", str(len(trials)), *setting, f"{best.loss:.4f}"])
-    factor, exponent, of_share = tuned.rules[LR]
-    rule = f"{LR} = {factor:.4g} N_body^{exponent:.3g} share^{of_share:.3g}"
-    others = [f"{option} = {value:g}" for option, value in tuned.options.items()]
+    chosen = [
+        f"{option} = {factor:.4g} N_body^{exponent:.3g}" + "".join(f" share^{each:.3g}" for each in of_share)
+        for option, (factor, exponent, *of_share) in tuned.rules.items()
+    ]
+    chosen += [f"{option} = {value:g}" for option, value in tuned.options.items()]
     of_all = of_all_data(runs)
     worst = max(of_all, key=tuned.cost)
     cost = f"These learning rates and steps are expected to cost at most {tuned.cost(worst):.3f} nats ({worst.name})."
-    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join([rule, *others])}. {cost}"]
+    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join(chosen)}. {cost}"]
 
 
 def _mistuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:

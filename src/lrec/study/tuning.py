@@ -19,26 +19,25 @@ from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.options import Study, ladder_n_body
+from lrec.study.options import STEP, Study, ladder_n_body
 from lrec.study.record import Record
 from lrec.study.work import TRIAL, Work
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
 
-LR, STEP = "model.optimizer.lr", "data.targets_per_step"
+LR = "model.optimizer.lr"
 BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
 DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # tuned as one number
 
-# Trials use 1/16 of the study's data, or more if that is needed for LEAST_STEPS steps, but at most 1/4: on games of Go,
-# the best rate of runs of 150 steps falls to an eighth from width 20 to 112, but the best rate of runs of 1,300 steps
-# stays the same (benchmarks/transfer.md). The last walk uses half of the data, because with more data, the best rate and
-# step of a large network change in other ways than those of a small network (benchmarks/hours.md).
-SHARE, MOST_SHARE, LAST_SHARE, LEAST_STEPS = 1 / 16, 1 / 4, 1 / 2, 1000
+# The first walk uses 1/16 of the study's data, the second 1/4. A trial has at least LEAST_STEPS steps, if a quarter of
+# the data allows this: on games of Go, the best rate of runs of 150 steps falls to an eighth from width 20 to 112, but
+# the best rate of runs of 1,300 steps stays the same (benchmarks/transfer.md).
+SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
 # A run of the ladder has this many steps, if the data allow: with fewer, large and small sizes differ in how far their
 # training has come, and `fit` warns.
 WANTED_STEPS = 2000
-LEAST_N_BODY = 3000  # of the small size that tunes the step, if the ladder has such a size
+LEAST_N_BODY = 3000  # of the size that tunes the step, if the ladder has such a size
 MOST_DROPOUT = 0.5
 # Planned trials of a walk over the rate and the step (or dropout), and of a walk over the rate alone. The walk of a
 # large size ends there: its trials are expensive, and the trials of smaller sizes also tell its rate.
@@ -84,8 +83,8 @@ class Trial(NamedTuple):
 class Tuned:
     """The result of the tuning."""
 
-    rules: dict[str, list[float]]  # the rate as a rule in size and share of the data
-    options: dict[str, Any]  # the step and the dropout of all sizes, if they were tuned
+    rules: dict[str, list[float]]  # rules in the size: the rate (also in the share of the data), and the tuned step
+    options: dict[str, Any]  # the dropout of all sizes, if it was tuned
     targets: int  # D of a run of the ladder
     scaled: bool  # whether the model has the scaled parametrisation, whose best rate hardly depends on the size
     trials: list[Trial]
@@ -112,9 +111,10 @@ class Tuned:
         return run.config.value(LR), run.config.value(STEP)
 
 
-def share_of_trials(targets: int, step: int) -> float:
-    """The share of the data of all walks except the last one; with two digits, as in the names of runs."""
-    return float(f"{min(max(SHARE, LEAST_STEPS * step / targets), MOST_SHARE):.2g}")
+def shares_of_trials(targets: int, step: int) -> list[float]:
+    """The shares of the first and the second walk, or of the only walk; with two digits, as in the names of runs."""
+    least = min(LEAST_STEPS * step / targets, SHARES[-1])
+    return list(dict.fromkeys(float(f"{max(share, least):.2g}") for share in SHARES))
 
 
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
@@ -141,6 +141,12 @@ def walk(
         known |= zip(wanted, losses_of(wanted), strict=True)
         best = min(known, key=known.__getitem__)
     return known
+
+
+def _through(sizes: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Factor and exponent of the power of the size that has these two values."""
+    exponent = log(values[1] / values[0]) / log(sizes[1] / sizes[0]) if sizes[0] != sizes[1] else 0.0
+    return [values[0] / sizes[0] ** exponent, exponent]
 
 
 class Tuner:
@@ -180,8 +186,8 @@ class Tuner:
         return self._data.U * self._epochs
 
     @cached_property
-    def _share(self) -> float:
-        return share_of_trials(self._targets, self._start.targets_per_step)
+    def _shares(self) -> list[float]:
+        return shares_of_trials(self._targets, self._start.targets_per_step)
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
@@ -192,8 +198,8 @@ class Tuner:
     @property
     def first_runs(self) -> list[PlannedRun]:
         """The trials that are certain: those of walks whose start is the best place."""
-        rounds = [(size, self._share, self._axes(size)) for size in (self._small, *self._others)]
-        rounds.append((self.study.fitted[-1], LAST_SHARE, self._axes(self._small)))
+        rounds = [(self._small, share, self._axes(self._small)) for share in self._shares]
+        rounds += [(size, self._shares[0], self._axes(size)) for size in self._others]
         runs = list[PlannedRun]()
         for size, share, axes in rounds:
             places = [place for place in Place().and_around(axes) if self._allowed(place, self._start, share)]
@@ -224,46 +230,38 @@ class Tuner:
     def _tune(self, work: Work) -> Tuned:
         """Train the trials that are not finished, and derive rule, step and dropout from all trials."""
         self._known = {run.name: run for run in self.runs_so_far}
-        best = self._walk(work, self._small, self._share, self._start)
+        best = self._start
+        for share in self._shares:
+            best = self._walk(work, self._small, share, best)
         # The smaller of the two steps gives a trial more steps.
         at = best._replace(targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
         for size in self._others:
             law = law_of(self._trials, self._scaled)
-            lr = law.choose(ladder_n_body(size), self._share * self._targets, at.targets_per_step).rate
-            at = at._replace(dropout=self._walk(work, size, self._share, at._replace(lr=lr)).dropout)
-        start = at._replace(**self._best_for(LAST_SHARE * self._targets, at.targets_per_step))
-        self._walk(work, self.study.fitted[-1], LAST_SHARE, start, self._axes(self._small))
-        step = self._best_for(self._targets, at.targets_per_step)["targets_per_step"]
-        options: dict[str, Any] = {STEP: step} if "targets_per_step" in self.study.tune else {}
-        if "dropout" in self.study.tune:
-            options |= dict.fromkeys(DROPOUTS, at.dropout)
-        return Tuned({LR: self._rule(step)}, options, self._targets, self._scaled, self._trials)
+            lr = law.choose(ladder_n_body(size), self._shares[0] * self._targets, at.targets_per_step).rate
+            at = at._replace(dropout=self._walk(work, size, self._shares[0], at._replace(lr=lr)).dropout)
+        options = dict.fromkeys(DROPOUTS, at.dropout) if "dropout" in self.study.tune else {}
+        return Tuned(self._rules(best.targets_per_step), options, self._targets, self._scaled, self._trials)
 
-    def _best_for(self, targets: float, step: int) -> dict[str, Any]:
-        """The rate and step that the law gives for the largest fitted size; `step` itself if it is not tuned."""
-        law, n_body = law_of(self._trials, self._scaled), ladder_n_body(self.study.fitted[-1])
-        if "targets_per_step" in self.study.tune:
-            best = min(law.choose(n_body, targets).batch, targets / WANTED_STEPS)
-            step = max(int(best // 64) * 64, self._least_step)
-        return {"lr": law.choose(n_body, targets, step).rate, "targets_per_step": step}
-
-    def _rule(self, step: int) -> list[float]:
-        """A factor and exponents of N_body and of the share of the data. The rule has the law's rates at both ends of
-        the ladder with the largest share."""
-        law = law_of(self._trials, self._scaled)
-        smallest, largest = ladder_n_body(self.study.ladder[0]), ladder_n_body(self.study.ladder[-1])
-        lowest, highest = (law.choose(n_body, self._targets, step).rate for n_body in (smallest, largest))
-        exponent = log(highest / lowest) / log(largest / smallest)
-        of_share = log(lowest / law.choose(smallest, self._targets / 2, step).rate) / log(2)
-        rule = (lowest / (smallest**exponent * self._most**of_share), exponent, of_share)
-        return [float(f"{number:.6g}") for number in rule]
+    def _rules(self, step: int) -> dict[str, list[float]]:
+        """Rules that give both ends of the ladder the law's steps and rates for the largest share of the data. `step`
+        is the step of all sizes if it is not tuned."""
+        law, tuned = law_of(self._trials, self._scaled), "targets_per_step" in self.study.tune
+        sizes = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
+        best = [min(law.choose(size, self._targets).batch, self._targets / WANTED_STEPS) for size in sizes]
+        steps = [max(batch, self._least_step) if tuned else step for batch in best]
+        rates = [law.choose(*each).rate for each in zip(sizes, [self._targets] * 2, steps, strict=True)]
+        of_share = log(rates[0] / law.choose(sizes[0], self._targets / 2, steps[0]).rate) / log(2)
+        rules = {LR: [*_through(sizes, rates), of_share]}
+        rules[LR][0] /= self._most**of_share
+        rules |= {STEP: _through(sizes, steps)} if tuned else {}
+        return {option: [float(f"{number:.6g}") for number in rule] for option, rule in rules.items()}
 
     def _axes(self, size: str) -> list[str]:
         """What a size tunes: all sizes the rate, the small size also the step, the largest fitted size also dropout."""
         only = {"targets_per_step": self._small, "dropout": self.study.fitted[-1]}
         return [name for name in self.study.tune if only.get(name, size) == size]
 
-    def _walk(self, work: Work, size: str, share: float, start: Setting, axes: Sequence[str] | None = None) -> Setting:
+    def _walk(self, work: Work, size: str, share: float, start: Setting) -> Setting:
         """The best setting of a walk from `start`."""
 
         def losses_of(places: list[Place]) -> list[float]:
@@ -279,7 +277,7 @@ class Tuner:
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
-        axes = self._axes(size) if axes is None else axes
+        axes = self._axes(size)
         most = inf if size == self._small else WALKED if len(axes) > 1 else RATED
         losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share), most)
         best = min(losses, key=losses.__getitem__)
