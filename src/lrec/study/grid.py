@@ -181,13 +181,16 @@ def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
 
 def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
     """The options that the study's rules give for a size and a fraction of the data."""
-    return {option: _power(option, rule, size, fraction) for option, rule in dotted(study.rules).items()}
+    n_body, largest = ladder_n_body(size), max(map(ladder_n_body, study.ladder))
+    found = {option: _power(option, rule, n_body, fraction) for option, rule in dotted(study.rules).items()}
+    if STEP in found:  # for a size above the ladder, it could become too small for the length of a history
+        found[STEP] = round(_power(STEP, dotted(study.rules)[STEP], min(n_body, largest), fraction))
+    return found
 
 
-def _power(option: str, rule: Any, size: str, fraction: float) -> float:
+def _power(option: str, rule: Any, n_body: int, fraction: float) -> float:
     match rule:
         case [int() | float() as factor, int() | float() as exponent, *shares] if len(shares) < 2:
             of_share = fraction ** float(shares[0]) if shares else 1.0
-            value = float(f"{factor * ladder_n_body(size) ** exponent * of_share:.4g}")
-            return round(value) if option == STEP else value
+            return float(f"{factor * n_body**exponent * of_share:.4g}")
     raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, share's exponent]")

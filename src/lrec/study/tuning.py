@@ -143,6 +143,16 @@ def walk(
     return known
 
 
+def rules_of(law: RateLaw, sizes: Sequence[int], targets: int, least: float, most: float) -> dict[str, list[float]]:
+    """Rules that give two sizes the law's steps, limited to `least` .. `most`, and the law's rates for these steps. The
+    rate also follows the share of the data, which is 1 for `targets`."""
+    steps = [max(min(law.choose(size, targets).batch, most), least) for size in sizes]
+    rates = [law.choose(size, targets, step).rate for size, step in zip(sizes, steps, strict=True)]
+    of_share = log(rates[0] / law.choose(sizes[0], targets / 2, steps[0]).rate) / log(2)
+    rules = {LR: [*_through(sizes, rates), of_share], STEP: _through(sizes, steps)}
+    return {option: [float(f"{number:.6g}") for number in rule] for option, rule in rules.items()}
+
+
 def _through(sizes: Sequence[float], values: Sequence[float]) -> list[float]:
     """Factor and exponent of the power of the size that has these two values."""
     exponent = log(values[1] / values[0]) / log(sizes[1] / sizes[0]) if sizes[0] != sizes[1] else 0.0
@@ -240,21 +250,15 @@ class Tuner:
             lr = law.choose(ladder_n_body(size), self._shares[0] * self._targets, at.targets_per_step).rate
             at = at._replace(dropout=self._walk(work, size, self._shares[0], at._replace(lr=lr)).dropout)
         options = dict.fromkeys(DROPOUTS, at.dropout) if "dropout" in self.study.tune else {}
-        return Tuned(self._rules(best.targets_per_step), options, self._targets, self._scaled, self._trials)
-
-    def _rules(self, step: int) -> dict[str, list[float]]:
-        """Rules that give both ends of the ladder the law's steps and rates for the largest share of the data. `step`
-        is the step of all sizes if it is not tuned."""
-        law, tuned = law_of(self._trials, self._scaled), "targets_per_step" in self.study.tune
-        sizes = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
-        best = [min(law.choose(size, self._targets).batch, self._targets / WANTED_STEPS) for size in sizes]
-        steps = [max(batch, self._least_step) if tuned else step for batch in best]
-        rates = [law.choose(*each).rate for each in zip(sizes, [self._targets] * 2, steps, strict=True)]
-        of_share = log(rates[0] / law.choose(sizes[0], self._targets / 2, steps[0]).rate) / log(2)
-        rules = {LR: [*_through(sizes, rates), of_share]}
-        rules[LR][0] /= self._most**of_share
-        rules |= {STEP: _through(sizes, steps)} if tuned else {}
-        return {option: [float(f"{number:.6g}") for number in rule] for option, rule in rules.items()}
+        steps = (self._least_step, self._targets / WANTED_STEPS)
+        if not (tuned := "targets_per_step" in self.study.tune):
+            steps = (best.targets_per_step, best.targets_per_step)
+        ends = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
+        rules = rules_of(law_of(self._trials, self._scaled), ends, self._targets, *steps)
+        rules[LR][0] /= self._most ** rules[LR][2]
+        if not tuned:
+            del rules[STEP]
+        return Tuned(rules, options, self._targets, self._scaled, self._trials)
 
     def _axes(self, size: str) -> list[str]:
         """What a size tunes: all sizes the rate, the small size also the step, the largest fitted size also dropout."""

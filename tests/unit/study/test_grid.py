@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lrec.errors import UserError
-from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.grid import PlannedRun, planned_runs, ruled_options
 from lrec.study.options import Study, combined
 
 
@@ -28,6 +28,13 @@ def planned(**changes: Any) -> list[PlannedRun]:
 def runs_of(sizes: tuple[str, ...] = ("3k", "12k"), **changes: Any) -> list[PlannedRun]:
     """The runs of some sizes in a study with these changes."""
     return [run for run in planned_runs(study(**changes)) if run.size in sizes]
+
+
+def test_targets_per_step_by_rule_are_whole_and_not_extrapolated() -> None:
+    ruled = study(sizes=["3k", "12k"], holdout=0, law=None, rules={"data.targets_per_step": [10_000, -0.25]})
+    steps = [ruled_options(ruled, size, 1.0) for size in ("3k", "12k", "98k")]
+    assert steps == [{"data.targets_per_step": step} for step in (1343, 950, 950)]
+    assert all(run.config.value("data.targets_per_step") in (1343, 950) for run in planned_runs(ruled))
 
 
 def test_options_follow_the_size_by_rule() -> None:

@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
-from lrec.study.options import Study, ladder_n_body
+from lrec.study.options import STEP, Study, ladder_n_body
 from lrec.study.report import write_report
-from lrec.study.tuning import LR, Place, Setting, Trial, Tuned, walk
+from lrec.study.tuning import LR, Place, Setting, Trial, Tuned, law_of, rules_of, walk
 
 places = st.builds(Place, st.integers(-6, 6), st.integers(-3, 3), st.integers(0, 5))
 
@@ -57,6 +58,23 @@ def trials_about(rate: float, n_bodies: dict[str, int]) -> list[Trial]:
             loss = LOSS - n_body / 1e6 + {0.5: 0.02, 1.0: 0.0, 2.0: 0.06}[shift]
             found.append(Trial(size, n_body, targets, Setting(shift * rate, 512, 0.0), loss))
     return found
+
+
+def test_rules_give_both_ends_of_the_ladder_the_law_s_choices() -> None:
+    setting, trials = Setting(RATE, 512, 0.0), trials_about(RATE, {"3k": 3072})
+    for step, lr in ((256, RATE / 2**0.5), (1024, RATE * 2**0.5)):
+        trials.append(Trial("3k", 3072, 400_000, setting._replace(targets_per_step=step, lr=lr), LOSS + 0.05))
+    law, sizes, targets = law_of(trials, scaled=True), (3072, 786_432), 1_600_000
+    rules = rules_of(law, sizes, targets, 100, 2000)
+    assert rules[STEP][1] < 0, "large networks get smaller steps"
+    for size in sizes:
+        choice = law.choose(size, targets)
+        assert rules[STEP][0] * size ** rules[STEP][1] == pytest.approx(choice.batch, rel=1e-3)
+        assert rules[LR][0] * size ** rules[LR][1] == pytest.approx(choice.rate, rel=1e-3)
+    half = law.choose(sizes[0], targets / 2, law.choose(sizes[0], targets).batch)
+    assert rules[LR][0] * sizes[0] ** rules[LR][1] * 0.5 ** rules[LR][2] == pytest.approx(half.rate, rel=1e-3)
+    limited = rules_of(law, sizes, targets, 350, 400)[STEP]
+    assert [limited[0] * size ** limited[1] for size in sizes] == pytest.approx([400, 350], rel=1e-3)
 
 
 def planned(size: str, lr: float) -> PlannedRun:
