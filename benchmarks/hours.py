@@ -3,10 +3,12 @@
 We study each data set as a new user would study it, with its columns and a number of hours: `lrec scaling study
 --config configs/study/csv.yaml --hours 1`. With `--sweep`, the script then trains the smaller held-out size with five
 learning rates and three numbers of targets in a step. These values lie around the chosen values, a factor of two apart.
-The folder benchmarks/hours/ has a file for each study, and `--page` writes this page from these files.
+With `--steps`, it trains a size with three numbers of targets in a step, and with three rates for each number. The
+folder benchmarks/hours/ has a file for each study, and `--page` writes this page from these files.
 
     python benchmarks/hours.py --raw DIR --hours 0.5 --sets globo ml-1m
     python benchmarks/hours.py --hours 0.5 --sets globo --sweep
+    python benchmarks/hours.py --hours 1 --sets globo --steps 1x16
     python benchmarks/hours.py --page
 """
 
@@ -76,19 +78,34 @@ def sweep(out: Path) -> dict[str, Any]:
     lr, step = config["model"]["optimizer"]["lr"], config["data"]["init_args"]["targets_per_step"]
 
     def loss(setting: tuple[float, float]) -> dict[str, float]:
-        rate, targets = lr * setting[0], round(step * setting[1])
-        folder = out.with_name(f"{out.name}-sweep") / f"lr-{rate:.4g}-step-{targets}"
-        if Run(folder).result is None:
-            options = [f"--model.optimizer.lr={rate:.4g}", f"--data.targets_per_step={targets}", "--points.test=false"]
-            command = ["fit", f"--config={run.folder / 'config.yaml'}", f"--trainer.default_root_dir={folder}"]
-            subprocess.run([*LREC, *command, *options], check=True, stdout=subprocess.DEVNULL)
-        losses = [point.val_loss for point in Run(folder).points if point.val_loss is not None]
-        return {"lr": float(f"{rate:.4g}"), "step": targets, "val_loss": min(losses, default=float("inf"))}
+        return tried(run, lr * setting[0], round(step * setting[1]), out.with_name(f"{out.name}-sweep"))
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(loss, [each for each in product(RATES, STEPS) if each != (1.0, 1.0)]))
     assert run.result is not None
     return {"chosen": {"lr": lr, "step": step, "val_loss": run.result.val_loss}, "others": found}
+
+
+def steps(out: Path, size: str) -> list[dict[str, float]]:
+    """Validation losses of a size with half, once and double its step, each with three rates. A rate follows the root
+    of the step."""
+    grid = json.loads((out / "study.json").read_text())["grid"]["runs"]
+    run = Run(out / "runs" / next(each["name"] for each in reversed(grid) if each["size"] == size))
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    lr, step = config["model"]["optimizer"]["lr"], config["data"]["init_args"]["targets_per_step"]
+    settings = [(lr * rate * times**0.5, round(step * times)) for times, rate in product(STEPS, RATES[1:4])]
+    return [tried(run, *setting, out.with_name(f"{out.name}-steps") / size) for setting in settings]
+
+
+def tried(run: Run, lr: float, step: int, folder: Path) -> dict[str, float]:
+    """The lowest validation loss of a finished run's recipe with another rate and step."""
+    trial = Run(folder / f"lr-{lr:.4g}-step-{step}")
+    if trial.result is None:
+        options = [f"--model.optimizer.lr={lr:.4g}", f"--data.targets_per_step={step}", "--points.test=false"]
+        command = ["fit", f"--config={run.folder / 'config.yaml'}", f"--trainer.default_root_dir={trial.folder}"]
+        subprocess.run([*LREC, *command, *options], check=True, stdout=subprocess.DEVNULL)
+    losses = [point.val_loss for point in trial.points if point.val_loss is not None]
+    return {"lr": float(f"{lr:.4g}"), "step": step, "val_loss": min(losses, default=float("inf"))}
 
 
 def page(studies: list[dict[str, Any]]) -> str:
@@ -98,6 +115,7 @@ def page(studies: list[dict[str, Any]]) -> str:
     swept = [
         ["set", "hours", "size", "chosen: lr, step", "val loss", "best of the sweep: lr, step", "val loss", "above"]
     ]
+    stepped = [["set", "hours", "size", "N_body", "targets in a step: lowest validation loss"]]
     for each in studies:
         name, fitted = (each["set"], f"{each['hours']:g}"), [run for run in each["runs"] if not run["held_out"]]
         held_out = [run for run in each["runs"] if run["held_out"]]
@@ -121,8 +139,18 @@ def page(studies: list[dict[str, Any]]) -> str:
             for run in (chosen, least):
                 row += [f"{run['lr']:.4g}, {run['step']}", f"{run['val_loss']:.4f}"]
             swept.append([*name, *row, f"{chosen['val_loss'] - least['val_loss']:+.4f}"])
+        tried_sizes = dict(each.get("steps", {}))
+        if "sweep" in each:
+            tried_sizes[held_out[0]["size"]] = [each["sweep"]["chosen"], *each["sweep"]["others"]]
+        for size, trials in tried_sizes.items():
+            n_body = next(run["N_body"] for run in each["runs"] if run["size"] == size)
+            best: dict[int, float] = {}
+            for trial in sorted(trials, key=lambda trial: (trial["step"], -trial["val_loss"])):
+                best[trial["step"]] = trial["val_loss"]
+            by_step = ", ".join(f"{targets:,}: {loss:.4f}" for targets, loss in best.items())
+            stepped.append([*name, size, f"{n_body:,}", by_step])
     title, method, commands = __doc__.rstrip().split("\n\n")
-    tables = [rows_table(table, text=(0,)) for table in (about, ladders, swept)]
+    tables = [rows_table(table, text=(0,)) for table in (about, ladders, swept, stepped)]
     return "\n\n".join([f"# {title.rstrip('.')}", method.replace("\n", " "), commands, *tables, READ.strip()]) + "\n"
 
 
@@ -193,6 +221,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=[])
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--steps", nargs="+", default=[], metavar="SIZE")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--raw", type=Path, default=Path("../shared/data/interactions"), help="folder of the raw files")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
@@ -203,6 +232,8 @@ def main() -> None:
         result = json.loads(kept.read_text()) if kept.is_file() else {}
         if options.sweep:
             result["sweep"] = sweep(out)
+        elif options.steps:
+            result["steps"] = result.get("steps", {}) | {size: steps(out, size) for size in options.steps}
         else:
             result |= study(name, options.hours, out, options.raw, options.data_dir)
         write_json(kept, result)
