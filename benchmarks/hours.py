@@ -144,10 +144,10 @@ def page(studies: list[dict[str, Any]]) -> str:
             tried_sizes[held_out[0]["size"]] = [each["sweep"]["chosen"], *each["sweep"]["others"]]
         for size, trials in tried_sizes.items():
             n_body = next(run["N_body"] for run in each["runs"] if run["size"] == size)
-            best: dict[int, float] = {}
+            lowest: dict[int, float] = {}
             for trial in sorted(trials, key=lambda trial: (trial["step"], -trial["val_loss"])):
-                best[trial["step"]] = trial["val_loss"]
-            by_step = ", ".join(f"{targets:,}: {loss:.4f}" for targets, loss in best.items())
+                lowest[trial["step"]] = trial["val_loss"]
+            by_step = ", ".join(f"{targets:,}: {loss:.4f}" for targets, loss in lowest.items())
             stepped.append([*name, size, f"{n_body:,}", by_step])
     title, method, commands = __doc__.rstrip().split("\n\n")
     tables = [rows_table(table, text=(0,)) for table in (about, ladders, swept, stepped)]
