@@ -271,7 +271,7 @@ def test_dry_run_prints_the_cost_and_writes_no_study(
     printed = lrec("scaling", "study", "--config", "tiny.yaml", "--out", "elsewhere", "--dry_run", "true")
     assert "6.9k-seed1" in printed
     assert "5 runs" in printed
-    assert "shares of the data" not in printed
+    assert "smaller data samples" not in printed
     assert not (undisturbed / "elsewhere").exists()
 
 

@@ -286,6 +286,11 @@ def test_what_is_no_checkpoint_is_refused(
         assert f"{path}: not a checkpoint that lrec wrote" in error
 
 
+def test_another_network_s_checkpoint_is_refused(run: Path, refused: Callable[..., str]) -> None:
+    error = refused("test", "--config", run / "config.yaml", "--model.size", "25k")
+    assert "the checkpoint has layers 1, the config 2" in error
+
+
 def test_a_sample_validates_during_training_and_all_users_are_tested(
     lrec: Callable[..., str], options: list[str], tmp_path: Path
 ) -> None:

@@ -37,6 +37,18 @@ def test_the_example_of_an_own_loss_is_label_smoothing(monkeypatch: pytest.Monke
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_float64_gradients_equal_the_naive_ones() -> None:
+    hidden_MD = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    table_VD = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    targets_M = torch.tensor([0, 5, 2, 2])
+    naive = torch.autograd.grad(
+        F.cross_entropy(hidden_MD @ table_VD.T, targets_M, reduction="sum"), (hidden_MD, table_VD)
+    )
+    ours = torch.autograd.grad(losses.full_softmax(hidden_MD, table_VD, targets_M), (hidden_MD, table_VD))
+    for a, b in zip(ours, naive, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(), losses.GBCE()])
 def test_no_targets_give_no_loss_and_no_gradient(loss: losses.Loss) -> None:
     hidden_MD = torch.empty(0, 4, requires_grad=True)

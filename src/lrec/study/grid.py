@@ -182,10 +182,14 @@ def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
 def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
     """The options that the study's rules give for a size and a fraction of the data."""
     n_body, largest = ladder_n_body(size), max(map(ladder_n_body, study.ladder))
-    found = {option: _power(option, rule, n_body, fraction) for option, rule in dotted(study.rules).items()}
-    if STEP in found:  # for a size above the ladder, it could become too small for the length of a history
-        found[STEP] = round(_power(STEP, dotted(study.rules)[STEP], min(n_body, largest), fraction))
-    return found
+
+    def value(option: str, rule: Any) -> float:
+        if option != STEP:
+            return _power(option, rule, n_body, fraction)
+        # Above the ladder, a step that falls further could become too small for the length of a history.
+        return round(_power(option, rule, min(n_body, largest), fraction))
+
+    return {option: value(option, rule) for option, rule in dotted(study.rules).items()}
 
 
 def _power(option: str, rule: Any, n_body: int, fraction: float) -> float:

@@ -186,8 +186,8 @@ def bleu(
     It is the geometric mean over n of matched n-grams / n-grams. All trajectories have the same length, so there is no
     brevity penalty. torchmetrics' bleu_score would give one number, not a draw for each resample.
     """
-    shares = {str(n): clipped_matches(items_CT, truth_CT, n) for n in range(1, order + 1)}
-    precisions_NR = [*resamples.means(shares, users_C).values()]
+    shares = [clipped_matches(items_CT, truth_CT, n) for n in range(1, order + 1)]
+    precisions_NR = [resamples.mean(share_C, users_C) for share_C in shares]
     return np.prod(np.maximum(precisions_NR, 0), 0) ** (1 / order)
 
 
