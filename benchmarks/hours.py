@@ -174,7 +174,7 @@ step has 4.412.
 On Go, the chosen rate and step are 0.007 nats above the best of the sweep. At low rates, the losses of Go scatter by
 about 0.03 nats from one setting to the next, because networks learn some skill suddenly. With the step and the rate
 that today's rules give 277k parameters (895 targets, 0.00465), the validation loss is 3.815, lower than with every
-setting of the sweep (`lrec fit --config` with the `config.yaml` of the run, and these two options).
+setting of the sweep (a fit with the run's `config.yaml` and these two options).
 
 On MovieLens-1M, one hour of one core (0.56 hours were needed) is enough for three passes over 85 % of the users. The
 forecast's errors are 0.6 and 0.7 %, and the errors of the no-gain baseline are 1.7 and 2.4 %. The two held-out sizes
