@@ -9,12 +9,12 @@ in the last column. Seconds are processor time, the fastest of five repeats.
 import argparse
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rows import commit
 from torch import Tensor
 
 from lrec.common.files import write_text
@@ -70,14 +70,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="histories decoded together")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     lines = [
         "# Decoding step by step, with and without the cache",
         "",
         *__doc__.split("\n\n", 1)[1].strip().splitlines(),
         "",
         f"{options.rows} histories together, {options.n_items:,} items, one thread of {os.cpu_count()} cores "
-        f"{platform.machine()}, torch {torch.__version__}, commit {commit}.",
+        f"{platform.machine()}, torch {torch.__version__}, commit {commit()}.",
         "",
         "| size | blocks | again, s | cached, s | times faster | largest difference of a score |",
         "|---|---|---:|---:|---:|---:|",

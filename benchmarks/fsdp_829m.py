@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rows import commit
+
 ITEMS, USERS, LENGTH, MAX_LEN = 26_427, 2_000, 60, 50
 STEPS, SAVED_AFTER = 3, 2
 TITLES = (
@@ -155,8 +157,6 @@ def report(arguments: argparse.Namespace) -> None:
     size = sum(file.stat().st_size for file in (arguments.folder / "second.ckpt").iterdir()) / 2**30
     again, peak_again = run(arguments, resume=True)
     assert again[0]["losses"] == first[0]["losses"][SAVED_AFTER:], (first[0]["losses"], again[0]["losses"])
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cells = (
         f"{arguments.size}, {first[0]['n_total']:,}",
@@ -173,7 +173,7 @@ def report(arguments: argparse.Namespace) -> None:
         f"{max(peak, peak_again):.2f}",
         f"torch {torch.__version__}, Python {platform.python_version()}",
         f"{os.cpu_count()} cores {platform.machine()}, {memory:.0f} GiB, load {load:.1f}",
-        commit,
+        commit(),
     )
     page = Path(__file__).with_suffix(".md")
     if not page.exists():

@@ -10,7 +10,6 @@ skips runs that have one, and writes benchmarks/grouping.md.
 import argparse
 import json
 import platform
-import subprocess
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from math import sqrt
 from multiprocessing import get_context
@@ -19,6 +18,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from rows import commit
 from scipy.stats import t as student
 from torch import set_num_threads
 
@@ -117,9 +117,7 @@ def train_to_file(name: str, order: str, seed: int, folder: Path, runs: Path) ->
 
 
 def page(runs: dict[tuple[str, str, int], dict[str, Any]]) -> str:
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
-    machine = f"{platform.machine()}, Python {platform.python_version()}, commit {commit}"
+    machine = f"{platform.machine()}, Python {platform.python_version()}, commit {commit()}"
     lines = [
         "| data | epochs | order | real positions | validation loss | its deviation over seeds |",
         "|---|---|---|---|---|---|",

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rows import commit
 
 from lrec.model.config import TransformerConfig
 from lrec.model.losses import full_softmax
@@ -28,7 +29,6 @@ from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 from lrec.training.optim import Optimizer
 
-HERE = Path(__file__).parent
 # (what grows, entry, size, items, length, targets a step)
 CASES = [
     *(("size", name, name, 10_000, 50, 4096) for name in ("3k", "12k", "98k", "786k", "1.6m", "9.4m")),
@@ -79,11 +79,10 @@ def main() -> None:
     if options.case is not None:
         print(json.dumps(measure(*CASES[options.case][2:])))
         return
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     lines = [
         "# What growing costs",
         "",
-        f"{time.strftime('%Y-%m-%d')}, commit {git.stdout.strip()}, {platform.machine()}, {options.threads} threads, "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()}, {options.threads} threads, "
         f"torch {torch.__version__}, float32.",
         "",
         "    python benchmarks/growth.py --out benchmarks/growth.md",

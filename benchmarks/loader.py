@@ -10,7 +10,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import polars
 import prepare
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from rows import commit
 
 from lrec.common.files import write_text
 from lrec.data.sources.movielens import MovieLensDataModule
@@ -118,11 +118,9 @@ def main() -> None:
             print(table[-1], flush=True)
             reached &= speed >= 10 * model
             reached &= all(max(worker) <= 1.05 * min(worker) + 1 for worker in zip(*memory, strict=True))
-        git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
         machine = (
             f"{os.cpu_count()} cores {platform.machine()}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
-            f"polars {polars.__version__}, Python {platform.python_version()}, commit {commit}"
+            f"polars {polars.__version__}, Python {platform.python_version()}, commit {commit()}"
         )
         page = PAGE.format(
             targets=data.U, steps=data.steps_per_epoch, per_step=TARGETS_PER_STEP, length=MAX_LEN, size=SIZE,

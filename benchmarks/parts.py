@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
+from rows import commit
 
 from lrec.common.hardware import keep_freed_memory
 from lrec.data.batching.train_batches import TrainBatch
@@ -37,7 +38,6 @@ from lrec.ranking.scoring import score
 from lrec.training.optim import Optimizer
 from lrec.training.throughput import measure_peak
 
-HERE = Path(__file__).parent
 GIB = 2**30
 
 
@@ -257,11 +257,10 @@ def main() -> None:
 
 def page(results: dict[str, dict[str, float]], threads: int) -> str:
     """The Markdown page."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout
     lines = [
         "# The parts of a step against the machine's matrix products",
         "",
-        f"{time.strftime('%Y-%m-%d')}, commit {commit.strip()}, {platform.machine()}, {threads} threads, torch "
+        f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()}, {threads} threads, torch "
         f"{torch.__version__}.",
         "",
         "    python benchmarks/parts.py --out benchmarks/parts.md",

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from processes import measure
+from rows import commit
 
 ROWS, USERS, ITEMS = 20_000_263, 138_493, 26_744
 # Ratings of a user in MovieLens-20M.
@@ -270,8 +271,6 @@ def add_row(arguments: argparse.Namespace, tool: str, results: dict[str, tuple],
     page = Path(__file__).with_suffix(".md")
     printed, whole, peak = results[tool]
     package = tool if tool in arguments.against else "polars"
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     if not page.exists():
         titles = ["tool", "versions", "rows", "file", "memory_gib", "seconds", "with imports", "peak GiB"]
         title = f"| {' | '.join([*titles, 'against pandas', 'also', 'machine', 'commit'])} |"
@@ -285,7 +284,7 @@ def add_row(arguments: argparse.Namespace, tool: str, results: dict[str, tuple],
         tool, f"{package} {version(package)}, Python {platform.python_version()}", f"{arguments.rows:,}",
         f"{arguments.format}, {size / 2**20:,.0f} MiB",
         (arguments.memory_gib or "default") if tool in ("lrec", "duckdb") else "-",
-        f"{printed[3]:.1f}", f"{whole:.1f}", f"{peak:.2f}", against, also.format(*printed[4:]), machine, commit,
+        f"{printed[3]:.1f}", f"{whole:.1f}", f"{peak:.2f}", against, also.format(*printed[4:]), machine, commit(),
     ]  # fmt: skip
     with page.open("a", encoding="utf-8") as out:
         out.write(f"| {' | '.join(cells)} |\n")

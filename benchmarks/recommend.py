@@ -26,6 +26,7 @@ import polars as pl
 import torch
 from peers import environment
 from processes import measure
+from rows import commit
 
 from lrec.common.files import write_text
 from lrec.model.config import TransformerConfig
@@ -261,13 +262,11 @@ def peak_gib() -> float:
 
 def page(sections: list[str], options: argparse.Namespace) -> str:
     """benchmarks/recommend.md."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE).stdout.strip()
     return "\n".join(
         [
             "# Recommendations: speed and memory",
             "",
-            f"{time.strftime('%Y-%m-%d')}, commit {commit}, {platform.machine()}, {options.threads} threads, torch "
+            f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()}, {options.threads} threads, torch "
             f"{torch.__version__}, Python {platform.python_version()}.",
             "",
             "    python benchmarks/recommend.py --page benchmarks/recommend.md",

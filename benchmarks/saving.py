@@ -10,13 +10,13 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from rows import commit
 
 from lrec.checkpoint.writing import Save, Saver
 from lrec.model.config import TransformerConfig
@@ -63,15 +63,13 @@ def main() -> None:
         gigabytes = path.stat().st_size / 1e9
     waited = [statistics.median(run[way][0] for run in times) for way in (0, 1)]
     there = statistics.median(run[0][1] for run in times)
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     machine = f"{os.cpu_count()} cores {platform.machine()}, load {os.getloadavg()[0]:.1f}"
     page = Path(__file__).with_suffix(".md")
     if not page.exists():
         page.write_text(HEADER)
     figures = (f"{number:.2f}" for number in (gigabytes, *waited, there))
     with page.open("a") as out:
-        out.write(f"| {' | '.join((arguments.size, *figures, machine, commit))} |\n")
+        out.write(f"| {' | '.join((arguments.size, *figures, machine, commit()))} |\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import io
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import zstandard
+from rows import commit
 
 import lrec
 from lrec.common.files import write_text
@@ -31,7 +31,6 @@ from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 
 MAX_LEN = 256
-HERE = Path(__file__).parent
 
 
 def games(file: Path, number: int, folder: Path) -> Cases:
@@ -75,7 +74,7 @@ def main() -> None:
         *__doc__.split("\n\n", 1)[1].strip().splitlines(),
         "",
         f"{len(shared):,} moves of {n_games} games, {read:,} positions that are read instead of "
-        f"{read_alone:,}; commit {_commit()}, {platform.machine()}, torch {torch.__version__}.",
+        f"{read_alone:,}; commit {commit()}, {platform.machine()}, torch {torch.__version__}.",
         "",
         "| size | a game in a row, s | a move in a row, s | times | largest difference of a loss |",
         "|---|---:|---:|---:|---:|",
@@ -94,11 +93,6 @@ def main() -> None:
         print(lines[-1], flush=True)
     if options.page:
         write_text(options.page, "\n".join(lines) + "\n")
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

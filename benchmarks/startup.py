@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from rows import commit
 
 from lrec.common.files import locked, write_text
 from lrec.data.sources.synthetic import SyntheticDataModule
@@ -113,8 +114,6 @@ def main() -> None:
     options = parser.parse_args()
     page = options.page and options.page.absolute()
     here = Path(__file__).parent
-    ask = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(here), os.environ.get("PYTHONPATH")]))
     sys.path.insert(0, str(here))
     lines = [
@@ -122,7 +121,7 @@ def main() -> None:
         "",
         *__doc__.split("\n\n", 1)[1].strip().splitlines(),
         "",
-        f"Medians of {options.repeats}, {os.cpu_count()} cores {platform.machine()}, commit {commit}.",
+        f"Medians of {options.repeats}, {os.cpu_count()} cores {platform.machine()}, commit {commit()}.",
         "",
         "| command | seconds | of one processor |",
         "|---|---:|---:|",

@@ -10,7 +10,6 @@ import argparse
 import logging
 import os
 import platform
-import subprocess
 import tempfile
 import time
 import warnings
@@ -20,12 +19,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from rows import commit
 
 import lrec
 from lrec.common.files import write_text
 from lrec.data.datamodule import SequenceDataModule
 
-HERE = Path(__file__).parent
 # What is trained between two evaluations: an epoch, or a number of steps if an epoch takes long.
 STEPS = {"beauty": 1.0, "ml-1m": 1.0, "globo": 100}
 PAGE = """# What validation costs during training
@@ -127,10 +126,8 @@ def main() -> None:
                     rows.append(measure(name, sets[name], size, users))
                     print(rows[-1], flush=True)
     if options.page is not None:
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True, cwd=HERE).stdout.strip()
         machine = (
-            f"{time.strftime('%Y-%m-%d')}, commit {commit}, {platform.machine()}, {options.threads} threads, torch "
+            f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {platform.machine()}, {options.threads} threads, torch "
             f"{torch.__version__}"
         )
         write_text(options.page, PAGE.format(machine=machine, rows="\n".join(rows)))
