@@ -33,7 +33,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(log: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Study, str]]:
     """The planned study and the text about it; a core takes 1e-7 * (width ** 2 + 5000) s for a target."""
     monkeypatch.setattr(
-        "lrec.study.dial.seconds_of_target", lambda size, *_: 1e-7 * (find_size(size).width ** 2 + 5000)
+        "lrec.study.dial.seconds_of", lambda size, *_: (1e-7 * (find_size(size).width ** 2 + 5000), 0.004)
     )
 
     def plan(hours: float, **given: Any) -> tuple[Study, str]:
@@ -114,10 +114,11 @@ def test_a_study_that_is_refused_keeps_no_plan(
 def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
     faster: float, given: bool, draws: bool, log: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seconds(size: str, example: PlannedRun, _: Any) -> float:
-        return 4e-8 * (find_size(size).width ** 2 + 5e5) / (faster if example.model.loss != FullSoftmax() else 1)
+    def seconds(size: str, example: PlannedRun, _: Any) -> tuple[float, float]:
+        times = faster if example.model.loss != FullSoftmax() else 1
+        return 4e-8 * (find_size(size).width ** 2 + 5e5) / times, 0.004
 
-    monkeypatch.setattr("lrec.study.dial.seconds_of_target", seconds)
+    monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
     options = {"model.loss": "lrec.FullSoftmax"} if given else {}
     study = Study(hours=0.2, jobs=2, data=LOG, options=options)
     plan = plan_of(study)

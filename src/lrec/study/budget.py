@@ -12,7 +12,7 @@ from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun
-from lrec.study.options import DECAY, Study
+from lrec.study.options import DECAY, MUON, Study
 from lrec.study.placement import Placement, here
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Assumed FLOPs per second of a GPU if this machine has none to measure: with bfloat16 products, and in float32.
 ASSUMED = {"bf16-mixed": 100e12, "bf16-true": 100e12, "32-true": 15e12}
-# Time of evaluations, the optimizer and the trainer between steps, as a share of the forward and backward passes.
+# Time of evaluations, AdamW and the trainer between steps, as a share of the forward and backward passes.
 BESIDE_STEPS = 0.25
 STARTING_S = 10
 PROCESS_GIB = 1.0
@@ -68,10 +68,12 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         if run_of_study(study.folder, run.name).result is not None:
             hours = spent_hours(study, [run])
         else:
-            targets = run.own * data.U * epochs_in_all(*limits(run.config), data.steps_per_epoch)
+            epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
             rate = training_rate(config, loss, positions, place.precision, place.kind)
-            flops = targets * flops_of_target(config, loss, data, place.checkpointing)
-            training_s = (1 + BESIDE_STEPS) * flops / rate
+            flops = (1 + BESIDE_STEPS) * data.U * flops_of_target(config, loss, data, place.checkpointing)
+            if run.config.value(MUON) is not None:
+                flops += data.steps_per_epoch * cost.muon_flops(config)
+            training_s = epochs * flops / rate
             hours = (STARTING_S * place.ranks + training_s) / 3600
         takes = (hours, memory_gib, disk_gib, gpu_gib, place.gpus * place.nodes)
         costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lrec.common.files import read_json
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
+from lrec.model import cost
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
 from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.options import PLAN, STEP, Study, every_share, ladder_n_body
+from lrec.study.options import MUON, PLAN, STEP, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
 from lrec.study.tuning import DROPOUTS, LR, RATED, WALKED, shares_of_trials
 
@@ -31,7 +32,8 @@ PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
 FIRST_STEP, STEP_AT = 512, 1.4e6  # a run of 1.4m targets starts with 512 targets in a step; this grows with the root
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
-STEP_S = 0.008  # seconds of a step without its arithmetic: twice the true value, as half of the step is often the best
+STEP_S = 0.004  # seconds of a step without its arithmetic
+SMALLER = 2  # how much smaller than the first step the best step may be, on average over the sizes
 RUN_S = 5.0  # to start, evaluate and end a run
 # SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets.
 LOSS, NEGATIVES, MORE_TARGETS = "model.loss", 1024, 2
@@ -118,8 +120,9 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
     step = step_of(targets, data.max_len)
-    beside_s = RUN_S + STEP_S * targets / step
-    each = [targets * (1 + OF_TRAINING) * seconds_of_target(size, example, data) + beside_s for size in sizes]
+    trained, steps = targets * (1 + OF_TRAINING), SMALLER * targets / step
+    seconds = [seconds_of(size, example, data) for size in sizes]
+    each = [trained * target_s + steps * step_s + RUN_S for target_s, step_s in seconds]
     larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
     walked = shares_of_trials(targets, step)
     trials = WALKED * sum(share * each[0] + RUN_S for share in walked)
@@ -135,9 +138,9 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
 
 
-def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule") -> float:
-    """Seconds of one core or one GPU to train a size on one target: its FLOPs, at the measured rate of the powers of
-    two below and above its width."""
+def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tuple[float, float]:
+    """Seconds of one core or one GPU to train a size on a target, and seconds of a step beside those of its targets:
+    FLOPs, at the measured rate of the powers of two below and above its width."""
     shape, loss, place = find_size(size), example.model.loss, placement(example.config)
     network = example.network(data.n_items)
 
@@ -149,7 +152,9 @@ def seconds_of_target(size: str, example: PlannedRun, data: "SequenceDataModule"
     below = math.floor(octave)
     rate = math.exp((below + 1 - octave) * log_rate(2**below) + (octave - below) * log_rate(2 ** (below + 1)))
     own = replace(network, layers=shape.layers, width=shape.width, heads=shape.heads)
-    return (1 + BESIDE_STEPS) * flops_of_target(own, loss, data, place.checkpointing) / rate
+    flops = (1 + BESIDE_STEPS) * flops_of_target(own, loss, data, place.checkpointing)
+    beside = cost.muon_flops(own) if example.config.value(MUON) is not None else 0
+    return flops / rate, beside / rate + STEP_S
 
 
 def step_of(targets: int, max_len: int) -> int:

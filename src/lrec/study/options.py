@@ -19,7 +19,7 @@ from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
 PLAN = "plan.json"  # holds the choices of a study with --hours
-DECAY, STEP = "model.optimizer.decay", "data.targets_per_step"
+DECAY, MUON, STEP = "model.optimizer.decay", "model.optimizer.muon", "data.targets_per_step"
 Tunable = Literal["lr", "targets_per_step", "dropout"]
 
 

@@ -48,11 +48,26 @@ def muon_matrices(matrices: list[nn.Parameter], state: dict[Tensor, dict[str, An
 
 def orthogonal(matrix_RC: Tensor) -> Tensor:
     """About U V' of the singular value decomposition U S V'; values near 0 in S stay near 0. In bfloat16 on a GPU."""
+    if matrix_RC.shape[0] < matrix_RC.shape[1]:
+        return orthogonal(matrix_RC.mT).mT
     x_RC = matrix_RC.bfloat16() if matrix_RC.is_cuda else matrix_RC.float()
     x_RC = x_RC / x_RC.norm().clamp(min=1e-7)
-    wide = x_RC.shape[0] < x_RC.shape[1]
-    for _ in range(TIMES):
-        squares = x_RC @ x_RC.mT if wide else x_RC.mT @ x_RC
-        more = CUBIC * squares + QUINTIC * (squares @ squares)
-        x_RC = LINEAR * x_RC + (more @ x_RC if wide else x_RC @ more)
-    return x_RC.to(matrix_RC.dtype)
+    if x_RC.is_cuda:
+        for _ in range(TIMES):
+            x_RC = x_RC @ _polynomial(x_RC.mT @ x_RC)
+        return x_RC.to(matrix_RC.dtype)
+    # The same with fewer products of the size R C C: only squares and factors change. It needs more than bfloat16.
+    squares_CC = x_RC.mT @ x_RC
+    factor_CC = step_CC = _polynomial(squares_CC)
+    for _ in range(TIMES - 1):
+        squares_CC = step_CC @ squares_CC @ step_CC
+        step_CC = _polynomial(squares_CC)
+        factor_CC = factor_CC @ step_CC
+    return (x_RC @ factor_CC).to(matrix_RC.dtype)
+
+
+def _polynomial(squares_CC: Tensor) -> Tensor:
+    """What multiplies X in a step of the iteration, where the squares are X' X."""
+    more_CC = torch.addmm(squares_CC, squares_CC, squares_CC, beta=CUBIC, alpha=QUINTIC)
+    more_CC.diagonal().add_(LINEAR)
+    return more_CC

@@ -234,6 +234,18 @@ def test_a_step_of_muon_has_the_singular_vectors_of_the_momentum(shape: tuple[in
     assert ((inside.diag()[large] > 0.6) & (inside.diag()[large] < 1.3)).all()
 
 
+@pytest.mark.parametrize("rank", [3, 32])
+@pytest.mark.parametrize("shape", [(32, 32), (128, 32), (32, 128)])
+def test_orthogonal_is_the_published_iteration(shape: tuple[int, int], rank: int) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape[0], rank) @ torch.logspace(0, -4, rank).diag() @ torch.randn(rank, shape[1])
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        squares = x @ x.T
+        x = 3.4445 * x + (-4.7750 * squares + 2.0315 * squares @ squares) @ x
+    torch.testing.assert_close(orthogonal(matrix).double(), x, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("muon", [None, 2.0])
 @pytest.mark.parametrize("saved_after", [3, 8, 11], ids=["before", "at", "after"])
 def test_a_checkpoint_of_either_phase_goes_on_bitwise(saved_after: int, muon: float | None) -> None:
