@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from lrec.data.splits.rules import UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.errors import UserError
 from lrec.evaluation.cases import cases_of_test, rank_by_net
+from lrec.model import cost
 from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import SIZES
 from lrec.model.transformer import Transformer
 from lrec.study import budget
 from lrec.study.grid import PlannedRun
@@ -316,12 +319,19 @@ def test_a_plan_counts_what_a_run_computes(train: Train) -> None:
     run = train(**READ, data__target_events="[buy]", data__max_len=LENGTH - 4 - 2 - 1, **one_epoch)
     options = yaml.safe_load((run / "config.yaml").read_text())
     options["trainer"] |= {"accelerator": "gpu", "precision": "32-true"}
-    options["model"]["optimizer"]["muon"] = None  # its FLOPs are not among those of a point
-    planned = PlannedRun("planned", "3k", 0, 1.0, "", "", False, options)
     study = Study("planned", [], sizes=["3k"], out=run / "none", holdout=0, law=None, gpus=(0,))
-    (found,) = budget.plan(study, [planned])
-    flops = (found.hours * 3600 - budget.STARTING_S) / (1 + budget.BESIDE_STEPS) * budget.ASSUMED["32-true"]
-    assert flops == pytest.approx(json.loads((run / "points.jsonl").read_text().splitlines()[-1])["flops"], rel=1e-6)
+
+    def planned_flops(muon: float | None) -> float:
+        of_muon = deepcopy(options)
+        of_muon["model"]["optimizer"]["muon"] = muon
+        (found,) = budget.plan(study, [PlannedRun("planned", "3k", 0, 1.0, "", "", False, of_muon)])
+        return (found.hours * 3600 - budget.STARTING_S) * budget.ASSUMED["32-true"]
+
+    last = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
+    flops = planned_flops(None)
+    assert flops / (1 + budget.BESIDE_STEPS) == pytest.approx(last["flops"], rel=1e-6)
+    of_a_step = cost.muon_flops(TransformerConfig(1, 1, *SIZES["3k"]))
+    assert planned_flops(2.0) - flops == pytest.approx(last["step"] * of_a_step, rel=1e-3)
 
 
 def test_an_outlook_counts_and_asks_for_targets(log: Path, tmp_path: Path) -> None:

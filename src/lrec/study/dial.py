@@ -19,7 +19,7 @@ from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import MUON, PLAN, STEP, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, LR, RATED, WALKED, shares_of_trials
+from lrec.study.tuning import DROPOUTS, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -30,11 +30,12 @@ FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
 # parameters. SMALLEST is the number of parameters of the smallest size.
 PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
-FIRST_STEP, STEP_AT = 512, 1.4e6  # a run of 1.4m targets starts with 512 targets in a step; this grows with the root
+# The trials of a study with 1.4m targets start with 512 targets in a step; this grows with the root of the targets. In
+# the runs of the ladder, small networks often have twice as many, and larger networks have fewer (laws/rate_law.py).
+FIRST_STEP, STEP_AT, OF_SMALL, FALLS = 512, 1.4e6, 2, -0.2
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
 STEP_S = 0.004  # seconds of a step without its arithmetic
-SMALLER = 2  # how much smaller than the first step the best step may be, on average over the sizes
-RUN_S = 5.0  # to start, evaluate and end a run
+RUN_S = 3.0  # to start and end a run
 # SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets.
 LOSS, NEGATIVES, MORE_TARGETS = "model.loss", 1024, 2
 SAMPLED = {f"{LOSS}.class_path": "lrec.SampledSoftmax", f"{LOSS}.negatives": NEGATIVES, f"{LOSS}.power": 1.0}
@@ -119,17 +120,21 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
-    step = step_of(targets, data.max_len)
-    trained, steps = targets * (1 + OF_TRAINING), SMALLER * targets / step
-    seconds = [seconds_of(size, example, data) for size in sizes]
-    each = [trained * target_s + steps * step_s + RUN_S for target_s, step_s in seconds]
-    larger = [each[FITTED // 2], *each[-len(HELD_OUT) - 1 :]]
-    walked = shares_of_trials(targets, step)
-    trials = WALKED * sum(share * each[0] + RUN_S for share in walked)
-    trials += RATED * sum(walked[0] * size_s + RUN_S for size_s in larger)
+    first = step_of(targets, data.max_len)
+
+    def seconds(size: str, share: float, step: float) -> float:
+        target_s, step_s = seconds_of(size, example, data)
+        return share * targets * ((1 + OF_TRAINING) * target_s + step_s / step) + RUN_S
+
+    walked = shares_of_trials(targets, first)
+    smallest_s, *larger_s = (seconds(size, walked[0], first) for size in (sizes[0], sizes[FITTED // 2], *sizes[-3:]))
+    trials = WALKED * (smallest_s + sum(seconds(sizes[0], share, first) for share in walked[1:]))
+    trials += RATED * sum(larger_s)
     passes = round(targets / data.U)
     if passes > 1:
-        trials += WALKED * (walked[0] * larger[1] + RUN_S)  # dropout, with the largest fitted size
+        trials += WALKED * larger_s[1]  # dropout, with the largest fitted size
+    steps = [OF_SMALL * first * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS for size in sizes]
+    each = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
     lengths = study.times_of_horizons
     shares = lengths if len(study.horizons) > 1 else sum(every_share(passes))

@@ -9,11 +9,13 @@ from itertools import pairwise
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.flop_counter import FlopCounterMode
 
 from lrec.errors import UserError
+from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.transformer import Transformer
-from lrec.training.muon import orthogonal
+from lrec.training.muon import is_for_muon, orthogonal
 from lrec.training.optim import AdamWThenSGD, Optimizer, Switch, build
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 1)
@@ -244,6 +246,16 @@ def test_orthogonal_is_the_published_iteration(shape: tuple[int, int], rank: int
         squares = x @ x.T
         x = 3.4445 * x + (-4.7750 * squares + 2.0315 * squares @ squares) @ x
     torch.testing.assert_close(orthogonal(matrix).double(), x, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("layers", "width"), [(1, 32), (3, 64)])
+def test_the_flops_of_muon_are_counted(layers: int, width: int) -> None:
+    config = TransformerConfig(7, 5, layers, width, 1)
+    matrices = [each for name, each in Transformer(config).named_parameters() if is_for_muon(name, each)]
+    with FlopCounterMode(display=False) as counter:
+        for matrix in matrices:
+            orthogonal(matrix.detach())
+    assert cost.muon_flops(config) == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
 @pytest.mark.parametrize("muon", [None, 2.0])
