@@ -214,6 +214,8 @@ def main() -> None:
         passes = float((points["d"] / points["horizon"]).to_numpy().max())  # interactions of a horizon of 1
         x_most, d_most = max(map(ladder_n_body, sizes)), passes * max(horizons)
         if options.small:
+            known = points.select(N_body="x", D="d", loss="y").sort("N_body", "D")
+            write_json(FOLDER / f"{name}-known.json", known.to_dicts())
             shortest = float(points["d"].to_numpy().min())
             lengths = [passes * horizon for horizon in study["horizons"] if passes * horizon >= shortest]
             places = product(map(ladder_n_body, study["sizes"]), lengths)

@@ -23,6 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from lrec.common.files import write_json, write_text
@@ -44,6 +45,7 @@ SETS = {
 }
 BASELINES = ("popularity", "markov", "item-graph")
 RATES, STEPS = (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
+FORECAST, METRICS = ("predicted", "low", "high"), ("HR@10", "NDCG@10")
 
 
 def study(name: str, hours: float, out: Path, raw: Path, data_dir: Path) -> dict[str, Any]:
@@ -51,8 +53,14 @@ def study(name: str, hours: float, out: Path, raw: Path, data_dir: Path) -> dict
     options = shlex.split(SETS[name].replace("DIR", str(raw)))
     command = ["scaling", "study", "--config", "configs/study/csv.yaml", "--hours", f"{hours:g}", "--out", str(out)]
     subprocess.run([*LREC, *command, "--data.data_dir", str(data_dir), *options], check=True)
+    return finished(name, hours, out)
+
+
+def finished(name: str, hours: float, out: Path) -> dict[str, Any]:
+    """What came of a study."""
     record, plan = (json.loads((out / file).read_text()) for file in ("study.json", "plan.json"))
-    predicted = {p["x"]: p for p in json.loads((out / "prediction.json").read_text())["ladders"][0]["predictions"]}
+    (ladder,) = json.loads((out / "prediction.json").read_text())["ladders"]
+    predicted = {p["x"]: p for p in ladder["predictions"]}
     runs, most = [], max(run["fraction"] for run in record["grid"]["runs"])
     for planned in record["grid"]["runs"]:
         run = Run(out / "runs" / planned["name"])
@@ -60,11 +68,15 @@ def study(name: str, hours: float, out: Path, raw: Path, data_dir: Path) -> dict
         if planned["fraction"] < most or point is None:
             continue
         row = {"size": planned["size"], "N_body": point.N_body, "D": point.D, "held_out": planned["held_out"]}
-        row |= {"val_loss": point.val_loss, "test_loss": point.test_loss, "HR@10": point.metric("test/HR@10")}
+        row |= {"val_loss": point.val_loss, "test_loss": point.test_loss}
+        row |= {metric: point.metric(f"test/{metric}") for metric in METRICS}
         row["lr"] = yaml.safe_load((run.folder / "config.yaml").read_text())["model"]["optimizer"]["lr"]
         row |= {name: point.metric(f"test/{name}/loss") for name in BASELINES}
         if planned["held_out"]:
-            row |= {key: predicted[point.N_body][key] for key in ("predicted", "low", "high")}
+            row |= {key: predicted[point.N_body][key] for key in FORECAST}
+            for metric in METRICS:
+                (said,) = (p for p in ladder["metrics"][metric] if p["x"] == point.N_body)
+                row[f"forecast of {metric}"] = {key: said[key] for key in FORECAST}
         runs.append(row)
     last = max(path.stat().st_mtime for path in out.glob("runs/*/ended"))
     took = (last - (out / "plan.json").stat().st_mtime) / 3600
@@ -120,6 +132,8 @@ def page(studies: list[dict[str, Any]]) -> str:
         ["set", "hours", "size", "chosen: lr, step", "val loss", "best of the sweep: lr, step", "val loss", "above"]
     ]
     stepped = [["set", "hours", "size", "N_body", "targets in a step: lowest validation loss"]]
+    ranked = [["set", "hours", "N_body", "metric", "predicted", "90 %", "measured", "error", "no gain", "within"]]
+    decades = [["set", "hours", "largest fitted", "test loss", "gain of ten times the size", "90 %", "measured"]]
     for each in studies:
         name, fitted = (each["set"], f"{each['hours']:g}"), [run for run in each["runs"] if not run["held_out"]]
         held_out = [run for run in each["runs"] if run["held_out"]]
@@ -137,6 +151,19 @@ def page(studies: list[dict[str, Any]]) -> str:
             inside = "yes" if low <= loss <= high else "no"
             row = [f"{run['N_body']:,}", f"{run['predicted']:.3f}", f"{low:.3f} to {high:.3f}", f"{loss:.3f}"]
             ladders.append([*name, *row, *errors, inside])
+            for metric in METRICS:
+                if (said := run.get(f"forecast of {metric}")) is None:
+                    continue
+                value, best_value = run[metric], max(small[metric] for small in fitted)
+                row = [f"{run['N_body']:,}", metric, f"{said['predicted']:.3f}"]
+                row += [f"{said['low']:.3f} to {said['high']:.3f}", f"{value:.3f}"]
+                row += [f"{100 * (expected / value - 1):+.1f} %" for expected in (said["predicted"], best_value)]
+                ranked.append([*name, *row, "yes" if said["low"] <= value <= said["high"] else "no"])
+        if len(held_out) > 1:
+            largest = fitted[-1]
+            expected, most, least, came = (gain_of_ten(largest, held_out, of) for of in (*FORECAST, "test_loss"))
+            row = [f"{largest['N_body']:,}", f"{largest['test_loss']:.3f}", f"{expected:.3f}"]
+            decades.append([*name, *row, f"{least:.3f} to {most:.3f}", f"{came:.3f}"])
         if "sweep" in each:
             chosen, least = each["sweep"]["chosen"], min(each["sweep"]["others"], key=lambda run: run["val_loss"])
             row = [held_out[0]["size"]]
@@ -154,8 +181,14 @@ def page(studies: list[dict[str, Any]]) -> str:
             by_step = ", ".join(f"{targets:,}: {loss:.4f}" for targets, loss in lowest.items())
             stepped.append([*name, size, f"{n_body:,}", by_step])
     title, method, commands = __doc__.rstrip().split("\n\n")
-    tables = [rows_table(table, text=(0,)) for table in (about, ladders, swept, stepped)]
+    tables = [rows_table(table, text=(0,)) for table in (about, ladders, ranked, decades, swept, stepped)]
     return "\n\n".join([f"# {title.rstrip('.')}", method.replace("\n", " "), commands, *tables, READ.strip()]) + "\n"
+
+
+def gain_of_ten(largest: dict[str, Any], held_out: list[dict[str, Any]], of: str) -> float:
+    """By how many nats a loss of ten times the largest fitted size, between the held-out sizes, lies below its loss."""
+    sizes = np.log([run["N_body"] for run in held_out])
+    return float(largest["test_loss"] - np.interp(np.log(10 * largest["N_body"]), sizes, [run[of] for run in held_out]))
 
 
 READ = """
