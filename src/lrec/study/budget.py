@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cache
+from statistics import median
 from typing import TYPE_CHECKING
 
 from lrec.common import hardware
@@ -29,7 +30,7 @@ STARTING_S = 10
 PROCESS_GIB = 1.0
 
 # Limits of the network and of the steps that measure the speed, so that this takes only a fraction of a second.
-BLOCKS, MOST_ITEMS, SECONDS = 2, 20_000, 0.2
+BLOCKS, MOST_ITEMS, SECONDS = 2, 20_000, 0.3
 MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}
 
 
@@ -157,11 +158,12 @@ def training_rate(
             net.zero_grad()
 
         step()  # not measured: the first step also does work that is done only once
-        steps, began = 0, hardware.seconds(kind)
-        while steps == 0 or hardware.seconds(kind) - began < SECONDS:
+        seconds = list[float]()
+        while sum(seconds) < SECONDS:
+            began = hardware.seconds(kind)
             step()
-            steps += 1
-        return steps * rows * of_row / (hardware.seconds(kind) - began)
+            seconds.append(hardware.seconds(kind) - began)
+        return rows * of_row / median(seconds)
 
 
 def plan_table(costs: list[Cost], study: Study) -> str:
