@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lrec.errors import UserError
 from lrec.model.losses import FullSoftmax, SampledSoftmax
 from lrec.model.network_sizes import find_size
 from lrec.study.dial import as_text, plan_of, with_plan
@@ -91,6 +92,34 @@ def test_a_trial_is_never_longer_than_a_quarter_of_a_run() -> None:
         shares = shares_of_trials(targets, 512)
         assert shares[-1] == 0.25
         assert shares[0] >= min(1000 * 512 / targets, 0.25) * 0.95
+
+
+@pytest.mark.parametrize("hours", [0.1, 0.2, 0.5, 1, 2])
+def test_a_plan_with_horizons_has_a_whole_number_of_passes_for_each(
+    hours: float, planned: Callable[..., tuple[Study, str]]
+) -> None:
+    study, _ = planned(hours, horizons=(0.25, 0.5, 1.0))
+    assert len({run.horizon for run in planned_runs(study)}) == 3  # a horizon of 7.5 passes would be refused
+    assert len(study.every_fraction) == 1
+
+
+def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(
+    planned: Callable[..., tuple[Study, str]],
+) -> None:
+    def trained(**given: Any) -> int:
+        return int(re.findall(r"trains on ([\d,]+) targets", planned(0.5, **given)[1])[0].replace(",", ""))
+
+    alone = trained()
+    assert 3 * trained(seeds=(1, 2, 3), holdout_seeds=(1, 2, 3), variants={"a": {}, "b": {}}) < alone
+    assert trained(fractions=(1.0,)) > trained(fractions=(0.5, 1.0)) > alone  # by default also a quarter
+    with pytest.raises(UserError, match="runs with --fractions 1 take longer: name 0"):
+        trained(fractions=(0.5, 1.0), options={"trainer.max_epochs": 100})
+
+
+def test_a_study_on_gpus_plans_a_run_for_each_gpu(planned: Callable[..., tuple[Study, str]]) -> None:
+    gpus = {"trainer.accelerator": "gpu", "trainer.devices": 1}
+    assert planned(0.5, cores=16)[0].jobs == 16
+    assert planned(0.5, cores=16, gpus=(0, 1), options=gpus)[0].jobs == 2
 
 
 def test_too_few_hours_are_refused(planned: Callable[..., tuple[Study, str]], refused: Callable[..., str]) -> None:

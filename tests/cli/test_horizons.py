@@ -86,6 +86,17 @@ def test_what_horizons_cannot_share_is_refused(changed: dict[str, Any], said: st
         runs_of(options=STUDY["options"] | changed)
 
 
+def test_one_horizon_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--horizons \[0\.5\]: for one, set the length of the training"):
+        runs_of(horizons=[0.5])
+
+
+def test_runs_start_from_the_longest_horizon_of_their_source() -> None:
+    runs = runs_of(horizons=[0.25, 0.5], variants={"a": {}, "b": {}}, starts_from={"b": "a"})
+    assert {run.starts_from for run in runs if run.variant == "b"} == {"0.8k-a-horizon-0.5-seed1"}
+    assert "0.8k-a-horizon-0.5-seed1" in {run.name for run in runs}
+
+
 def test_a_study_repeats_and_extends_its_horizons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrec: Callable[..., str]
 ) -> None:

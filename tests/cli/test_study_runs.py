@@ -174,6 +174,14 @@ def test_what_may_take_more_than_allowed_does_not_start(
     assert not folder.exists()
 
 
+def test_a_skipped_run_does_not_count_in_the_budget(
+    folder: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    command = ["scaling", "study", "--config", "runs.yaml", "--sizes", '["0.8k", "829m"]', "--budget_hours", "0.02"]
+    assert "--budget_hours 0.02: " in refused(*command, "--dry_run", "true")
+    assert "829m" not in lrec(*command, "--dry_run", "true", "--skip", '["829m-seed1"]')
+
+
 def test_nothing_starts_once_the_budget_is_spent(folder: Path, refused: Callable[..., str]) -> None:
     """The hours that a run has really taken count, not those of its plan."""
     point = {"best": False, "status": "running", "wall_s": 5 * 3600.0}

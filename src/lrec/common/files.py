@@ -36,6 +36,12 @@ def check_folder(path: Path, option: str, folder: Path | None = None) -> None:
         raise UserError(f"{option} {path}: {nearest} cannot be written to")
 
 
+def sibling(folder: Path, ending: str) -> Path:
+    """The folder beside `folder` with its name and an ending: runs/a-updated for runs/a."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-{ending}")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, for a file or a folder; on success rename it to `path`, on failure remove

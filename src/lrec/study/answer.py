@@ -197,7 +197,8 @@ def _next(
         why = "Train the largest network for twice as long, to see whether it was trained too little."
         changes = {"trainer.max_epochs": 2 * max(round(points[largest.name].epochs), 1)}
     elif ten.gain < PAYS:
-        run = min((r for r in runs if points[r.name].N_body >= near), key=lambda r: points[r.name].N_body)
+        good = [r for r in runs if not points[r.name].diverged and getattr(points[r.name], study.x) >= near]
+        run = min(good, key=lambda r: points[r.name].N_body)
         export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": f"{study.folder}-model"}
         return "Use the smallest network that is as good.", _command("export", export)
     else:

@@ -48,8 +48,9 @@ def compare(
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for path in studies:
         for name, (files, large) in _ladders(path).items():
-            held_out = [(float(getattr(p, x)), float(getattr(p, y))) for p in large if not p.diverged]
-            ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
+            fitted, measured = fit_points(chosen, _points(files, x, y)), [p for p in large if not p.diverged]
+            values = [(getattr(point, x), getattr(point, y)) for point in measured]
+            ladders[name] = fitted, [(float(size), float(loss)) for size, loss in values if loss is not None]
     contrasts: dict[tuple[str, str], Contrast | str] = {}
     for one, two in combinations(ladders, 2):
         try:
@@ -119,7 +120,10 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
     if record is None:
         raise UserError(f"--studies {path}: no study there (no study.json), and not a file of points either")
     ladders: dict[str, tuple[list[Path], list[Point]]] = {}
+    longest = max(run.get("horizon", 1.0) for run in record["grid"]["runs"])
     for run in record["grid"]["runs"]:
+        if run["held_out"] and run.get("horizon", 1.0) < longest:
+            continue
         trained = run_of_study(path, run["name"])
         if trained.result is not None:
             name = " ".join(part for part in (str(path), run["ladder"]) if part)

@@ -6,6 +6,7 @@ times the parameters of the largest fitted size.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,7 +76,9 @@ def as_text(plan: dict[str, Any]) -> str:
 
 def _choose(study: Study) -> dict[str, Any]:
     example = _example(study)
-    data, jobs = example.open_data(), study.jobs if study.jobs > 1 else study.n_cores
+    data, gpus = example.open_data(), study.placement(example.config).gpus
+    at_once = max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores
+    jobs = study.jobs if study.jobs > 1 else at_once
     plan = _longest(study, example, data, jobs)
     chosen = _choices(plan, data, jobs, study)
     if plan.targets < data.U and not any(option.startswith(LOSS) for option in study.given):
@@ -92,7 +95,8 @@ def _choose(study: Study) -> dict[str, Any]:
 
 
 def _example(study: Study) -> PlannedRun:
-    return planned_runs(replace(study, sizes=["3k"], holdout=0, law=None, horizons=(1.0,)))[0]
+    alone: dict[str, Any] = {"sizes": ["3k"], "holdout": 0, "law": None, "horizons": (1.0,)}
+    return planned_runs(replace(study, fractions=(max(study.every_fraction),), **alone))[0]
 
 
 def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
@@ -136,10 +140,12 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     steps = [OF_SMALL * first * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS for size in sizes]
     each = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
-    lengths = study.times_of_horizons
-    shares = lengths if len(study.horizons) > 1 else sum(every_share(passes))
-    clock = {"trials": trials / jobs, "fitted sizes": shares * max(sum(ladder) / jobs, max(ladder))}
-    clock["held-out sizes"] = lengths * max(sum(held_out) / jobs, max(held_out))
+    variants, most = len(study.every_variant), max(study.every_fraction)
+    shares = study.times_of_horizons * sum(share / most for share in study.fractions or _shares(study, passes))
+    fitted_s = variants * len(study.seeds) * sum(ladder)
+    held_out_s = variants * len(study.holdout_seeds) * sum(held_out)
+    clock = {"trials": trials / jobs, "fitted sizes": shares * max(fitted_s / jobs, max(ladder))}
+    clock["held-out sizes"] = study.times_of_horizons * max(held_out_s / jobs, max(held_out))
     return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
 
 
@@ -162,6 +168,20 @@ def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tu
     return flops / rate, beside / rate + STEP_S
 
 
+def _epochs(passes: float, horizons: Sequence[float]) -> int:
+    """The number of whole passes. Each horizon must be a whole number of passes too, or less than one."""
+
+    def fits(epochs: int) -> bool:
+        return all(epochs * horizon <= 1 or round(epochs * horizon, 9) % 1 == 0 for horizon in horizons)
+
+    return next(epochs for epochs in range(max(round(passes), 1), 0, -1) if fits(epochs))
+
+
+def _shares(study: Study, epochs: int) -> tuple[float, ...]:
+    """The data samples that the plan chooses, as shares of the largest."""
+    return (1.0,) if len(study.horizons) > 1 else every_share(epochs)
+
+
 def step_of(targets: int, max_len: int) -> int:
     return max(2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
 
@@ -169,8 +189,13 @@ def step_of(targets: int, max_len: int) -> int:
 def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:
     """The options of the plan, each with its reason. Options that the user gave are not tuned."""
     given, passes = study.given, plan.targets / data.U
-    epochs = given.get(EPOCHS) or max(round(passes), 1)
+    epochs = given.get(EPOCHS) or _epochs(passes, study.horizons)
     share = min(float(f"{passes / epochs:.2g}"), 1.0)
+    if study.fractions is not None and passes < 0.95 * epochs:
+        most = max(study.fractions)
+        raise UserError(
+            f"--hours {study.hours:g}: runs with --fractions {most:g} take longer: name {most * share:.2g} or less"
+        )
     tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
     tunable = {"lr": [LR], "targets_per_step": [STEP]} | ({"dropout": DROPOUTS} if epochs > 1 else {})
     tune = [] if LR in given else [name for name, options in tunable.items() if not given.keys() & set(options)]
@@ -190,7 +215,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     return {
         "choices": {
             "sizes": plan.sizes,
-            "fractions": [share * each for each in every_share(epochs)],
+            "fractions": [share * each for each in _shares(study, epochs)],
             "tune": tune,
             "jobs": jobs,
         },

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrec.common.files import check_folder, locked, read_json, write_json, write_text
+from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
@@ -80,7 +80,7 @@ def exchange(
         budget_hours: Hours of a core or of a GPU; if the runs may take more, none starts.
         dry_run: Print the runs with their hours, memory and disk, and stop.
     """
-    folder = out or study.with_name(f"{study.name}-exchange")
+    folder = out or sibling(study, "exchange")
     check_folder(folder, "--out")
     ladder = Ladder(study, size)
     chosen = ladder.offered() if steps is None else {name: dotted(options) for name, options in steps.items()}

@@ -87,7 +87,7 @@ def planned_runs(study: Study) -> list[PlannedRun]:
         source = study.starts_from.get(variant)
         for seed in seeds:
             name = _name(size, share, variant, seed)
-            starts_from = "" if source is None else _name(size, share, source, seed)
+            starts_from = "" if source is None else _name(size, share, source, _part(max(study.horizons)), seed)
             run = PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from)
             check_range("--seeds", seed, at_least=0, at_most=2**32 - 1)
             options = _options(study, run)
@@ -109,6 +109,10 @@ def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
 def _name(*parts: str | int) -> str:
     *others, seed = parts
     return "-".join(str(part) for part in (*others, f"seed{seed}") if part)
+
+
+def _part(horizon: float) -> str:
+    return "" if horizon == 1 else f"horizon-{horizon:g}"
 
 
 def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
@@ -136,8 +140,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
             "model.optimizer.warmup": warmup * shortest / horizon,
             "points.horizon": horizon,
         }
-        share = "" if horizon == 1 else f"horizon-{horizon:g}"
-        name = run.name.removesuffix(f"seed{run.seed}") + _name(share, run.seed)
+        name = run.name.removesuffix(f"seed{run.seed}") + _name(_part(horizon), run.seed)
         mine = replace(run, name=name, options=changed(run.options, changes), horizon=horizon)
         if runs:
             own = 1 - (1 - WSD_FALL) * runs[-1].horizon / horizon

@@ -143,6 +143,8 @@ class Study(Runs):
         for option, values in lists.items():
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{option} {list(values)}: name at least one, and each once")
+        if len(self.horizons) == 1 and self.horizons != (1.0,):
+            raise UserError(f"--horizons {list(self.horizons)}: for one, set the length of the training instead")
         if self.holdout and not self.holdout_seeds:
             raise UserError("--holdout_seeds: name at least one")
         for option, value, least in (("jobs", self.jobs, 1), ("cores", self.n_cores, 1), ("retries", self.retries, 0)):

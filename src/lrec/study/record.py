@@ -55,6 +55,15 @@ class Record:
             begun = self._earlier.get(run.name) if self.trained(run).folder.exists() else None
             if run.name in restart or begun is None:
                 continue
+            if run.starts_from in restart:
+                raise UserError(
+                    f"--restart {run.starts_from}: {run.name} started from it: restart both, or choose another --out"
+                )
+            if (source := begun.get("starts_from", "")) != run.starts_from:
+                raise UserError(
+                    f"{self.out} has run {run.name}, which started from {source or 'no other run'}, not from "
+                    f"{run.starts_from or 'no other run'}: choose another --out, or --restart '[{run.name}]'"
+                )
             if changes := changed_options(RunConfig(begun["options"]), run.config):
                 raise UserError(
                     f"{self.out} has run {run.name} with other options ({changes}): choose another --out, "

@@ -346,8 +346,9 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
     base = variants[0]
     domains = {run.variant: run.config.value("data.only_domain") for run in runs}
     finished: dict[tuple[float, str, str], dict[int, Point]] = defaultdict(dict)  # the inner key is the seed
+    longest = max(run.horizon for run in runs)
     for run in runs:
-        if not points[run.name].diverged:
+        if run.horizon == longest and not points[run.name].diverged:
             finished[run.fraction, run.size, run.variant][run.seed] = points[run.name]
     titles = [title for metric in VARIANTS for title in (metric, f"against {base}")]
     rows = [["fraction", "size", "variant", "seeds", *titles]]

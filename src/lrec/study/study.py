@@ -41,8 +41,10 @@ def run_study(study: Study) -> None:
     tuner = Tuner(study) if study.tune else None
     trials = tuner.runs_so_far if tuner else []
     every_run = [*trials, *record.runs]
-    names = {run.name for run in every_run}
-    if unknown := [name for name in (*study.restart, *study.skip) if name not in names]:
+    names, of_ladder = {run.name for run in every_run}, {run.name for run in record.runs}
+    unknown = [name for name in study.restart if name not in names]
+    unknown += [name for name in study.skip if name not in of_ladder]
+    if unknown:
         raise UserError(f"{unknown[0]} is none of the study's runs: --status true lists them")
     if study.cluster is not None:
         check_accelerators(every_run, study.cluster)
@@ -52,8 +54,9 @@ def run_study(study: Study) -> None:
         print(runs_table(record.runs, record.folder, record.state))
         return
     of_trials = [(tuner.study_of_trials, tuner.first_runs)] if tuner else []
-    memory_gib = budget.check(study, *of_trials, (study, record.runs))
-    to_train = [run for run in record.runs if record.trained(run).result is None]
+    runs = [run for run in record.runs if run.name not in study.skip]
+    memory_gib = budget.check(study, *of_trials, (study, runs))
+    to_train = [run for run in runs if record.trained(run).result is None]
     tunes_step = "targets_per_step" in study.tune
     if to_train and not tunes_step and (few := few_steps(max(to_train, key=lambda run: run.horizon))):
         print(few)

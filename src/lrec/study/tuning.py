@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
-from lrec.common.files import json_hash, read_json, write_json
+from lrec.common.files import json_hash, read_json, sibling, write_json
 from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
+from lrec.study import budget
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import STEP, Study, ladder_n_body
 from lrec.study.record import Record
@@ -167,7 +168,7 @@ class Tuner:
         self._options = dotted(next(iter(study.every_variant.values())))
         alone |= {"seeds": study.seeds[:1], "tune": (), "variants": {"": self._options}}
         alone |= {"horizons": (1.0,), "options": study.given}  # includes the schedule
-        folder = study.folder.with_name(f"{study.folder.name}-tuning")
+        folder = sibling(study.folder, "tuning")
         self.study = study
         self.study_of_trials = replace(study, name=folder.name, out=folder, **alone)
         self._most = max(study.every_fraction)
@@ -226,8 +227,9 @@ class Tuner:
         return Tuned(**kept | {"trials": trials})
 
     def tuned(self, work: Work) -> Tuned:
-        """The result of the tuning, from its file if it is there."""
-        tuned = self.kept or self._tune(work)
+        """The result of the tuning, from its file if it is there and no trial is to be trained again."""
+        restarts = {run.name for run in self.runs_so_far} & {*self.study.restart}
+        tuned = (None if restarts else self.kept) or self._tune(work)
         trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
         content = {"of": self._key, **asdict(tuned), "trials": trials}
         write_json(self.study_of_trials.folder / "tuned.json", content)
@@ -273,6 +275,9 @@ class Tuner:
             runs = self._planned(size, share, settings)
             names = {run.name for run in runs}
             self._known |= {run.name: run for run in runs}
+            if self.study.memory_gib is not None:
+                costs = budget.plan(self.study_of_trials, runs)
+                work.memory_gib |= {cost.run.name: cost.memory_gib for cost in costs}
             record = Record(self.study_of_trials, list(self._known.values()))
             entered = record.enter(names & set(work.study.restart), ())
             record.check_data(entered)
@@ -292,7 +297,8 @@ class Tuner:
     def _allowed(self, place: Place, start: Setting, share: float) -> bool:
         setting = place.of(start)
         few = place.targets_per_step > 0 and share * self._targets < LEAST_STEPS * setting.targets_per_step / 3
-        return self._least_step <= setting.targets_per_step and not few and 0 <= setting.dropout <= MOST_DROPOUT
+        much = place.dropout != 0 and not 0 <= setting.dropout <= MOST_DROPOUT
+        return self._least_step <= setting.targets_per_step and not few and not much
 
     def _planned(self, size: str, share: float, settings: list[Setting]) -> list[PlannedRun]:
         """Trials on a share of the users, with as many passes as a run has, because dropout only helps with repeats."""

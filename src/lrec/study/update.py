@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lrec.common.files import check_folder, locked, read_json, remove, write_json, write_text
+from lrec.common.files import check_folder, locked, read_json, remove, sibling, write_json, write_text
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
@@ -74,7 +74,7 @@ def update(
         trust: Import classes that the run names and that are not lrec's own.
     """
     check_range("--judge", judge, above=0, at_most=0.5)
-    out, recipe = out or run.with_name(f"{run.name}-updated"), Recipe(steps, lr, replay)
+    out, recipe = out or sibling(run, "updated"), Recipe(steps, lr, replay)
     check_folder(out, "--out")
     base = _base(run, trust)
     split, late = _windows(base, data, judge)
@@ -87,7 +87,8 @@ def update(
         raise UserError(f"--out {out} holds another update, or something else: choose another")
     warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse before it writes
     store = _appended(base, new, split)
-    with locked(lock_of(out), f"another update is under way in {out}: wait for its end, or choose another --out"):
+    taken = f"another update is under way in {out}: wait for its end, or choose another --out"
+    with locked(lock_of(out.absolute()), taken):
         write_json(plan, asked)
         since = base.trained_until + 1
         options = {UPDATED: warm_options(config, base.run.folder.absolute(), store, split, since, recipe)}

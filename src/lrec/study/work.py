@@ -48,7 +48,7 @@ class Work:
                 loss = "diverged" if point.diverged else found[0]
                 became = f"{loss}, {point.wall_s:.0f} s"
             if (expected_s := left_s.pop(run.name, None)) is not None and outcome.point is not None:
-                spent_s, of_s = spent_s + outcome.point.wall_s, of_s + expected_s
+                spent_s, of_s = spent_s + run.own * outcome.point.wall_s, of_s + expected_s
                 self._slower = spent_s / of_s
                 if left_s and kind != TRIAL:
                     became += f"; the rest: about {lasting(self._slower * sum(left_s.values()) / self.study.jobs)}"
@@ -62,7 +62,8 @@ class Work:
                 failed.append(f"run {run.name} failed: {outcome.reason}")
         if failed:
             more = f"; so did {len(failed) - 1} more, see {record.path}" if len(failed) > 1 else ""
-            raise UserError(f"{failed[0]}{more}. Start the study again to retry, or leave runs out with --skip")
+            skip = "" if kind == TRIAL else ", or leave runs out with --skip"
+            raise UserError(f"{failed[0]}{more}. Start the study again to retry{skip}")
         if done < len(runs):
             left = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}; start the study again to continue"
             if self.interrupted:
@@ -75,15 +76,19 @@ class Work:
         """Seconds that each run is expected to take; empty if the study has no --hours."""
         if self.study.hours is None:
             return {}
-        return {cost.run.name: 3600 * cost.hours / self.study.threads for cost in budget.plan(record.study, runs)}
+        costs = budget.plan(record.study, runs)
+        return {cost.run.name: 3600 * cost.hours / (cost.gpus or self.study.threads) for cost in costs}
 
     def too_long(self, record: Record, runs: list[PlannedRun]) -> list[str]:
-        """Names of the largest runs, for which the study's hours leave too little time."""
+        """Names of the largest runs, for which the study's hours leave too little time, and of runs that need them."""
         left_s, late = self._expected(record, [run for run in runs if record.trained(run).result is None]), list[str]()
         allowed_s = LATEST * 3600 * (self.study.hours or 0) - (time.monotonic() - self._began)
         while left_s and self._slower * max(*left_s.values(), sum(left_s.values()) / self.study.jobs) > allowed_s:
             late.append(max(left_s, key=left_s.__getitem__))
-            del left_s[late[-1]]
+            for run in sorted(runs, key=lambda run: run.wave):
+                if {run.starts_from, run.goes_on_from} & {*late} and run.name not in late:
+                    late.append(run.name)
+            left_s = {name: seconds for name, seconds in left_s.items() if name not in late}
         return late
 
     def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:

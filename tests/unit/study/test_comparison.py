@@ -49,6 +49,16 @@ def test_exponents_and_the_crossing_stand_side_by_side(tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
 
 
+def test_a_loss_that_the_runs_do_not_have_is_refused(tmp_path: Path) -> None:
+    folder = study(tmp_path / "study")
+    record = json.loads((folder / "study.json").read_text())
+    for run in record["grid"]["runs"]:
+        run["held_out"] = run["name"].endswith("6")
+    (folder / "study.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="trajectory_loss"):
+        compare([folder], y="trajectory_loss", out=tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_every_run_counts_and_points_may_come_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [file.read_text() for file in sorted(study(tmp_path / "study").glob("runs/plain-*/points.jsonl"))]

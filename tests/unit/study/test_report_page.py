@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
@@ -15,7 +16,7 @@ from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import hold_out, holdout_report
 from lrec.run import read_points_file, run_of_study
 from lrec.study.answer import Answer, answer_of
-from lrec.study.grid import PlannedRun
+from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit
@@ -40,18 +41,17 @@ def runs_of(out: Path, study: str, **changed: float) -> tuple[list[PlannedRun], 
     return runs, *hold_out(read_points([run_of_study(out, run.name).points_file for run in runs]), 2)
 
 
-def answer_to(out: Path, study: str, **changed: float) -> Answer:
-    runs, small, large = runs_of(out, study, **changed)
-    predictor, held_out = holdout_report(None, pl.concat([small, large]), 2)
-    every, names = pl.concat([small, large]), {"x": "N_body", "y": "test_loss"}
+def answer_to(out: Path, study: str, x: Literal["N_body", "N_total"] = "N_body", **changed: float) -> Answer:
+    runs, *_ = runs_of(out, study, **changed)
+    every = read_points([run_of_study(out, run.name).points_file for run in runs], x)
+    predictor, held_out = holdout_report(None, every, 2)
     points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
-    found = answer_of(
-        Study(sizes=["3k"], holdout=0, law=None),
-        analyse(predictor, held_out, every, names, with_others=False),
-        runs,
-        points,
-        [],
-    )
+    sizes = list(dict.fromkeys(run.size for run in runs))
+    asked = Study(sizes=sizes, configs=["data/synthetic.yaml", "trainer/laptop.yaml"], holdout=0, law=None, x=x)
+    options = {planned.size: planned.options for planned in planned_runs(asked)}
+    analysis = analyse(predictor, held_out, every, {"x": x, "y": "test_loss"}, with_others=False)
+    with_options = [replace(run, options=options[run.size]) for run in runs]
+    found = answer_of(replace(asked, out=out), analysis, with_options, points, [])
     assert found is not None
     return found
 
@@ -118,14 +118,17 @@ def test_a_baseline_that_is_better_stands_in_the_verdict(tmp_path: Path) -> None
     assert found.risks[0] == "Counting which item follows which is as good as any network here."
 
 
-def test_larger_sizes_are_never_worse_than_measured_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("x", ["N_body", "N_total"])
+def test_larger_sizes_are_never_worse_than_measured_ones(x: Literal["N_body", "N_total"], tmp_path: Path) -> None:
     """On MovieLens-1M size has stopped paying."""
-    found = answer_to(tmp_path, "ml-1m-lsrm")
+    found = answer_to(tmp_path, "ml-1m-lsrm", x)
     assert "almost nothing" in found.verdict
     today, *ahead = found.columns
     assert [column.value for column in ahead] == [today.value] * 2
     assert all(column.low < today.value < column.high for column in ahead)  # type: ignore[operator]
     assert any("stopped falling" in risk for risk in found.risks)
+    assert found.next_step == "Use the smallest network that is as good."
+    assert found.command.startswith("lrec export --ckpt_path")
 
 
 def test_prices_are_numbers_that_a_manager_reads() -> None:

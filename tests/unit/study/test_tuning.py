@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
 from lrec.study.options import STEP, Study, ladder_n_body
 from lrec.study.report import write_report
-from lrec.study.tuning import LR, Place, Setting, Trial, Tuned, law_of, rules_of, walk
+from lrec.study.tuning import LR, Place, Setting, Trial, Tuned, Tuner, law_of, rules_of, walk
 
 places = st.builds(Place, st.integers(-6, 6), st.integers(-3, 3), st.integers(0, 5))
 
@@ -75,6 +76,14 @@ def test_rules_give_both_ends_of_the_ladder_the_law_s_choices() -> None:
     assert rules[LR][0] * sizes[0] ** rules[LR][1] * 0.5 ** rules[LR][2] == pytest.approx(half.rate, rel=1e-3)
     limited = rules_of(law, sizes, targets, 350, 400)[STEP]
     assert [limited[0] * size ** limited[1] for size in sizes] == pytest.approx([400, 350], rel=1e-3)
+
+
+def test_a_rate_is_tuned_at_any_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"data.n_users": 200, "data.n_items": 20, "trainer.max_epochs": 1, "model.dropout.embedding": 0.6}
+    ladder: dict[str, Any] = {"sizes": ["3k", "12k"], "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"]}
+    study = Study(**ladder, holdout=0, law=None, tune=("lr",), options=options)
+    assert {run.size for run in Tuner(study).first_runs} == {"3k", "12k"}
 
 
 def planned(size: str, lr: float) -> PlannedRun:

@@ -1,5 +1,7 @@
 """The table that compares a study's variants, against scipy's paired t-test."""
 
+from dataclasses import replace
+
 import pytest
 from scipy.stats import ttest_rel
 
@@ -38,6 +40,15 @@ def test_a_diverged_run_is_left_out() -> None:
     runs, points = make(LOSSES)
     points["25k-neither-seed2"] = Point(status="diverged")
     _, table, _ = variants_table(runs, points)
+    assert "| 25k | neither | 2 | 5.5200 ± 0.0283 | -0.1050 ± 0.0050 |" in table
+
+
+def test_shorter_runs_are_not_compared_with_longer_ones() -> None:
+    runs, points = make(LOSSES)
+    shorter = [replace(run, name=f"{run.name}-half", horizon=0.5) for run in runs]
+    points |= {run.name: replace(points[run.name.removesuffix("-half")], metrics={}) for run in shorter}
+    points["25k-neither-seed2"] = Point(status="diverged")
+    _, table, _ = variants_table([*runs, *shorter], points)
     assert "| 25k | neither | 2 | 5.5200 ± 0.0283 | -0.1050 ± 0.0050 |" in table
 
 

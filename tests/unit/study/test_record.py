@@ -1,0 +1,49 @@
+"""Which runs may enter a study's folder, from runs on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from lrec.errors import UserError
+from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.options import Study
+from lrec.study.record import Record
+from lrec.study.work import Work
+
+
+def study_in(out: Path, **more: dict[str, str]) -> Study:
+    variants: dict[str, dict[str, object]] = {"a": {}, "b": {"model.optimizer.lr": 0.001}}
+    configs = ["data/synthetic.yaml", "trainer/laptop.yaml"]
+    return Study(sizes=["3k"], configs=configs, out=out, holdout=0, law=None, variants=variants, **more)
+
+
+def entered(study: Study, restart: tuple[str, ...] = ()) -> list[PlannedRun]:
+    """The runs, each of which has begun."""
+    record = Record(study, planned_runs(study))
+    runs = record.enter(restart, ())
+    for run in runs:
+        record.trained(run).folder.mkdir(parents=True, exist_ok=True)
+    return runs
+
+
+def test_a_run_that_began_alone_cannot_start_from_another_afterwards(tmp_path: Path) -> None:
+    entered(study_in(tmp_path))
+    later = study_in(tmp_path, starts_from={"b": "a"})
+    with pytest.raises(UserError, match=r"3k-b-seed1, which started from no other run, not from 3k-a-seed1"):
+        entered(later)
+    assert len(entered(later, restart=("3k-b-seed1",))) == 2
+
+
+def test_a_source_is_restarted_with_the_runs_that_start_from_it(tmp_path: Path) -> None:
+    study = study_in(tmp_path, starts_from={"b": "a"})
+    entered(study)
+    with pytest.raises(UserError, match="--restart 3k-a-seed1: 3k-b-seed1 started from it: restart both"):
+        entered(study, restart=("3k-a-seed1",))
+    assert len(entered(study, restart=("3k-a-seed1", "3k-b-seed1"))) == 2
+
+
+def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Work, "_expected", lambda _, __, runs: {run.name: 3600.0 for run in runs})
+    study = study_in(tmp_path, starts_from={"b": "a"})
+    record = Record(study, planned_runs(study))
+    assert Work(study, {}).too_long(record, record.runs) == ["3k-a-seed1", "3k-b-seed1"]
