@@ -118,6 +118,22 @@ def test_scores_that_are_not_numbers_are_not_listed(place: str) -> None:
     assert not result.rank_B[1] <= 50
 
 
+@pytest.mark.parametrize(("distinct", "n_items", "width"), [(1, 1000, 64), (5, 1000, 64), (7, 20_003, 16)])
+def test_equal_rows_of_the_table_share_their_rank(distinct: int, n_items: int, width: int) -> None:
+    """Whatever the last digits of their scores are, which depend on the place in a matrix product."""
+    torch.manual_seed(0)
+    kinds = torch.arange(n_items) % distinct
+    table, hidden = torch.randn(distinct, width)[kinds], torch.randn(400, width)
+    targets = torch.randint(n_items, (400,))
+    none = torch.zeros(0, dtype=torch.int64)
+    found = score(hidden, table, targets, none, none, 10)
+    scores = hidden.double() @ table[:distinct].double().T
+    count = kinds.bincount().double()
+    higher = (scores > scores.gather(1, kinds[targets][:, None])).double() @ count.diag()
+    expected = 1 + higher.sum(1) + (count[kinds[targets]] - 1) / 2
+    torch.testing.assert_close(found.rank_B.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_a_constant_scorer_gets_the_middle_rank() -> None:
     empty = torch.empty(0, dtype=torch.int64)
     result = score(torch.zeros(2, 3), torch.zeros(101, 3), torch.tensor([0, 77]), empty, empty, 50)

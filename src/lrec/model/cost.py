@@ -138,8 +138,8 @@ def training_flops(
 
 def muon_flops(config: TransformerConfig) -> int:
     """FLOPs of a step of Muon on a CPU, about: a default block of width d has matrices of 12 d^2 entries, and making
-    their steps orthogonal takes 184 d^3."""
-    return 15 * n_body(config) * config.width
+    their steps orthogonal takes 208 d^3."""
+    return round(208 / 12 * n_body(config) * config.width)
 
 
 def projection_flops(config: TransformerConfig) -> int:

@@ -28,6 +28,9 @@ R = TypeVar("R", bound=tuple[Tensor, ...])
 # least, because lists are found among the best of groups of items.
 CPU_PIECE_BYTES, PIECE_BYTES = 2**22, 2**26
 CPU_PIECE_ROWS, PIECE_ROWS = 256, 4096
+# Scores are equal if they differ by no more than rounding, as a share of the product of the vectors' lengths: the same
+# product of two vectors differs in its last digits from one matrix product to another.
+EQUAL = 4 * torch.finfo(torch.float32).eps
 
 
 class Scores(NamedTuple):
@@ -62,10 +65,10 @@ def score(
     search = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k)
     targets_G = search.of_all(targets_B, -1)
     with cpu_threads.one_core():
-        target_score_G = search.target_scores(targets_G)
+        target_score_G, near_G = search.target_scores(targets_G)
 
     def of_block(block: _Block) -> _Found:
-        return _score_block(block, targets_G[block.rows], target_score_G[block.rows])
+        return _score_block(block, targets_G[block.rows], target_score_G[block.rows], near_G[block.rows])
 
     found = _Found(*search.results(of_block))
     with cpu_threads.one_core():
@@ -108,8 +111,9 @@ def _list_block(block: "_Block") -> tuple[Tensor]:
     return (best.keys(),)
 
 
-def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor) -> _Found:
+def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, near_B: Tensor) -> _Found:
     n_rows, targets_B1, target_score_B1 = len(targets_B), targets_B[:, None], target_score_B[:, None]
+    low_B, high_B = target_score_B - near_B, target_score_B + near_B
     found_B1 = target_score_B1  # the target's score in its piece, which may differ in the last digits
     log_sums = [target_score_B.new_full((n_rows,), -math.inf)]
     sign_B = torch.zeros(n_rows, dtype=torch.float64, device=target_score_B.device)
@@ -119,25 +123,27 @@ def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor) -> 
         # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
         share_BC = torch.softmax(scores_BC, 1, out=work_BC)
         log_sums.append(scores_BC.amax(1) - share_BC.amax(1).log_())
-        sign_B += torch.sub(scores_BC, target_score_B1, out=work_BC).sign_().sum(1)
+        for end_B in (low_B, high_B):
+            sign_B += torch.sub(scores_BC, end_B[:, None], out=work_BC).sign_().sum(1) / 2
         column_B1 = targets_B1 - piece.start
         inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
         found_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), found_B1)
         seen.leave_out(piece)
         best.add(scores_BC, piece.start)
     # The sum of `_above` over all items except the target.
-    of_target_B = (_above(found_B1, target_score_B1) * block.holds(targets_B1))[:, 0]
+    of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.holds(targets_B)
     above_B = (sign_B + block.n_items) / 2 - of_target_B
     seen_above_B = torch.zeros_like(above_B)
-    seen_above_B.index_add_(0, seen.rows_S, _above(seen.scores_S, target_score_B[seen.rows_S]).double())
+    of_seen_S = _above(seen.scores_S, low_B[seen.rows_S], high_B[seen.rows_S])
+    seen_above_B.index_add_(0, seen.rows_S, of_seen_S.double())
     unseen_keys_BK = best.keys()
     best.add_pairs(seen.rows_S, seen.items_S, seen.scores_S)
     return _Found(torch.stack(log_sums).logsumexp(0), above_B, seen_above_B, best.keys(), unseen_keys_BK)
 
 
-def _above(scores: Tensor, target_scores: Tensor) -> Tensor:
-    """What each score adds to the rank of a target: 1 if it is higher, a half if it is tied."""
-    return (scores - target_scores).sign_().add_(1).div_(2)
+def _above(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """What each score adds to the rank of a target: 1 if it is higher, a half if it is tied, which is low to high."""
+    return ((scores - low).sign_() + (scores - high).sign_()).add_(2).div_(4)
 
 
 def _merged(keys_RBK: Tensor) -> TopItems:
@@ -176,10 +182,13 @@ class _Search:
     def own(self, values_G: Tensor) -> Tensor:
         return values_G[self.shard.rank * self._most :][: self._n_rows]
 
-    def target_scores(self, targets_G: Tensor) -> Tensor:
+    def target_scores(self, targets_G: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores of the targets, and how far from them another score still counts as equal."""
         here_G, _ = self.shard.places(targets_G)
-        scores_G = (self.hidden_GD * self.shard.rows_here(targets_G)).sum(1)
-        return self.shard.summed(scores_G.masked_fill(~here_G, 0.0))
+        rows_GD = self.shard.rows_here(targets_G)
+        both_2G = torch.stack([(self.hidden_GD * rows_GD).sum(1), rows_GD.float().norm(dim=1)])
+        score_G, length_G = self.shard.summed(both_2G.masked_fill(~here_G, 0.0))
+        return score_G, EQUAL * self.hidden_GD.norm(dim=1) * length_G
 
     def results(self, of_block: "Callable[[_Block], R]") -> list[Tensor]:
         """Apply `of_block` to each block, on a CPU in a thread for each core, and join each field over all blocks.

@@ -245,7 +245,7 @@ def test_orthogonal_is_the_published_iteration(shape: tuple[int, int], rank: int
     for _ in range(5):
         squares = x @ x.T
         x = 3.4445 * x + (-4.7750 * squares + 2.0315 * squares @ squares) @ x
-    torch.testing.assert_close(orthogonal(matrix).double(), x, rtol=0, atol=1e-3)
+    torch.testing.assert_close(orthogonal(matrix).double(), x, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("layers", "width"), [(1, 32), (3, 64)])
@@ -255,7 +255,7 @@ def test_the_flops_of_muon_are_counted(layers: int, width: int) -> None:
     with FlopCounterMode(display=False) as counter:
         for matrix in matrices:
             orthogonal(matrix.detach())
-    assert cost.muon_flops(config) == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert cost.muon_flops(config) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
 @pytest.mark.parametrize("muon", [None, 2.0])
