@@ -63,8 +63,8 @@ def tested(warm_processes: None, log: pl.DataFrame, tmp_path_factory: pytest.Tem
     return folder
 
 
-def windows_of(folder: Path, run: str) -> pl.DataFrame:
-    return pl.read_parquet(folder / "backtests" / "backtest" / "runs" / run / "windows.parquet")
+def windows_of(folder: Path, run: str, of: str = "windows") -> pl.DataFrame:
+    return pl.read_parquet(folder / "backtests" / "backtest" / "runs" / run / f"{of}.parquet")
 
 
 def test_a_backtest_says_what_age_and_updates_bring(
@@ -99,13 +99,25 @@ def test_a_backtest_says_what_age_and_updates_bring(
 
 def test_recent_popularity_counts_the_share_that_was_asked_for(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
     """Counted over all interactions instead of the last tenth, it ranks as popularity does."""
-    whole, alike = tmp_path / "whole", []
-    backtest(whole, log, "--update=[none]", "--data.recent_popularity=1.0")
-    for folder in (tested, whole):
-        table = pl.read_parquet(folder / "backtests" / "backtest" / "baselines" / "1.parquet")
+    whole, run = tmp_path / "whole", "0.8k-full-1-seed1"
+
+    def ranks_as_popularity(folder: Path) -> bool:
+        table = windows_of(folder, run, "baselines")
         recent, all_of_them = (table.filter(scorer=name)["rank"] for name in ("recent-popularity", "popularity"))
-        alike.append(recent.equals(all_of_them))
-    assert alike == [False, True]
+        return recent.equals(all_of_them)
+
+    backtest(whole, log, "--update=[none]", "--data.recent_popularity=1.0")
+    assert (ranks_as_popularity(tested), ranks_as_popularity(whole)) == (False, True)
+    backtest(whole, log, "--update=[none]", f"--restart=[{run}]")
+    assert not ranks_as_popularity(whole)
+
+
+def test_other_windows_after_the_same_origin_are_tested_anew(log: pl.DataFrame, tmp_path: Path) -> None:
+    run, figures = "0.8k-full-1-seed1", ["user", "step", "loss", "rank"]
+    backtest(tmp_path, log, "--update=[none]", "--folds=3")
+    third = windows_of(tmp_path, run).filter(window=3)
+    backtest(tmp_path, log, "--update=[none]", "--every=14d", "--horizon=7d")
+    assert windows_of(tmp_path, run).filter(window=2).select(figures).equals(third.select(figures))
 
 
 def test_the_future_changes_nothing(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
@@ -119,9 +131,7 @@ def test_the_future_changes_nothing(tested: Path, log: pl.DataFrame, tmp_path: P
     backtest(changed, other, "--update=[none]")
     figures = ["scorer", "step", "loss", "rank", "rank_unseen"]
     networks = [windows_of(folder, "0.8k-full-1-seed1").select("window", *figures) for folder in (tested, changed)]
-    counted = [
-        pl.read_parquet(folder / "backtests" / "backtest" / "baselines" / "1.parquet") for folder in (tested, changed)
-    ]
+    counted = [windows_of(folder, "0.8k-full-1-seed1", "baselines") for folder in (tested, changed)]
     for mine, others in (networks, counted):
         first = [table.filter(window=1).select(figures).sort(figures) for table in (mine, others)]
         assert first[0].height > 50

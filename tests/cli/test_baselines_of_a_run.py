@@ -8,7 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 from fit_arguments import fit_arguments
+from lightning.pytorch import Trainer
 
+from lrec import GlobalTemporal, InteractionsDataModule, SequentialRecommender
 from lrec.evaluation.baselines import BASELINES
 from lrec.run import Run
 
@@ -29,6 +31,25 @@ def test_they_do_not_depend_on_the_model(log_csv: Path, tmp_path: Path, lrec: Ca
     assert second["model"] != first["model"]
     for name in BASELINES:
         assert json.dumps(second[name]) == json.dumps(first[name])
+
+
+def test_another_test_has_baselines_and_users_of_its_own(log_csv: Path, tmp_path: Path) -> None:
+    def tested(model: SequentialRecommender, **options: Any) -> dict[str, float]:
+        columns = {"user_column": "who", "item_column": "what", "time_column": "when"}
+        data = InteractionsDataModule(
+            log_csv, **columns, data_dir=tmp_path, max_len=10, split=GlobalTemporal(**options), targets_per_step=256
+        )
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        (figures,) = Trainer(accelerator="cpu", enable_model_summary=False, **quiet).test(model, data, verbose=False)
+        return dict(figures)
+
+    model = SequentialRecommender(size="0.8k")
+    tested(model, test_targets="all", test_until=0.95)
+    again, alone = (tested(each, test_targets="all") for each in (model, SequentialRecommender(size="0.8k")))
+    assert "test/popularity/NDCG@10_by_user" in again
+    for name in BASELINES:
+        mine = {figure: value for figure, value in alone.items() if figure.startswith(f"test/{name}/")}
+        assert mine == {figure: again[figure] for figure in mine}
 
 
 def test_counts_without_room_are_left_out(

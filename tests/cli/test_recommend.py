@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import lrec as package
+from lrec.data.histories import histories_of
 from lrec.errors import UserError
 from lrec.serving.recommender import Model
 
@@ -207,6 +208,12 @@ def test_checkpoint_exported_file_and_folder_agree(
         tmp_path / "again.safetensors",
     ):
         assert package.load(path).recommend(histories, k=5).equals(expected)
+
+
+def test_a_gap_in_a_table_does_not_change_its_ids() -> None:
+    """pandas makes floats of integers with a missing value."""
+    gap = pd.DataFrame({"user": [1, 1, 1], "item": [3, None, 4]})
+    assert histories_of(gap).rows["item"].to_list() == ["3", None, "4"]
 
 
 def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:

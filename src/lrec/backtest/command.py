@@ -49,8 +49,7 @@ def backtest(options: Backtest) -> None:
         for run in runs:
             origin = origin_of(run.variant)
             if origin not in beside:
-                file = study.folder / "baselines" / f"{origin}.parquet"
-                beside[origin] = baselines(record.trained(run), {origin: windows[origin]}, file)
+                beside[origin] = baselines(record.trained(run), {origin: windows[origin]})
         print("writing the report", flush=True)
         report = write_report(store, windows, Findings(options, served), beside)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")

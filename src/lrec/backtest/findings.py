@@ -53,7 +53,10 @@ class Gain:
         return self.base + self.value
 
     def __str__(self) -> str:
-        middle, half = 100 * self.value / self.base, 100 * Z * self.error / self.base
+        half = Z * self.error
+        if self.base == 0:  # no share of nothing
+            return f"{self.value:+.4f} ({self.value - half:+.4f} to {self.value + half:+.4f})"
+        middle, half = 100 * self.value / self.base, 100 * half / self.base
         return f"{middle:+.1f} % ({middle - half:+.1f} to {middle + half:+.1f})"
 
 

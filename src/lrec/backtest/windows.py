@@ -44,38 +44,45 @@ def measured(run: Run, windows: Windows) -> pl.DataFrame:
     return _kept(run.folder / "windows.parquet", run, windows, of_network)
 
 
-def baselines(run: Run, windows: Windows, file: Path) -> pl.DataFrame:
-    """The same for every baseline, counted in the training part before the run's origin; `file` keeps the table."""
+def baselines(run: Run, windows: Windows) -> pl.DataFrame:
+    """The same for every baseline, counted in the training part before the run's origin."""
 
     def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
         found = Baselines(data.cuts, device(), data.recent_popularity)
         return {name: partial(found.score, name) for name in found.with_room(found.names)}
 
-    return _kept(file, run, windows, of_counts)
+    return _kept(run.folder / "baselines.parquet", run, windows, of_counts)
 
 
 def _kept(
     file: Path, run: Run, windows: Windows, scorers: Callable[[SequenceDataModule], dict[str, Scorer]]
 ) -> pl.DataFrame:
-    if not (file.is_file() and set(pl.read_parquet(file, columns=["window"])["window"]) >= set(windows)):
+    if not (file.is_file() and _windows_in(pl.read_parquet(file)) == windows):
         if not run.best.exists():
             raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
         data = datamodule_of(run.config.options)
         data.prepare_data()
         data.setup("test")
-        file.parent.mkdir(parents=True, exist_ok=True)
         table = _ranked(data, windows, scorers(data))
         with replacing(file) as temporary:
             table.write_parquet(temporary)
     return pl.read_parquet(file)
 
 
+def _windows_in(table: pl.DataFrame) -> Windows:
+    """The windows of a table's targets; none if the table does not have their times."""
+    if not {"begin", "end"} <= {*table.columns}:
+        return {}
+    return {number: (begin, end) for number, begin, end in table.select("window", "begin", "end").unique().rows()}
+
+
 def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Scorer]) -> pl.DataFrame:
-    """A row for each scorer and target: scorer, window, user, step (the target's place among the user's interactions),
-    loss (nan outside the catalogue), rank and rank_unseen (inf for a miss)."""
+    """A row for each scorer and target: scorer, window with its begin and end, user, step (the target's place among the
+    user's interactions), loss (nan outside the catalogue), rank and rank_unseen (inf for a miss)."""
     tables, store = list[pl.DataFrame](), data.open_store()
     for number, (begin, end) in windows.items():
         assert isinstance(data.split, GlobalTemporal)
+        times = {"begin": pl.lit(begin, pl.Int64), "end": pl.lit(end, pl.Int64)}
         later = copy(data)
         later.split = replace(data.split, test_from=begin, test_until=end)
         tested = later.cut(store)
@@ -92,5 +99,5 @@ def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Score
                 ranked = {"loss": found.loss_B, "rank": found.rank_B, "rank_unseen": found.rank_unseen_B}
                 numbers = {key: values.cpu().numpy().astype(np.float32) for key, values in ranked.items()}
                 kept = pl.DataFrame({**of_targets, **numbers}).filter(batch.weights_M.numpy() > 0)
-                tables.append(kept.with_columns(scorer=pl.lit(name), window=number))
+                tables.append(kept.with_columns(scorer=pl.lit(name), window=number, **times))
     return pl.concat(tables)

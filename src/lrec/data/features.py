@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash
-from lrec.data.formats.readers import infer_format, listed_as_text, numbers_of, read_table
+from lrec.data.formats.readers import ids_of, infer_format, listed_as_text, numbers_of, read_table
 from lrec.data.splits.rules import Split
 from lrec.data.store.store import Store
 from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
@@ -71,7 +71,7 @@ class Features:
         found = []
         for table in read_table(self.path, file_format):
             ids = table.column(self.id_column or table.frame.columns[0], f"({option}.id_column)")
-            columns = {"id": ids.cast(pl.String)}
+            columns = {"id": ids_of(ids).cast(pl.String)}
             for name, kind in self.kinds.items():
                 raw = table.column(name, f"({option})")
                 is_number = kind == "numbers"

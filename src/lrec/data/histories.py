@@ -13,7 +13,7 @@ import polars as pl
 
 from lrec.common.files import temporary
 from lrec.data.formats.parsing import Table
-from lrec.data.formats.readers import Columns, Format, format_of, read_table, to_interactions
+from lrec.data.formats.readers import Columns, Format, format_of, ids_of, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
 from lrec.data.store.encoding import FEATURE
@@ -42,7 +42,8 @@ class Histories(NamedTuple):
 
     def of_users(self, frame: pl.DataFrame) -> "Histories":
         """The same histories with the features of `frame`, which has a row for each user `id`."""
-        mine = pl.DataFrame({"id": self.users.cast(pl.String)}).join(frame, on="id", how="left", maintain_order="left")
+        ids = pl.DataFrame({"id": ids_of(self.users).cast(pl.String)})
+        mine = ids.join(frame, on="id", how="left", maintain_order="left")
         of_rows = mine.drop("id")[np.repeat(np.arange(len(mine)), self.lengths_B)]
         return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
 
@@ -75,7 +76,8 @@ def histories_of(
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
     wanted = {"user", *of_rows, *features}.intersection(names)
     mine = [name for name in features if name in names]
-    users = pl.DataFrame({name: _column(table[name]) for name in wanted}).group_by("user", maintain_order=True)
+    columns = {name: _column(table[name]) for name in wanted}
+    users = pl.DataFrame(columns | {"item": ids_of(columns["item"])}).group_by("user", maintain_order=True)
     return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
+from lrec.data.splits.rules import Split
 from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.evaluation import Evaluation
 from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
@@ -26,12 +27,14 @@ class Evaluator:
 
     Every evaluation includes popularity; `lrec test` and `lrec validate` include the other baselines too. Baselines do
     not change during training, so they are scored only in the first whole evaluation of a stage. `figures` has the
-    figures of each stage's last evaluation: the model's under `stage`, a baseline's under `stage/baseline`.
+    figures of each stage's last evaluation: the model's under `stage`, a baseline's under `stage/baseline`. An
+    evaluation on other data forgets the baselines.
     """
 
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
         self.figures: dict[str, dict[str, float]] = {}
         self._metrics = metrics
+        self._cuts: Split | None = None
         self._baselines: Baselines | None = None
         self._under_way: dict[str, Evaluation] = {}
         self._users_of: dict[tuple[str, bool], np.ndarray] = {}
@@ -39,7 +42,9 @@ class Evaluator:
     def begin(self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False) -> None:
         """Prepare for the first batch. `counts_V` is the training interactions of each item, on the device of the
         scores. During training (`fitting`), popularity is the only baseline."""
-        if self._baselines is None:
+        if self._baselines is None or self._cuts is not data.cuts:
+            self.figures = {stage: figures for stage, figures in self.figures.items() if "/" not in stage}
+            self._users_of, self._cuts = {}, data.cuts
             self._baselines = Baselines(data.cuts, counts_V.device, data.recent_popularity)
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
         anew = [name for name in beside if f"{stage}/{name}" not in self.figures]

@@ -15,11 +15,15 @@ def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
 
 def paired(small: list[pl.DataFrame], large: list[pl.DataFrame], column: str = "loss") -> tuple[float, float]:
     """The mean difference in a figure (by default the loss), large size minus small size, on the same targets, and its
-    standard error paired over users. Each size has a table for every seed; seeds are averaged."""
+    standard error paired over users. Each size has a table for every seed; seeds are averaged. Targets of a user with
+    the same step have the same order in every table."""
+    number, target = pl.int_range(pl.len()).over("user", "step"), ["user", "step", "number"]
     one, other = (
-        pl.concat(tables).group_by("user", "step", maintain_order=True).agg(pl.col(column).mean())
+        pl.concat([table.with_columns(number=number) for table in tables])
+        .group_by(target, maintain_order=True)
+        .agg(pl.col(column).mean())
         for tables in (small, large)
     )
-    both = one.join(other, on=["user", "step"], suffix="_large", maintain_order="left")
+    both = one.join(other, on=target, suffix="_large", maintain_order="left")
     difference = both.select("user", difference=pl.col(f"{column}_large") - pl.col(column))
     return float(difference["difference"].to_numpy().mean()), standard_error(difference, "difference")

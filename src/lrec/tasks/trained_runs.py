@@ -132,6 +132,7 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
             ("store", _hash_of_all(base), _hash_of_all(module)),
             ("split", base.split, module.split),
             ("max_len", base.max_len, module.max_len),
+            ("features", base.learned.identity, module.learned.identity),
         ):
             if one != two:
                 raise UserError(
@@ -180,6 +181,13 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
                 "model options or their reduction of the data: compare one kind of run at a time"
             )
         same.append(run)
+    by_name: dict[str, TrainedRun] = {}
+    for one, *_ in sizes.values():
+        if (other := by_name.setdefault(one.name, one)) is not one:
+            raise UserError(
+                f"{other.run.folder} and {one.run.folder} are both of size {one.name}, but have N_body "
+                f"{other.n_body:,} and {one.n_body:,}: compare one kind of block at a time"
+            )
     return sizes
 
 

@@ -104,6 +104,10 @@ def test_a_gain_is_shown_as_a_share_with_its_interval() -> None:
     assert str(Gain(0.02, 0.01, 0.2)) == "+10.0 % (+1.8 to +18.2)"
 
 
+def test_a_gain_over_nothing_is_shown_as_it_is() -> None:
+    assert str(Gain(0.02, 0.01, 0.0)) == "+0.0200 (+0.0036 to +0.0364)"
+
+
 @pytest.mark.parametrize(
     ("update", "origin", "network"),
     [("none", 3, "full-1"), ("warm", 1, "full-1"), ("warm", 3, "warm-3"), ("full", 3, "full-3")],

@@ -37,6 +37,16 @@ def test_pairs_do_without_the_spread_of_users() -> None:
     assert error == pytest.approx(per_user.reshape(USERS, STEPS).mean(1).std() / USERS**0.5)
 
 
+def test_every_target_of_a_user_counts() -> None:
+    """All test targets have step 0, so a user with several has rows that differ only in the loss."""
+    small = pl.DataFrame({"user": [0] * 9 + [1], "step": [0] * 10, "loss": [float(n) for n in range(10)]})
+    large = small.with_columns(pl.col("loss") + pl.Series([0.1] * 9 + [-0.5]))
+    seeds = [large.with_columns(pl.col("loss") + shift) for shift in (-1, 1)]
+    difference, error = paired([small], seeds)
+    assert difference == pytest.approx(0.04)
+    assert error == pytest.approx((2 * 0.54**2) ** 0.5 / 10)
+
+
 def test_the_last_digit_does_not_depend_on_the_order_of_threads() -> None:
     sides = [losses(1), losses(2)], [losses(3)]
     assert len({standard_error(sides[0][0]) for _ in range(50)}) == 1

@@ -12,7 +12,7 @@ from lrec.checkpoint.reading import ITEMS
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
 from lrec.data.datasets import datamodule_of
-from lrec.model.config import TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.network_sizes import find_size
 from lrec.model.transformer import Transformer
 from lrec.options.config_files import with_shipped_configs
@@ -28,14 +28,16 @@ SIZES = ("0.8k", "3k")
 def log_with_domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """90 users with 4 to 80 interactions each, with repeats, over three domains of 20 items and some rare items."""
     random = np.random.default_rng(3)
-    lines = ["user,item,time,domain"]
+    lines = ["user,item,time,domain,device"]
     for user in range(90):
         favourite = int(random.integers(3))
         for step in range(int(random.integers(3, 80)) if user % 3 else int(random.integers(52, 80))):
             domain = favourite if random.random() < 0.93 else int(random.integers(3))
             item = min(int(random.exponential(8)), 19)
-            lines.append(f"u{user:02},{'xyz'[domain]}{item:02},{1000 * step + user},{'xyz'[domain]}")
-        lines.append(f"u{user:02},x{'rare' if user % 9 else user},{10**6},x")
+            lines.append(
+                f"u{user:02},{'xyz'[domain]}{item:02},{1000 * step + user},{'xyz'[domain]},{'xyz'[domain]}{step % 3}"
+            )
+        lines.append(f"u{user:02},x{'rare' if user % 9 else user},{10**6},x,x0")
     path = tmp_path_factory.mktemp("log") / "log.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -62,7 +64,10 @@ def make_run(log_with_domains: Path, tmp_path_factory: pytest.TempPathFactory) -
         data = datamodule_of(config)
         data.prepare_data()
         data.setup()
-        shape = TransformerConfig(data.n_items, data.max_len, *find_size(size))
+        architecture, event_types = Architecture(**config["model"]["architecture"]), len(data.event_rows)
+        shape = TransformerConfig(
+            data.n_items, data.max_len, *find_size(size), architecture=architecture, event_types=event_types
+        )
         net = Transformer(shape)
         torch.manual_seed(seed)
         for parameter in net.parameters():

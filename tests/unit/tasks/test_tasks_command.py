@@ -153,6 +153,13 @@ def test_what_cannot_be_compared_is_refused(
     assert "add runs of all domains" in refused("tasks", "--runs", own, *out)
     kind = make_run(tmp_path / "kind", "3k", 3, model__exclude_seen="false")
     assert "differ in their model options" in refused("tasks", "--runs", runs, kind, *out)
+    hstu = {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"}
+    block = make_run(tmp_path / "block", "3k", 3, **hstu)
+    said = refused("tasks", "--runs", runs, block, *out)
+    assert f"{block} and {runs / '3k-1'} are both of size 3k, but have N_body" in said
+    features = make_run(tmp_path / "features", "0.8k", 1, data__event_features__categories="[device]")
+    other = make_run(tmp_path / "others", "3k", 1, data__event_features__lists="[device]")
+    assert "differ in their features" in refused("tasks", "--runs", features, other, *out)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(runs / "0.8k-1", unfinished)
     (unfinished / "checkpoints" / "best.ckpt").unlink()

@@ -3,15 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from lrec.evaluation.cases import cases_before
+from lrec.evaluation.cases import cases_before, cases_of_test, rank_by_net
 from lrec.model.transformer import Transformer
 from lrec.run import Run
 from lrec.tasks.cold_start import cold_start
@@ -271,6 +272,34 @@ def test_what_pretraining_is_worth_to_a_domain(transfer_ladder: Ladder, world: W
             ranks = [rank_of(baseline(history), number) for (history, _), number in zip(cases, numbers, strict=True)]
             expected = mean(metrics(rank)["NDCG@10"] for rank in ranks)
             assert figures[group][name]["NDCG@10"].value == pytest.approx(expected)
+
+
+def test_networks_of_all_domains_read_features_by_their_own_vocabulary(
+    make_run: Callable[..., Path], log_with_domains: Path, tmp_path: Path
+) -> None:
+    options = {"data__event_features__categories": "[device]"}
+    whole = make_run(tmp_path / "whole", "3k", 1, **options)
+    alone = make_run(tmp_path / "alone", "3k", 2, data__only_domain="y", **options)
+    data = Data()
+    ladder = ladder_of([load_run(Run(folder), data) for folder in (whole, alone)], data)
+    (vocabulary,), split = data.of(Run(whole)).learned.vocabularies, ladder.domains["y"].split
+    # The device of every event with an item of y, in the order of the store, and of those before each target.
+    log = pl.read_csv(log_with_domains).filter(domain="y").sort("user", "time", maintain_order=True)
+    cases, devices = cases_of_test(split, ladder.max_len), log["device"].to_list()
+    assert len(log) == split.store.offsets_U1[-1]
+    known_N, read = split.catalogue_index_I[split.store.items_N] >= 0, []
+    for user, position, length in zip(cases.users_C, cases.positions_C, cases.lengths_C, strict=True):
+        first = split.store.offsets_U1[user]
+        before = [devices[row] for row in range(first, first + position) if known_N[row]]
+        read += before[-length:]
+    index_W = ladder.split.catalogue_index_I[split.catalogue_V]
+    targets_C = np.where(cases.targets_C >= 0, index_W[cases.targets_C], -1)
+    events_N = vocabulary.codes(pl.Series(read))
+    mine = replace(cases, items_N=index_W[cases.items_N], targets_C=targets_C, events_N=events_N)
+    ((run,),) = ladder.runs.values()
+    expected = np.nanmean(rank_by_net(run.net, mine, index_W).loss_C)
+    found = transfer(ladder, SEED).sections[1].estimates("zero-shot")["3k"]["loss"]
+    assert found.value == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_robustness(ladder: Ladder, world: World) -> None:

@@ -80,8 +80,9 @@ def to_interactions(
     features: Mapping[str, bool] | None = None,
 ) -> RawInteractions:
     """Check the columns that are used, and keep rows with a rating of at least `min_rating`. `duplicates` keeps rows
-    that are identical in every column. The tables have the same columns, and the rows of a file are consecutive.
-    `features` names further columns, in which values may be missing, and says whether they are numbers."""
+    that are identical in every column; without times, they are always kept, because they may be repeats of an item.
+    The tables have the same columns, and the rows of a file are consecutive. `features` names further columns, in which
+    values may be missing, and says whether they are numbers."""
     units = TimeUnits()
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
@@ -100,7 +101,7 @@ def to_interactions(
                 units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
             for name, is_number in (features or {}).items():
                 checked[f"{FEATURE}{name}"] = _feature(table, name, is_number)
-            if not duplicates:
+            if not duplicates and "time" in checked:
                 checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
             frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
             if min_rating is not None:
@@ -179,7 +180,7 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
         else:
             raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
-            checked[key] = raw if raw.dtype.is_integer() and key != "domain" else raw.cast(pl.String)
+            checked[key] = ids_of(raw).cast(pl.String) if key == "domain" else ids_of(raw)
         is_id = key not in ("time", "rating")  # a blank text is neither an id nor a number
         bad_N = _blank(raw) if is_id and raw.dtype == pl.String else checked[key].is_null().to_numpy()
         if bad_N.any():
@@ -190,6 +191,17 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
     if table.domain is not None:
         checked[FILE_DOMAIN] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
     return checked, found
+
+
+def ids_of(raw: pl.Series) -> pl.Series:
+    """The ids as integers or text. A whole number becomes the text of an integer, because a column of integers with a
+    missing value often arrives as floats."""
+    if raw.dtype.is_integer():
+        return raw
+    if not raw.dtype.is_float():
+        return raw.cast(pl.String)
+    whole = raw.cast(pl.Int64, strict=False)
+    return whole.cast(pl.String).zip_with((whole == raw).fill_null(False), raw.cast(pl.String))
 
 
 def _feature(table: Table, column: str, numbers: bool) -> pl.Series:
@@ -211,7 +223,7 @@ def numbers_of(raw: pl.Series, name: str, first_row: int) -> pl.Series:
 
 def listed_as_text(raw: pl.Series) -> pl.Series:
     """The values as text; a list, also one in JSON text, becomes its values with | between them."""
-    if raw.dtype == pl.String and (lists := raw.str.starts_with("[").fill_null(False)).any() and lists.all():
+    if raw.dtype == pl.String and (lists := raw.str.starts_with("[")).any() and lists.all():
         raw = raw.str.json_decode(pl.List(pl.String))
     if isinstance(raw.dtype, pl.List | pl.Array):
         return raw.cast(pl.List(pl.String)).list.join(SEPARATOR, ignore_nulls=True)
@@ -231,5 +243,5 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     for table in read_table(path, file_format):
         items = table.column(item_column or table.frame.columns[0], "(option title_item_column)")
         titles = table.column(title_column, "(option title_column)")
-        found.append(pl.DataFrame({"item": items.cast(pl.String), "title": titles.cast(pl.String)}))
+        found.append(pl.DataFrame({"item": ids_of(items).cast(pl.String), "title": titles.cast(pl.String)}))
     return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)

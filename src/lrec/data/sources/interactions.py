@@ -107,6 +107,8 @@ class InteractionsDataModule(SequenceDataModule):
         else:
             matches = sorted(Path(match) for match in glob.glob(str(self.path), recursive=True))
             found = [file for match in matches for file in (_data_files(match) if match.is_dir() else [match])]
+        if not self.path.is_file():
+            found = [file for file in found if not _is_of_lrec(file)]
         if not found:
             problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
             raise UserError(f"{self.path} {problem} (option path)")
@@ -125,6 +127,11 @@ def _data_files(folder: Path) -> Iterator[Path]:
             yield entry
         elif entry.is_dir() and not (entry / "sources.json").exists():
             yield from _data_files(entry)
+
+
+def _is_of_lrec(file: Path) -> bool:
+    """Whether lrec wrote the file, in a store or beside the stores of a data_dir."""
+    return file.name == "sources.json" or any((folder / "offsets.npy").exists() for folder in file.parents[:2])
 
 
 def _partition(file: Path) -> dict[str, str | None]:

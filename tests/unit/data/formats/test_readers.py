@@ -14,6 +14,8 @@ import polars as pl
 import pytest
 import zstandard
 
+from lrec.data.features import Features
+from lrec.data.formats.readers import read_titles
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.store.store import Store
 from lrec.errors import UserError
@@ -132,6 +134,19 @@ def test_integers_keep_their_decimal_text(write) -> None:
         assert store.item_table["raw_id"].to_list() == ["-1", str(2**62)]
 
 
+def test_a_whole_number_is_the_id_that_its_integer_is(write, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [1, 2], "item": [7, 8], "timestamp": [1, 2]})
+    write("log/a.parquet", as_parquet(frame))
+    write("log/b.parquet", as_parquet(frame.cast({"user": pl.Float64, "item": pl.Float32})))
+    write("log/c.parquet", as_parquet(frame.with_columns(user=pl.Series([2.5, 1e300]), timestamp=3)))
+    store = prepare(tmp_path / "log")
+    assert store.raw_user_ids.to_list() == ["1", "1e+300", "2", "2.5"]
+    assert store.item_table["raw_id"].to_list() == ["7", "8"]
+    assert store.statistics["duplicates_dropped"] == 2
+    titles = read_titles(write("titles.parquet", as_parquet(pl.DataFrame({"item": [7.0], "title": ["seven"]}))))
+    assert titles.rows() == [("7", "seven")]
+
+
 @pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt16, pl.UInt64, pl.Int128])
 def test_ids_of_every_width(write, dtype: pl.DataType) -> None:
     ids = pl.Series([0, 1, 100, 1], dtype=dtype)
@@ -166,6 +181,22 @@ def test_without_a_time_column_rows_are_in_time_order(write) -> None:
     store = prepare(write("log.csv", "user,item\nu,c\nu,a\n"), time_column=None)
     assert store.times_N is None
     assert store.items_N.tolist() == [1, 0]
+
+
+def test_without_a_time_column_equal_rows_are_repeats(write) -> None:
+    path = write("log.csv", "user,item\n" + "".join(f"u,{item}\n" for item in "mbmmeb"))
+    kept: dict[bool | str, str] = {True: "mbmmeb", "not_in_a_row": "mbmeb", False: "mbe"}
+    for repeats, items in kept.items():
+        store = prepare(path, time_column=None, repeats=repeats)
+        assert "".join(store.item_table["raw_id"].gather(store.items_N)) == items
+        assert store.statistics["duplicates_dropped"] == 0
+
+
+def test_a_missing_value_leaves_json_lists_as_they_are(write) -> None:
+    rows = [{"user": "u", "item": n, "timestamp": n, "tags": tags} for n, tags in enumerate([["a", "b"], None, []])]
+    path = write("log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    store = prepare(path, event_features=Features(lists=["tags"]))
+    assert store.feature_values("tags", slice(None)).to_list() == ["a|b", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -356,6 +387,19 @@ def test_a_folder_is_read_with_the_folders_in_it(write, tmp_path: Path) -> None:
     assert store.item_table["raw_id"].gather(store.items_N).to_list() == ["a", "b", "c"]
     assert prepare(tmp_path / "log" / "2024").statistics["interactions"] == 2, "its store lies in log, and is no data"
     assert prepare(tmp_path / "log").path == store.path
+
+
+@pytest.mark.parametrize("path", ["", "*", "**/*"])
+def test_a_data_dir_may_hold_the_log(write, tmp_path: Path, path: str) -> None:
+    write("data/log.csv", HEADER + "u,a,1\n")
+    write("data/more/log.csv", HEADER + "u,b,2\n")
+    stores = []
+    for _ in range(2):
+        data = InteractionsDataModule(tmp_path / "data" / path, data_dir=tmp_path / "data")
+        data.prepare_data()
+        stores.append(data.open_store())
+    assert stores[0].path == stores[1].path
+    assert stores[0].item_table["raw_id"].to_list() == ["a", "b"]
 
 
 @pytest.mark.usefixtures("_no_pool_thread_left")
