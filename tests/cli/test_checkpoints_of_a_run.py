@@ -29,6 +29,16 @@ OPTIONS = [
     "--trainer.enable_progress_bar=false",
 ]
 
+STOPS = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Stops(Callback):
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,6 +52,35 @@ def test_the_best_that_is_also_the_last_is_written_once(run: Path) -> None:
     best, last = run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt"
     assert torch.load(best, weights_only=True)["global_step"] == read(last)["global_step"]
     assert best.samefile(last)
+
+
+def test_the_best_of_several_is_the_best(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    for kept in (2, -1):
+        error = refused("fit", *options, f"--checkpoint.save_top_k={kept}")
+        assert f"--checkpoint.save_top_k {kept}: best.ckpt can be the name of only one" in error
+    printed = lrec("fit", *options, "--checkpoint.save_top_k=2", "--checkpoint.filename=best-{step}")
+    points = [json.loads(line) for line in (tmp_path / "run" / "points.jsonl").read_text().splitlines()]
+    first, second = sorted(points, key=lambda point: float(point["val_loss"]))[:2]
+    files = {f"best-{point['step']}.ckpt" for point in (first, second)}
+    assert {file.name for file in (tmp_path / "run" / "checkpoints").iterdir()} == {"last.ckpt"} | files
+    assert f"best-{first['step']}.ckpt, after" in printed
+
+
+def test_an_interrupted_run_goes_on_beside_a_callback_that_keeps_its_own(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    monkeypatch.chdir(tmp_path)
+    own = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(tmp_path / "kept"), "save_last": True}}
+    where = [f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    keep = f"--trainer.callbacks+={json.dumps(own)}"
+    with pytest.raises(SystemExit) as stop:
+        lrec("fit", *OPTIONS, *where, keep, "--trainer.callbacks+=stops.Stops")
+    assert stop.value.code == 75
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_last_begins_a_run_where_there_is_none(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:

@@ -1,5 +1,6 @@
 """Lightning's options that would not do what they say are refused in one line, and nothing is written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +130,12 @@ def test_parameters_of_16_bits_get_a_warning(
     small = ("--data.n_users=100", "--data.n_items=20", "--data.length=8", f"--data.data_dir={tmp_path}")
     printed = lrec(*FIT, *small, f"--trainer.precision={precision}", "--trainer.fast_dev_run=true")
     assert (f"--trainer.precision {precision} keeps the parameters themselves in 16 bits" in printed) == said
+
+
+def test_a_run_that_only_a_timer_ends_gets_no_hint(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    small = ("--data.n_users=100", "--data.n_items=20", "--data.length=8", f"--data.data_dir={tmp_path}")
+    timer = {"class_path": "Timer", "init_args": {"duration": "00:00:00:01"}}
+    ends = ("--trainer.max_epochs=-1", f"--trainer.callbacks+={json.dumps(timer)}")
+    printed = lrec(*FIT, *small, *ends, f"--trainer.default_root_dir={tmp_path / 'run'}")
+    assert "optimizer steps" not in printed
+    assert (tmp_path / "run" / "metrics.json").is_file()

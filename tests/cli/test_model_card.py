@@ -74,4 +74,13 @@ def test_a_card_is_refused_without_the_test_that_it_tells(
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
     assert "holds no test of this network: lrec test --config" in refused(*export, tmp_path / "run")
+    config = run / "config.yaml"
+    lrec("fit", "--config", config, "--trainer.default_root_dir", tmp_path / "two", "--trainer.max_epochs=2")
+    checkpoints = tmp_path / "two" / "checkpoints"
+    shutil.copy(run / "checkpoints" / "best.ckpt", checkpoints / "early.ckpt")
+    says = f"lrec test --config {tmp_path / 'two' / 'config.yaml'} --ckpt_path"
+    assert f"{says} {checkpoints / 'early.ckpt'}" in refused(*export, checkpoints / "early.ckpt")
+    lrec("test", "--config", tmp_path / "two" / "config.yaml", "--ckpt_path", checkpoints / "early.ckpt")
+    assert f"{says} {checkpoints / 'best.ckpt'}" in refused(*export, tmp_path / "two")
+    assert "early.ckpt is not the best checkpoint of its run" in refused(*export, checkpoints / "early.ckpt")
     assert not (tmp_path / "model").exists()

@@ -13,12 +13,13 @@ import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 import lrec
 from lrec import InteractionsDataModule, SequentialRecommender
 from lrec.errors import UserError
 from lrec.model.config import Architecture, Dropout, OverDepth
-from lrec.model.losses import FullSoftmax, Loss
+from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
 from lrec.training.optim import Optimizer, Switch
 from small_checkpoints import write_by_hand
 
@@ -110,6 +111,35 @@ def test_a_loaded_model_tests_and_predicts_as_the_trained_one(
     assert predicted["items"].to_list() == expected["items"].to_list()
     assert predicted["user"].to_list() == expected["user"].to_list()
     assert predicted.schema == expected.drop("skipped", "fallback").schema
+
+
+class OnMeta(SequentialRecommender):
+    """A model whose network is built while another device is the default, as Lightning does it on a GPU."""
+
+    def configure_model(self) -> None:
+        with torch.device("meta"):
+            super().configure_model()
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_network_begins_with_the_same_values_whatever_the_default_device(
+    warm: bool, trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    begins = []
+    for kind in (SequentialRecommender, OnMeta):
+        model = kind(size="3k", warm_start=trained[0] if warm else None)
+        torch.manual_seed(3)
+        trainer(tmp_path, max_steps=0, logger=False).fit(model, data(log_csv, stores))
+        begins.append(dict(model.net.named_parameters()))
+    for name, parameter in begins[0].items():
+        assert torch.equal(parameter, begins[1][name])
+
+
+def test_touched_rows_are_refused_if_gradients_are_scaled(log_csv: Path, stores: Path, tmp_path: Path) -> None:
+    model = SequentialRecommender(size="3k", loss=SampledSoftmax(5), optimizer=Optimizer(touched_rows=True))
+    scaled = trainer(tmp_path, max_steps=1, logger=False, plugins=MixedPrecision("16-mixed", "cuda"))
+    with pytest.raises(UserError, match="16-mixed scales whole gradients; use bf16-mixed or 32-true"):
+        scaled.fit(model, data(log_csv, stores))
 
 
 class Frozen(Callback):

@@ -54,6 +54,10 @@ REFUSED = {
         ["fit", "--ckpt_path=last", "--model.optimizer.muon=1", "--trainer.max_epochs=9"],
         "muon",
     ),
+    "fit on with a switch": (
+        ["fit", "--ckpt_path=last", "--model.optimizer.switch.at=2", "--trainer.max_epochs=9"],
+        '--model.optimizer.switch null, not {"lr": 0.1, ',
+    ),
     "fit on on a seed that is none": (["fit", "--ckpt_path=last", "--seed_everything=-1"], "--seed_everything"),
     "fit with an option that is none": (["fit", "--trainer.max_epohcs=2"], "max_epohcs"),
     "validate another network": (["validate", "--model.size=3k"], "the checkpoint has width"),

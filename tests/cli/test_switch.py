@@ -120,10 +120,10 @@ def test_a_run_that_does_not_converge_switches_when_it_is_due(
 
 @pytest.mark.parametrize("accumulated", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resume_before_at_and_after_a_fixed_step_is_exact(
-    accumulated: int, options: list[str], tmp_path: Path, lrec: Callable[..., str]
+    accumulated: int, options: list[str], tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
-    options = [*options, "--trainer.max_epochs=4", "--model.optimizer.switch.at=14", "--model.optimizer.switch.lr=0.3",
-               f"--trainer.accumulate_grad_batches={accumulated}"]  # fmt: skip
+    without = [*options, "--trainer.max_epochs=4", f"--trainer.accumulate_grad_batches={accumulated}"]
+    options = [*without, "--model.optimizer.switch.at=14", "--model.optimizer.switch.lr=0.3"]
     undisturbed = tmp_path / "undisturbed"
     lrec("fit", *options, f"--trainer.default_root_dir={undisturbed}",
          keep_checkpoints(tmp_path / "kept", every_n_train_steps=7))  # fmt: skip
@@ -132,6 +132,11 @@ def test_resume_before_at_and_after_a_fixed_step_is_exact(
         checkpoint = tmp_path / "kept" / f"step={step}.ckpt"
         lrec("fit", *options, f"--trainer.default_root_dir={resumed}", f"--ckpt_path={checkpoint}")
         assert_same_end(undisturbed, resumed)
+    again = [f"--trainer.default_root_dir={tmp_path / 'none'}", f"--ckpt_path={checkpoint}"]
+    for changed, now in ((without, "null"), ([*options, "--model.optimizer.switch.lr=0.2"], '{"lr": 0.2, ')):
+        assert f'--model.optimizer.switch {{"lr": 0.3, "momentum": 0.9, "weight_decay": 0.0}}, not {now}' in refused(
+            "fit", *changed, *again
+        )
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The trained network in a checkpoint: its description, parameters and items. And checks that refuse another one."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,16 +77,26 @@ def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, dat
 
 
 def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UserError if both models' arguments name an optimizer, and these differ in class or in the option `muon`:
-    the loaded state would go on with the old one."""
+    """Raise UserError if both models' arguments name an optimizer, and these differ in class or in an option that the
+    loaded state keeps as it was: it would go on with the old one."""
     made = trained_with.get("optimizer"), now.get("optimizer")  # None for an object, which no checkpoint can hold
     theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
     if mine is not None and theirs not in (None, mine):
         raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: use the run's own config")
-    muon = [each.get("init_args", {}).get("muon") if isinstance(each, dict) else None for each in made]
-    if mine is not None and theirs is not None and muon[0] != muon[1]:
-        theirs, mine = ("null" if each is None else each for each in muon)
-        raise UserError(f"the checkpoint was trained with --model.optimizer.muon {theirs}, not {mine}: give the same")
+    kept = [_kept_by_state(each.get("init_args", {})) if isinstance(each, dict) else {} for each in made]
+    for name in ("muon", "switch") if mine is not None and theirs is not None else ():
+        if kept[0].get(name) != kept[1].get(name):
+            then, here = (json.dumps(each.get(name)) for each in kept)
+            raise UserError(
+                f"the checkpoint was trained with --model.optimizer.{name} {then}, not {here}: give the same"
+            )
+
+
+def _kept_by_state(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of lrec's optimizer that its state holds: Muon's rate, and SGD's options of the switch."""
+    switch, of_sgd = options.get("switch"), ("lr", "momentum", "weight_decay")
+    given = {name: switch["init_args"].get(name) for name in of_sgd} if isinstance(switch, dict) else None
+    return {"muon": options.get("muon"), "switch": given}
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:

@@ -307,7 +307,8 @@ class SequenceDataModule(LightningDataModule, ABC):
             folder = shared_folder(token if self.trainer is None else self.trainer.strategy.broadcast(token))
             epoch_plan = partial(shared_epoch, self.batch_plan, self.seed, folder)
         plan, workers = self.batch_plan, self.num_workers
-        loader = TrainLoader(plan, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times)
+        limit = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        loader = TrainLoader(plan, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times, limit)
         if self._resume is not None:
             loader.load_state_dict(self._resume)
             self._resume = None

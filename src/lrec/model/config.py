@@ -76,7 +76,7 @@ class Architecture:
         attention: How positions read each other; softmax, hstu (gated, pointwise SiLU, arXiv 2402.17152), or a subclass
             of lrec.Attention.
         norm: Normalisation before each branch and at the end; layer (LayerNorm), rms (RMSNorm, arXiv 1910.07467), or a
-            torch module that is made by norm(width, eps).
+            torch module that is made by norm(width, eps), whose parameters begin as its class sets them.
         mlp: Perceptron; gelu with inner width 4 d, swiglu (arXiv 2002.05202) with inner width 8 d / 3 (the same number
             of parameters), none (as in HSTU), or a subclass of lrec.MLP.
         positions: How the network reads the order of items; learned adds a vector for each position to the items,

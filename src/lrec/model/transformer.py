@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         self.dropout = DropoutLayer(config.dropout.embedding)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
-        if not self.norm.weight.is_meta:
+        if not next(self.parameters()).is_meta:
             for name, parameter in self.named_parameters():
                 self.draw_(parameter, name, parameter.shape, seed)
 
@@ -64,9 +64,9 @@ class Transformer(nn.Module):
         """Set `rows`, the rows from `start` on of the parameter `name`, to their values before training.
 
         Matrices and tables are Normal(0, 0.02), residual projections (out.weight) Normal(0, 0.02 / sqrt(2 L)), biases
-        0, norms 1, unless a part has an `initial_value`. In the scaled parametrisation, L is the depth of the base.
-        With given vectors, trained rows begin at 0, and so do the vectors until they are filled in. A draw depends only
-        on the seed and the name: not on the device, the sharding or the order of parameters.
+        0, norms as their class sets them, unless a part has an `initial_value`. In the scaled parametrisation, L is the
+        depth of the base. With given vectors, trained rows begin at 0, and so do the vectors until they are filled in.
+        A draw depends only on the seed and the name: not on the device, the sharding or the order of parameters.
         """
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
@@ -77,6 +77,10 @@ class Transformer(nn.Module):
             own = branch.initial_value(found[2], shape, _generator(f"{seed}/{drawn_as}"))
             if own is not None:
                 return rows.copy_(own[start : start + len(rows)])
+        if found := re.fullmatch(r"(?:blocks\.\d+\.(?:attention|mlp)_)?norm\.(.+)", name):
+            with torch.device("cpu"):  # made again, because the values are lost if the network was made on meta
+                own = norm(self.config).get_parameter(found[1])
+            return rows.copy_(own[start : start + len(rows)])
         if len(shape) == 1:
             return rows.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         std = INIT_STD

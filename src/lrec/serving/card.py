@@ -27,13 +27,21 @@ def run_of(ckpt_path: Path) -> Run:
     return Run(folder)
 
 
-def write_card(model: Model, run: Run, file: Path) -> None:
-    """Write the card of a run's network; UserError if the run was not tested, or was tested on other data."""
+def write_card(model: Model, ckpt_path: Path, file: Path) -> None:
+    """Write the card of a run's best network; UserError if the run's last test was of another one, or of other data."""
     from lrec.common.pages import rendered  # imported here, because loading a network does not need it
 
+    run = run_of(ckpt_path)
     found, point = read_json(run.folder / "metrics.json", {}), run.result
-    if found.get("stage") != "test" or found["data_hash"] != model.about["data_hash"] or point is None:
-        raise UserError(f"--card: {run.folder} holds no test of this network: lrec test --config {run.config_file}")
+    checkpoint = run.best if ckpt_path == run.folder else ckpt_path
+    same = found.get("stage") == "test" and all(found[name] == model.about[name] for name in ("data_hash", "D"))
+    if not same or point is None:
+        raise UserError(
+            f"--card: {run.folder} holds no test of this network: "
+            f"lrec test --config {run.config_file} --ckpt_path {checkpoint}"
+        )
+    if model.about["D"] != point.D:
+        raise UserError(f"--card: {checkpoint} is not the best checkpoint of its run: give --ckpt_path {run.folder}")
     scorers, data = {name: found[name] for name in SCORERS if name in found}, found.get("data")
     most = scorers["model"]["HR@10"]
     shown = {

@@ -27,7 +27,7 @@ from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_tabl
 from lrec.model.item_vectors import scaled, vectors_of
 from lrec.options.class_paths import check_trusted
 from lrec.run import UPDATE, Run
-from lrec.serving.card import run_of, write_card
+from lrec.serving.card import write_card
 from lrec.serving.recommender import Model
 
 FORMAT = 2
@@ -58,7 +58,7 @@ def export(
     model = load(ckpt_path, trust, item_vectors=item_vectors)
     step = model.about["step"]
     if card:
-        write_card(model, run_of(Path(ckpt_path)), file.with_suffix(".md"))
+        write_card(model, Path(ckpt_path), file.with_suffix(".md"))
         print(f"model card written to {file.with_suffix('.md')}")
     if file.suffix == ".onnx":
         from lrec.serving.onnx import write_onnx

@@ -80,11 +80,13 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
     # Number of columns of the input events; None if it is the type alone, or if there is no such input.
     n_columns = model.reads_types + sum(each.slots for each in model.features) if model.features else None
-    given = _histories(net, 2, 3, n_columns)  # torch.export would take one row or position for a constant
+    longest = net.config.max_len
+    given = _histories(net, 2, min(longest, 3), n_columns)  # torch.export takes one row or position for a constant
     batch = torch.export.Dim("batch", min=1)
-    length = torch.export.Dim("length", min=1, max=net.config.max_len)
-    shapes: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in INPUTS}
-    shapes |= {"lengths": {0: batch}, "times": {0: batch, 1: length + 1}}
+    shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in INPUTS}
+    if longest > 1:
+        length = torch.export.Dim("length", min=1, max=longest)
+        shapes |= {"items": {0: batch, 1: length}, "events": {0: batch, 1: length}, "times": {0: batch, 1: length + 1}}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that lrec does not need
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -100,7 +102,7 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     assert program is not None
     program.model.metadata_props["item_ids"] = json.dumps(model.item_ids.to_list())
     program.model.metadata_props["lrec"] = json.dumps(model.about)
-    given = _histories(net, 5, net.config.max_len, n_columns)
+    given = _histories(net, 5, longest, n_columns)
     with replacing(file) as temporary, torch.inference_mode():
         program.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])

@@ -44,6 +44,11 @@ class BestAndLast(ModelCheckpoint):
             options: The other options of ModelCheckpoint.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
+        if self.save_top_k not in (0, 1) and self.filename is not None and "{step" not in self.filename:
+            raise UserError(
+                f"--checkpoint.save_top_k {self.save_top_k}: {self.filename}.ckpt can be the name of only one: give "
+                "--checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
+            )
         self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -218,8 +223,8 @@ def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def _last_path(trainer: Trainer) -> Path | None:
-    """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is not None:
-            return Path(callback.dirpath) / LAST
-    return None
+    """Where the run keeps its last checkpoint: lrec's own callback decides if there is one. None with
+    --checkpoint.save_last=false."""
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    deciding = [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
+    return next((Path(each.dirpath) / LAST for each in deciding if each.save_last and each.dirpath is not None), None)

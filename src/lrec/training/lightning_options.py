@@ -156,6 +156,8 @@ def epochs_in_all(max_steps: int | None, max_epochs: float | None, steps_per_epo
 def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDataModule) -> str | None:
     """A warning if a run takes few steps and could take more, smaller steps; else None."""
     epochs = epochs_in_all(max_steps, max_epochs, data.steps_per_epoch)
+    if math.isinf(epochs):  # time is the limit
+        return None
     steps, smaller = epochs * data.steps_per_epoch, max(2 * data.max_len, int(epochs * data.U / MORE_STEPS))
     if steps >= FEW_STEPS or smaller >= data.targets_per_step:
         return None

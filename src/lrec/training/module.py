@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -194,8 +195,11 @@ class SequentialRecommender(StoredModel):
             raise UserError("predict does not know when users will ask: lrec recommend --now does")
         if self._trained is not None:
             refuse_other_network(self._trained, config, self.data.data_hash)
-        if self._counts_V is not None:
-            return
+        if self._counts_V is None:
+            with torch.device("cpu"):  # Lightning makes the GPU the default device, but generators are the CPU's
+                self._build(config, features)
+
+    def _build(self, config: TransformerConfig, features: tuple[pl.Series, np.ndarray] | None) -> None:
         loaded = dict(self.net.named_parameters()) if self._trained is not None else None
         self.config = config
         self._trained = config.to_dict() | {"data_hash": self.data.data_hash}

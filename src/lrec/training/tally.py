@@ -5,7 +5,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lrec.data.batching.train_batches import TrainBatch
+from lrec.data.batching.train_batches import TrainBatch, limited
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.losses import Loss
@@ -51,7 +51,7 @@ def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
     """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
     take a last step of fewer micro-batches, whose number of targets is not known."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
-    batches = limit if isinstance(limit, int) else int(limit * n_steps * every)
+    batches = limited(n_steps * every, limit)
     if batches % every:
         trainer.limit_train_batches = batches + every - batches % every
         rank_zero_only(print)(

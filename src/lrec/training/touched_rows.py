@@ -31,6 +31,10 @@ def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) 
         raise UserError("optimizer.touched_rows: ddp synchronises whole gradients; use fsdp2")
     if trainer.gradient_clip_algorithm == "value":
         raise UserError("optimizer.touched_rows: clip by norm, not by value")
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise UserError(
+            "optimizer.touched_rows: --trainer.precision 16-mixed scales whole gradients; use bf16-mixed or 32-true"
+        )
 
 
 def touched_of(parameter: nn.Parameter) -> TouchedRows | None:

@@ -44,11 +44,32 @@ class Squared(MLP):
         return torch.full(shape, 0.5) if name == "gain" else None
 
 
+class DyT(torch.nn.Module):
+    """Zhu et al. 2025, arXiv 2503.10622: a norm without statistics, and without `weight`."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.alpha = torch.nn.Parameter(torch.full((1,), 0.5))
+        self.gain, self.bias = torch.nn.Parameter(torch.ones(width)), torch.nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * torch.tanh(self.alpha * x) + self.bias
+
+
+class Scalar(DyT):
+    """Its alpha has no dimension."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__(width, eps)
+        self.alpha = torch.nn.Parameter(torch.tensor(0.5))
+
+
 OWN = {
     "attention": Architecture(attention="gated_attention.GatedAttention"),
     "attention, rotary": Architecture(attention="gated_attention.GatedAttention", positions="rotary"),
     "mlp": Architecture(mlp=f"{HERE}.Squared", norm="torch.nn.RMSNorm"),
     "positions": Architecture(positions=f"{HERE}.Sines", qk_norm=True),
+    "norm": Architecture(norm=f"{HERE}.DyT"),
 }
 
 
@@ -117,8 +138,8 @@ def test_parameters_and_flops_are_counted(name: str) -> None:
     net, rows = Transformer(config), 4
     assert cost.n_total(config) == sum(parameter.numel() for parameter in net.parameters())
     assert cost.n_body(config) == sum(p.numel() for p in net.blocks.parameters() if p.ndim >= 2)
-    gated = 2 * 48**2 * (5 + 8)  # queries, keys, values, gate, out; and the perceptron
-    assert cost.n_body(config) == {"mlp": 2 * 48**2 * 5, "positions": 2 * 48**2 * 12}.get(name, gated)
+    gated = 5 + 8  # queries, keys, values, gate, out; and the perceptron
+    assert cost.n_body(config) == 2 * 48**2 * {"mlp": 5, "positions": 12, "norm": 12}.get(name, gated)
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(rows, 16, dtype=torch.int64), scores)
     # On a CPU torch counts all pairs of positions, but those of softmax attention in some versions only.
@@ -141,6 +162,25 @@ def test_initial_values_are_the_part_s_own_or_the_usual_ones() -> None:
     assert multipliers["blocks.0.attention.qkvu.weight"] == multipliers["blocks.7.mlp.up.weight"] == 0.5
     assert multipliers["blocks.0.attention.qkvu.bias"] == 0.5
     assert multipliers["items.weight"] == pytest.approx(8 * 0.5**0.5)
+
+
+def test_a_norm_begins_with_the_values_of_its_class_wherever_it_is_made() -> None:
+    config = TransformerConfig(50, 9, 2, 16, 2, architecture=OWN["norm"])
+    net = Transformer(config, seed=3)
+    with torch.device("meta"):
+        filled = Transformer(config)
+    filled.to_empty(device="cpu")
+    for made in (net, filled):
+        for name, parameter in made.named_parameters():
+            if made is filled:
+                made.draw_(parameter, name, parameter.shape, 3)
+            assert torch.equal(parameter, net.get_parameter(name))
+        for norm in (made.norm, made.blocks[1].attention_norm, made.blocks[0].mlp_norm):
+            assert (norm.alpha == 0.5).all()
+            assert (norm.gain == 1).all()
+            assert (norm.bias == 0).all()
+    with pytest.raises(UserError, match=r"norm .*\.Scalar: the parameter alpha has no dimension: give it one"):
+        Transformer(TransformerConfig(50, 9, 2, 16, 2, architecture=Architecture(norm=f"{HERE}.Scalar")))
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,24 @@ def test_a_row_with_fewer_unseen_items_than_k_lists_no_seen_one(tmp_path: Path) 
     assert np.isneginf(top_scores_BK[0, 3:]).all()
 
 
+@pytest.mark.parametrize("max_len", [1, 2])
+@pytest.mark.parametrize("time", ["none", "input"])
+def test_a_network_of_very_short_histories(max_len: int, time: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` has it")
+    from lrec.serving.onnx import write_onnx
+
+    net = Transformer(TransformerConfig(6, max_len, 1, 8, 1, architecture=Architecture(time=time))).eval()
+    write_onnx(Model(net, pl.Series(list("abcdef")), {"step": 7}), tmp_path / "model.onnx", 10)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for length in range(1, max_len + 1):
+        items_BL, times_BT = torch.tensor([[3] * length]), torch.tensor([[60] * (length + 1)])
+        given = {"times": times_BT.numpy()} if time == "input" else {}
+        scores_BV, *_ = session.run(None, {"items": items_BL.numpy(), "lengths": np.array([length]), **given})
+        with torch.inference_mode():
+            expected_BV = net(items_BL, lambda h, t: h[:, -1] @ t.T, times_BT=times_BT if given else None)
+        np.testing.assert_allclose(scores_BV, expected_BV.numpy(), rtol=0, atol=1e-4)
+
+
 def test_a_row_that_is_no_history_has_no_answer(exported: tuple[Model, Any]) -> None:
     _, session = exported
     items_BL = np.tile([5, 6, 7, -9, N_ITEMS + 7], (7, 1))

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule
 
 from lrec.data.batching.eval_batches import EvalTask, shared_rows
 from lrec.data.batching.plan import BatchPlan
+from lrec.data.batching.train_batches import limited
 from lrec.data.splits.rules import Split, Targets, hash_numbers
 from lrec.errors import UserError
 
@@ -60,8 +61,7 @@ def _positions_between_evaluations(plan: BatchPlan, data: LightningDataModule) -
     trainer = data.trainer
     assert trainer is not None
     batches = plan.n_steps * trainer.accumulate_grad_batches
-    limit, interval = trainer.limit_train_batches, trainer.val_check_interval
-    of_epoch = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+    interval = trainer.val_check_interval
     if isinstance(interval, float):
-        interval = interval * of_epoch * (trainer.check_val_every_n_epoch or 1)
+        interval = interval * limited(batches, trainer.limit_train_batches) * (trainer.check_val_every_n_epoch or 1)
     return plan.part.n_positions * interval / batches

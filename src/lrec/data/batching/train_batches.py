@@ -50,6 +50,11 @@ def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.
     return values_BL, flat_N
 
 
+def limited(batches: int, limit: float) -> int:
+    """How many of an epoch's micro-batches Lightning takes with a limit: a number of them (int), or a share."""
+    return min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+
+
 class Ranks(NamedTuple):
     """Who shares a global step: `world` processes with `accumulation` micro-batches each; this process is `rank`."""
 
@@ -142,7 +147,8 @@ class TrainLoader(ServedLoader):
 
     Each iter() begins the next epoch, but the first one after load_state_dict() continues the saved epoch. The number
     of ranks may differ from the saved one. The number of steps of an epoch may not, because Lightning continues to
-    count them. In the middle of an epoch, seed and accumulation may not differ either.
+    count them. In the middle of an epoch, seed and accumulation may not differ either. `limit` is Lightning's limit
+    of batches: after as many, a saved epoch is over.
     """
 
     def __init__(
@@ -154,13 +160,15 @@ class TrainLoader(ServedLoader):
         pin_memory: bool = False,
         epoch_plan: Callable[[int], EpochPlan] | None = None,
         with_times: bool = False,
+        limit: float = 1.0,
     ) -> None:
         self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
         self._keys: list[tuple[int, int, int]] = []  # keys of this pass
         make_plan = epoch_plan or partial(plan.epoch, seed)
         dataset = _TrainDataset(plan, make_plan, ranks, with_times)
         super().__init__(dataset, self._keys, num_workers, pin_memory)
-        self._epoch, self._consumed = -1, self.n_steps * ranks.accumulation
+        self._epoch, self._consumed = -1, len(self)
+        self._ends_at = limited(len(self), limit)
         self._resumed = False
 
     def __len__(self) -> int:
@@ -172,7 +180,7 @@ class TrainLoader(ServedLoader):
 
     def __iter__(self) -> Iterator[TrainBatch]:
         # This is a generator, so an iterator that is never asked for a batch begins no epoch.
-        if not self._resumed or self._consumed >= len(self):
+        if not self._resumed or self._consumed >= self._ends_at:
             self._epoch, self._consumed = self._epoch + 1, 0
         self._resumed = False
         self._keys[:] = [

@@ -48,7 +48,15 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log.txt"
 
 
-def fit(log: Path, checkpoints: Path, every: dict[str, Any], accumulation: int = 1, **options: Any) -> Tiny:
+def fit(
+    log: Path,
+    checkpoints: Path,
+    every: dict[str, Any],
+    accumulation: int = 1,
+    limit: float = 1.0,
+    steps: int = 18,
+    **options: Any,
+) -> Tiny:
     data = InteractionsDataModule(
         path=log, data_dir=log.parent / "data", max_len=10, targets_per_step=120, num_workers=options.pop("workers", 0)
     )
@@ -63,11 +71,12 @@ def fit(log: Path, checkpoints: Path, every: dict[str, Any], accumulation: int =
         use_distributed_sampler=False,
         num_sanity_val_steps=1,
         accumulate_grad_batches=accumulation,
+        limit_train_batches=limit,
         callbacks=[keep],
     )
     model = Tiny()
     trainer.fit(model, data, **options)
-    assert data.steps_per_epoch * 2 == trainer.global_step
+    assert (data.steps_per_epoch, trainer.global_step) == (9, steps)
     return model
 
 
@@ -94,6 +103,23 @@ def test_resumed_equals_straight(
         resumed = fit(log, tmp_path / "resumed", every, accumulation, ckpt_path=checkpoint, weights_only=False)
         assert resumed.seen == straight.seen[step * accumulation :], checkpoint.name
         assert torch.equal(resumed.table, straight.table), checkpoint.name
+
+
+@pytest.mark.parametrize(("limit", "accumulation", "of_epoch"), [(5, 1, 5), (0.5, 1, 4), (6, 2, 3)])
+def test_after_a_limited_epoch_the_next_one_begins(
+    limit: float, accumulation: int, of_epoch: int, log: Path, tmp_path: Path
+) -> None:
+    every = {"every_n_epochs": 1, "save_on_train_epoch_end": False}
+    straight = fit(log, tmp_path / "straight", every, accumulation, limit, 2 * of_epoch)
+    whole = fit(log, tmp_path / "whole", every)
+    (checkpoint,) = (tmp_path / "straight").glob(f"*step={of_epoch}.ckpt")
+    again = {"ckpt_path": checkpoint, "weights_only": False}
+    resumed = fit(log, tmp_path / "resumed", every, accumulation, limit, 2 * of_epoch, **again)
+    assert resumed.seen == straight.seen[of_epoch * accumulation :]
+    assert torch.equal(resumed.table, straight.table)
+    if accumulation == 1:
+        longer = fit(log, tmp_path / "longer", every, **again)
+        assert longer.seen == whole.seen[of_epoch:]
 
 
 def test_batches_read_ahead_by_workers_do_not_count(log: Path, tmp_path: Path) -> None:
