@@ -20,7 +20,7 @@ from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import MUON, PLAN, STEP, Study, every_share, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
+from lrec.study.tuning import DROPOUTS, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -132,8 +132,8 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
     walked = shares_of_trials(targets, first)
     smallest_s, *larger_s = (seconds(size, walked[0], first) for size in (sizes[0], sizes[FITTED // 2], *sizes[-3:]))
-    trials = WALKED * (smallest_s + sum(seconds(sizes[0], share, first) for share in walked[1:]))
-    trials += RATED * sum(larger_s)
+    trials = WALKED * smallest_s + RATED * sum(larger_s[:-1]) + LARGEST * larger_s[-1]
+    trials += sum(WALKED * seconds(sizes[0], s, first) + RATED * seconds(sizes[-2], s, first) for s in walked[1:])
     passes = round(targets / data.U)
     if passes > 1:
         trials += WALKED * larger_s[1]  # dropout, with the largest fitted size

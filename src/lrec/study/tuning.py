@@ -40,9 +40,9 @@ SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
 WANTED_STEPS = 2000
 LEAST_N_BODY = 3000  # of the size that tunes the step, if the ladder has such a size
 MOST_DROPOUT = 0.5
-# Planned trials of a walk over the rate and the step (or dropout), and of a walk over the rate alone. The walk of a
-# large size ends there: its trials are expensive, and the trials of smaller sizes also tell its rate.
-WALKED, RATED = 10, 4
+# Planned trials of a walk over the rate and the step (or dropout), of a walk over the rate alone, and of the walk of
+# the largest size. The walk of a large size ends there: its trials are expensive, and smaller sizes also tell its rate.
+WALKED, RATED, LARGEST = 10, 4, 3
 
 
 class Setting(NamedTuple):
@@ -201,6 +201,13 @@ class Tuner:
         return shares_of_trials(self._targets, self._start.targets_per_step)
 
     @property
+    def _rated(self) -> list[tuple[str, float]]:
+        """The sizes whose rate is tried, with the shares. How the best rate changes with the amount of data differs
+        from log to log, and more for large networks: so the smaller held-out size also has the larger share."""
+        (first, *longer), (large, *_) = self._shares, self.study.held_out or self.study.fitted[-1:]
+        return [(size, first) for size in self._others] + [(large, share) for share in longer]
+
+    @property
     def runs_so_far(self) -> list[PlannedRun]:
         """The trials that its folder records."""
         record = read_json(self.study_of_trials.folder / "study.json", {"grid": {"runs": []}})
@@ -210,7 +217,7 @@ class Tuner:
     def first_runs(self) -> list[PlannedRun]:
         """The trials that are certain: those of walks whose start is the best place."""
         rounds = [(self._small, share, self._axes(self._small)) for share in self._shares]
-        rounds += [(size, self._shares[0], self._axes(size)) for size in self._others]
+        rounds += [(size, share, self._axes(size)) for size, share in self._rated]
         runs = list[PlannedRun]()
         for size, share, axes in rounds:
             places = [place for place in Place().and_around(axes) if self._allowed(place, self._start, share)]
@@ -247,10 +254,10 @@ class Tuner:
             best = self._walk(work, self._small, share, best)
         # The smaller of the two steps gives a trial more steps.
         at = best._replace(targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
-        for size in self._others:
+        for size, share in self._rated:
             law = law_of(self._trials, self._scaled)
-            lr = law.choose(ladder_n_body(size), self._shares[0] * self._targets, at.targets_per_step).rate
-            at = at._replace(dropout=self._walk(work, size, self._shares[0], at._replace(lr=lr)).dropout)
+            lr = law.choose(ladder_n_body(size), share * self._targets, at.targets_per_step).rate
+            at = at._replace(dropout=self._walk(work, size, share, at._replace(lr=lr)).dropout)
         options = dict.fromkeys(DROPOUTS, at.dropout) if "dropout" in self.study.tune else {}
         steps = (self._least_step, self._targets / WANTED_STEPS)
         if not (tuned := "targets_per_step" in self.study.tune):
@@ -287,8 +294,9 @@ class Tuner:
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
         axes = self._axes(size)
-        most = inf if size == self._small else WALKED if len(axes) > 1 else RATED
-        losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share), most)
+        most = WALKED if len(axes) > 1 else LARGEST if size == self.study.ladder[-1] else RATED
+        allowed = inf if size == self._small else most
+        losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share), allowed)
         best = min(losses, key=losses.__getitem__)
         if not isfinite(losses[best]):
             raise UserError(f"--tune: every trial of {size} diverged: begin at a smaller {LR} than {start.lr:g}")
