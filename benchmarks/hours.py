@@ -193,80 +193,73 @@ def gain_of_ten(largest: dict[str, Any], held_out: list[dict[str, Any]], of: str
 
 READ = """
 Losses are in nats. "Took" is the time from the plan to the end of the last run, in hours. In the last two tables,
-"step" is the number of targets in a step. Two studies of clicks and the study of Go have a sweep.
+"step" is the number of targets in a step. The studies had one core each, and most of them ran beside other programs.
+In the studies "one step", all sizes have the same number of targets in a step; today, each size has its own. The
+studies with "earlier rates" were made before the rate of the item table followed the width
+([transfer.md](transfer.md)). The studies of Beauty, of MovieLens-1M and clicks in 0.5 hours, and of tennis in 0.4
+hours train with AdamW alone, all others with Muon.
 
-The last table shows for three logs that the best step depends on the size. At 3,072 parameters, the chosen step (about
-1,050) is the best for clicks, and twice this step is better for decks. At 222k and 249k parameters, half of the chosen
-step has a validation loss that is 0.03 nats (clicks) and 0.05 nats (decks) lower; on Go, both steps are equal. So today
-a study chooses smaller steps for larger networks. All studies in the tables above were made before this change, with
-one step for all sizes. With a step for each size, the study of decks has a validation loss of 4.450 instead of 4.473 at
-249k parameters, for 3 % more targets (its largest run was not finished, so the tables do not have this study). The
-losses of 27k and 62k parameters change by only 0.003 nats. There is still a better rate: 0.0012 with 512 targets in a
-step has 4.412.
+**Clicks (globo).** In one hour, the networks make two passes over 79 % of the users. The forecast's errors are 0.1
+and 0.6 %, and the errors of the no-gain baseline are 1.7 and 2.5 %. The held-out sizes have an HR@10 of 0.540 and
+0.544, and the Markov chain, the best baseline, has 0.530. The study with one step for all sizes planned 14 % more
+targets. In its sweep, half of the chosen rate in half of the chosen step has a validation loss that is 0.039 nats
+lower. Half of the step alone brings 0.029 of these.
 
-On Go, the chosen rate and step are 0.007 nats above the best of the sweep. At low rates, the losses of Go scatter by
-about 0.03 nats from one setting to the next, because networks learn some skill suddenly. With the step and the rate
-that today's rules give 277k parameters (895 targets, 0.00465), the validation loss is 3.815, lower than with every
-setting of the sweep (a fit with the run's `config.yaml` and these two options).
+**Decks.** Only large networks learn which cards a deck already contains: from 62,208 to 995,328 parameters, HR@10
+rises from 0.309 to 0.488, but HR@10 among cards that are not in the deck rises only from 0.504 to 0.522. The small
+networks of the ladder do not show this step, so the largest network is better than the forecast's interval. The item
+graph, the best baseline, has an HR@10 of 0.210. The study took 1.20 hours, because the plan did not count the time of
+Muon. With 512 targets in a step, Muon took more than half of a step of the largest network. It now takes a third
+less, and plans count it.
 
-On MovieLens-1M, one hour of one core (0.56 hours were needed) is enough for three passes over 85 % of the users. The
-forecast's errors are 0.6 and 0.7 %, and the errors of the no-gain baseline are 1.7 and 2.4 %. The two held-out sizes
-have an HR@10 of 0.265 and 0.272, and the item graph, the best baseline, has 0.212.
+**The rate for decks was too high.** At 248,832 parameters, the study has a validation loss of 4.450, with a rate of
+0.0037 and 488 targets in a step. With 512 targets, a rate of 0.0025 has 4.424 and 4.411 (two seeds), and a rate of
+0.00125 has 4.412 and 4.409. The best rate falls with the amount of data, faster than the law of the trials expected:
 
-The studies of Go and decks, and the study of clicks (globo) in one hour, had one core each. They train with Muon. The
-two studies with "earlier rates" were made before the rate of the item table followed the width
-([transfer.md](transfer.md)). With today's rates, the largest network for decks has a test loss of 4.254 instead of
-4.457, and an HR@10 of 0.480 instead of 0.399. The item graph, the best baseline, has 0.209. The study took 0.67 hours
-of the hour that it was given.
+| share of the study's data | rate 0.00125 | rate 0.0025 | rate 0.005 |
+|---|---:|---:|---:|
+| a quarter | 4.986 | 4.794 | 4.784 |
+| half | 4.682 | 4.632 | |
+| all | 4.412 | 4.424 | |
 
-On Go, the largest network has a test loss of 3.741 (3.746 with the earlier rates) and an HR@10 of 0.600; the item graph
-has 0.451. The forecast's errors are half and four fifths of the no-gain baseline's errors, and both losses are within.
-From 15,552 to 32,448 parameters, the loss falls by 0.226 nats, much more than between the other sizes. So the forecast
-expects too much of larger sizes. On decks, the largest network is better than the forecast's interval with today's
-rates. Only large networks learn which cards a deck already contains: from 62,208 to 995,328 parameters, HR@10 rises
-from 0.312 to 0.480, but HR@10 among cards that are not in the deck rises only from 0.504 to 0.526. The small networks
-of the ladder do not show this step.
+The trials of this size had only an eighth of the data, and the trials of the small size, which had more, hardly tell
+how the best rate of a large size changes. So since this study, the smaller held-out size also tries its rate on a
+quarter of the data, and the law gives the trials more weight. With these trials, the law chooses a rate of 0.0027 and
+512 targets. The largest network also has a higher loss than in the study with one step (4.301 instead of 4.254): its
+rate was twice as high for the same step.
 
-On clicks (globo), one hour of one core is enough for two passes over 90 % of the users. The errors of the forecast are
-0.06 and 0.03 %, and the errors of the no-gain baseline are 1.8 and 3.0 %. The two held-out sizes have an HR@10 of 0.544
-and 0.555, and the Markov chain, the best baseline, has 0.532. The study took 0.63 hours, because its trials were
-shorter than planned. In the sweep, half of the chosen rate in half of the chosen step has a validation loss that is
-0.039 nats lower. Half of the step alone brings 0.029 of these. The trials found the best step, 512, on a quarter of the
-data, and lrec made it larger with the square root of the data. On these data, the best step stays the same.
+**The best step depends on the size.** At 3,072 parameters, the chosen step (about 1,050) is the best for clicks, and
+twice this step is better for decks. At 222k and 249k parameters, half of the chosen step has a validation loss that
+is 0.03 nats (clicks) and 0.05 nats (decks) lower; on Go, both steps are equal. So a study chooses smaller steps for
+larger networks.
 
-In 0.5 hours with AdamW alone, every size has a lower loss than the Markov chain, but also a lower HR@10. The networks
-have an HR@10 of at most 0.505, and the Markov chain has 0.540. The forecast's errors are about a third of the no-gain
-baseline's errors. In the sweep, the best learning rate for the chosen step has a loss that is only 0.004 nats lower.
-But the chosen step was too small, because lrec then required at least 3,000 steps in a run. Now it requires 2,000. We
-did not measure the effect of this change.
+**Go.** The largest network has a test loss of 3.741 and an HR@10 of 0.600; the item graph has 0.451. From 15,552 to
+32,448 parameters, the loss falls by 0.226 nats, much more than between the other sizes. So the forecast expects too
+much of larger sizes: its errors are half and four fifths of the no-gain baseline's errors. Its forecasts of NDCG@10
+are worse than no gain. The chosen rate and step are 0.007 nats above the best of the sweep. At low rates, the losses
+of Go scatter by about 0.03 nats from one setting to the next, because networks learn some skill suddenly. With a step
+for each size, 277k parameters have 895 targets in a step and a rate of 0.00465. The validation loss is then 3.815,
+lower than with every setting of the sweep (a fit with the run's `config.yaml` and these two options).
 
-The study "globo, Muon" was made with Muon and the earlier rates. The study of Beauty, the studies of MovieLens-1M and
-clicks in 0.5 hours, and the study of tennis in 0.4 hours train with AdamW alone. The study with Muon trained on 1.6
-million targets twice, because it compared each target with only 1,024 items. The loss of its largest fitted size is
-4.461. With AdamW alone, five times the parameters have 4.746. But the two studies also differ in targets and passes.
-The held-out sizes have a higher HR@10 (0.536 and 0.538) and NDCG@10 (0.326 and 0.329) than the Markov chain (0.530 and
-0.319). The larger one is not better in loss than the smaller one, and the forecast's errors are half of the no-gain
-baseline's. Beside other programs, the trials took longer than planned, and left no time for the held-out sizes: a
-second call trained them.
+**MovieLens-1M.** One hour (0.56 hours were needed) is enough for three passes over 85 % of the users. The forecast's
+errors are 0.6 and 0.7 %, and the errors of the no-gain baseline are 1.7 and 2.4 %. The two held-out sizes have an
+HR@10 of 0.265 and 0.272, and the item graph, the best baseline, has 0.212.
 
-The studies of MovieLens-1M in 0.5 hours and of tennis had one core each, and other programs used the machine at the
-same time. In this study of MovieLens-1M, the forecast's mean error is a tenth of the no-gain baseline's mean error. The
-largest network has an HR@10 of 0.220, and the item graph has 0.224.
+**Tennis** has 57,000 items. A first study of 0.5 hours compared each target with all items. So it had time for only
+189,000 targets, and its HR@10 was 0.005. Today, a study compares each target with only 1,024 items, drawn by
+popularity, if a pass with all items takes too long and the 1,024 items allow more than twice as many targets. Both
+forecasts of the study in 0.5 hours hold. But the HR@10 of its largest network is only 0.069, and the report says that
+the item graph (0.081) is better.
 
-Tennis has 57,000 items. A first study of 0.5 hours compared each target with all items. So it had time for only 189,000
-targets. Its test losses were 9.87 to 9.70, and its HR@10 was 0.005. Today, a study compares each target with only 1,024
-items, drawn by popularity, if a pass with all items takes too long and the 1,024 items allow more than twice as many
-targets. In 0.4 hours, such a study had a million targets and test losses of 8.39 to 8.18. Its HR@10 was 0.042, and the
-HR@10 of the item graph was 0.079. Other programs on the machine left no time for the held-out sizes. With Muon and
-today's rates, half an hour of one core is enough for two million targets and for the held-out sizes, whose losses are
-7.382 and 7.379. Both forecasts hold. But the HR@10 of the largest network is only 0.069, and the report says that the
-item graph (0.081) is better.
+**Two studies of one log agree.** The third table has what ten times the largest fitted size would bring. The
+intervals of all studies of a log overlap, for half an hour and an hour, for other rates, and for other steps. All
+measured gains are within, except for decks.
 
-We compared three rules to draw these items, with one pass of one size. The probability of an item is the same for all
-items, or proportional to the root of its popularity, or proportional to its popularity. On decks (a fifth of the users,
-16k parameters), the validation losses of the three rules are 6.57, 4.95 and 4.97. A run with all items took three times
-as long for a quarter of the targets, and its validation loss is 5.31. On tennis (all users, 3k parameters), the
-validation losses of the three rules are 8.64, 8.12 and 7.89.
+We compared three rules to draw the items for a sampled loss, with one pass of one size. The probability of an item is
+the same for all items, or proportional to the root of its popularity, or proportional to its popularity. On decks (a
+fifth of the users, 16k parameters), the validation losses of the three rules are 6.57, 4.95 and 4.97. A run with all
+items took three times as long for a quarter of the targets, and its validation loss is 5.31. On tennis (all users, 3k
+parameters), the validation losses of the three rules are 8.64, 8.12 and 7.89.
 """
 
 
@@ -290,7 +283,8 @@ def main() -> None:
         elif options.steps:
             result["steps"] = result.get("steps", {}) | {size: steps(out, size) for size in options.steps}
         else:
-            result |= study(name, options.hours, out, options.raw, options.data_dir)
+            new = study(name, options.hours, out, options.raw, options.data_dir)
+            result = (result if result.get("runs") == new["runs"] else {}) | new
         write_json(kept, result)
     if options.page:
         write_text(PAGE, page([json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]))
