@@ -225,8 +225,8 @@ less, and plans count it.
 The trials of this size had only an eighth of the data, and the trials of the small size, which had more, hardly tell
 how the best rate of a large size changes. So since this study, the smaller held-out size also tries its rate on a
 quarter of the data, and the law gives the trials more weight. With these trials, the law chooses a rate of 0.0027 and
-512 targets. The largest network also has a higher loss than in the study with one step (4.301 instead of 4.254): its
-rate was twice as high for the same step.
+512 targets. The largest network also has a higher loss than in the study with one step (4.301 instead of 4.254): it
+had the same rate with 390 instead of 1,024 targets in a step, and a smaller step wants a lower rate.
 
 **The best step depends on the size.** At 3,072 parameters, the chosen step (about 1,050) is the best for clicks, and
 twice this step is better for decks. At 222k and 249k parameters, half of the chosen step has a validation loss that

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lrec.common.files import write_text
+from lrec.common.files import read_json, write_text
 from lrec.common.text_tables import counted, rows_table
 from lrec.run import Point, read_points_file
 
@@ -30,7 +30,8 @@ PAGE = HERE.parent / "docs" / "results" / "ledger.md"
 NAMES = {
     "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
     "go, earlier rates": "Go, one hour, earlier rates", "decks, earlier rates": "decks, one hour, earlier rates",
-    "globo, Muon": "clicks, Muon", "ciao": "Ciao",
+    "decks, one step": "decks, one hour, one step",
+    "globo, Muon": "clicks, Muon", "globo, one step": "clicks, one step", "ciao": "Ciao",
     "quickstart": "quickstart", "quickstart/40000-users": "quickstart, earlier",
     "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
     "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M", "tennis": "tennis", "beauty": "Beauty",
@@ -104,8 +105,7 @@ def of_horizons() -> Iterator[Entry]:
     """Those in size and data, at their farthest: the most of both."""
     for file in sorted((HERE / "horizons").glob("*-prediction.json")):
         result = file.with_name(file.name.replace("-prediction", ""))
-        rows = [row for row in json.loads(result.read_text()) if "measured" in row]
-        for row in rows:
+        for row in (row for row in read_json(result, []) if "measured" in row):
             what = f", {row['D']:,.0f} targets"
             written = {"x": row["N_body"], **{name: row[name] for name in ("predicted", "low", "high")}}
             yield entry(file, what, written, row["no gain"], [row["measured"]], result.stem)
