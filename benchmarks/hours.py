@@ -219,7 +219,7 @@ less, and plans count it.
 | share of the study's data | rate 0.00125 | rate 0.0025 | rate 0.005 |
 |---|---:|---:|---:|
 | a quarter | 4.986 | 4.794 | 4.784 |
-| half | 4.682 | 4.632 | |
+| half | 4.682 | 4.632 | 4.641 |
 | all | 4.412 | 4.424 | |
 
 The trials of this size had only an eighth of the data, and the trials of the small size, which had more, hardly tell
