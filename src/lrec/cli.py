@@ -157,7 +157,8 @@ class _DataOfRun(ActionConfigFile):
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         whole = read_config(Path(values))
         if isinstance(whole, dict) and not whole.keys().isdisjoint(OF_RUNS):
-            values = json.dumps({name: value for name, value in whole.items() if name not in OF_RUNS})
+            # YAML reads a date without quotes as a date.
+            values = json.dumps({name: value for name, value in whole.items() if name not in OF_RUNS}, default=str)
         super().__call__(parser, cfg, values, option_string)
 
 
@@ -176,7 +177,7 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
         name, dot, key = given.removeprefix("--").partition(".")
         if option == f"--{name}" and hints.get(name) is bool and following.startswith("-"):
             result += [option, "true"]
-        elif dot and hints.get(name) in (dict[str, Any], dict[str, Any] | None):
+        elif dot and given.startswith("--") and hints.get(name) in (dict[str, Any], dict[str, Any] | None):
             result.append(f"--{name}.{key.replace('.', _DOT)}{equals}{value}")
         elif dot and given.startswith("--") and "options" in hints and name not in hints:
             raise UserError(f"{given} is an option of the runs: write --options.{given.removeprefix('--')}")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrec.cli import own_command
+from lrec.options.config_files import with_shipped_configs
 
 
 def test_a_flag_alone_is_true() -> None:
@@ -34,6 +35,35 @@ def test_entries_of_a_dictionary_add_up(
     sizes = ("--sizes=[0.8k,1.7k]", "--holdout=0", "--law=null", "--rules.model.optimizer.lr=[0.1,-0.5]")
     lrec(*study, "--options.data.time_column", "when", *sizes, "--dry_run")
     assert len(list((tmp_path / "data").glob("log-*"))) == 1
+
+
+def test_a_value_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--config", "options.yaml", "--out", "options.study", "--dry_run"]
+    assert own_command(["scaling", "study", *given])[2] == [*given, "true"]
+
+
+@pytest.mark.parametrize("name", ["#time", "&time", " #1"])
+def test_a_name_may_begin_like_a_comment_or_an_anchor(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        f"data:\n  class_path: lrec.InteractionsDataModule\n  init_args: {{path: x.csv, time_column: '{name}'}}\n"
+    )
+    for given in (
+        [f"--config={tmp_path / 'mine.yaml'}"],
+        ["--config=configs/data/csv.yaml", "--data.path=x.csv", "--data.time_column", name],
+    ):
+        _, parser, options = own_command(["data", "prepare", *with_shipped_configs(given)])
+        assert parser.parse_args(options).data.init_args.time_column == name
+
+
+def test_dates_without_quotes_in_a_run_s_configuration(tmp_path: Path) -> None:
+    split = "split: {class_path: lrec.GlobalTemporal, init_args: {validate_from: 2020-09-13, test_from: 2020-09-14}}"
+    (tmp_path / "run.yaml").write_text(f"model: {{size: 3k}}\ndata:\n  {split}\n")
+    _, parser, options = own_command(
+        ["data", "prepare", "--config=configs/data/csv.yaml", f"--config={tmp_path / 'run.yaml'}"]
+    )
+    init = parser.parse_args(with_shipped_configs(options)).data.init_args
+    assert init.split.init_args.validate_from == "2020-09-13"
 
 
 def test_data_are_prepared_from_a_run_s_configuration(

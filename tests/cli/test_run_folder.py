@@ -1,6 +1,7 @@
 """A run writes into its own folder, wherever its configuration comes from, and keeps the best of its evaluations."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,11 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from lrec.cli import main
+from lrec.options.config_files import with_shipped_configs
 from lrec.run import Run
 from lrec.training.checkpoint_callbacks import BestAndLast
 from snapshot import snapshot
@@ -123,6 +126,23 @@ def test_a_run_that_was_copied_leaves_the_first_one_alone(
     lrec("fit", "--config=copy/config.yaml", "--ckpt_path=last", "--trainer.max_epochs=4")
     assert len(points_of(tmp_path / "copy")) > len(points_of(run))
     assert snapshot(run) == before
+
+
+def test_each_command_of_a_process_chooses_its_own_folder(
+    log_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes that Lightning starts for a run use the folder of this run."""
+    from lrec.training.lightning_cli import CommandLine
+
+    monkeypatch.chdir(tmp_path)
+    options = with_shipped_configs([*OPTIONS, f"--data.path={log_csv}", f"--data.data_dir={tmp_path / 'stores'}"])
+    with patch.dict(os.environ):
+        first, second = (CommandLine("fit", options).run.folder for _ in range(2))
+        assert first != second
+        with patch("os.getpid", lambda: 1):
+            assert CommandLine("fit", options).run.folder == second
+        main(["fit", *OPTIONS, f"--data.path={log_csv}", "--trainer.fast_dev_run=true"])
+        assert "LREC_RUN" not in os.environ
 
 
 HOLD = """

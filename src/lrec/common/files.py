@@ -101,7 +101,7 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[int]:
     """Hold an exclusive lock on a file and yield its descriptor. The system releases the lock when the last process
     with the descriptor ends. If another process has the lock, wait; with `refusal`, raise that as a UserError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash
-from lrec.data.formats.readers import ids_of, infer_format, listed_as_text, numbers_of, read_table
+from lrec.data.formats.readers import ids_of, infer_format, listed_as_text, numbers_of, read_columns, refuse_types
 from lrec.data.splits.rules import Split
 from lrec.data.store.store import Store
 from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
@@ -68,15 +68,16 @@ class Features:
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
-        found = []
-        for table in read_table(self.path, file_format):
-            ids = table.column(self.id_column or table.frame.columns[0], f"({option}.id_column)")
-            columns = {"id": ids_of(ids).cast(pl.String)}
+        found, file = [], str(self.path)
+        wanted: dict[str, tuple[str | None, str]] = {"": (self.id_column, f"({option}.id_column)")}
+        wanted |= {name: (name, f"({option})") for name in self.kinds}
+        for raw, row in read_columns(self.path, file_format, wanted):
+            refuse_types(raw[""], file)
+            read = {"id": ids_of(raw[""]).cast(pl.String)}
             for name, kind in self.kinds.items():
-                raw = table.column(name, f"({option})")
                 is_number = kind == "numbers"
-                columns[name] = numbers_of(raw, table.name, table.first_row) if is_number else listed_as_text(raw)
-            found.append(pl.DataFrame(columns))
+                read[name] = numbers_of(raw[name], file, row) if is_number else listed_as_text(raw[name], file)
+            found.append(pl.DataFrame(read))
         frame = pl.concat(found, how="vertical_relaxed").drop_nulls("id")
         if (twice := frame["id"].is_duplicated()).any():
             raise UserError(f"{option}.path {self.path}: {frame['id'][int(twice.arg_max() or 0)]} is in it twice")

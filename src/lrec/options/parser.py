@@ -17,8 +17,7 @@ class OneLineParser(ArgumentParser):
     """A parser whose errors are UserErrors of one line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        # jsonargparse passes on the options of a class as text, and null as "None": --model.optimizer.switch null.
-        set_loader("yaml", lambda text: None if text == "None" else _yaml(text), (yaml.YAMLError,))
+        set_loader("yaml", _value, (yaml.YAMLError,))
         # If a study's options name a class, its runs make the object, not the study.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
         super().__init__(*arguments, **{"formatter_class": _WithoutSphinx, **options})
@@ -37,6 +36,15 @@ class OneLineParser(ArgumentParser):
         for theirs, ours in _IN_OUR_WORDS:
             message = re.sub(theirs, ours, message)
         raise UserError(message)
+
+
+def _value(text: str) -> Any:
+    """The value that the text of an option or of a configuration means."""
+    # jsonargparse passes on the options of a class as text, and null as "None": --model.optimizer.switch null.
+    if text == "None":
+        return None
+    # YAML would read a name such as #time or &time as a comment or an anchor, and so as null.
+    return text if text.lstrip().startswith(("#", "&")) and "\n" not in text else _yaml(text)
 
 
 class _WithoutSphinx(DefaultHelpFormatter):

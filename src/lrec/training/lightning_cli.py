@@ -72,6 +72,8 @@ def run_lightning(arguments: Sequence[str]) -> None:
         print(f"lrec: another process is gone or hangs ({reason}): go on with --ckpt_path=last", file=sys.stderr)
         sys.stdout.flush()
         os._exit(1)  # a normal exit would wait for the processes that are gone
+    finally:
+        os.environ.pop("LREC_RUN", None)  # the processes that this one starts from now on are no part of the run
 
 
 def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
@@ -164,7 +166,11 @@ class CommandLine(LightningCLI):
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
             # The processes that Lightning starts for further devices inherit this variable, and so the folder. A script
             # may start several runs in the same second, so the name has microseconds.
-            trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
+            chooser, _, folder = os.environ.get("LREC_RUN", "").partition(" ")
+            if chooser in ("", str(os.getpid())):
+                folder = f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
+                os.environ["LREC_RUN"] = f"{os.getpid()} {folder}"
+            trainer.default_root_dir = folder
         if self.trial is None:
             check_folder(Path(trainer.default_root_dir), "--trainer.default_root_dir")
         if trainer.precision == "auto":

@@ -96,6 +96,15 @@ def test_a_lock_that_another_process_holds_is_not_waited_for(tmp_path: Path) -> 
         pass
 
 
+def test_a_lock_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    umask = os.umask(0o002)
+    try:
+        with locked(tmp_path / ".lock"):
+            assert (tmp_path / ".lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(umask)
+
+
 def test_hashes_do_not_depend_on_the_order_of_keys() -> None:
     assert json_hash({"a": 1, "b": [2]}) == json_hash({"b": [2], "a": 1}) != json_hash({"a": 1, "b": [3]})
 

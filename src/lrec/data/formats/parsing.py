@@ -45,6 +45,12 @@ class Table:
             raise UserError(f"{self.name} has no column {name} {said}; its columns are {there}")
         return self.frame[name]
 
+    def column_or_nulls(self, name: str, said: str) -> pl.Series:
+        """`column`; if the table may lack a column of the file, nulls in its place."""
+        if name not in self.frame.columns and self.keys_vary:
+            return pl.repeat(None, self.frame.height, dtype=pl.String, eager=True).alias(name)
+        return self.column(name, said)
+
 
 def csv_tables(
     parts: Iterable[bytes], name: str, separator: str, header: list[str] | None = None, integers: Collection[str] = ()
@@ -291,9 +297,12 @@ def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
 def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
     """Read a Parquet file batch by batch, with the types of its columns."""
     try:
-        # Engines that write in parallel leave files without rows, whose columns are still checked.
-        yield Table(name, pl.read_parquet(source, n_rows=0, hive_partitioning=False, glob=False), 1)
+        if isinstance(source, Path):
+            name.encode()  # the error of Polars does not say that the name is not UTF-8
         rows = pl.scan_parquet(source, hive_partitioning=False, glob=False)
+        rows = rows.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+        # Engines that write in parallel leave files without rows, whose columns are still checked.
+        yield Table(name, rows.head(0).collect(), 1)
         nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
         batch = _NESTED_BATCH if nested else _BATCH
         # Slice by slice: collect_batches decodes up to 128 row groups ahead, which is the whole of most files.
@@ -301,6 +310,8 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
             yield Table(name, rows.slice(start, batch).collect(), start + 1)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{name!a} is not a name in UTF-8, as Parquet files need: rename it") from None
     except (PolarsError, PanicException, OSError) as error:
         raise UserError(f"{name} is not a whole Parquet file ({first_line(error)})") from None
 

@@ -4,10 +4,12 @@ Any mistake in a file is a UserError that names the file and the row, counted fr
 """
 
 import io
+import json
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -70,6 +72,20 @@ def read_table(path: Path, file_format: Format, integers: Collection[str] = ()) 
         case "parquet":
             source = io.BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSIONS else path
             yield from parquet_tables(source, str(path))
+
+
+def read_columns(
+    path: Path, file_format: Format, wanted: Mapping[str, tuple[str | None, str]]
+) -> Iterator[tuple[dict[str, pl.Series], int]]:
+    """The columns that are wanted, block by block, and the number of each block's first row. `wanted` holds, for each
+    key, the name of a column (None: the first of the file) and what tells the user why it is needed."""
+    known: dict[str, None] = {}
+    for table in read_table(path, file_format):
+        known |= dict.fromkeys(table.frame.columns)
+        names = {key: (name or next(iter(known)), said) for key, (name, said) in wanted.items()}
+        yield {key: table.column_or_nulls(*named) for key, named in names.items()}, table.first_row
+    for named in names.values():
+        Table(str(path), pl.DataFrame(schema=list(known)), 1).column(*named)
 
 
 def to_interactions(
@@ -170,8 +186,7 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
         if column not in table.frame.columns and table.keys_vary and table.first_row > 1:
             raise UserError(f"{table.name}, row {table.first_row}: {column} is empty")
         raw = table.column(column, f"(option {key}_column)")
-        if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object, pl.Duration, pl.Time):
-            raise UserError(f"{table.name}: column {column} holds {raw.dtype}, not text or numbers")
+        refuse_types(raw, table.name, pl.Duration, pl.Time)
         if key == "time":
             if table.text and kind not in (None, "number") and raw.dtype.is_integer():
                 raw = raw.cast(pl.String)
@@ -193,6 +208,12 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
     return checked, found
 
 
+def refuse_types(raw: pl.Series, name: str, *others: type[pl.DataType]) -> None:
+    """UserError if a column of the file `name` holds lists, structs, bytes or values of one of the `others`."""
+    if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object, *others):
+        raise UserError(f"{name}: column {raw.name} holds {raw.dtype}, not text or numbers")
+
+
 def ids_of(raw: pl.Series) -> pl.Series:
     """The ids as integers or text. A whole number becomes the text of an integer, because a column of integers with a
     missing value often arrives as floats."""
@@ -205,29 +226,43 @@ def ids_of(raw: pl.Series) -> pl.Series:
 
 
 def _feature(table: Table, column: str, numbers: bool) -> pl.Series:
-    if column not in table.frame.columns and table.keys_vary:
-        return pl.repeat(None, table.frame.height, dtype=pl.Float64 if numbers else pl.String, eager=True)
-    raw = table.column(column, "that is named as a feature")
-    return numbers_of(raw, table.name, table.first_row) if numbers else listed_as_text(raw)
+    raw = table.column_or_nulls(column, "that is named as a feature")
+    return numbers_of(raw, table.name, table.first_row) if numbers else listed_as_text(raw, table.name)
 
 
 def numbers_of(raw: pl.Series, name: str, first_row: int) -> pl.Series:
-    """The values as numbers, null if a value is missing; UserError if a value is not a number."""
+    """The values as numbers, null if a value is missing; UserError if a value is not a finite number."""
+    refuse_types(raw, name)
     numbers = raw.cast(pl.Float64, strict=False)
-    bad_N = numbers.is_null().to_numpy() & ~_blank(raw)
+    bad_N = (numbers.is_null() | numbers.is_infinite().fill_null(False)).to_numpy() & ~_blank(raw)
     if bad_N.any():
         row = int(bad_N.argmax())
-        raise UserError(f"{name}, row {row + first_row}: {raw.name} is not a number: {str(raw[row])[:80]}")
+        kind = "a" if numbers[row] is None else "a finite"
+        raise UserError(f"{name}, row {row + first_row}: {raw.name} is not {kind} number: {str(raw[row])[:80]}")
     return numbers.fill_nan(None)
 
 
-def listed_as_text(raw: pl.Series) -> pl.Series:
-    """The values as text; a list, also one in JSON text, becomes its values with | between them."""
-    if raw.dtype == pl.String and (lists := raw.str.starts_with("[")).any() and lists.all():
-        raw = raw.str.json_decode(pl.List(pl.String))
+def listed_as_text(raw: pl.Series, name: str) -> pl.Series:
+    """The values as text; a list, also one in JSON text, becomes its values with | between them. `name` is the file."""
     if isinstance(raw.dtype, pl.List | pl.Array):
+        refuse_types(pl.Series(raw.name, dtype=raw.dtype.inner), name)
         return raw.cast(pl.List(pl.String)).list.join(SEPARATOR, ignore_nulls=True)
-    return raw.cast(pl.String)
+    refuse_types(raw, name)
+    texts = raw.cast(pl.String)
+    lists = texts.filter(texts.str.starts_with("[")).unique()
+    return texts.replace(lists, pl.Series([_joined(text) for text in lists], dtype=pl.String))
+
+
+def _joined(text: str) -> str:
+    """The values of a JSON list with | between them; the text itself if it is no JSON list of texts and numbers."""
+    try:
+        values = json.loads(text, parse_float=lambda number: f"{Decimal(repr(float(number))).normalize():f}")
+        if any(isinstance(value, dict | list) for value in values):
+            return text
+        parts = [value if isinstance(value, str) else json.dumps(value) for value in values if value is not None]
+        return SEPARATOR.join(parts).encode().decode()  # ValueError for half a surrogate pair
+    except (ValueError, RecursionError):
+        return text
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
@@ -240,8 +275,9 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     if file_format is None or file_format == "lines":
         raise UserError(f"{path}: titles are read from .csv, .tsv, .jsonl and .parquet files and from movies.dat")
     found = []
-    for table in read_table(path, file_format):
-        items = table.column(item_column or table.frame.columns[0], "(option title_item_column)")
-        titles = table.column(title_column, "(option title_column)")
-        found.append(pl.DataFrame({"item": ids_of(items).cast(pl.String), "title": titles.cast(pl.String)}))
+    wanted = {"item": (item_column, "(option title_item_column)"), "title": (title_column, "(option title_column)")}
+    for columns, _ in read_columns(path, file_format, wanted):
+        for column in columns.values():
+            refuse_types(column, str(path))
+        found.append(pl.DataFrame({key: ids_of(column).cast(pl.String) for key, column in columns.items()}))
     return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)

@@ -67,7 +67,8 @@ def _open(url: str) -> Any:
 
 def url_of(path: Path | str) -> str | None:
     match = _URL.fullmatch(str(path))
-    return f"{match[1]}://{match[2]}" if match else None
+    root = "/" if match and match[1] in ("file", "local") else ""  # these have no host before the path
+    return f"{match[1]}://{root}{match[2]}" if match else None
 
 
 def place_of(url: str, folder: Path) -> Path:

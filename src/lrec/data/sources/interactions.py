@@ -18,6 +18,7 @@ from lrec.data.store.prepare import RawInteractions, source_hashes
 from lrec.errors import UserError
 
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+_LONGEST_NAME = 100  # bytes; file systems allow 255, with the hash and what a temporary name adds
 
 
 class InteractionsDataModule(SequenceDataModule):
@@ -72,7 +73,8 @@ class InteractionsDataModule(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        return re.sub(r"[^\w-]+", "_", self.path.name.split(".")[0]).strip("_") or "interactions"
+        name = re.sub(r"[^\w-]+", "_", self.path.name.split(".")[0]).strip("_") or "interactions"
+        return name.encode()[:_LONGEST_NAME].decode(errors="ignore")
 
     def source(self) -> dict[str, Any]:
         files = self._files()
@@ -118,15 +120,19 @@ class InteractionsDataModule(SequenceDataModule):
         return files
 
 
-def _data_files(folder: Path) -> Iterator[Path]:
-    """The files of a folder and its subfolders, by name, without data_dirs and names that start with . or _."""
+def _data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files of a folder and its subfolders, by name, without data_dirs, names that start with . or _, and links to
+    the folders `above`; UserError for a link to nothing."""
+    above = (*above, folder.resolve())
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith((".", "_")):
             continue
         if entry.is_file():
             yield entry
-        elif entry.is_dir() and not (entry / "sources.json").exists():
-            yield from _data_files(entry)
+        elif not entry.exists():
+            raise UserError(f"{entry} is a link to nothing: correct or remove it")
+        elif entry.is_dir() and not (entry / "sources.json").exists() and entry.resolve() not in above:
+            yield from _data_files(entry, above)
 
 
 def _is_of_lrec(file: Path) -> bool:

@@ -199,6 +199,67 @@ def test_a_missing_value_leaves_json_lists_as_they_are(write) -> None:
     assert store.feature_values("tags", slice(None)).to_list() == ["a|b", "", ""]
 
 
+def test_each_json_list_is_decoded_and_other_text_is_kept(write) -> None:
+    texts = ["", '["a", 1, 2.0, true, null]', "['a', 'b']", "[REC] film", '[{"id":1}]', '["\\ud800"]', "[]", "plain"]
+    rows = [{"user": "u", "item": n, "timestamp": n, "tags": tags} for n, tags in enumerate(texts)]
+    path = write("log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    store = prepare(path, event_features=Features(lists=["tags"]))
+    assert store.feature_values("tags", slice(None)).to_list() == [texts[0], "a|1|2|true", *texts[2:6], "", texts[7]]
+
+
+def test_text_of_few_values_is_read_as_text(write) -> None:
+    """Columns of the Parquet types Categorical and Enum."""
+    frame = pl.DataFrame({"user": ["u", "u"], "item": ["a", "b"], "timestamp": [1, 2], "stars": ["2", "4.5"]})
+    for dtype in (pl.Categorical, pl.Enum(["u", "a", "b", "2", "4.5", "  "])):
+        few = frame.cast({"user": dtype, "item": dtype, "stars": dtype})
+        path = write("few.parquet", as_parquet(few))
+        options = {"rating_column": "stars", "min_rating": 4, "event_features": Features(numbers=["stars"])}
+        assert prepare(path, **options).item_table["raw_id"].to_list() == ["b"]
+        blank = few.with_columns(item=pl.Series(["a", "  "], dtype=dtype))
+        with pytest.raises(UserError, match=r"blank\.parquet, row 2: item is empty"):
+            prepare(write("blank.parquet", as_parquet(blank)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("numbers", [{"a": 1}]),
+        ("numbers", [[1.0]]),
+        ("categories", [{"a": 1}]),
+        ("categories", [b"\xff"]),
+        ("lists", [[{"a": 1}]]),
+    ],
+)
+def test_features_of_other_types_are_refused(write, kind: str, values: list[Any]) -> None:
+    frame = pl.DataFrame({"user": ["u"], "item": ["a"], "timestamp": [1], "odd": values})
+    path = write("odd.parquet", as_parquet(frame))
+    for read in (
+        lambda: prepare(path, event_features=Features(**{kind: ["odd"]})),
+        lambda: Features(**{kind: ["odd"]}, path=path).read("features"),
+        lambda: Features(["item"], path=path, id_column="odd").read("features"),
+        lambda: read_titles(path, title_column="odd"),
+    ):
+        with pytest.raises(UserError, match=r"odd\.parquet: column odd holds \w+.*, not text or numbers"):
+            read()
+
+
+def test_an_infinite_number_is_refused(write) -> None:
+    path = write("log.csv", "user,item,timestamp,price\nu,a,1,2\nu,b,2,\nu,c,3,-inf\n")
+    with pytest.raises(UserError, match=r"log\.csv, row 4: price is not a finite number: -inf"):
+        prepare(path, event_features=Features(numbers=["price"]))
+
+
+def test_keys_that_vary_from_block_to_block(write, monkeypatch) -> None:
+    monkeypatch.setattr("lrec.data.formats.streams.BLOCK", 20)
+    monkeypatch.setattr("lrec.data.formats.streams._PIECE", 10)
+    rows = [{"item": "a"}, {"brand": "x", "item": "b", "title": "B"}, {"title": "C", "item": "c"}, {"brand": "y"}]
+    path = write("items.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_titles(path).rows() == [("b", "B"), ("c", "C")]
+    assert Features(["brand"], path=path).read("features").rows() == [("a", None), ("b", "x"), ("c", None)]
+    with pytest.raises(UserError, match=r"no column colour \(features\); its columns are item, brand, title"):
+        Features(["colour"], path=path).read("features")
+
+
 @pytest.mark.parametrize(
     ("texts", "unit", "expected"),
     [
@@ -387,6 +448,28 @@ def test_a_folder_is_read_with_the_folders_in_it(write, tmp_path: Path) -> None:
     assert store.item_table["raw_id"].gather(store.items_N).to_list() == ["a", "b", "c"]
     assert prepare(tmp_path / "log" / "2024").statistics["interactions"] == 2, "its store lies in log, and is no data"
     assert prepare(tmp_path / "log").path == store.path
+
+
+def test_links_to_folders_above_are_passed_over_and_links_to_nothing_refused(write, tmp_path: Path) -> None:
+    write("log/2024/x.csv", "user,item\nu,a\n")
+    (tmp_path / "log" / "2024" / "all").symlink_to(tmp_path / "log")
+    (tmp_path / "log" / "linked").symlink_to(write("other/x.csv", "user,item\nu,b\n").parent)
+    assert prepare(tmp_path / "log", time_column=None).statistics["interactions"] == 2
+    (tmp_path / "log" / "gone.csv").symlink_to(tmp_path / "nothing.csv")
+    with pytest.raises(UserError, match=r"gone\.csv is a link to nothing: correct or remove it"):
+        prepare(tmp_path / "log", time_column=None)
+
+
+def test_a_store_s_name_is_short_enough_for_a_file(write) -> None:
+    for name, begins in (("日" * 72, "日" * 33 + "-"), ("日" * 33, "日" * 33 + "-"), ("a" * 100, "a" * 100 + "-")):
+        assert prepare(write(f"{name}.csv", GOOD)).path.name.startswith(begins)
+
+
+def test_a_name_that_is_no_utf_8_is_refused_for_parquet(write, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u"], "item": ["a"], "timestamp": [1]})
+    write("log/caf\udce9.parquet", as_parquet(frame))
+    with pytest.raises(UserError, match=r"caf\\udce9\.parquet' is not a name in UTF-8, as Parquet files need: rename"):
+        prepare(tmp_path / "log")
 
 
 @pytest.mark.parametrize("path", ["", "*", "**/*"])

@@ -50,6 +50,12 @@ def test_a_file_behind_a_url_makes_the_store_that_it_makes_here(bucket: Any, dat
     assert sorted(file.name for file in data_dir.glob("raw/memory/bucket/day/*")) == ["log.csv"]
 
 
+def test_a_url_of_a_file_on_this_machine_is_read_from_its_root(data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("\n".join(LINES) + "\n")
+    for path in (f"file://{tmp_path}/log.csv", f"file://{tmp_path}/*.csv"):
+        assert prepared(path, data_dir).statistics["interactions"] == 24
+
+
 @pytest.mark.parametrize("path", ["memory://bucket/logs", "memory://bucket/logs/", "memory://bucket/logs/*/*.csv",
                                   "memory://bucket/lo*", "memory://bucket/logs/**/*.csv"])  # fmt: skip
 def test_folders_and_globs_keep_their_partitions(path: str, bucket: Any, data_dir: Path) -> None:
