@@ -17,8 +17,8 @@ from lrec.laws.intervals import Prediction
 from lrec.laws.law import Law
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.metric_forecasts import Judged, judged_metrics
-from lrec.laws.predict import Holdout, Predictor, compare, hold_out, roll_out, settings
-from lrec.laws.table import points_of_most_data, source_hash
+from lrec.laws.predict import Holdout, Predictor, compare, roll_out, settings
+from lrec.laws.table import has_lengths, points_of_most_data, source_hash
 from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
 DESCRIBES = "lsrm"  # a forecast also gets the fit of this law, which describes the points
@@ -46,6 +46,12 @@ class Analysis:
     unidentified: list[str]
     warnings: list[str]
     verdict: list[str]
+
+    def tested(self, metric: str) -> list[Judged]:
+        """The predicted and actual metric of the held-out sizes. If runs have several lengths, only of the longest."""
+        judged = self.metrics.get(metric, ())
+        most = max((each.d or 0 for each in judged), default=0) if has_lengths(self.points) else 0
+        return [each for each in judged if (each.d or 0) >= most]
 
 
 def analyse(
@@ -87,7 +93,8 @@ def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, poi
         met = None if holdout is None else holdout.mape
         found.append(Method(predictor.name, None, met, roll_out(Forecast, points)))
         points = points_of_most_data(points)
-    small, large = hold_out(points, 0 if holdout is None else len({p.x for p in holdout.points}))
+    held_out = pl.col("x") > predictor.points["x"].max()
+    small, large = points.filter(~held_out), points.filter(held_out)
     for law, fixed in _of_the_same_variables(fit.law):
         name = ", ".join([law.name, *(f"{parameter} = {value:g}" for parameter, value in fixed.items())])
         if len(law.variables) > 1:

@@ -4,6 +4,7 @@ N: the size (the fit's x). D: interactions processed. U: unique interactions. Ep
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +16,8 @@ from lrec.errors import UserError
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.predict import Predictor
-from lrec.laws.table import points_of_most_data
-
-
-def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:
-    """Training FLOPs per interaction as a function of N: 6 N + h N^g, or 6 N if the points do not determine h and g.
-
-    The first term is for the matrices that N counts, forward and backward. The second term is fitted to the FLOPs of
-    the points. It is for the rest: the item table, whose width grows with the body, and attention.
-    """
-    processed, h, g = "processed" if "processed" in points.columns else "d", 0.0, 0.0
-    if {"flops", processed} <= set(points.columns):
-        known = points.drop_nulls(["flops", processed])
-        rest_N = (known["flops"] / known[processed] - 6 * known["x"]).to_numpy()
-        if len(known) > 1 and (rest_N > 0).all() and known["x"].n_unique() > 1:
-            g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
-            h = float(np.exp(log_h))
-    return lambda size: 6 * np.asarray(size) + h * np.asarray(size) ** g
+from lrec.laws.table import flops_per_interaction, longest, points_of_most_data
+from lrec.laws.verdict import outlook
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,13 @@ class DataChooser:
     def for_loss(self, loss: float, most: float | None = None) -> Choice:
         """The best N and D for the lowest C that reaches the loss. C is at most `most`."""
         most = most or 1e6 * 6 * float((self.fit.x_NV[:, 0] * self.fit.x_NV[:, 1]).max())
-        least = _bisect(lambda flops: self._loss_of(self.for_flops(flops)) - loss, 1e3, most)
+
+        def above(flops: float) -> float:
+            with suppress(UserError):  # too few FLOPs for the data
+                return self._loss_of(self.for_flops(flops)) - loss
+            return np.inf
+
+        least = _bisect(above, 1e3, most)
         if least is None:
             bound = self._loss_of(self.for_flops(most))
             raise UserError(
@@ -224,7 +216,7 @@ class SizeChooser:
         if np.isnan(self.data):
             raise UserError("--flops: the points have no values of D and U; plan with --size or --loss")
         size = _bisect(lambda n: flops - self.data * float(self._flops_of(n)), 1.0, flops)
-        if size is None:
+        if size is None or self.data * float(self._flops_of(1.0)) > flops:
             raise UserError(f"--flops {flops:g}: too few for any size on {self.data:g} interactions")
         return self.for_size(size)
 
@@ -268,16 +260,18 @@ def _passes(points: pl.DataFrame) -> Array:
 
 
 def _least(predictor: Predictor, loss: float) -> float:
-    """The smallest x that reaches a loss."""
-    x_N = predictor.points["x"].to_numpy()
-    most = 1e6 * float(x_N.max())
-    found = _bisect(lambda x: float(predictor.curve([x])[0]) - loss, float(x_N.min()) / 1e3, most)
+    """The smallest trained x that reaches a loss or, if none does, the smallest larger x that is expected to."""
+    means = points_of_most_data(predictor.points).group_by("x").agg(pl.col("y").mean()).sort("x")
+    if reached := means.filter(pl.col("y") <= loss)["x"].to_list():
+        return float(reached[0])
+    most = 1e6
+    found = _bisect(lambda times: outlook(predictor, times=times).predicted - loss, 1.0, most)
     if found is None:
         raise UserError(
-            f"--loss {loss:g}: not reached; the expected loss is {predictor.curve([most])[0]:.4g} at a million times "
-            "the largest fitted value, and never less than the floor"
+            f"--loss {loss:g}: not reached; the expected loss is {outlook(predictor, times=most).predicted:.4g} at a "
+            "million times the largest fitted value, and never less than the floor"
         )
-    return found
+    return found * float(longest(predictor.points)["x"].to_numpy().max())
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float | None:

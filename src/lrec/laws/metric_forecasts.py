@@ -19,7 +19,7 @@ from lrec.errors import UserError
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction, came
 from lrec.laws.law import Array
-from lrec.laws.table import has_lengths, metrics_in, points_of_most_data
+from lrec.laws.table import has_lengths, longest, metrics_in, points_of_most_data
 
 # Metrics that are better if higher. Another metric is better if lower only if it falls when the loss falls.
 RISING = ("HR@", "NDCG@", "MRR@", "recall@", "micro_recall@", "precision@", "MAP@")
@@ -66,12 +66,12 @@ def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl
     """Compare the metrics that fitted points predict at the places of predicted losses with those of later points."""
     found: dict[str, list[Judged]] = {}
     for metric, expected in expected_metrics(fitted, losses).items():
-        naive, found[metric] = best_measured(fitted, metric), list[Judged]()
+        found[metric] = []
         for each in expected:
             at = {name: value for name in ("x", "d", "u") if (value := getattr(each, name)) is not None}
             actual_N = later.filter(**at)[metric].drop_nulls().to_numpy()
             if len(actual_N) and (actual := float(actual_N.mean())) > 0:
-                judged = came(each.low, each.predicted, each.high, actual, naive)
+                judged = came(each.low, each.predicted, each.high, actual, _no_gain(fitted, metric, each))
                 found[metric].append(Judged(**vars(each), **judged))
     return found
 
@@ -81,13 +81,14 @@ def outlook_metrics(
 ) -> dict[str, list[Expected]]:
     """The expected metrics, but no worse than those measured at smaller sizes. If the loss `turns`, sizes beyond all
     others have the metrics of the largest size."""
-    most, found = float(points["x"].to_numpy().max()), dict[str, list[Expected]]()
+    known, found = longest(points), dict[str, list[Expected]]()
+    most = float(known["x"].to_numpy().max())
     for metric, expected in expected_metrics(points, losses, names).items():
         better = max if is_better_high(points, metric) else min
         found[metric] = []
         for each in expected:
             middle, stays = each.predicted, turns and each.x > most
-            smaller = points.filter(pl.col("x") == most if stays else pl.col("x") <= each.x).drop_nulls(metric)
+            smaller = known.filter(pl.col("x") == most if stays else pl.col("x") <= each.x).drop_nulls(metric)
             if not smaller.is_empty():
                 bound = best_measured(smaller, metric)
                 middle = bound if stays else better(middle, bound)
@@ -100,6 +101,14 @@ def best_measured(points: pl.DataFrame, metric: str) -> float:
     """The metric of the best size, as the mean over its runs. The no-gain baseline predicts it for larger sizes."""
     means = points_of_most_data(points).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean())[metric].to_numpy()
     return float(means.max() if is_better_high(points, metric) else means.min())
+
+
+def _no_gain(points: pl.DataFrame, metric: str, place: Expected) -> float:
+    """The no-gain baseline of a place: the best measured metric. Runs that are longer do not count."""
+    known = points.drop_nulls(metric)
+    if has_lengths(known) and place.d is not None:
+        known = known.filter(pl.col("d") <= max(place.d, float(known["d"].to_numpy().min())) * (1 + 1e-9))
+    return best_measured(known, metric)
 
 
 def is_better_high(points: pl.DataFrame, metric: str) -> bool:

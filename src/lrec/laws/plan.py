@@ -20,7 +20,7 @@ from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array
 from lrec.laws.metric_forecasts import outlook_metrics
 from lrec.laws.predict import Predictor
-from lrec.laws.table import metrics_in, points_of_most_data
+from lrec.laws.table import longest, metrics_in, points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
 
 HR10 = "HR@10"
@@ -159,10 +159,10 @@ def _expected(
 def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[Prediction], bool]:
     """The losses: beyond all sizes those of the `outlook`, and otherwise no higher than the measured losses of smaller
     sizes. Also whether the loss has turned."""
-    points = predictor.points
-    largest = float(points["x"].to_numpy().max())
-    if "d" in predictor.columns:
+    if isinstance(predictor, Fit) and "d" in predictor.columns:
         return list(losses), False
+    points = points_of_most_data(predictor.points)
+    largest = float(longest(predictor.points)["x"].to_numpy().max())
     bounded = []
     for loss in losses:
         smaller = points.filter(pl.col("x") <= loss.x).group_by("x").agg(pl.col("y").mean())["y"].to_numpy()

@@ -14,11 +14,14 @@
 x and y are required, and d and u for laws that depend on them. Other columns may have metrics (`metrics_in`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from lrec.common.files import json_hash
+from lrec.laws.law import Array
 
 COLUMNS = (
     *("x", "y", "d", "u", "processed", "horizon", "run", "flops", "wall_s"),
@@ -59,11 +62,31 @@ def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
     return float((means if alike.is_empty() else alike)["y"].to_numpy().min())
 
 
+def longest(points: pl.DataFrame) -> pl.DataFrame:
+    """The points of the longest runs, or all points if the runs do not have several lengths."""
+    return points.filter(pl.col("horizon") == pl.col("horizon").max()) if has_lengths(points) else points
+
+
 def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:
     """The longest runs, and of these the points with the most unique data, which a law of size alone describes. Unknown
     lengths or unique data leave no point out."""
-    if has_lengths(points):
-        points = points.filter(pl.col("horizon") == pl.col("horizon").max())
+    points = longest(points)
     if "u" not in points.columns or points["u"].null_count():
         return points
     return points.filter(pl.col("u") == pl.col("u").max())
+
+
+def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:
+    """Training FLOPs per interaction as a function of N: 6 N + h N^g, or 6 N if the points do not determine h and g.
+
+    The first term is for the matrices that N counts, forward and backward. The second term is fitted to the FLOPs of
+    the points. It is for the rest: the item table, whose width grows with the body, and attention.
+    """
+    processed, h, g = "processed" if "processed" in points.columns else "d", 0.0, 0.0
+    if {"flops", processed} <= set(points.columns):
+        known = points.drop_nulls(["flops", processed])
+        rest_N = (known["flops"] / known[processed] - 6 * known["x"]).to_numpy()
+        if len(known) > 1 and (rest_N > 0).all() and known["x"].n_unique() > 1:
+            g, log_h = np.polyfit(np.log(known["x"].to_numpy()), np.log(rest_N), 1)
+            h = float(np.exp(log_h))
+    return lambda size: 6 * np.asarray(size) + h * np.asarray(size) ** g

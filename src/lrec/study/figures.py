@@ -34,7 +34,7 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     """Draw a metric by size: measured values, the intervals that were forecast for the tested sizes, the forecast with
     its interval up to the largest size of the answer, and a line for no gain."""
     alt = f"{finding}. {metric} against the number of parameters: measured, no gain, and forecast with 90 % interval"
-    every, judged = analysis.points, analysis.metrics.get(metric, [])
+    every, judged = analysis.points, analysis.tested(metric)
     means = points_of_most_data(every).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
     x_S, value_S = means.to_numpy().T
     losses = [outlook(analysis.of_all, times=times) for times in np.geomspace(1, TIMES[-1], 12)]

@@ -4,11 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lrec.laws.analysis import analyse
 from lrec.laws.forecast import Forecast
-from lrec.laws.metric_forecasts import expected_metrics
-from lrec.laws.predict import compare
+from lrec.laws.metric_forecasts import best_measured, expected_metrics
+from lrec.laws.predict import compare, holdout_report
 from lrec.laws.table import naive, points_of_most_data
-from lrec.laws.verdict import doublings
+from lrec.laws.verdict import doublings, outlook
 
 SIZES, LENGTHS = np.geomspace(3e3, 3e4, 5), (2.5e5, 5e5, 1e6)
 
@@ -72,6 +73,40 @@ def test_metrics_follow_size_and_data_too() -> None:
     one, four = expected_metrics(points, losses)["HR@10"]
     assert (one.d, four.d) == (1e6, 4e6)
     assert points["HR@10"].max() < one.predicted < four.predicted  # type: ignore[operator]
+
+
+def test_if_the_largest_run_was_not_the_longest_the_outlook_is_for_the_largest_of_the_longest() -> None:
+    points = grid("a sum").filter((pl.col("x") < SIZES[-1]) | (pl.col("d") < 1e6))
+    assert outlook(Forecast(points)).at == (10 * SIZES[-2], 1e6)
+    turned = points.with_columns(y=pl.when(pl.col("horizon") == 1).then(3 + pl.col("x") / 1e5).otherwise("y"))
+    worst = turned.filter(pl.col("horizon") == 1)["y"].to_numpy().max()
+    assert outlook(Forecast(turned)).predicted == pytest.approx(worst)
+
+
+def test_laws_are_tested_on_the_same_held_out_sizes_as_the_forecast() -> None:
+    rows = [(x, h * 1e6, h, loss_of(x, h * 1e6, "a sum")) for x in np.geomspace(3e3, 1e5, 8) for h in (0.5, 1.0)]
+    points = pl.DataFrame(rows, schema=["x", "d", "horizon", "y"], orient="row")[:-1]  # the largest has no long run
+    names = {"x": "N_body", "d": "D", "y": "test_loss"}
+    found = analyse(*holdout_report(None, points, 2), points, names)
+    small, held_out = (points.filter(pl.col("horizon") == 1)[part] for part in (slice(None, 6), slice(6, None)))
+    (law,) = (method for method in found.methods if method.name == "lsrm")
+    assert law.fit is not None
+    assert law.fit.points.equals(small)
+    error = 100 * (law.fit.curve(held_out["x"].to_numpy()) / held_out["y"].to_numpy() - 1)
+    assert law.holdout_mape == pytest.approx(abs(error.item()))
+
+
+def test_held_out_metrics_are_compared_with_runs_that_are_no_longer() -> None:
+    points = grid("a sum").with_columns((0.9 - 0.1 * pl.col("y")).alias("HR@10"))
+    points = pl.concat([points.with_columns(pl.col("x") * few) for few in (1.0, 1.1)])  # enough sizes to hold two out
+    names = {"x": "N_body", "d": "D", "y": "test_loss"}
+    found = analyse(*holdout_report(None, points, 2), points, names, with_others=False)
+    small = found.predictor.points
+    for each in found.metrics["HR@10"]:
+        alike = best_measured(small.filter(pl.col("d") == each.d), "HR@10")
+        assert each.naive_error_pct == pytest.approx(100 * (alike / each.actual - 1))
+    assert {each.d for each in found.metrics["HR@10"]} == {*LENGTHS}
+    assert [each.d for each in found.tested("HR@10")] == [1e6, 1e6]
 
 
 def test_actual_losses_are_joined_by_size_and_length() -> None:

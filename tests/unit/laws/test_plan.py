@@ -11,13 +11,14 @@ import pytest
 
 from lrec.errors import UserError
 from lrec.laws.analysis import analyse
-from lrec.laws.choosers import DataChooser, flops_per_interaction
+from lrec.laws.choosers import DataChooser
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.fit_json import write_fit
 from lrec.laws.law import Array
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.plan import plan_command
 from lrec.laws.predict import holdout_report
+from lrec.laws.table import flops_per_interaction
 
 TRUTH = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
 REPEATED = TRUTH | {"P": 0.03, "d": 1.2, "k": 0.6}
@@ -244,6 +245,59 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
         plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
 
+def of_losses(folder: Path, losses: list[float], lengths: tuple[float, ...] = (1.0,)) -> tuple[Path, pl.DataFrame]:
+    """A forecast from sizes of these losses; runs of half of the length have a loss that is 0.1 higher."""
+    sizes = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6)
+    rows = [(n, y + 0.2 * (1 - h), h * 1e7, h) for n, y in zip(sizes, losses, strict=True) for h in lengths]
+    points = pl.DataFrame(rows, schema=["x", "y", "d", "horizon"], orient="row").with_columns(u=1e7, may_stop=True)
+    names = {"x": "N_body", "d": "D", "y": "test_loss"}
+    write_fit(folder, analyse(*holdout_report(None, points, 0), points, names, with_others=False))
+    return folder / "fit.json", points
+
+
+TURNED = [5.0, 4.6, 4.3, 4.2, 4.25, 4.35, 4.45]
+
+
+@pytest.mark.parametrize("losses", [[5.0, 4.6, 4.3, 4.2, 4.15, 4.13, 4.14], TURNED])
+def test_a_loss_that_was_reached_is_planned_with_the_smallest_trained_size(tmp_path: Path, losses: list[float]) -> None:
+    fit, points = of_losses(tmp_path, losses)
+    for loss, size in ((4.6, 3e3), (6.0, 1e3), (min(losses), points["x"][int(np.argmin(losses))])):
+        plan_command(fit, loss=loss)
+        plan = json.loads((tmp_path / "plan.json").read_text())
+        assert (plan["N"], plan["measured_runs"]) == (size, 1)
+        assert plan["loss"]["predicted"] <= loss
+
+
+def test_a_loss_that_turned_is_planned_as_the_fit_expects_it(tmp_path: Path) -> None:
+    fit, _ = of_losses(tmp_path, TURNED, (0.5, 1.0))
+    plan_command(fit, size=1e7)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["loss"]["predicted"] == json.loads(fit.read_text())["outlook"]["predicted"] == pytest.approx(4.45)
+    plan_command(fit, size=2e5)  # the best smaller size of the longest runs bounds it
+    assert json.loads((tmp_path / "plan.json").read_text())["loss"]["predicted"] <= 4.2
+    with pytest.raises(UserError, match=r"--loss 4\.1: not reached; the expected loss is 4\.45"):
+        plan_command(fit, loss=4.1)
+
+
+def test_runs_on_a_sample_of_the_data_do_not_bound_the_loss_of_others(tmp_path: Path) -> None:
+    """Here the smallest size, trained on half of the data alone, did better than any size on all data."""
+    _, points = of_losses(tmp_path, [5.0, 4.8, 4.65, 4.52, 4.4, 4.3, 4.2], (0.5, 1.0))
+    lucky = pl.when((pl.col("x") == 1e3) & (pl.col("horizon") < 1)).then(4.1).otherwise("y")
+    points = points.with_columns(y=lucky, u=pl.col("horizon") * 1e7)[[0, *range(2, 14)]].drop("horizon")
+    names = {"x": "N_body", "u": "U", "y": "test_loss"}
+    write_fit(tmp_path, analyse(*holdout_report(None, points, 0), points, names, with_others=False))
+    plan_command(tmp_path / "fit.json", size=2e5)
+    assert json.loads((tmp_path / "plan.json").read_text())["loss"]["predicted"] > 4.1
+
+
+def test_passes_that_a_small_budget_does_not_pay_for_do_not_stop_a_plan_for_a_loss() -> None:
+    points = points_of(grid()).with_columns(flops=(6 * pl.col("x") + 4e5) * pl.col("d"))
+    chooser = DataChooser(fit_points(LAWS["chinchilla"], points), unique=1e7, epochs=1)
+    choice = chooser.for_loss(5.0)
+    assert choice.data == pytest.approx(1e7)
+    assert float(chooser.loss(choice.size, choice.data)) == pytest.approx(5.0, rel=1e-4)
+
+
 def test_a_law_of_unique_data_counts_every_pass(tmp_path: Path) -> None:
     """Here d is the unique data, which every run processed 30 times."""
     n, u = (g.ravel() for g in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(1e5, 1e7, 4)))
@@ -320,6 +374,7 @@ def test_what_a_law_of_data_cannot_answer(tmp_path: Path, options: dict[str, Any
         ({"size": 1e6, "unique": 2e6}, "holds for the data it was fitted on"),
         ({"size": 1e6, "epochs": 4.0}, "holds for the passes"),
         ({"loss": 3.9}, "never less than the floor"),
+        ({"flops": 1e7}, "too few for any size on 5e\\+06 interactions"),
     ],
 )
 def test_what_a_law_of_size_cannot_answer(tmp_path: Path, options: dict[str, Any], said: str) -> None:

@@ -1,9 +1,19 @@
 """What the pictures of a study show, from made-up points."""
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import polars as pl
+from matplotlib.colors import same_color
+
+from lrec.common.pictures import ORANGE
+from lrec.laws.analysis import analyse
+from lrec.laws.predict import holdout_report
 from lrec.run import Point
-from lrec.study.figures import compute_figure, envelope, iso_flop_figure, iso_flops, repetition_figure
+from lrec.study.answer import answer_of
+from lrec.study.figures import answer_figure, compute_figure, envelope, iso_flop_figure, iso_flops, repetition_figure
+from lrec.study.grid import PlannedRun
+from lrec.study.options import Study
 
 
 def run(size: int, epochs: int = 6, unique: int = 1000) -> list[Point]:
@@ -19,6 +29,25 @@ def run(size: int, epochs: int = 6, unique: int = 1000) -> list[Point]:
         )
         for epoch in range(1, epochs + 1)
     ]
+
+
+def test_an_answer_tests_the_forecast_of_the_longest_runs_alone(tmp_path: Path) -> None:
+    """The two held-out sizes do as expected in the longest runs, and far worse in the short ones."""
+    sizes = np.geomspace(1e4, 1e6, 8)
+    rows = [(n, h * 1e6, h, 4 + 6 * n**-0.25 + (1 - h) * (0.1 + (n > 4e5))) for n in sizes for h in (0.25, 0.5, 1.0)]
+    points = pl.DataFrame(rows, schema=["x", "d", "horizon", "y"], orient="row")
+    points = points.with_columns(may_stop=False, **{"HR@10": 0.9 - 0.1 * pl.col("y")})
+    names = {"x": "N_body", "d": "D", "y": "test_loss"}
+    analysis = analyse(*holdout_report(None, points, 2), points, names, with_others=False)
+    longest = PlannedRun("large", "3k", 1, 1.0, "", "", True, {})
+    study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
+    found = answer_of(study, analysis, [longest], {"large": Point(run="large", N_body=1_000_000)}, [])
+    assert found is not None
+    assert "2 of 2 large networks lie within their forecast 90 % intervals." in found.sure
+    assert "failed its test" not in found.finding
+    (axes,) = answer_figure(analysis, "HR@10", found.finding).axes
+    drawn = [line for line in axes.lines if line.get_linewidth() == 5 and same_color(line.get_color(), ORANGE)]
+    assert [line.get_xdata()[0] for line in drawn] == sizes[6:].tolist()  # type: ignore[index]
 
 
 def test_the_envelope_lies_under_every_run() -> None:
