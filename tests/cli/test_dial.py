@@ -12,7 +12,7 @@ from lrec.errors import UserError
 from lrec.model.losses import FullSoftmax, SampledSoftmax
 from lrec.model.network_sizes import find_size
 from lrec.study.dial import as_text, plan_of, with_plan
-from lrec.study.grid import PlannedRun, planned_runs
+from lrec.study.grid import PlannedRun, every_fraction, planned_runs
 from lrec.study.options import Study, ladder_n_body
 from lrec.study.tuning import shares_of_trials
 
@@ -100,7 +100,7 @@ def test_a_plan_with_horizons_has_a_whole_number_of_passes_for_each(
 ) -> None:
     study, _ = planned(hours, horizons=(0.25, 0.5, 1.0))
     assert len({run.horizon for run in planned_runs(study)}) == 3  # a horizon of 7.5 passes would be refused
-    assert len(study.every_fraction) == 1
+    assert len(every_fraction(study)) == 1
 
 
 def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(
@@ -119,6 +119,7 @@ def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(
 def test_a_study_on_gpus_plans_a_run_for_each_gpu(planned: Callable[..., tuple[Study, str]]) -> None:
     gpus = {"trainer.accelerator": "gpu", "trainer.devices": 1}
     assert planned(0.5, cores=16)[0].jobs == 16
+    assert planned(0.5, cores=16, jobs=1)[0].jobs == 1
     assert planned(0.5, cores=16, gpus=(0, 1), options=gpus)[0].jobs == 2
 
 

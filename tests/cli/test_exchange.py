@@ -178,6 +178,14 @@ def test_what_is_refused(study: Path, options: list[str], said: str, refused: Ca
     assert not study.with_name("known-exchange").exists()
 
 
+def test_a_study_whose_first_variant_starts_from_another_is_refused(study: Path, refused: Callable[..., str]) -> None:
+    record = json.loads((study / "study.json").read_text())
+    for run in record["grid"]["runs"]:
+        run |= {"variant": "warm", "starts_from": f"{run['size']}-cold-seed1"}
+    write_json(study / "study.json", record)
+    assert "its first variant, warm, starts from another" in refused("scaling", "exchange", f"--study={study}")
+
+
 def test_a_folder_without_a_study_or_its_losses_is_refused(
     study: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:

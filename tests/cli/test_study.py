@@ -330,6 +330,24 @@ def test_the_loss_over_trajectories_is_fitted(
     assert held_out["actual"] == pytest.approx(best["trajectory_loss"])
 
 
+def test_a_large_run_left_out_for_the_hours_was_predicted(
+    undisturbed: Path, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = tmp_path / "studies" / "tiny"
+    copy_of(
+        undisturbed / "studies" / "tiny", study, *(f"runs/{size}-seed1/points.jsonl" for size in STUDY["sizes"][:4])
+    )
+    command = ["scaling", "study", "--config", str(undisturbed / "tiny.yaml")]
+    assert "left out, as they would take more than --hours 1e-06: 6.9k-seed1" in lrec(*command, "--hours", "1e-6")
+    predicted = (study / "prediction.json").read_text()
+    assert [*json.loads(predicted)["held_out_runs"]] == ["6.9k-seed1"]
+    assert "Not a prediction" not in lrec(*command)
+    assert trained(study) == ["6.9k-seed1"]
+    assert (study / "prediction.json").read_text() == predicted
+    assert not (study / "prediction-1.json").exists()
+
+
 def test_variants_without_a_law_are_compared(
     tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

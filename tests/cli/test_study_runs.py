@@ -22,11 +22,14 @@ import yaml
 from lrec.common.files import locked
 from lrec.errors import UserError
 from lrec.run import Run
+from lrec.study import budget
 from lrec.study.cluster import train_on_cluster, train_on_node
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Outcome, Training, is_running, lock_of, train
 from lrec.study.options import Study
+from lrec.study.record import Record
 from lrec.study.tuning import Setting, Trial, law_of
+from lrec.study.work import Work
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -253,6 +256,34 @@ def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
     trained = {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")}
     assert lrec(*command).splitlines()[-1] == report.splitlines()[-1]
     assert {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")} == trained
+
+
+def test_a_tuned_study_grows_with_the_rules_that_it_has(folder: Path, lrec: Callable[..., str]) -> None:
+    """Blocks without an MLP have fewer parameters than the size by which rules are read."""
+    command = ["scaling", "study", "--config", "runs.yaml", "--tune", '["lr"]']
+    command += ["--options.data.targets_per_step", "100", "--options.model.architecture.mlp", "none"]
+    lrec(*command)
+    tuned = folder.with_name("runs-tuning") / "tuned.json"
+    before, trials = tuned.read_text(), len(list(tuned.parent.glob("runs/*/points.jsonl")))
+    assert {trial["n_body"] for trial in json.loads(before)["trials"]} == {1728}
+    rules = json.loads(before)["rules"]["model.optimizer.lr"]
+    grown = ["--sizes", "[0.8k, 1.7k, 3k]"]
+    assert f"{trials + 3} runs" in lrec(*command, *grown, "--dry_run", "true")
+    assert "[trial" not in lrec(*command, *grown)
+    assert tuned.read_text() == before
+    assert set(state(folder).values()) == {"finished"}
+    config = yaml.safe_load((folder / "runs" / "3k-seed1" / "config.yaml").read_text())
+    assert config["model"]["optimizer"]["lr"] == pytest.approx(rules[0] * 3072 ** rules[1], rel=1e-3)
+    restart = ["--restart", json.dumps([next(tuned.parent.glob("runs/1.7k*")).name, *state(folder)])]
+    assert "[trial" in lrec(*command, *grown, *restart)
+
+
+def test_hours_of_a_finished_run_are_those_of_the_cores_that_it_had(folder: Path) -> None:
+    study = Study(**STUDY | {"sizes": ["0.8k"], "jobs": 1, "cores": 2})
+    record = Record(study, planned_runs(study))
+    runs = record.enter((), ())
+    Work(study, {}).train(record, runs, "fitted")
+    assert budget.spent_hours(replace(study, cores=8), runs) == budget.spent_hours(study, runs) > 0
 
 
 def test_the_rate_belongs_to_what_is_tuned(refused: Callable[..., str], folder: Path) -> None:

@@ -3,19 +3,21 @@ what else could help. report.html and report.md begin with it. Their templates a
 
 import math
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 import polars as pl
 
 from lrec.common.text_tables import amount
 from lrec.laws.analysis import Analysis
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
-from lrec.laws.table import has_lengths, points_of_most_data
+from lrec.laws.table import points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.run import Point, run_of_study
-from lrec.study.grid import PlannedRun, ruled_options
-from lrec.study.options import Study
+from lrec.study.grid import PlannedRun, of_all_data, ruled_options
+from lrec.study.options import Study, ladder_n_body
 from lrec.study.price import Price, price_of
 
 METRIC, BESIDE = "HR@10", ("HR@10_unseen", "NDCG@10")
@@ -66,13 +68,16 @@ def answer_of(
 ) -> Answer | None:
     """The answer from all points of a ladder, including the held-out ones; None if too few sizes have the metric.
 
-    `warned` has the warnings of the report. If the runs have no options, there are no prices and no exact command.
+    `runs` are those of the ladder, and those of its variant with less data. `warned` has the warnings of the report. If
+    the runs have no options, there are no prices and no exact command.
     """
     ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
     over_fits = turns(analysis.of_all, ahead[0])
     expected = outlook_metrics(analysis.points, ahead, over_fits, (METRIC, *BESIDE))
     if METRIC not in expected:
         return None
+    finished = [run for run in runs if not points[run.name].diverged]
+    runs = of_all_data(runs)
     run = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
     point = points[run.name]
     sizes = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean()).sort("x").rows()
@@ -87,7 +92,7 @@ def answer_of(
         columns.append(Column(f"{times} times", mine.x, mine.predicted, mine.low, mine.high, beside, gain, price))
     measured = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
     baselines = sorted(((v, name) for name, v in measured.items() if math.isfinite(v)), reverse=True)
-    judged, best = analysis.metrics.get(METRIC, ()), best_measured(analysis.points, METRIC)
+    judged, best = analysis.tested(METRIC), best_measured(analysis.points, METRIC)
     within = sum(each.inside for each in judged)
     fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
     beaten = baselines[0] if baselines and baselines[0][0] >= best else None
@@ -105,7 +110,7 @@ def answer_of(
         tuple(_sure(analysis, point)),
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
-        tuple(_instead(analysis, near, best)),
+        (*_smaller(sizes[-1][0], near, best), *_more_data(study.x, [(run, points[run.name]) for run in finished])),
         *_next(study, run, runs, points, columns, near, fails, beaten is not None),
     )
 
@@ -133,7 +138,7 @@ def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] |
 def _sure(analysis: Analysis, point: Point) -> list[str]:
     """How the forecast did on the held-out sizes, and how exact the test is."""
     said, users = [], point.metric("test/targets")
-    if judged := analysis.metrics.get(METRIC):
+    if judged := analysis.tested(METRIC):
         inside = sum(each.inside for each in judged)
         error, naive = (
             sum(map(abs, each)) / len(judged)
@@ -151,28 +156,34 @@ def _sure(analysis: Analysis, point: Point) -> list[str]:
     return said
 
 
-def _instead(analysis: Analysis, near: float, best: float) -> list[str]:
-    """Alternatives to a larger network: a smaller one, and more data if data samples or horizons show their effect."""
-    largest = float(analysis.points["x"].to_numpy().max())
-    said = []
-    if near < largest:
-        nearly = f"{100 * NEARLY:.0f} % of the best {METRIC}, {best:.3f}"
-        said.append(f"A network of {amount(near)} parameters already has {nearly}.")
-    data = "d" if has_lengths(analysis.points) else "u"
-    shares = analysis.points.drop_nulls(METRIC) if data in analysis.points.columns else pl.DataFrame({data: []})
-    if shares[data].n_unique() < 2:
+def _smaller(largest: float, near: float, best: float) -> list[str]:
+    """A smaller network as an alternative to a larger one, if it is nearly as good as the best."""
+    nearly = f"{100 * NEARLY:.0f} % of the best {METRIC}, {best:.3f}"
+    return [f"A network of {amount(near)} parameters already has {nearly}."] if near < largest else []
+
+
+def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str]:
+    """More data as an alternative to a larger network: what the two longest horizons, or else the two largest data
+    samples, show at the largest size that has both."""
+    of_amount: dict[tuple[float, float], list[tuple[PlannedRun, Point]]] = defaultdict(list)
+    for run, point in finished:
+        if point.metric(f"test/{METRIC}") > 0:
+            of_amount[run.fraction, run.horizon].append((run, point))
+    if len(of_amount) < 2:
         how = "horizons (--horizons '[0.5, 1]') or samples of the users (--fractions '[0.5, 1]')"
-        return [*said, f"More data: this study did not measure it. To measure it, add {how}."]
-    amounts = shares[data].unique().sort().to_list()[-2:]
-    means = [dict(shares.filter(pl.col(data) == d).group_by("x").agg(pl.col(METRIC).mean()).rows()) for d in amounts]
-    at = max(means[0].keys() & means[1].keys(), default=None)
-    if at is not None:
-        few, many = (each[at] for each in means)
-        said.append(
-            f"More data: with {amounts[1] / amounts[0]:.1f} times the data, {METRIC} changed by "
-            f"{100 * (many / few - 1):+.1f} % at {amount(at)} parameters."
-        )
-    return said
+        return [f"More data: this study did not measure it. To measure it, add {how}."]
+    few, many = (of_amount[each] for each in sorted(of_amount)[-2:])
+    both = {run.size for run, _ in few} & {run.size for run, _ in many}
+    if not both:
+        return []
+    size = max(both, key=ladder_n_body)
+    less, more = (mean(run.horizon * point.U for run, point in each) for each in (few, many))
+    before, after = (
+        mean(point.metric(f"test/{METRIC}") for run, point in each if run.size == size) for each in (few, many)
+    )
+    at = next(getattr(point, x) for run, point in many if run.size == size)
+    changed = f"{METRIC} changed by {100 * (after / before - 1):+.1f} % at {amount(at)} parameters"
+    return [f"More data: with {more / less:.1f} times the data, {changed}."]
 
 
 def _next(
@@ -204,6 +215,7 @@ def _next(
     else:
         why, changes = "Train ten times the size.", {"model.size": ten.price.size}
         changes |= ruled_options(study, ten.price.size, largest.fraction)
+        changes |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
     config = run_of_study(study.folder, largest.name).config_file
     return why, _command("fit", {"config": config, **changes, "trainer.default_root_dir": f"{study.folder}-next"})
 

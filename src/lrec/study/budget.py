@@ -6,13 +6,13 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from lrec.common import hardware
-from lrec.common.files import json_hash
+from lrec.common.files import json_hash, read_json
 from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.run import RunConfig, run_of_study
-from lrec.study.grid import PlannedRun
+from lrec.study.grid import PlannedRun, limits
 from lrec.study.options import DECAY, MUON, Study
 from lrec.study.placement import Placement, here
 
@@ -97,14 +97,6 @@ def positions_of(options: RunConfig, place: Placement) -> int:
     return int(-(-options.value("data.targets_per_step") // (place.ranks * place.accumulation)))
 
 
-def limits(config: RunConfig) -> tuple[int | None, float | None]:
-    """The maximum steps and epochs of a run by its options; a share in limit_train_batches reduces the epochs."""
-    epochs, share = config.value("trainer.max_epochs"), config.value("trainer.limit_train_batches")
-    if isinstance(share, float) and epochs is not None and epochs > 0:
-        epochs *= share
-    return config.value("trainer.max_steps"), epochs
-
-
 def flops_of_target(
     config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool = False
 ) -> float:
@@ -179,7 +171,7 @@ def plan_table(costs: list[Cost], study: Study) -> str:
     if len(on_gpus) < len(costs):
         hours, cores = sum(c.hours for c in costs if not c.gpus), study.n_cores
         takes.append(f"at most {hours:.2f} hours of one core, {hours / cores:.2f} on {counted(cores, 'core')}")
-    at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: study.jobs])
+    at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: study.n_jobs])
     takes.append(f"{min(at_once, study.memory_gib or at_once):.1f} GiB of memory")
     takes.append(f"{sum(c.disk_gib for c in costs):.2f} GiB of disk")
     lines.append(f"{counted(len(costs), 'run')}, {', '.join(takes)}")
@@ -220,9 +212,9 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
 
 def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
     """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations."""
-    seconds = 0.0
+    seconds, threads = 0.0, (read_json(study.folder / "study.json") or {}).get("threads", {})
     for run in runs:
         place = study.placement(run.config)
         wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])
-        seconds += run.own * wall_s * (place.ranks if place.gpus else study.threads)
+        seconds += run.own * wall_s * (place.ranks if place.gpus else threads.get(run.name, study.threads))
     return seconds / 3600

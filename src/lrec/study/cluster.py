@@ -40,7 +40,7 @@ def train_on_cluster(
     """Submit runs as arrays of jobs, wait for them, and yield each run with its outcome, as `train` does here.
 
     A job is one run with its retries. It has a task on each of its nodes, and the task starts the processes of the
-    node's devices. Runs with the same numbers of nodes and GPUs form one array, of which `study.jobs` run at a time.
+    node's devices. Runs with the same numbers of nodes and GPUs form one array, of which `study.n_jobs` run at a time.
     Each `PlannedRun.wave` waits for all earlier ones.
     """
     for _, wave in groupby(sorted(runs, key=attrgetter("wave")), attrgetter("wave")):
@@ -129,7 +129,7 @@ def _executor(study: Study, **options: int) -> Any:
     """Submitit's executor with the parameters of --cluster: `cluster` and those of AutoExecutor.update_parameters. The
     cluster `debug` is this process."""
     parameters: dict[str, Any] = {"name": study.name, "cpus_per_task": study.threads}
-    parameters |= {"slurm_array_parallelism": study.jobs} | (study.cluster or {}) | options
+    parameters |= {"slurm_array_parallelism": study.n_jobs} | (study.cluster or {}) | options
     cluster = parameters.pop("cluster", "slurm")
     if cluster == "slurm":  # if a task is killed, end the others too: they would wait for it
         parameters["slurm_srun_args"] = [*parameters.get("slurm_srun_args", []), "--kill-on-bad-exit=1"]

@@ -78,7 +78,7 @@ def _choose(study: Study) -> dict[str, Any]:
     example = _example(study)
     data, gpus = example.open_data(), study.placement(example.config).gpus
     at_once = max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores
-    jobs = study.jobs if study.jobs > 1 else at_once
+    jobs = study.jobs or at_once
     plan = _longest(study, example, data, jobs)
     chosen = _choices(plan, data, jobs, study)
     if plan.targets < data.U and not any(option.startswith(LOSS) for option in study.given):
@@ -96,7 +96,7 @@ def _choose(study: Study) -> dict[str, Any]:
 
 def _example(study: Study) -> PlannedRun:
     alone: dict[str, Any] = {"sizes": ["3k"], "holdout": 0, "law": None, "horizons": (1.0,)}
-    return planned_runs(replace(study, fractions=(max(study.every_fraction),), **alone))[0]
+    return planned_runs(replace(study, fractions=(study.most,), **alone))[0]
 
 
 def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
@@ -140,7 +140,7 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     steps = [OF_SMALL * first * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS for size in sizes]
     each = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
-    variants, most = len(study.every_variant), max(study.every_fraction)
+    variants, most = len(study.every_variant), study.most
     shares = study.times_of_horizons * sum(share / most for share in study.fractions or _shares(study, passes))
     fitted_s = variants * len(study.seeds) * sum(ladder)
     held_out_s = variants * len(study.holdout_seeds) * sum(held_out)

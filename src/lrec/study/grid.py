@@ -1,5 +1,6 @@
 """The runs of a study, and every option of each run."""
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from lrec.common.start_stop import importing
 from lrec.errors import UserError, check_range
+from lrec.laws.forecast import Forecast
 from lrec.model.config import TransformerConfig
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
-from lrec.study.options import DECAY, STEP, Study, as_argument, ladder_n_body
+from lrec.study.options import DECAY, STEP, Study, as_argument, every_share, ladder_n_body
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -74,15 +76,15 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     """
     with importing():
         from lrec.training.lightning_cli import compose
-    runs, most = list[PlannedRun](), max(study.every_fraction)
+    runs, fractions = list[PlannedRun](), every_fraction(study)
     composed: dict[tuple[str, ...], dict[str, Any]] = {}
-    for fraction, variant, size in product(study.every_fraction, study.every_variant, study.ladder):
+    for fraction, variant, size in product(fractions, study.every_variant, study.ladder):
         held_out = size in study.held_out
         seeds = study.size_seeds.get(size, study.holdout_seeds if held_out else study.seeds)
-        if fraction < most:
+        if fraction < max(fractions):
             seeds = () if held_out else seeds if study.fractions else seeds[:1]
         ladder = [variant] if len(study.every_variant) > 1 else []
-        ladder += [f"fraction-{fraction:g}"] if len(study.every_fraction) > 1 else []
+        ladder += [f"fraction-{fraction:g}"] if len(fractions) > 1 else []
         share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
         source = study.starts_from.get(variant)
         for seed in seeds:
@@ -98,6 +100,24 @@ def planned_runs(study: Study) -> list[PlannedRun]:
             options, generation = changed(composed[others], own), len(study.sources_of(variant)) - 1
             runs += _horizons(study, replace(run, options=options, generation=generation))
     return runs
+
+
+def every_fraction(study: Study) -> tuple[float, ...]:
+    """The data samples of a study. By default, a forecast has smaller samples if a run may make many passes."""
+    if study.fractions is not None:
+        return study.fractions
+    if len(study.horizons) > 1 or study.law != Forecast.name or not study.holdout:
+        return (1.0,)
+    epochs = [limits(run.config)[1] for run in planned_runs(replace(study, fractions=(1.0,)))]
+    return every_share(max(math.inf if each is None or each < 0 else each for each in epochs))
+
+
+def limits(config: RunConfig) -> tuple[int | None, float | None]:
+    """The maximum steps and epochs of a run by its options; a share in limit_train_batches reduces the epochs."""
+    epochs, share = config.value("trainer.max_epochs"), config.value("trainer.limit_train_batches")
+    if isinstance(share, float) and epochs is not None and epochs > 0:
+        epochs *= share
+    return config.value("trainer.max_steps"), epochs
 
 
 def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:

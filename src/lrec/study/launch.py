@@ -80,10 +80,10 @@ def train(
         others = [training.run.name for training in running.values()]
         needed = sum(memory_gib.get(name, 0) for name in (run.name, *others))
         fits = not others or study.memory_gib is None or needed <= study.memory_gib
-        free_now = len(others) < study.jobs and gpus_of[run.name] <= len(free)
+        free_now = len(others) < study.n_jobs and gpus_of[run.name] <= len(free)
         return free_now and fits and not {run.starts_from, run.goes_on_from} & set(others)
 
-    with ThreadPoolExecutor(max_workers=study.jobs) as pool:
+    with ThreadPoolExecutor(max_workers=study.n_jobs) as pool:
         try:
             while waiting or running:
                 if not watch():

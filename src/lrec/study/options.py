@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec.errors import UserError, check_range
-from lrec.laws.forecast import LEAST_SIZES, Forecast
+from lrec.laws.forecast import LEAST_SIZES
 from lrec.laws.predict import method_named
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
@@ -33,7 +33,8 @@ class Runs:
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
         size_options: More options for single sizes.
-        jobs: Number of runs at the same time, each with an equal share of the cores.
+        jobs: Number of runs at the same time, each with an equal share of the cores; by default 1, or what --hours
+            plans.
         cores: Cores for all runs together; by default all cores.
         gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
             number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
@@ -55,7 +56,7 @@ class Runs:
     data: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     size_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    jobs: int = 1
+    jobs: int | None = None
     cores: int | None = None
     gpus: tuple[int, ...] | None = None
     memory_gib: float | None = None
@@ -82,7 +83,7 @@ class Study(Runs):
         size_seeds: Seeds of single sizes, in place of seeds and holdout_seeds.
         fractions: Data samples, as shares of the training data such as [0.25, 0.5, 1]. Only the largest has held-out
             sizes. With more than four passes over the data, data samples tell the forecast how much size can gain. By
-            default 1, 0.5 and 0.25 if held-out sizes are forecast and trainer.max_epochs is more than four, else 1.
+            default 1, 0.5 and 0.25 if held-out sizes are forecast and a run may make more than four passes, else 1.
         horizons: Parts of a run's training after which it also ends, such as [0.25, 0.5, 1]; 1 is all of it. Each is a
             run that continues the next shorter one, so all together take little more time than the longest. The
             learning rate is constant until it falls at the end (optimizer.decay wsd), and all have the warm-up of the
@@ -139,7 +140,8 @@ class Study(Runs):
             return
         for size in [*self.ladder, *self.size_seeds, *self.size_options]:
             find_size(size)
-        lists = {"sizes": self.ladder, "seeds": self.seeds, "fractions": self.every_fraction, "horizons": self.horizons}
+        fractions = (1.0,) if self.fractions is None else self.fractions
+        lists = {"sizes": self.ladder, "seeds": self.seeds, "fractions": fractions, "horizons": self.horizons}
         for option, values in lists.items():
             if not values or len(set(values)) < len(values):
                 raise UserError(f"--{option} {list(values)}: name at least one, and each once")
@@ -147,7 +149,11 @@ class Study(Runs):
             raise UserError(f"--horizons {list(self.horizons)}: for one, set the length of the training instead")
         if self.holdout and not self.holdout_seeds:
             raise UserError("--holdout_seeds: name at least one")
-        for option, value, least in (("jobs", self.jobs, 1), ("cores", self.n_cores, 1), ("retries", self.retries, 0)):
+        for option, value, least in (
+            ("jobs", self.n_jobs, 1),
+            ("cores", self.n_cores, 1),
+            ("retries", self.retries, 0),
+        ):
             check_range(f"--{option}", value, at_least=least)
         if self.tune and "lr" not in self.tune:
             raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
@@ -188,6 +194,10 @@ class Study(Runs):
         return self.out or Path("studies") / self.name
 
     @property
+    def n_jobs(self) -> int:
+        return 1 if self.jobs is None else self.jobs
+
+    @property
     def n_cores(self) -> int:
         if self.cores is not None:
             return self.cores
@@ -195,11 +205,11 @@ class Study(Runs):
 
     @property
     def threads(self) -> int:
-        return max(self.n_cores // self.jobs, 1)
+        return max(self.n_cores // self.n_jobs, 1)
 
     def placement(self, config: RunConfig) -> Placement:
         """What a run trains on: the number of GPUs in its trainer.devices, or an equal share if that is auto."""
-        return placement(config, len(self.every_gpu) // self.jobs)
+        return placement(config, len(self.every_gpu) // self.n_jobs)
 
     @property
     def is_here(self) -> bool:
@@ -209,7 +219,7 @@ class Study(Runs):
     def every_gpu(self) -> tuple[str, ...]:
         """GPUs of all runs together, as CUDA_VISIBLE_DEVICES names them."""
         if self.cluster is not None and not self.is_here:  # each job has its own GPUs
-            return tuple(map(str, range(self.jobs * int(self.cluster.get("gpus_per_node", 1)))))
+            return tuple(map(str, range(self.n_jobs * int(self.cluster.get("gpus_per_node", 1)))))
         return here() if self.gpus is None else tuple(map(str, self.gpus))
 
     @property
@@ -245,14 +255,9 @@ class Study(Runs):
         return sorted(_spaced(self.sizes) if isinstance(self.sizes, dict) else self.sizes, key=ladder_n_body)
 
     @property
-    def every_fraction(self) -> tuple[float, ...]:
-        if self.fractions is not None:
-            return self.fractions
-        if len(self.horizons) > 1:
-            return (1.0,)
-        epochs = dotted(self.options).get("trainer.max_epochs")
-        forecasts = self.law == Forecast.name and self.holdout > 0
-        return every_share(epochs if isinstance(epochs, int) and epochs >= 0 else None) if forecasts else (1.0,)
+    def most(self) -> float:
+        """The largest share of the data."""
+        return max(self.fractions or (1.0,))
 
     @property
     def held_out(self) -> list[str]:
@@ -272,9 +277,9 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
         raise UserError(f"--sizes {ladder}: {error}") from None
 
 
-def every_share(epochs: int | None) -> tuple[float, ...]:
+def every_share(epochs: float) -> tuple[float, ...]:
     """Shares of the data for a forecast; with few passes only all data, as less data would just be less training."""
-    return (1.0,) if epochs is not None and epochs <= REPEATED else (1.0, 0.5, 0.25)
+    return (1.0,) if epochs <= REPEATED else (1.0, 0.5, 0.25)
 
 
 def ladder_n_body(size: str) -> int:

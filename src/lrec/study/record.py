@@ -42,6 +42,7 @@ class Record:
         # waiting, skipped, stopped, failed, diverged or finished
         self.state: dict[str, str] = {run.name: earlier["state"].get(run.name, "waiting") for run in runs}
         self.reasons: dict[str, str] = {}
+        self.threads: dict[str, int] = earlier.get("threads", {})  # cores of each run that was trained
 
     def trained(self, run: PlannedRun) -> Run:
         return run_of_study(self.out, run.name)
@@ -133,6 +134,7 @@ class Record:
             "grid": {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y, "runs": runs},
             "state": self.state,
             "reasons": self.reasons,
+            "threads": self.threads,
             "earlier_runs": [self._earlier[name] for name in sorted(outside)],
         }
         write_json(self.path, content)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, product
@@ -72,6 +73,8 @@ def write_report(
         sections += ["## Plan", as_text(plan)]
     sections += _tuned(runs, tuned) if tuned else []
     sections += variants_table(runs, points)
+    for folder in ("fit", "figures"):  # some may be of ladders and variants that the study no longer has
+        shutil.rmtree(out / folder, ignore_errors=True)
     sections += _figures(out, runs, points)
     laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
@@ -79,7 +82,7 @@ def write_report(
         longest = of_all_data(mine)
         of_longest = {run.name: own[run.name] for run in longest}
         sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(longest, of_longest)]
-        if ngrams and longest == of_all_data(runs):
+        if ngrams and longest[0] == of_all_data(runs)[0]:
             counted = " and ".join(f"{loss:.4f} by {name}s" for name, loss in ngrams.items())
             sections.append(f"Without a network, counts of these runs' training data have a test loss of {counted}.")
         sections += _noise(out, longest, of_longest)
@@ -91,7 +94,8 @@ def write_report(
             if isinstance(analysis.of_all, Forecast):
                 sections += doublings(analysis.of_all, study.x)
             said = [re.sub(r"\*", "", sentence) for sentence in (*warned, *judged[3:])]
-            if found := answer_of(study, analysis, longest, of_longest, said):
+            of_variant = [r for r in runs if r.variant == longest[0].variant and r.fraction <= longest[0].fraction]
+            if found := answer_of(study, analysis, of_variant, points, said):
                 answers.append((found, analysis))
     # The answer comes from the ladder whose largest network is the best; if some are equal, from the first.
     best = max(answers, key=lambda each: each[0].columns[0].value, default=None)
@@ -113,25 +117,29 @@ def write_report(
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float]) -> list[str]:
     """A warning at the top of the report if most fitted sizes have a higher loss than a counting baseline.
 
-    n-grams are compared only if the largest fitted size loses to them too: their tables hold more than the smallest
-    networks can, even after long training.
+    n-grams are compared only with the ladder on whose data they were counted, the first, and only if its largest fitted
+    size loses to them too: their tables hold more than the smallest networks can, even after long training.
     """
-    fitted = [points[run.name] for run in of_all_data(runs) if not (run.held_out or points[run.name].diverged)]
+    counted, fitted = of_all_data(runs)[0].ladder, dict[str, list[Point]]()
+    for ladder, mine in by_ladder(of_all_data(runs)).items():
+        fitted[ladder] = [points[run.name] for run in mine if not (run.held_out or points[run.name].diverged)]
+    every = [point for mine in fitted.values() for point in mine]
     losing: dict[str, set[str]] = defaultdict(set)  # for each baseline, the sizes that lose most to it
-    largest = max((point.N_body, point.test_loss or math.inf) for point in fitted)[1] if fitted else -math.inf
+    largest = max(((p.N_body, p.test_loss or math.inf) for p in fitted[counted]), default=(0, -math.inf))[1]
     ahead_of_all = {name: loss for name, loss in ngrams.items() if loss < largest}
-    for point in fitted:
-        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING} | ahead_of_all
+    for ladder, point in ((ladder, point) for ladder, mine in fitted.items() for point in mine):
+        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
+        counting |= ahead_of_all if ladder == counted else {}
         ahead = {
             name: loss for name, loss in counting.items() if point.test_loss is not None and loss < point.test_loss
         }
         if ahead:
             losing[min(ahead, key=ahead.__getitem__)].add(point.size)
-    sizes, lost = {point.size for point in fitted}, set().union(*losing.values())
+    sizes, lost = {point.size for point in every}, set().union(*losing.values())
     if 2 * len(lost) <= len(sizes):
         return []
     whom = " and ".join(f"{name} ({', '.join(sorted(mine))})" for name, mine in losing.items())
-    steps = min(point.step for point in fitted)
+    steps = min(point.step for point in every)
     return [
         "**Under-trained: slopes describe training, not size.** "
         f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "

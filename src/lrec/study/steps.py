@@ -43,6 +43,11 @@ class Ladder:
             raise UserError(f"--study {study}: no study there (no study.json)")
         grid = record["grid"]
         every = [PlannedRun(**run) for run in grid["runs"]]
+        if every[0].starts_from:
+            raise UserError(
+                f"--study {study}: its first variant, {every[0].variant}, starts from another, but steps train from "
+                "the beginning: name another one first in the study's --variants, and start the study again"
+            )
         self.study, self.y = study, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
         for run in sorted(of_all_data(every), key=lambda run: ladder_n_body(run.size)):

@@ -12,7 +12,7 @@ from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators
 from lrec.study.dial import as_text, plan_of, with_plan
-from lrec.study.grid import PlannedRun, of_all_data, planned_runs
+from lrec.study.grid import PlannedRun, limits, of_all_data, planned_runs
 from lrec.study.launch import lock_of
 from lrec.study.options import PLAN, Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
@@ -53,7 +53,7 @@ def run_study(study: Study) -> None:
             print(runs_table(trials, tuner.study_of_trials.folder / "runs", {}), end="\n\n")
         print(runs_table(record.runs, record.folder, record.state))
         return
-    of_trials = [(tuner.study_of_trials, tuner.first_runs)] if tuner else []
+    of_trials = [(tuner.study_of_trials, trials if tuner.kept else tuner.first_runs)] if tuner else []
     runs = [run for run in record.runs if run.name not in study.skip]
     memory_gib = budget.check(study, *of_trials, (study, runs))
     to_train = [run for run in runs if record.trained(run).result is None]
@@ -75,7 +75,7 @@ def few_steps(run: PlannedRun) -> str | None:
 
     if run.config.value("trainer.max_time") is not None:
         return None
-    return lightning_options.few_steps(*budget.limits(run.config), run.open_data())
+    return lightning_options.few_steps(*limits(run.config), run.open_data())
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
@@ -98,10 +98,10 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
     runs = [run for run in runs if not (run.held_out and run.ladder in unfit)]
     late = list[str]()
     if study.holdout and ladders:
+        write_prediction(study, ladders, runs)  # also of runs that are left out now, and trained at a later start
         if late := work.too_long(record, [run for run in runs if run.held_out]):
             print(f"left out, as they would take more than --hours {study.hours:g}: {', '.join(late)}", flush=True)
             runs = [run for run in runs if run.name not in late]
-        write_prediction(study, ladders, runs)
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
     from lrec.evaluation.ngrams import losses_of_test  # imports torch

@@ -171,17 +171,20 @@ class Tuner:
         folder = sibling(study.folder, "tuning")
         self.study = study
         self.study_of_trials = replace(study, name=folder.name, out=folder, **alone)
-        self._most = max(study.every_fraction)
+        self._most = study.most
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
         # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, *self._others = dict.fromkeys((large[0], large[-1], large[len(large) // 2], *study.held_out))
-        whole = planned_runs(replace(self.study_of_trials, sizes=[self._small], fractions=(self._most,)))[0]
+        whole = self._whole_of(self._small)
         self._epochs = int(whole.config.value("trainer.max_epochs", -1))
         if self._epochs < 1:
             raise UserError("--tune: trials are a share of a run: say by --options.trainer.max_epochs how long one is")
         self._start = Setting(*(whole.config.value(option) for option in (LR, STEP, DROPOUTS[0])))
         self._scaled = whole.config.value("model.parametrisation") == "scaled"
         self._whole, self._trials = whole, list[Trial]()
+
+    def _whole_of(self, size: str) -> PlannedRun:
+        return planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(self._most,)))[0]
 
     @cached_property
     def _data(self) -> "SequenceDataModule":
@@ -226,25 +229,31 @@ class Tuner:
 
     @property
     def kept(self) -> Tuned | None:
-        """The result of an earlier tuning of the same study, which can be read without the data."""
+        """The result of an earlier tuning of the same study, perhaps with other sizes, if no trial is to be trained
+        again. It can be read without the data."""
         kept = read_json(self.study_of_trials.folder / "tuned.json", {})
-        if kept.pop("of", None) != self._key:
+        if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None
         trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
+        if kept.pop("of") != self._key(trials[0].size, kept.pop("ladder", self.study.ladder)):
+            return None
         return Tuned(**kept | {"trials": trials})
 
     def tuned(self, work: Work) -> Tuned:
-        """The result of the tuning, from its file if it is there and no trial is to be trained again."""
-        restarts = {run.name for run in self.runs_so_far} & {*self.study.restart}
-        tuned = (None if restarts else self.kept) or self._tune(work)
+        """The result of the tuning, from its file if there is one for this study."""
+        if kept := self.kept:
+            return kept
+        tuned, ladder = self._tune(work), self.study.ladder
         trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
-        content = {"of": self._key, **asdict(tuned), "trials": trials}
+        of = {"of": self._key(self._small, ladder), "ladder": ladder}
+        content = {**of, **asdict(tuned), "trials": trials}
         write_json(self.study_of_trials.folder / "tuned.json", content)
         return tuned
 
-    @property
-    def _key(self) -> str:
-        return json_hash([self._whole.config.trained_with, self._most, self.study.tune, self.study.ladder])
+    def _key(self, small: str, ladder: list[str]) -> str:
+        """What a tuning with this ladder and small size depends on. A ladder that has grown keeps the rules of its
+        tuning: with other rules, its finished runs would have other options."""
+        return json_hash([self._whole_of(small).config.trained_with, self._most, self.study.tune, ladder])
 
     def _tune(self, work: Work) -> Tuned:
         """Train the trials that are not finished, and derive rule, step and dropout from all trials."""
@@ -327,4 +336,4 @@ class Tuner:
         losses = [point.val_loss for point in points if point.val_loss is not None]
         loss = None if points[-1].diverged else min(losses, default=None)
         targets = round(self._targets * run.fraction / self._most)
-        return Trial(run.size, points[-1].N_body, targets, setting, loss)
+        return Trial(run.size, ladder_n_body(run.size), targets, setting, loss)

@@ -36,6 +36,7 @@ class Work:
         self.records[record.folder] = record
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         finished = [run for run, _ in known]
+        record.threads |= {run.name: record.study.threads for run in runs if run not in finished}
         left_s, spent_s, of_s = self._expected(record, [run for run in runs if run not in finished]), 0.0, 0.0
         done, failed = 0, list[str]()
         for run, outcome in chain(known, self._start(record, [run for run in runs if run not in finished])):
@@ -51,7 +52,7 @@ class Work:
                 spent_s, of_s = spent_s + run.own * outcome.point.wall_s, of_s + expected_s
                 self._slower = spent_s / of_s
                 if left_s and kind != TRIAL:
-                    became += f"; the rest: about {lasting(self._slower * sum(left_s.values()) / self.study.jobs)}"
+                    became += f"; the rest: about {lasting(self._slower * sum(left_s.values()) / self.study.n_jobs)}"
             self._tried += kind == TRIAL
             place = f"{kind} {self._tried}" if kind == TRIAL else f"{done}/{len(runs)} {kind}"
             of_hours = (
@@ -83,7 +84,7 @@ class Work:
         """Names of the largest runs, for which the study's hours leave too little time, and of runs that need them."""
         left_s, late = self._expected(record, [run for run in runs if record.trained(run).result is None]), list[str]()
         allowed_s = LATEST * 3600 * (self.study.hours or 0) - (time.monotonic() - self._began)
-        while left_s and self._slower * max(*left_s.values(), sum(left_s.values()) / self.study.jobs) > allowed_s:
+        while left_s and self._slower * max(*left_s.values(), sum(left_s.values()) / self.study.n_jobs) > allowed_s:
             late.append(max(left_s, key=left_s.__getitem__))
             for run in sorted(runs, key=lambda run: run.wave):
                 if {run.starts_from, run.goes_on_from} & {*late} and run.name not in late:

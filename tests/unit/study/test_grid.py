@@ -1,11 +1,12 @@
 """The grid of a study: which runs there are, and what each is trained with."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lrec.errors import UserError
-from lrec.study.grid import PlannedRun, planned_runs, ruled_options
+from lrec.study.grid import PlannedRun, every_fraction, planned_runs, ruled_options
 from lrec.study.options import Study, combined
 
 
@@ -107,8 +108,29 @@ def test_a_forecast_has_halves_and_quarters_of_the_fitted_sizes_by_default() -> 
     assert [run.name for run in runs if run.size == "3k"] == [
         "3k-seed1", "3k-seed2", "3k-recent-0.5-seed1", "3k-recent-0.25-seed1"
     ]  # fmt: skip
-    for fewer in ({"law": "lsrm"}, {"holdout": 0}, {"options": {"trainer": {"max_epochs": 4}}}):
-        assert study(fractions=None, **fewer).every_fraction == (1.0,)
+    for fewer in ({"law": "lsrm"}, {"holdout": 0}, {"horizons": (0.5, 1.0)}):
+        assert every_fraction(study(fractions=None, **fewer)) == (1.0,)
+
+
+def test_samples_are_the_default_only_where_a_run_makes_more_than_four_passes(tmp_path: Path) -> None:
+    """Wherever its passes are named; trainer/laptop.yaml has 100."""
+    (tmp_path / "few.yaml").write_text("trainer: {max_epochs: 4}")
+    configs = ["data/synthetic.yaml", "trainer/laptop.yaml"]
+    few: dict[str, Any] = {"trainer": {"max_epochs": 4}}
+    for fewer in (
+        {"options": few},
+        {"configs": [*configs, str(tmp_path / "few.yaml")]},
+        {"grid": {"trainer.max_epochs": [1, 4]}},
+        {"variants": {"short": few, "shorter": {"trainer.max_epochs": 1}}},
+        {"options": {"trainer.limit_train_batches": 0.04}},
+    ):
+        assert every_fraction(study(fractions=None, **fewer)) == (1.0,)
+    for more in (
+        {},
+        {"grid": {"trainer.max_epochs": [4, 5]}},
+        {"options": few, "size_options": {"3k": {"trainer.max_epochs": 5}}},
+    ):
+        assert every_fraction(study(fractions=None, **more)) == (1.0, 0.5, 0.25)
 
 
 def test_a_rule_is_two_numbers() -> None:

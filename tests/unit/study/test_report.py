@@ -123,6 +123,29 @@ def test_a_ladder_may_lose_to_n_grams_too(tmp_path: Path) -> None:
         assert f"a test loss of {counted['bigram']:.4f} by bigrams and {counted['trigram']:.4f} by trigrams." in report
 
 
+def test_n_grams_are_compared_with_the_ladder_on_whose_data_they_were_counted(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
+    for run in [make_run(tmp_path, size, 0.5, test_loss=9.0) for size in LADDER]:
+        runs.append(replace(run, fraction=1.0, ladder="other"))
+    counted = {"bigram": loss("12k", 1.0) + 0.01}
+    report = write_report(study_in(tmp_path), runs, [ladder(1.0)], {}, ngrams=counted)
+    assert "4 of 5 fitted sizes have" not in report
+    assert "Under-trained" not in write_report(study_in(tmp_path), runs, [], {}, ngrams={"bigram": 8.0})
+    assert report.count("by bigrams.") == 1
+
+
+def test_a_fit_and_figures_that_a_study_no_longer_has_are_removed(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
+    alone = [replace(run, ladder="") for run in runs]
+    write_report(study_in(tmp_path), alone, [replace(ladder(1.0), name="")], {})
+    old = [tmp_path / "fit" / "fit.json", tmp_path / "figures" / "compute.png"]
+    assert all(file.is_file() for file in old)
+    write_report(study_in(tmp_path), [replace(run, variant="a") for run in runs], [ladder(1.0)], {})
+    assert not any(file.exists() for file in old)
+    assert (tmp_path / "fit" / "fraction-1" / "fit.json").is_file()
+    assert (tmp_path / "figures" / "a" / "compute.png").is_file()
+
+
 def test_a_study_with_hours_says_what_it_chose_and_why(tmp_path: Path) -> None:
     plan = {"hours": 1, "reasons": ["Every run trains on 5 targets."], "parts": {"trials": 0.25}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))

@@ -41,7 +41,9 @@ def runs_of(out: Path, study: str, **changed: float) -> tuple[list[PlannedRun], 
     return runs, *hold_out(read_points([run_of_study(out, run.name).points_file for run in runs]), 2)
 
 
-def answer_to(out: Path, study: str, x: Literal["N_body", "N_total"] = "N_body", **changed: float) -> Answer:
+def answer_to(
+    out: Path, study: str, x: Literal["N_body", "N_total"] = "N_body", starts_from: str = "", **changed: float
+) -> Answer:
     runs, *_ = runs_of(out, study, **changed)
     every = read_points([run_of_study(out, run.name).points_file for run in runs], x)
     predictor, held_out = holdout_report(None, every, 2)
@@ -50,7 +52,7 @@ def answer_to(out: Path, study: str, x: Literal["N_body", "N_total"] = "N_body",
     asked = Study(sizes=sizes, configs=["data/synthetic.yaml", "trainer/laptop.yaml"], holdout=0, law=None, x=x)
     options = {planned.size: planned.options for planned in planned_runs(asked)}
     analysis = analyse(predictor, held_out, every, {"x": x, "y": "test_loss"}, with_others=False)
-    with_options = [replace(run, options=options[run.size]) for run in runs]
+    with_options = [replace(run, options=options[run.size], starts_from=starts_from) for run in runs]
     found = answer_of(replace(asked, out=out), analysis, with_options, points, [])
     assert found is not None
     return found
@@ -129,6 +131,35 @@ def test_larger_sizes_are_never_worse_than_measured_ones(x: Literal["N_body", "N
     assert any("stopped falling" in risk for risk in found.risks)
     assert found.next_step == "Use the smallest network that is as good."
     assert found.command.startswith("lrec export --ckpt_path")
+
+
+@pytest.mark.parametrize(("field", "times"), [("fraction", "2.0"), ("horizon", "2.0")])
+def test_what_more_data_bring_comes_from_every_finished_run(field: str, times: str, tmp_path: Path) -> None:
+    """Also with a law of the size, which reads only the runs with the most data."""
+    runs, *_ = runs_of(tmp_path, "go")
+    few = [replace(run, name=f"{run.name}-few", **{field: 0.5}) for run in runs if not run.held_out]  # type: ignore[arg-type]
+    for run, whole in zip(few, runs, strict=False):
+        (point,) = run_of_study(tmp_path, whole.name).points
+        run_of_study(tmp_path, run.name).folder.mkdir()
+        u = point.U // 2 if field == "fraction" else point.U
+        metrics = point.metrics | {"test/HR@10": 0.8 * point.metric("test/HR@10")}
+        run_of_study(tmp_path, run.name).write_points([replace(point, U=u, metrics=metrics)])
+    points = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in (*runs, *few)}
+    every = read_points([run_of_study(tmp_path, run.name).points_file for run in runs])
+    predictor, held_out = holdout_report(None, every, 2)
+    analysis = analyse(predictor, held_out, every, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
+    found = answer_of(study, analysis, [*runs, *few], points, [])
+    assert found is not None
+    assert f"More data: with {times} times the data, HR@10 changed by +25.0 %" in found.instead[-1]
+    alone = answer_of(study, analysis, runs, points, [])
+    assert alone is not None
+    assert "this study did not measure it" in alone.instead[-1]
+
+
+def test_a_larger_network_does_not_start_from_a_smaller_one_s_source(tmp_path: Path) -> None:
+    assert "--model.warm_start null" in answer_to(tmp_path / "warm", "go", starts_from="source").command
+    assert "warm_start" not in answer_to(tmp_path / "cold", "go").command
 
 
 def test_prices_are_numbers_that_a_manager_reads() -> None:
