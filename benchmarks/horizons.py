@@ -196,7 +196,8 @@ the short runs of decks and tennis (10 to 100 seconds), these take as long as th
 
 EARLY = """
 Can a large run be stopped when its forecast is exact enough? Each size is forecast at its longest horizon from all
-smaller sizes and from the shorter horizons of its own run. Its own horizons hardly help: the first of them makes the interval a third narrower at best, and each later one a tenth narrower at best. The smaller sizes already decide how
+smaller sizes and from the shorter horizons of its own run. Its own horizons hardly help: the first of them makes the
+interval a third narrower at best, and each later one a tenth narrower at best. The smaller sizes already decide how
 wide the interval is, before the run begins. At a half-width of 1 %, one run of clicks would stop after half of its
 data. The sizes of Go would not be trained at all, or would stop at their first horizon. So a study has no option that
 stops a run. If 1 % is enough for you, read the forecast, and train no held-out sizes (`--holdout 0`).
