@@ -2,11 +2,11 @@
 
 A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
 outside the 90 % [interval](../glossary.md#interval) of its forecast. The column "committed" has the commit that added
-the forecast to the repository, and the time of this commit. The column "before the result" says "yes" if this commit is
+the forecast, and its time. The column "before the result" says "yes" if this commit is
 older than the commit that added the measured loss. If one commit added both, the column says "study": only the study
-itself then says that the forecast came first. The last column has the first digits of the file's SHA-256. If a row
-names a number of targets, the forecast was made from runs on fewer targets. If a row names hours, the study had [these
-hours](../study.md#step-2-a-study-of-so-many-hours).
+itself then says that the forecast came first. The last column has the first digits of the file's SHA-256, with a link
+to the file. A second number after the parameters is the number of training targets: the forecast was made from runs on
+fewer. If a row names hours (1h), the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -22,15 +22,15 @@ from statistics import mean
 from typing import Any
 
 from lrec.common.files import read_json, write_text
-from lrec.common.text_tables import counted, rows_table
+from lrec.common.text_tables import rows_table
 from lrec.run import Point, read_points_file
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "ledger.md"
 NAMES = {
     "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
-    "go, earlier rates": "Go, one hour, earlier rates", "decks, earlier rates": "decks, one hour, earlier rates",
-    "decks, one step": "decks, one hour, one step",
+    "go, earlier rates": "Go, earlier rates", "decks, earlier rates": "decks, earlier rates",
+    "decks, one step": "decks, one step",
     "globo, Muon": "clicks, Muon", "globo, one step": "clicks, one step", "ciao": "Ciao",
     "quickstart": "quickstart", "quickstart/40000-users": "quickstart, earlier",
     "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
@@ -106,7 +106,7 @@ def of_horizons() -> Iterator[Entry]:
     for file in sorted((HERE / "horizons").glob("*-prediction.json")):
         result = file.with_name(file.name.replace("-prediction", ""))
         for row in (row for row in read_json(result, []) if "measured" in row):
-            what = f", {row['D']:,.0f} targets"
+            what = f" / {row['D']:,.0f}"
             written = {"x": row["N_body"], **{name: row[name] for name in ("predicted", "low", "high")}}
             yield entry(file, what, written, row["no gain"], [row["measured"]], result.stem)
 
@@ -119,7 +119,7 @@ def of_hours() -> Iterator[Entry]:
         for run in study["runs"]:
             if run["held_out"] and "predicted" in run:
                 written = {"x": run["N_body"], **run}
-                what = f", {counted(study['hours'], 'hour')}"
+                what = f", {study['hours']:g}h"
                 yield entry(file, what, written, no_gain, [run["test_loss"]], study["set"])
 
 
@@ -128,11 +128,13 @@ def entry(
 ) -> Entry:
     """`p` is what was written down; `measured` the losses of as many seeds."""
     name = log or file.parent.relative_to(HERE).as_posix()
-    where = f"`{file.relative_to(HERE.parent)}` {sha256(file.read_bytes()).hexdigest()[:12]}"
+    where = f"[{sha256(file.read_bytes()).hexdigest()[:12]}](../../{file.relative_to(HERE.parent)})"
     commit, when = first(p["predicted"])
     before = bool(when) and when < first(measured[0])[1]
     forecast = (p["predicted"], p["low"], p["high"], no_gain, mean(measured))
-    return Entry(NAMES.get(name, name), f"{p['x']:,.0f}{what}", *forecast, where, commit, when[:16], before)
+    return Entry(
+        NAMES.get(name, name), f"{p['x']:,.0f}{what}", *forecast, where, commit, when[:16].replace(" ", "T"), before
+    )
 
 
 def scoreboard(entries: list[Entry]) -> str:
@@ -160,11 +162,11 @@ def every(entries: list[Entry]) -> str:
         "within",
         "committed",
         "before the result",
-        "file, SHA-256",
+        "SHA-256",
     ]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
-        interval = f"[{each.low:.3f}, {each.high:.3f}]"
+        interval = f"{each.low:.3f}–{each.high:.3f}"
         errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %", "yes" if each.within else "**no**"]
         stated = [f"{each.commit} {each.when}", "yes" if each.before else "study", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonargparse import Namespace
+from torch import backends
 
 from lrec.errors import UserError
 from lrec.training.lightning_options import check_options
@@ -20,6 +22,10 @@ REFUSED = {
     "--trainer.barebones=true": "--trainer.barebones true",
     "--trainer.callbacks+=LearningRateFinder": "--trainer.callbacks LearningRateFinder: the rate is",
     "--trainer.callbacks+=BatchSizeFinder": "the size of a step is --data.targets_per_step",
+    "--trainer.callbacks+={{class_path: StochasticWeightAveraging, init_args: {{swa_lrs: 1}}}}": "it copies the model",
+    "--trainer.accelerator=mps": "--trainer.accelerator mps: metrics need float64",
+    "--trainer.overfit_batches=2": "--trainer.overfit_batches: the loader of lrec has a plan",
+    "--trainer.reload_dataloaders_every_n_epochs=1": "--trainer.reload_dataloaders_every_n_epochs: the loader",
     "--trainer.max_epochs=-1": "--trainer.max_epochs -1 never ends",
     "--seed_everything=-1": "--seed_everything must be at least 0",
     f"--seed_everything={2**40}": "--seed_everything must be at least 0 and at most 4294967295",
@@ -64,12 +70,23 @@ def test_an_out_that_is_a_file(command: tuple[str, ...], tmp_path: Path, refused
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "points.csv"]
 
 
+def test_auto_is_the_cpu_beside_a_gpu_without_float64(
+    tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends.mps, "is_available", lambda: True)
+    data = ["--config=data/synthetic.yaml", "--data.n_users=50", "--data.n_items=20", f"--data.data_dir={tmp_path}"]
+    trainer = ["--trainer.accelerator=auto", "--trainer.max_steps=1", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    lrec("fit", *data, "--model.size=0.8k", *trainer)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["accelerator"] == "cpu"
+
+
 def options(**trainer: object) -> Namespace:
     """Options as the parser makes them."""
     usual = {"strategy": "auto", "precision": None, "barebones": False, "callbacks": None}
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
     usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
     usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
+    usual |= {"overfit_batches": 0.0, "reload_dataloaders_every_n_epochs": 0}
     return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
 
 

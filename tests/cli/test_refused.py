@@ -54,6 +54,14 @@ REFUSED = {
         ["fit", "--ckpt_path=last", "--model.optimizer.muon=1", "--trainer.max_epochs=9"],
         "muon",
     ),
+    "fit on at another rate": (
+        ["fit", "--ckpt_path=last", "--model.optimizer.lr=0.001", "--trainer.max_epochs=9"],
+        "--model.optimizer.lr 0.008, not 0.001",
+    ),
+    "fit on with another decay of moments": (
+        ["fit", "--ckpt_path=last", "--model.optimizer.betas=[0.9, 0.99]", "--trainer.max_epochs=9"],
+        "--model.optimizer.betas [0.9, 0.98], not [0.9, 0.99]",
+    ),
     "fit on with a switch": (
         ["fit", "--ckpt_path=last", "--model.optimizer.switch.at=2", "--trainer.max_epochs=9"],
         '--model.optimizer.switch null, not {"lr": 0.1, ',

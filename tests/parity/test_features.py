@@ -251,6 +251,21 @@ def test_batches_are_the_same_from_workers(data: InteractionsDataModule, tmp_pat
     assert data.data_hash == two.data_hash
 
 
+def test_users_that_only_the_file_has_change_nothing(data: InteractionsDataModule, tmp_path: Path) -> None:
+    strangers = {"stranger": {"sex": "x", "age": "9999"}}
+    path = write(tmp_path / "more.csv", with_ids("user", strangers | USER_ROWS))
+    other = module(tmp_path, raw_rows(), user_features=Features(["sex"], ["age"], path=path, buckets=BUCKETS))
+    assert other.learned.vocabularies == data.learned.vocabularies
+
+
+def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
+    tags = {f"i{n}": {"tags": "a|b" if n % 2 else "c"} for n in range(ITEMS)} | {"new": {"tags": "a|b|c"}}
+    path = write(tmp_path / "tags.csv", with_ids("item", tags))
+    data = module(tmp_path, raw_rows(), event_features=None, item_features=Features(lists=["tags"], path=path))
+    ids, vectors_FW = data.learned.item_vectors or (pl.Series(), np.zeros(0))
+    assert vectors_FW[ids.to_list().index("new")].tolist() == [1, 1, 1]
+
+
 def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
     """An item and a user have the first value of their training part."""
     rows = [

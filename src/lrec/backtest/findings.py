@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from lrec.backtest.options import Backtest, Update, network_of
-from lrec.evaluation.standard_errors import paired, standard_error
+from lrec.evaluation.standard_errors import mean_or_nan, paired, standard_error
 from lrec.run import Point
 
 METRIC = "NDCG@10"
@@ -46,7 +46,7 @@ class Gain:
     @property
     def sign(self) -> int:
         """1 if the whole interval is a gain, -1 if the whole interval is a loss, else 0."""
-        return 0 if abs(self.value) <= Z * self.error else 1 if self.value > 0 else -1
+        return int(self.value > Z * self.error) - int(self.value < -Z * self.error)
 
     @property
     def reached(self) -> float:
@@ -72,8 +72,8 @@ def figures_of(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def mean_of(tables: Tables, column: str) -> float:
-    """The mean of a figure over targets that have it, then over seeds."""
-    return mean(float(table[column].drop_nans().cast(pl.Float64).to_numpy().mean()) for table in tables)
+    """The mean of a figure over targets that have it (nan if none has), then over seeds."""
+    return mean(mean_or_nan(table[column].drop_nans().cast(pl.Float64)) for table in tables)
 
 
 def summary_of(tables: Tables) -> dict[str, float]:
@@ -123,8 +123,9 @@ class Findings:
 
     @cached_property
     def updates(self) -> list[dict[str, Any]]:
-        """Each size and update over all windows except the first: the figures of the networks that serve, the share
-        they keep of the gain of training anew over no update, and their share of its training seconds."""
+        """Each size and update over all windows except the first: the figures of the networks that serve, on targets
+        that all updates have, the share they keep of the gain of training anew over no update, and their share of its
+        training seconds."""
         rows, later = list[dict[str, Any]](), range(2, self.backtest.folds + 1)
         for size in self.backtest.sizes:
             tables, seconds = dict[Update, Tables](), dict[Update, float]()
@@ -135,6 +136,7 @@ class Findings:
                 seconds[update] = sum(one.point.wall_s for one in of_update if one.origin > 1) / len(
                     self.backtest.seeds
                 )
+            tables = _on_common_targets(tables)
             for update, mine in tables.items():
                 row = {"size": size, "update": update, **summary_of(mine), "seconds": seconds[update]}
                 if update != "none" and {"none", "full"} <= set(tables):
@@ -142,6 +144,14 @@ class Findings:
                     row["cost"] = seconds[update] / seconds["full"]
                 rows.append(row)
         return rows
+
+
+def _on_common_targets(tables: dict[Update, Tables]) -> dict[Update, Tables]:
+    """The targets that every update has: a network has none where no earlier item is in its catalogue."""
+    common, *others = (mine[0].select(KEY) for mine in tables.values())
+    for other in others:
+        common = common.join(other, on=KEY, how="semi")
+    return {update: [each.join(common, on=KEY, how="semi") for each in mine] for update, mine in tables.items()}
 
 
 def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float]:
@@ -154,9 +164,9 @@ def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float
     for other in others:
         one = one.join(other, on=KEY, maintain_order="left")
     mine, whole = one["own"] - one["none"], one["full"] - one["none"]
-    of_all = float(whole.to_numpy().mean())
+    of_all = mean_or_nan(whole)
     if of_all == 0:
         return math.nan, math.nan
-    share = float(mine.to_numpy().mean()) / of_all
+    share = mean_or_nan(mine) / of_all
     above = one.select("user", above=mine - share * whole)
     return share, standard_error(above, "above") / abs(of_all)

@@ -1,5 +1,6 @@
 """What a backtest writes: report.md, report.html, backtest.json, a picture, and points by age for fitting laws."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
 
 
 def _finding(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
-    most = max(gains.values(), key=lambda gain: gain.value)
+    most = max(gains.values(), key=lambda gain: (gain.sign, gain.value))  # the sign puts nan behind what is certain
     if most.sign < 1:
         return f"{backtest.sizes[-1]} is not certainly better than {backtest.sizes[0]} at any age"
     return f"{backtest.sizes[-1]} is up to {most.value:.4f} better than {backtest.sizes[0]} in {METRIC}"
@@ -142,8 +143,9 @@ def _updates_table(updates: list[dict[str, Any]]) -> str:
         figures = [f"{row[name]:.4f}" for name in ("loss", "HR@10", METRIC)]
         rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
     note = (
-        "Figures are over all windows but the first, each with the network that serves then. Gain kept: the share of "
-        f"what training anew gains in {METRIC} over no update. Training: the time of all networks after the first."
+        "Figures are over the targets that all updates have in all windows but the first, each with the network that "
+        f"serves then. Gain kept: the share of what training anew gains in {METRIC} over no update. Training: the time "
+        "of all networks after the first."
     )
     return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
 
@@ -165,12 +167,15 @@ def _age_figure(ages: Sequence[str], gains: Sequence[Gain], finding: str) -> "Fi
 
 
 def _points_by_age(found: Findings) -> dict[int, list[Point]]:
-    """A point for each age, size and seed, with the test loss of the windows at this age; for laws of size."""
+    """A point for each age, size and seed, with the test loss of the windows at this age, if there is one; for laws of
+    size."""
     points: dict[int, list[Point]] = {}
     for age, by_size in found.by_age.items():
         for size, tables in by_size.items():
             for seed, table in zip(found.backtest.seeds, tables, strict=True):
                 figures = summary_of([table])
+                if math.isnan(figures["loss"]):
+                    continue
                 changes: dict[str, Any] = {"run": f"{size}-age-{age}-seed{seed}", "test_loss": figures["loss"]}
                 changes["test_loss_se"] = standard_error(table.filter(pl.col("loss").is_not_nan()))
                 changes["metrics"] = {f"test/{name}": value for name, value in figures.items()}

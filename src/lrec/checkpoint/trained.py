@@ -84,19 +84,22 @@ def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) ->
     if mine is not None and theirs not in (None, mine):
         raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: use the run's own config")
     kept = [_kept_by_state(each.get("init_args", {})) if isinstance(each, dict) else {} for each in made]
-    for name in ("muon", "switch") if mine is not None and theirs is not None else ():
-        if kept[0].get(name) != kept[1].get(name):
-            then, here = (json.dumps(each.get(name)) for each in kept)
+    for name in _KEPT if mine is not None and theirs is not None else ():
+        then, here = (json.dumps(each.get(name)) for each in kept)
+        if then != here:
             raise UserError(
                 f"the checkpoint was trained with --model.optimizer.{name} {then}, not {here}: give the same"
             )
 
 
+_KEPT = ("lr", "weight_decay", "betas", "muon", "switch")
+
+
 def _kept_by_state(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of lrec's optimizer that its state holds: Muon's rate, and SGD's options of the switch."""
+    """The options of an optimizer that its state holds; of a switch, the options of SGD."""
     switch, of_sgd = options.get("switch"), ("lr", "momentum", "weight_decay")
     given = {name: switch["init_args"].get(name) for name in of_sgd} if isinstance(switch, dict) else None
-    return {"muon": options.get("muon"), "switch": given}
+    return {name: options.get(name) for name in _KEPT} | {"switch": given}
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:

@@ -318,14 +318,14 @@ class SequenceDataModule(LightningDataModule, ABC):
     def evaluated(self, stage: str) -> tuple[Targets, tuple[int, int] | None]:
         """The targets of the users that a stage (val or test) evaluates, and (evaluated users, all users), or None if
         they are all evaluated."""
-        users, every, some = self.cuts.test_users, self.cuts.test_targets, self.test_users
+        every, some = self.cuts.test_targets, self.test_users
         if stage == "val":
-            users, every, some = self.cuts.val_users, self.cuts.val_targets, self.validation_users
+            every, some = self.cuts.val_targets, self.validation_users
         if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
             some = affordable_users(self.cuts, self.batch_plan, self)
         elif some == "auto":
-            some = testable_users(users, every, self.n_items)
-        return sampled(users, every, some)
+            some = testable_users(every, self.n_items)
+        return sampled(every, some)
 
     def has_sets(self, stage: str) -> bool:
         """Whether a user's targets of the stage, val or test, are one set."""

@@ -174,7 +174,9 @@ class Chosen(NamedTuple):
             events = self.event.learned("event", {name: _trained_values(split, name) for name in self.event.kinds})
         if self.user is not None:
             of_users = self.user.by_id(split, "user", store.raw_user_ids)
-            users = self.user.learned("user", of_users.filter(pl.Series(split.train_U > 0)).to_dict())
+            users = self.user.learned(
+                "user", of_users.head(store.n_users).filter(pl.Series(split.train_U > 0)).to_dict()
+            )
         if self.item is not None:
             of_items = self.item.by_id(split, "item", raw_items)
             items = self.item.learned("item", of_items.head(len(raw_items)).to_dict())

@@ -57,7 +57,7 @@ class Vocabulary:
             centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
             return cls(column, of, kind, [], distinct[1:].tolist(), centre, bool(missing.any()))
         entries = [_parts(text, kind) for text in values.unique()]
-        slots = max(map(len, entries), default=1)
+        slots = max([1, *map(len, entries)])
         if slots > MOST_SLOTS:
             raise UserError(f"{of}_features.lists {column}: an entry has {slots} values; at most {MOST_SLOTS} are read")
         known = sorted({part for entry in entries for part in entry})
@@ -82,9 +82,8 @@ class Vocabulary:
         distinct = values.unique()
         places_KS = np.full((len(distinct), self.slots), -1)
         for place, text in enumerate(distinct):
-            known = [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
-            places_KS[place, : len(known)] = known[: self.slots]
-        places_KS[_is_missing(distinct).to_numpy(), 0] = self._of_missing
+            rows = self._rows_in(text)[: self.slots]
+            places_KS[place, : len(rows)] = rows
         return places_KS[values.cast(pl.Enum(distinct)).to_physical().to_numpy()]
 
     def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
@@ -102,10 +101,16 @@ class Vocabulary:
         if self.kind == "numbers":
             numbers_N = (self._numbers(values) - self.centre[0]) / self.centre[1]
             return np.stack([np.nan_to_num(numbers_N), np.isnan(numbers_N)], 1)[:, : 1 + self.missing]
-        codes_NS = self.codes(values)
-        ones_NW = np.zeros((len(codes_NS), self.size + 1), dtype=np.float32)  # the last column is for -1
-        np.put_along_axis(ones_NW, codes_NS, 1, axis=1)
-        return ones_NW[:, :-1]
+        ones_NW = np.zeros((len(values), self.size), dtype=np.float32)
+        for place, text in enumerate(values.cast(pl.String).fill_null("")):
+            ones_NW[place, self._rows_in(text)] = 1
+        return ones_NW
+
+    def _rows_in(self, text: str) -> list[int]:
+        """The table rows of an entry's values."""
+        if not text.strip():
+            return [self._of_missing] * self.missing
+        return [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
 
     def _numbers(self, values: pl.Series) -> np.ndarray:
         """The numbers, nan if a value is missing."""

@@ -128,6 +128,10 @@ def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[s
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:
         cases = replace(cases, events_N=None)
+    if cases.blank_N is not None and cases.times_N is not None and cases.asked_C is not None:
+        # A position reads the time after it as that of its request, and the last one that is not blank makes it.
+        is_after_N = _places(cases) > np.repeat(_last_not_blank(cases), cases.lengths_C)
+        cases = replace(cases, times_N=np.where(is_after_N, cases.asked_C[cases.case_N], cases.times_N))
     for chosen_M, counts_B in _shared_rows(cases).batches():
         rows = cases.where(chosen_M[np.cumsum(counts_B) - 1])
         of_items = {"items_BL": rows.items_N, "blank_BL": rows.blank_N, "events_BL": rows.events_N}
@@ -172,8 +176,12 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
 
 def _last_not_blank(cases: Cases) -> np.ndarray:
     assert cases.blank_N is not None
-    places_N = np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
-    return np.maximum.reduceat(np.where(cases.blank_N, 0, places_N), cases.starts_C)
+    return np.maximum.reduceat(np.where(cases.blank_N, 0, _places(cases)), cases.starts_C)
+
+
+def _places(cases: Cases) -> np.ndarray:
+    """The place of each item in its history."""
+    return np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
 
 
 @torch.inference_mode()

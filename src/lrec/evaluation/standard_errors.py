@@ -5,8 +5,16 @@ import math
 import polars as pl
 
 
+def mean_or_nan(values: pl.Series) -> float:
+    """The mean; nan if there are no values."""
+    return float(values.to_numpy().mean()) if len(values) else math.nan
+
+
 def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
-    """Standard error of the mean over rows: sqrt(sum over users of (sum of deviations from the mean)²) / rows."""
+    """Standard error of the mean over rows: sqrt(sum over users of (sum of deviations from the mean)²) / rows; nan if
+    there are no rows."""
+    if losses.is_empty():
+        return math.nan
     above = losses.select("user", above=pl.col(column) - pl.col(column).mean())
     # maintain_order, because the last digit of the sum depends on the order.
     by_user = above.group_by("user", maintain_order=True).sum()["above"].to_numpy()
@@ -26,4 +34,4 @@ def paired(small: list[pl.DataFrame], large: list[pl.DataFrame], column: str = "
     )
     both = one.join(other, on=target, suffix="_large", maintain_order="left")
     difference = both.select("user", difference=pl.col(f"{column}_large") - pl.col(column))
-    return float(difference["difference"].to_numpy().mean()), standard_error(difference, "difference")
+    return mean_or_nan(difference["difference"]), standard_error(difference, "difference")

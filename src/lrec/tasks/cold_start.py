@@ -23,14 +23,12 @@ def cold_start(ladder: Ladder, seed: int) -> TaskResult:
 def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     """Predict the last item of every held-out user from at most the last n catalogue items before it."""
     split = ladder.split
-    users_U = np.flatnonzero(split.held_out_U)
-    if len(users_U) == 0:
+    if not split.held_out_U.any():
         raise NoCasesError(
             "New users: none are held out. Train with --data.split.held_out_users 0.2, a share of the users with more "
             "than 50 interactions"
         )
-    users_U = users_U[split.may_be_targets(split.store.offsets_U1[users_U + 1] - 1)]
-    cases = cases_before(split, users_U, np.diff(split.store.offsets_U1)[users_U] - 1, ladder.max_len)
+    cases = cases_before(split, *split.held_out_targets, ladder.max_len)
     lengths = [n for n in LENGTHS if n <= ladder.max_len]
     if longer := [str(n) for n in LENGTHS if n > ladder.max_len]:
         notes.append(f"New users: no histories of {', '.join(longer)} items, as max_len is {ladder.max_len}")

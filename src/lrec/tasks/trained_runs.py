@@ -132,6 +132,8 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
             ("store", _hash_of_all(base), _hash_of_all(module)),
             ("split", base.split, module.split),
             ("max_len", base.max_len, module.max_len),
+            ("target_events", sorted(base.target_events or []), sorted(module.target_events or [])),
+            ("cold_targets", base.cold_targets, module.cold_targets),
             ("features", base.learned.identity, module.learned.identity),
         ):
             if one != two:
@@ -166,7 +168,7 @@ def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:
     if most_users is None:
         return split
     random, chosen_U = np.random.default_rng(seed), np.zeros(split.store.n_users, dtype=bool)
-    for users in (split.test_users, np.flatnonzero(split.held_out_U)):
+    for users in map(np.unique, (split.test_targets.users_T, split.held_out_targets.users_T)):
         chosen_U[random.permutation(users)[:most_users]] = True
     return split.of_users(chosen_U)
 

@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import distributed
+from torch import backends, distributed
 from torch.distributed.constants import default_pg_timeout
 
 from lrec.checkpoint.reading import check, find_last
@@ -173,6 +173,8 @@ class CommandLine(LightningCLI):
             trainer.default_root_dir = folder
         if self.trial is None:
             check_folder(Path(trainer.default_root_dir), "--trainer.default_root_dir")
+        if trainer.accelerator == "auto" and backends.mps.is_available():
+            trainer.accelerator = "cpu"  # Lightning would choose Apple's GPU, which has no float64 for the metrics
         if trainer.precision == "auto":
             trainer.precision = self._settled_precision()
         # config.yaml says how a run is trained, not from which checkpoint an attempt started.

@@ -34,6 +34,7 @@ _NOT_LREC_S = {
     callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which this callback cannot set",
     callbacks.BatchSizeFinder: "the size of a step is --data.targets_per_step, which this callback cannot set",
     callbacks.GradientAccumulationScheduler: "use --trainer.accumulate_grad_batches, which holds for all epochs",
+    callbacks.StochasticWeightAveraging: "it copies the model before its network is there: use WeightAveraging",
 }
 
 # Lightning's own types would read a limit of 1 (one batch) as 1.0 (all batches), and do not have precision `auto`.
@@ -90,6 +91,13 @@ def check_options(command: str, options: Namespace) -> None:
         raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(precisions)}")
     if trainer.barebones:
         raise UserError("--trainer.barebones true: a run needs checkpoints and figures, which this option leaves out")
+    if trainer.accelerator == "mps":
+        raise UserError("--trainer.accelerator mps: metrics need float64, which Apple's GPUs do not have: choose cpu")
+    for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
+        if trainer[name]:
+            raise UserError(
+                f"--trainer.{name}: the loader of lrec has a plan of its own for every epoch; leave it at 0"
+            )
     kinds = [_class_or_name(each) for each in as_list(trainer.callbacks)]
     sharded = strategy == "fsdp2" or _is_a(strategy, FSDP2)
     for kind in kinds:

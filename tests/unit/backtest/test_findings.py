@@ -1,14 +1,16 @@
 """What a backtest says about size, age and updates, from targets with chosen ranks."""
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 
-from lrec.backtest.findings import Findings, Gain, Served, figures_of, share_of_gain
+from lrec.backtest.findings import Findings, Gain, Served, figures_of, mean_of, share_of_gain
 from lrec.backtest.options import Backtest, Update, network_of
-from lrec.backtest.report import verdict_of
+from lrec.backtest.report import verdict_of, write_report
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
 from lrec.run import Point
@@ -69,6 +71,41 @@ def test_an_update_keeps_a_share_of_the_gain_at_a_share_of_the_cost() -> None:
     assert rows["full"]["gain_kept"] == pytest.approx(1)
     assert rows["full"]["gain_kept_se"] == pytest.approx(0)
     assert rows["warm"]["gain_kept_se"] > 0
+
+
+def test_updates_are_compared_on_the_targets_that_all_of_them_have() -> None:
+    """The network without an update has no input for the second user, whom the newer networks rank badly."""
+    backtest = Backtest(sizes=["3k"], folds=2, update=("none", "full"))
+    every = [served("full", 1, "3k", {1: [1.0], 2: [1.0]}), served("full", 2, "3k", {2: [1.0, 11.0]})]
+    none, full = Findings(backtest, every).updates
+    assert (none["targets"], full["targets"]) == (1, 1)
+    assert none["NDCG@10"] == full["NDCG@10"] == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_path: Path) -> None:
+    backtest = Backtest(sizes=SIZES, folds=2, update=("none", "full"), out=tmp_path)
+    later = targets(2, [math.inf] * 3).with_columns(loss=math.nan)
+    newest = targets(2, [2.0] * 3)
+    every = [
+        Served("full", k, size, seed, Point(wall_s=1.0), figures_of(table))
+        for size in SIZES
+        for seed in backtest.seeds
+        for k, table in ((1, pl.concat([targets(1, [3.0, 1.0, 2.0]), later])), (2, newest))
+    ]
+    store = SimpleNamespace(time_unit="order")
+    beside = {k: targets(k, [4.0] * 3).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
+    write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)  # type: ignore[arg-type]
+    assert "nan" in (backtest.folder / "report.md").read_text()
+    assert [path.name for path in (backtest.folder / "ages").iterdir()] == ["0"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_nothing_has_no_gain_and_no_error() -> None:
+    nothing = figures_of(targets(1, [1.0])).clear()
+    assert all(math.isnan(each) for each in (*paired([nothing], [nothing]), *share_of_gain(*[[nothing]] * 3)))
+    assert math.isnan(mean_of([nothing], "loss"))
+    assert Gain(math.nan, math.nan, math.nan).sign == 0
 
 
 def test_the_error_of_a_share_agrees_with_resampled_users() -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
+from lrec.data.splits.rules import Split
 from lrec.errors import UserError
+from lrec.run import Run
 from lrec.tasks.command import TASKS, run_tasks
-from lrec.tasks.trained_runs import Ladder
+from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
 
 MakeRun = Callable[..., Path]
 
@@ -160,6 +162,11 @@ def test_what_cannot_be_compared_is_refused(
     features = make_run(tmp_path / "features", "0.8k", 1, data__event_features__categories="[device]")
     other = make_run(tmp_path / "others", "3k", 1, data__event_features__lists="[device]")
     assert "differ in their features" in refused("tasks", "--runs", features, other, *out)
+    types = make_run(tmp_path / "types", "0.8k", 1, data__event_column="device")
+    aim = make_run(tmp_path / "aim", "3k", 1, data__event_column="device", data__target_events="[x0]")
+    assert "differ in their target_events ([], ['x0'])" in refused("tasks", "--runs", types, aim, *out)
+    cold = make_run(tmp_path / "cold", "0.8k", 1, data__cold_targets="dropped")
+    assert "differ in their cold_targets" in refused("tasks", "--runs", runs, cold, *out)
     unfinished = tmp_path / "unfinished"
     shutil.copytree(runs / "0.8k-1", unfinished)
     (unfinished / "checkpoints" / "best.ckpt").unlink()
@@ -201,6 +208,25 @@ def test_some_users_are_drawn_and_the_same_for_every_task(runs: Path, lrec: Call
     )
     assert again == content["tasks"]["long_tail"]
     assert more == all_users != again
+
+
+def test_users_are_drawn_among_those_who_have_a_target(
+    make_run: MakeRun, tmp_path: Path, runs: Path, ladder: Ladder
+) -> None:
+    def drawn(folder: Path, users: int) -> Split:
+        data = Data()
+        return ladder_of([load_run(Run(folder), data)], data, users).split
+
+    run = make_run(tmp_path / "run", "0.8k", 1, data__event_column="device", data__target_events="[x0, x1]")
+    every, some = drawn(run, 10**6), drawn(run, 5)
+    assert 5 < len(np.unique(every.test_targets.users_T)) < len(ladder.split.test_users)
+    assert len(np.unique(some.test_targets.users_T)) == 5
+    assert 5 < len(every.held_out_targets.users_T) == len(ladder.split.held_out_targets.users_T)
+    assert len(some.held_out_targets.users_T) == 5
+    random, split = np.random.default_rng(0), drawn(runs / "0.8k-1", 12)
+    for before, after in ((ladder.split.test_users, split.test_users), (ladder.split.held_out_U, split.held_out_U)):
+        users, mine = (np.flatnonzero(each) if each.dtype == bool else each for each in (before, after))
+        assert mine.tolist() == np.sort(random.permutation(users)[:12]).tolist()
 
 
 def test_users_that_are_drawn_keep_their_cut(ladder: Ladder) -> None:

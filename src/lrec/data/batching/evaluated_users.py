@@ -36,24 +36,23 @@ def affordable_users(split: Split, plan: BatchPlan, data: LightningDataModule) -
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
-    return max(int(SHARE * _positions_between_evaluations(plan, data) * len(split.val_users) / cost), LEAST_USERS)
+    return max(int(SHARE * _positions_between_evaluations(plan, data) * len(np.unique(users_T)) / cost), LEAST_USERS)
 
 
-def testable_users(users: np.ndarray, targets: Targets, n_items: int) -> int:
-    """How many of the users may be tested if each target is ranked among `n_items` items."""
-    return max(int(MOST_SCORES * len(users) / max(len(targets.users_T) * n_items, 1)), LEAST_USERS)
+def testable_users(targets: Targets, n_items: int) -> int:
+    """How many users may be tested if each target is ranked among `n_items` items."""
+    return max(int(MOST_SCORES * len(np.unique(targets.users_T)) / max(len(targets.users_T) * n_items, 1)), LEAST_USERS)
 
 
-def sampled(
-    users: np.ndarray, targets: Targets, n_users: int | Literal["all"]
-) -> tuple[Targets, tuple[int, int] | None]:
-    """The targets of a fixed sample of users, and (users of the sample, all users), or None if it has all targets. The
-    sample is the users whose place in the store has the smallest hash, so a larger sample contains a smaller one."""
+def sampled(targets: Targets, n_users: int | Literal["all"]) -> tuple[Targets, tuple[int, int] | None]:
+    """The targets of a fixed sample of the users who have some, and (users of the sample, all users), or None if it has
+    all targets. The sample is the users whose place in the store has the smallest hash, so a larger sample contains a
+    smaller one."""
+    users = np.unique(targets.users_T)
     if n_users == "all" or n_users >= len(users):
         return targets, None
     sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
-    chosen = Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T])
-    return chosen, None if sampled_T.all() else (len(np.unique(chosen.users_T)), len(users))
+    return Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T]), (n_users, len(users))
 
 
 def _positions_between_evaluations(plan: BatchPlan, data: LightningDataModule) -> float:

@@ -109,9 +109,11 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
     if reduction.interactions == 1:
         part = TrainingPart(split, starts_U, kept_U)
     else:
-        rows = ranges(starts_U, kept_U)
-        count = int(np.ceil(len(rows) * reduction.interactions - 1e-9))
-        rows = np.sort(rows[np.argsort(hash_numbers(rows), kind="stable")[:count]])
+        rows, since, times_N = ranges(starts_U, kept_U), reduction.since, split.store.times_N
+        is_old_N = np.ones(len(rows), bool) if since is None or times_N is None else times_N[rows] < since
+        old_P = np.flatnonzero(is_old_N)
+        count = int(np.ceil(len(old_P) * reduction.interactions - 1e-9))
+        rows = np.delete(rows, old_P[np.argsort(hash_numbers(rows[old_P]), kind="stable")[count:]])
         bounds_U1 = np.searchsorted(rows, split.store.offsets_U1)
         part = TrainingPart(split, bounds_U1[:-1], np.diff(bounds_U1), rows)
     part.check()

@@ -207,6 +207,12 @@ class Split:
         """Every test target of `test_users`, user after user; of a set, its first item."""
         return self._targets(self.test_users, self.test_U, self.test_targets_U, self.sets_2[1])
 
+    @cached_property
+    def held_out_targets(self) -> Targets:
+        """The last item of every held-out user, if it may be a target."""
+        lengths_U = np.diff(self.store.offsets_U1)
+        return self._targets(np.flatnonzero(self.held_out_U), lengths_U - 1, np.ones_like(lengths_U), False)
+
     def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray, are_sets: bool) -> Targets:
         found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
         may_T = self.may_be_targets(self.rows_of(found))

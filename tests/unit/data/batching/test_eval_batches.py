@@ -161,3 +161,15 @@ def test_cases_of_one_user_are_ranked_as_if_of_different_users(split: Split, nam
     np.testing.assert_allclose(mine.loss_C, theirs.loss_C, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(mine.rank_C, theirs.rank_C)
     np.testing.assert_array_equal(mine.top_CK, theirs.top_CK)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_blanks_at_the_end_do_not_change_the_time_of_the_request(split: Split, name: str) -> None:
+    """The network does not read them, so each case is ranked as if its history ended before them."""
+    cases = cases_before(split, *split.val_targets, MAX_LEN)
+    blank_N = cases.case_N != np.append(cases.case_N[2:], [-1, -1])  # the last two of each history
+    blank_N[cases.starts_C] = False
+    mine = rank_by_net(network(split, name), replace(cases, blank_N=blank_N))
+    theirs = rank_by_net(network(split, name), cases.keeping(~blank_N))
+    np.testing.assert_allclose(mine.loss_C, theirs.loss_C, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(mine.rank_C, theirs.rank_C)

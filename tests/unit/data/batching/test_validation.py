@@ -5,12 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 import lrec
 from lrec.data.batching import evaluated_users as validation
 from lrec.data.datamodule import SequenceDataModule
+from lrec.data.splits.rules import hash_numbers
 from lrec.errors import UserError
 
 N_USERS, LENGTH, MAX_LEN = 500, 12, 6
@@ -124,6 +126,32 @@ def test_a_test_of_very_many_scores_is_on_a_sample(
     assert f"test: 40 of {N_USERS} users (--data.test_users auto)" in capsys.readouterr().out
     assert set(tested) < set(np.unique(data_of(log, test_users=50).evaluated("test")[0].users_T))
     assert data_of(log, test_users="all").evaluated("test")[1] is None
+
+
+def test_a_sample_is_of_users_who_have_a_target(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the users have a target: those whose last two items are of the type buy."""
+    kinds = {u: "buy" if u % 10 == 0 else "view" for u in range(N_USERS)}
+    rows = [(f"u{u}", (u * 7 + i) % 40, i, kinds[u]) for u in range(N_USERS) for i in range(LENGTH)]
+    pl.DataFrame(rows, ["user", "item", "time", "kind"], orient="row").write_csv(tmp_path / "log.csv")
+    options: dict[str, Any] = {
+        "event_column": "kind", "time_column": "time", "data_dir": tmp_path, "max_len": MAX_LEN,
+        "targets_per_step": 100, "validation_users": 40,
+    }  # fmt: skip
+    bought, every = (
+        lrec.InteractionsDataModule(tmp_path / "log.csv", target_events=types, **options) for types in (["buy"], None)
+    )
+    for data in (bought, every):
+        data.prepare_data()
+        data.setup()
+    targets, sample = bought.evaluated("val")
+    assert sample == (40, N_USERS // 10)
+    assert len(np.unique(targets.users_T)) == 40
+    monkeypatch.setattr(validation, "LEAST_USERS", 3)
+    monkeypatch.setattr(validation, "MOST_SCORES", 30 * bought.n_items)
+    assert bought.evaluated("test")[1] == (30, N_USERS // 10)
+    users = np.arange(N_USERS)
+    smallest = np.sort(users[np.argsort(hash_numbers(users), kind="stable")[:40]])
+    assert every.evaluated("val")[0].users_T.tolist() == smallest.tolist()
 
 
 def test_refused(log: Path, tmp_path: Path) -> None:

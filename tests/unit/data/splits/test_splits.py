@@ -185,3 +185,15 @@ def test_new_rows_train_with_the_rows_before_them(make_store, times: list[list[i
             new = rows[store.times_N[rows] >= since]
             kept = max(shares, rows[max(n - len(new) - 2, 0) :] if len(new) else [], key=len)
             assert part.starts_U[user] + np.arange(part.lengths_U[user]) == pytest.approx(kept)
+
+
+def test_no_new_row_is_left_out_of_a_share_of_the_interactions(make_lengths) -> None:
+    split = LastItems()(make_lengths([20] * 10))
+    rows = split.store.offsets_U1[:-1, None] + np.arange(18)
+    kept = [training_part(split, Reduction(interactions=share, since=12, before=30)).rows for share in (0.25, 0.5)]
+    for share, mine in zip((0.25, 0.5), kept, strict=True):
+        assert mine is not None
+        old_N = split.store.times_N[mine] < 12
+        assert mine[~old_N].tolist() == rows[:, 12:].ravel().tolist()
+        assert np.count_nonzero(old_N) == share * 10 * 12
+    assert set(kept[0]) < set(kept[1])
