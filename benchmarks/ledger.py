@@ -1,12 +1,12 @@
 """This page compares [forecasts](../laws.md#the-forecast) with measured test losses.
 
-A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
-outside the 90 % [interval](../glossary.md#interval) of its forecast. The column "committed" has the commit that added
-the forecast, and its time. The column "before the result" says "yes" if this commit is
-older than the commit that added the measured loss. If one commit added both, the column says "study": only the study
-itself then says that the forecast came first. The last column has the first digits of the file's SHA-256, with a link
-to the file. A second number after the parameters is the number of training targets: the forecast was made from runs on
-fewer. If a row names hours (1h), the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
+A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured
+loss outside the 90 % [interval](../glossary.md#interval) of its forecast. The column "committed" has the commit that
+added the forecast, and its time. The column "before the result" says "yes" if this commit is older than the commit
+that added the measured loss. If one commit added both, the column says "study": only the study itself then says that
+the forecast came first. The last column has the file, and the first digits of its SHA-256. A second number after the
+parameters is the number of training targets: the forecast was made from runs on fewer. If a row names hours (1h), the
+study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -128,7 +128,7 @@ def entry(
 ) -> Entry:
     """`p` is what was written down; `measured` the losses of as many seeds."""
     name = log or file.parent.relative_to(HERE).as_posix()
-    where = f"[{sha256(file.read_bytes()).hexdigest()[:12]}](../../{file.relative_to(HERE.parent)})"
+    where = f"`{file.relative_to(HERE.parent)}@{sha256(file.read_bytes()).hexdigest()[:12]}`"
     commit, when = first(p["predicted"])
     before = bool(when) and when < first(measured[0])[1]
     forecast = (p["predicted"], p["low"], p["high"], no_gain, mean(measured))
@@ -162,7 +162,7 @@ def every(entries: list[Entry]) -> str:
         "within",
         "committed",
         "before the result",
-        "SHA-256",
+        "file@SHA-256",
     ]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
