@@ -13,8 +13,9 @@ NODES=${NODES:-1}
 DEVICES=${DEVICES:-8}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-# torchrun ends with 1 whatever its processes end with: how the run ended stands in its folder.
-ended() { cat "$RUN/ended" 2>/dev/null; }
+# torchrun ends with 1 whatever its processes end with: how the run ended stands in its folder. There is no $(...) below,
+# because bash may lose a signal that comes while it reads one.
+ended_as() { grep -qx "$1" "$RUN/ended" 2>/dev/null; }
 
 stopped=
 torchrun=
@@ -37,7 +38,7 @@ for ((attempt = 0; attempt <= ${RESTARTS:-3}; attempt++)); do
   # torchrun itself would restart its processes and wait for those of a node that is not to come back. If it is killed,
   # its processes must not train on without it: setpriv has the system kill them, so that all nodes start again.
   torchrun --nnodes "$NODES" --nproc-per-node "$DEVICES" \
-    --rdzv-backend c10d --rdzv-endpoint "${HEAD:-127.0.0.1}:${PORT:-29500}" --rdzv-id "$(basename "$RUN")" \
+    --rdzv-backend c10d --rdzv-endpoint "${HEAD:-127.0.0.1}:${PORT:-29500}" --rdzv-id "${RUN##*/}" \
     --max-restarts 0 --shutdown-timeout 300 --signals-to-handle SIGTERM,SIGINT,SIGUSR1 \
     ${LOCAL_ADDRESS:+--local-addr "$LOCAL_ADDRESS"} \
     --no-python setpriv --pdeathsig KILL lrec fit --config "${TRAINER:-configs/trainer/fsdp.yaml}" "$@" \
@@ -49,12 +50,12 @@ for ((attempt = 0; attempt <= ${RESTARTS:-3}; attempt++)); do
     sleep "${PAUSE:-10}" >/dev/null 2>&1 &
     wait -n "$torchrun" $!
     # Another node was told to stop: this one may be waiting for it.
-    [ "$(ended)" != interrupted ] || stop
+    ! ended_as interrupted || stop
   done
-  [ "$(ended)" != finished ] || exit 0
+  ! ended_as finished || exit 0
   leave_if_stopped
   sleep "${PAUSE:-10}" # for the other nodes to end as well
   leave_if_stopped
-  [ "$(ended)" != interrupted ] || exit 75
+  ! ended_as interrupted || exit 75
 done
 exit 1

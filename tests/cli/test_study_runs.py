@@ -258,6 +258,7 @@ def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
     assert {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")} == trained
 
 
+@pytest.mark.slow
 def test_a_tuned_study_grows_with_the_rules_that_it_has(folder: Path, lrec: Callable[..., str]) -> None:
     """Blocks without an MLP have fewer parameters than the size by which rules are read."""
     command = ["scaling", "study", "--config", "runs.yaml", "--tune", '["lr"]']
