@@ -76,6 +76,10 @@ def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, dat
         raise UserError("the checkpoint was trained on other data, another split or another reduction")
 
 
+# Options of an optimizer that its state holds.
+_KEPT = ("lr", "weight_decay", "betas", "muon", "switch")
+
+
 def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise UserError if both models' arguments name an optimizer, and these differ in class or in an option that the
     loaded state keeps as it was: it would go on with the old one."""
@@ -90,9 +94,6 @@ def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) ->
             raise UserError(
                 f"the checkpoint was trained with --model.optimizer.{name} {then}, not {here}: give the same"
             )
-
-
-_KEPT = ("lr", "weight_decay", "betas", "muon", "switch")
 
 
 def _kept_by_state(options: dict[str, Any]) -> dict[str, Any]:

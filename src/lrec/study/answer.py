@@ -77,8 +77,8 @@ def answer_of(
     if METRIC not in expected:
         return None
     finished = [run for run in runs if not points[run.name].diverged]
-    runs = of_all_data(runs)
-    run = max((r for r in runs if not points[r.name].diverged), key=lambda r: points[r.name].N_body)
+    runs = of_all_data(finished)
+    run = max(runs, key=lambda r: points[r.name].N_body)
     point = points[run.name]
     sizes = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean()).sort("x").rows()
     size, today = sizes[-1]
@@ -208,7 +208,7 @@ def _next(
         why = "Train the largest network for twice as long, to see whether it was trained too little."
         changes = {"trainer.max_epochs": 2 * max(round(points[largest.name].epochs), 1)}
     elif ten.gain < PAYS:
-        good = [r for r in runs if not points[r.name].diverged and getattr(points[r.name], study.x) >= near]
+        good = [r for r in runs if getattr(points[r.name], study.x) >= near]
         run = min(good, key=lambda r: points[r.name].N_body)
         export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": f"{study.folder}-model"}
         return "Use the smallest network that is as good.", _command("export", export)

@@ -1,5 +1,6 @@
 """Estimate the hours, memory and disk of each run before a study starts, and check them against a budget."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
@@ -55,6 +56,7 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     parameters and moments during a save. Disk counts two checkpoints, or three with wsd.
     """
     opened: dict[str, SequenceDataModule] = {}
+    threads = threads_of(study)
     from lrec.training.lightning_options import epochs_in_all
 
     costs = []
@@ -67,7 +69,7 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         positions = positions_of(run.config, place)
         memory_gib, gpu_gib, disk_gib = gib_of(config, run.config, place)
         if run_of_study(study.folder, run.name).result is not None:
-            hours = spent_hours(study, [run])
+            hours = spent_hours(study, [run], threads)
         else:
             epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
             rate = training_rate(config, loss, positions, place.precision, place.kind)
@@ -210,9 +212,16 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
     return {c.run.name: c.memory_gib for c in costs}
 
 
-def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
-    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations."""
-    seconds, threads = 0.0, (read_json(study.folder / "study.json") or {}).get("threads", {})
+def threads_of(study: Study) -> dict[str, int]:
+    """Cores of each run that the study has trained, by name."""
+    threads: dict[str, int] = read_json(study.folder / "study.json", {}).get("threads", {})
+    return threads
+
+
+def spent_hours(study: Study, runs: list[PlannedRun], threads: Mapping[str, int]) -> float:
+    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations. `threads`
+    are those of trained runs; other runs have those of the study."""
+    seconds = 0.0
     for run in runs:
         place = study.placement(run.config)
         wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # No other option of a run depends on these: runs that differ in nothing else are composed only once.
 SIZE_AND_SEEDS = ("model.size", "seed_everything", "data.seed")
+Composed = dict[tuple[str, ...], dict[str, Any]]  # all options of a run, by the arguments that they are composed from
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,14 @@ def planned_runs(study: Study) -> list[PlannedRun]:
 
     Held-out sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first.
     """
+    composed: Composed = {}
+    return _runs_of(study, every_fraction(study, composed), composed)
+
+
+def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> list[PlannedRun]:
     with importing():
         from lrec.training.lightning_cli import compose
-    runs, fractions = list[PlannedRun](), every_fraction(study)
-    composed: dict[tuple[str, ...], dict[str, Any]] = {}
+    runs = list[PlannedRun]()
     for fraction, variant, size in product(fractions, study.every_variant, study.ladder):
         held_out = size in study.held_out
         seeds = study.size_seeds.get(size, study.holdout_seeds if held_out else study.seeds)
@@ -102,13 +107,13 @@ def planned_runs(study: Study) -> list[PlannedRun]:
     return runs
 
 
-def every_fraction(study: Study) -> tuple[float, ...]:
+def every_fraction(study: Study, composed: Composed | None = None) -> tuple[float, ...]:
     """The data samples of a study. By default, a forecast has smaller samples if a run may make many passes."""
     if study.fractions is not None:
         return study.fractions
     if len(study.horizons) > 1 or study.law != Forecast.name or not study.holdout:
         return (1.0,)
-    epochs = [limits(run.config)[1] for run in planned_runs(replace(study, fractions=(1.0,)))]
+    epochs = [limits(run.config)[1] for run in _runs_of(study, (1.0,), {} if composed is None else composed)]
     return every_share(max(math.inf if each is None or each < 0 else each for each in epochs))
 
 

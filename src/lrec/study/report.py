@@ -120,14 +120,14 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     n-grams are compared only with the ladder on whose data they were counted, the first, and only if its largest fitted
     size loses to them too: their tables hold more than the smallest networks can, even after long training.
     """
-    counted, fitted = of_all_data(runs)[0].ladder, dict[str, list[Point]]()
-    for ladder, mine in by_ladder(of_all_data(runs)).items():
-        fitted[ladder] = [points[run.name] for run in mine if not (run.held_out or points[run.name].diverged)]
-    every = [point for mine in fitted.values() for point in mine]
+    whole = of_all_data(runs)
+    counted = whole[0].ladder
+    fitted = [(run.ladder, points[run.name]) for run in whole if not (run.held_out or points[run.name].diverged)]
     losing: dict[str, set[str]] = defaultdict(set)  # for each baseline, the sizes that lose most to it
-    largest = max(((p.N_body, p.test_loss or math.inf) for p in fitted[counted]), default=(0, -math.inf))[1]
+    of_counted = [(point.N_body, point.test_loss or math.inf) for ladder, point in fitted if ladder == counted]
+    largest = max(of_counted, default=(0, -math.inf))[1]
     ahead_of_all = {name: loss for name, loss in ngrams.items() if loss < largest}
-    for ladder, point in ((ladder, point) for ladder, mine in fitted.items() for point in mine):
+    for ladder, point in fitted:
         counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
         counting |= ahead_of_all if ladder == counted else {}
         ahead = {
@@ -135,11 +135,11 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
         }
         if ahead:
             losing[min(ahead, key=ahead.__getitem__)].add(point.size)
-    sizes, lost = {point.size for point in every}, set().union(*losing.values())
+    sizes, lost = {point.size for _, point in fitted}, set().union(*losing.values())
     if 2 * len(lost) <= len(sizes):
         return []
     whom = " and ".join(f"{name} ({', '.join(sorted(mine))})" for name, mine in losing.items())
-    steps = min(point.step for point in every)
+    steps = min(point.step for _, point in fitted)
     return [
         "**Under-trained: slopes describe training, not size.** "
         f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "

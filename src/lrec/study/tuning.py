@@ -303,9 +303,9 @@ class Tuner:
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
         axes = self._axes(size)
-        most = WALKED if len(axes) > 1 else LARGEST if size == self.study.ladder[-1] else RATED
-        allowed = inf if size == self._small else most
-        losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share), allowed)
+        rated = LARGEST if size == self.study.ladder[-1] else RATED
+        most = inf if size == self._small else WALKED if len(axes) > 1 else rated
+        losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share), most)
         best = min(losses, key=losses.__getitem__)
         if not isfinite(losses[best]):
             raise UserError(f"--tune: every trial of {size} diverged: begin at a smaller {LR} than {start.lr:g}")

@@ -117,5 +117,5 @@ class Work:
     def _budget_is_spent(self) -> bool:
         if self.study.budget_hours is None:
             return False
-        hours = (budget.spent_hours(each.study, each.runs) for each in self.records.values())
+        hours = (budget.spent_hours(each.study, each.runs, each.threads) for each in self.records.values())
         return sum(hours) >= self.study.budget_hours
