@@ -218,10 +218,10 @@ def threads_of(study: Study) -> dict[str, int]:
     return threads
 
 
-def spent_hours(study: Study, runs: list[PlannedRun], threads: Mapping[str, int]) -> float:
-    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations. `threads`
-    are those of trained runs; other runs have those of the study."""
-    seconds = 0.0
+def spent_hours(study: Study, runs: list[PlannedRun], threads: Mapping[str, int] | None = None) -> float:
+    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations. Give
+    `threads_of` the study to read it only once."""
+    seconds, threads = 0.0, threads_of(study) if threads is None else threads
     for run in runs:
         place = study.placement(run.config)
         wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])

@@ -8,7 +8,7 @@ from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import find_size
 from lrec.run import run_of_study
-from lrec.study.budget import gib_of, spent_hours, threads_of
+from lrec.study.budget import gib_of, spent_hours
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
 
@@ -37,8 +37,7 @@ def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price:
     """
     last = run_of_study(study.folder, run.name).points[-1]
     trained = run.network(last.N_head // last.d_model)
-    network, place = wider(trained, times), study.placement(run.config)
-    hours = spent_hours(study, [run], threads_of(study)) / run.own
+    network, place, hours = wider(trained, times), study.placement(run.config), spent_hours(study, [run]) / run.own
     forward, head = cost.flops_per_interaction(network).forward, 2 * cost.n_head(network)
     train_hours = hours * forward / cost.flops_per_interaction(trained).forward
     memory_gib, gpu_gib, disk_gib = gib_of(network, run.config, place)
