@@ -17,7 +17,7 @@ from lrec.checkpoint.reading import CHECKSUM, STATE, checksum, refuse_damage
 from lrec.checkpoint.reading import read as read_checkpoint
 from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_tensors, items_of, trained_in
 from lrec.checkpoint.writing import save_tensors
-from lrec.common.files import check_writable, replacing, write_json
+from lrec.common.files import check_writable, replacing, write_json, write_text
 from lrec.common.text_tables import counted
 from lrec.data.features import vectors_of_file
 from lrec.data.vocabulary import vocabularies_of
@@ -27,7 +27,7 @@ from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_tabl
 from lrec.model.item_vectors import scaled, vectors_of
 from lrec.options.class_paths import check_trusted
 from lrec.run import UPDATE, Run
-from lrec.serving.card import write_card
+from lrec.serving.card import card_of
 from lrec.serving.recommender import Model
 
 FORMAT = 2
@@ -56,19 +56,19 @@ def export(
     file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
     check_writable(file, "--out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
-    step = model.about["step"]
-    if card:
-        write_card(model, Path(ckpt_path), file.with_suffix(".md"))
-        print(f"model card written to {file.with_suffix('.md')}")
+    step, about_it = model.about["step"], card_of(model, Path(ckpt_path)) if card else None
     if file.suffix == ".onnx":
         from lrec.serving.onnx import write_onnx
 
         difference = write_onnx(model, file, k)
         print(f"step {step} written to {file}; onnxruntime's scores differ by at most {difference:.1g}")
-        return
-    write_safetensors(model, file)
-    parameters = sum(parameter.numel() for parameter in model.net.parameters())
-    print(f"{parameters:,} parameters at step {step} and {counted(len(model.item_ids), 'item id')} written to {file}")
+    else:
+        write_safetensors(model, file)
+        parameters, ids = sum(each.numel() for each in model.net.parameters()), counted(len(model.item_ids), "item id")
+        print(f"{parameters:,} parameters at step {step} and {ids} written to {file}")
+    if about_it is not None:
+        write_text(file.with_suffix(".md"), about_it)
+        print(f"model card written to {file.with_suffix('.md')}")
 
 
 def write_safetensors(model: Model, file: Path) -> None:

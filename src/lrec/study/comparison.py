@@ -48,9 +48,9 @@ def compare(
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for path in studies:
         for name, (files, large) in _ladders(path).items():
-            fitted, measured = fit_points(chosen, _points(files, x, y)), [p for p in large if not p.diverged]
-            values = [(getattr(point, x), getattr(point, y)) for point in measured]
-            ladders[name] = fitted, [(float(size), float(loss)) for size, loss in values if loss is not None]
+            values = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
+            held_out = [(float(size), float(loss)) for size, loss in values if loss is not None]
+            ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
     contrasts: dict[tuple[str, str], Contrast | str] = {}
     for one, two in combinations(ladders, 2):
         try:
@@ -122,16 +122,13 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
     ladders: dict[str, tuple[list[Path], list[Point]]] = {}
     longest = max(run.get("horizon", 1.0) for run in record["grid"]["runs"])
     for run in record["grid"]["runs"]:
-        if run["held_out"] and run.get("horizon", 1.0) < longest:
-            continue
         trained = run_of_study(path, run["name"])
         if trained.result is not None:
-            name = " ".join(part for part in (str(path), run["ladder"]) if part)
-            files, large = ladders.setdefault(name, ([], []))
-            if run["held_out"]:
-                large.append(trained.result)
-            else:
+            files, large = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], []))
+            if not run["held_out"]:
                 files.append(trained.points_file)
+            elif run.get("horizon", 1.0) == longest:
+                large.append(trained.result)
     if not ladders:
         raise UserError(f"--studies {path}: none of its runs is finished")
     return ladders

@@ -154,6 +154,8 @@ def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] =
     counted, losses_of_orders = zip(*(_count(data, share, cases) for share in SHARES), strict=True)
     losses_C = losses_of_orders[-1]
     part, fresh = _left_out(data, random)
+    if not part.n_targets:
+        raise UserError(f"{data.store_name}: an outlook needs training targets of two users, and one has them all")
     positions = min(TINY_POSITIONS, TINY_EPOCHS * part.n_positions)
     targets = positions * part.n_targets // part.n_positions
     tiny, found_C = [], [losses_C[name] for name in ORDERS[1:]]
