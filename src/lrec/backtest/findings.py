@@ -31,10 +31,6 @@ class Served:
     point: Point
     table: pl.DataFrame
 
-    @property
-    def network(self) -> str:
-        return f"{self.update}-{self.origin}"
-
 
 @dataclass(frozen=True)
 class Gain:
@@ -86,8 +82,8 @@ class Findings:
 
     def tables(self, network: str, size: str, chosen: pl.Expr) -> Tables:
         """Chosen targets as a network of a size ranks them, a table for each seed."""
-        mine = {each.seed: each.table for each in self.served if (each.network, each.size) == (network, size)}
-        return [mine[seed].filter(chosen) for seed in self.backtest.seeds]
+        named = {(f"{each.update}-{each.origin}", each.size, each.seed): each.table for each in self.served}
+        return [named[network, size, seed].filter(chosen) for seed in self.backtest.seeds]
 
     @cached_property
     def by_age(self) -> dict[int, dict[str, Tables]]:

@@ -19,19 +19,13 @@ SCORERS = ("model", "popularity", "recent-popularity", "repeat-last", "markov", 
 OF_90 = 1.645  # standard errors on either side of a 90 % interval
 
 
-def run_of(ckpt_path: Path) -> Run:
-    """The run of a run's folder, or of a checkpoint in such a folder; UserError if the path is neither."""
-    folder = ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent
-    if not Run(folder).config_file.is_file():
-        raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
-    return Run(folder)
-
-
 def card_of(model: Model, ckpt_path: Path) -> str:
     """The card of a run's best network; UserError if the run's last test was of another one, or of other data."""
     from lrec.common.pages import rendered  # imported here, because loading a network does not need it
 
-    run = run_of(ckpt_path)
+    run = Run(ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent)
+    if not run.config_file.is_file():
+        raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
     found, point = read_json(run.folder / "metrics.json", {}), run.result
     checkpoint = run.best if ckpt_path == run.folder else ckpt_path
     same = found.get("stage") == "test" and all(found[name] == model.about[name] for name in ("data_hash", "D"))

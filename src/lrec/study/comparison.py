@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from lrec.common.files import check_folder, read_json, write_json
@@ -59,27 +60,21 @@ def compare(
             contrasts[one, two] = str(error)
     crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
-    content = {
-        name: {
-            "parameters": fitted.parameters,
-            "intervals": {key: list(ends) for key, ends in fitted.profile.parameters.items()},
-            "points": [list(point) for point in zip(fitted.x_N.tolist(), fitted.y_N.tolist(), strict=True)],
-            "held_out": held_out,
-        }
-        for name, (fitted, held_out) in ladders.items()
-    }
+    rows, content = [["ladder", *chosen.parameters]], dict[str, Any]()
+    for name, (fitted, held_out) in ladders.items():
+        intervals, points = fitted.profile.parameters, np.column_stack([fitted.x_N, fitted.y_N]).tolist()
+        content[name] = {"parameters": fitted.parameters, "intervals": intervals}
+        content[name] |= {"points": points, "held_out": held_out}
+        rows.append([name])
+        for parameter, value in fitted.parameters.items():
+            low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])
+            rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     pairs = [
         {"ladders": names, **(asdict(each) if isinstance(each, Contrast) else {"unknown": each})}
         for names, each in contrasts.items()
     ]
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
     write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
-    rows = [["ladder", *chosen.parameters]]
-    for name, (fitted, _) in ladders.items():
-        rows.append([name])
-        for parameter, value in fitted.parameters.items():
-            low, high = (parameter_text(end, UNBOUNDED) for end in fitted.profile.parameters[parameter])
-            rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
     exponent = chosen.parameters[chosen.n_coefficients]
     for (one, two), each in contrasts.items():

@@ -153,10 +153,7 @@ class Rates:
         self.hours, again = hours_of(folder, trained[AGAIN]), self._losses(AGAIN, trained[AGAIN])
         alike = ladder.losses | {ladder.size: base + again}
         self.noise = noise_of([[mean_loss([table]) for table in tables] for tables in alike.values()])
-        priced = {
-            name: self._of_runs(name, options, trained[name]) if name in trained else self._of_ladder(options)
-            for name, options in steps.items()
-        }
+        priced = {name: self._priced(name, options, trained.get(name)) for name, options in steps.items()}
         self.steps = {name: priced[name] for name in sorted(priced, key=lambda name: -priced[name].rate)}
 
     @property
@@ -170,25 +167,20 @@ class Rates:
             raise UserError(f"step {name} diverged: leave it out, or give it a smaller learning rate")
         return [self.ladder.losses_of(self.folder, run) for run in runs]
 
-    def _of_runs(self, name: str, options: Options, runs: list[PlannedRun]) -> Priced:
-        difference, error = paired(self.ladder.losses[self.ladder.size], self._losses(name, runs))
-        half = self._half(2 / len(runs), error)
-        at = self.ladder.curve.loss(self.ladder.n_body) + difference
-        worth = self.ladder.curve.worth(self.ladder.n_body, at, half)
-        more = self._metric(self.folder, runs) - self.metric
-        return self._priced(options, -difference, half, worth, hours_of(self.folder, runs), more)
-
-    def _of_ladder(self, options: Options) -> Priced:
-        x, curve = float(ladder_n_body(options[SIZE])), self.ladder.curve
-        times, gain = x / self.ladder.n_body, curve.loss(self.ladder.n_body) - curve.loss(x)
-        hours = self.hours * self.ladder.hours_at(x)
-        return self._priced(options, gain, self._half(2), Worth(times, times, times), hours, math.nan)
-
-    def _priced(
-        self, options: Options, gain: float, half: float, worth: Worth, hours: float, metric_more: float
-    ) -> Priced:
+    def _priced(self, name: str, options: Options, runs: Sequence[PlannedRun] | None) -> Priced:
+        """The results of a step's runs; without runs, those that the ladder has for another size."""
+        n_body, curve = self.ladder.n_body, self.ladder.curve
+        if runs is None:
+            x = float(ladder_n_body(options[SIZE]))
+            gain, half, worth = curve.loss(n_body) - curve.loss(x), self._half(2), Worth(*[x / n_body] * 3)
+            hours, metric_more = self.hours * self.ladder.hours_at(x), math.nan
+        else:
+            difference, error = paired(self.ladder.losses[self.ladder.size], self._losses(name, runs))
+            gain, half = -difference, self._half(2 / len(runs), error)
+            worth = curve.worth(n_body, curve.loss(n_body) + difference, half)
+            hours, metric_more = hours_of(self.folder, runs), self._metric(self.folder, runs) - self.metric
         shown = 0 < worth.times < math.inf
-        by_size = self.hours * (self.ladder.hours_at(worth.times * self.ladder.n_body) - 1) if shown else math.nan
+        by_size = self.hours * (self.ladder.hours_at(worth.times * n_body) - 1) if shown else math.nan
         more = max(hours - self.hours, LEAST_HOURS * self.hours)
         return Priced(options, gain, half, worth, hours, more, by_size, metric_more)
 
@@ -228,7 +220,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
     ladder, combined = rates.ladder, rates.combined(together)
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
-    content: dict[str, Any] = {
+    content = {
         **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": rates.n_targets},
         **{"loss": rates.loss, METRIC: rates.metric, "hours": rates.hours, "noise": rates.noise._asdict()},
         **{"steps": steps, "cheapest": rates.cheapest, "combinations": combined},

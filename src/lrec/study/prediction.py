@@ -33,9 +33,8 @@ class LadderFit:
 
 
 def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    return {
-        ladder: [run for run in runs if run.ladder == ladder] for ladder in dict.fromkeys(run.ladder for run in runs)
-    }
+    ladders = dict.fromkeys(run.ladder for run in runs)
+    return {ladder: [run for run in runs if run.ladder == ladder] for ladder in ladders}
 
 
 def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun]) -> LadderFit:

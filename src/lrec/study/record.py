@@ -74,9 +74,8 @@ class Record:
             if run.name in restart:
                 shutil.rmtree(self.trained(run).folder, ignore_errors=True)
             point = self.trained(run).result
-            self.state[run.name] = "waiting" if point is None else point.status
-            if run.name in skip:
-                self.state[run.name] = "skipped"
+            now = "waiting" if point is None else point.status
+            self.state[run.name] = "skipped" if run.name in skip else now
         self._write()
         return [run for run in self.runs if run.name not in skip]
 

@@ -64,22 +64,20 @@ def write_report(
     """
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    warned, sections = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)], list[str]()
+    warned = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)]
     warned += _mistuned(runs, tuned) if tuned else []
     if late:
         again = f"they would take more than --hours {study.hours:g}. Start the same study again to train them."
         warned.append(f"**Not trained: {', '.join(late)}**, as {again}")
-    if plan := read_json(out / PLAN):
-        sections += ["## Plan", as_text(plan)]
+    sections = ["## Plan", as_text(plan)] if (plan := read_json(out / PLAN)) else []
     sections += [*(_tuned(runs, tuned) if tuned else []), *variants_table(runs, points)]
     for folder in ("fit", "figures"):  # some may be of ladders and variants that the study no longer has
         shutil.rmtree(out / folder, ignore_errors=True)
     sections += _figures(out, runs, points)
     laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
-        own = {run.name: points[run.name] for run in mine}
         longest = of_all_data(mine)
-        of_longest = {run.name: own[run.name] for run in longest}
+        own, of_longest = ({run.name: points[run.name] for run in some} for some in (mine, longest))
         sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(longest, of_longest)]
         if ngrams and longest[0] == of_all_data(runs)[0]:
             counted = " and ".join(f"{loss:.4f} by {name}s" for name, loss in ngrams.items())
@@ -288,16 +286,14 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     if len(means) > 1:
         rises = [f"{small} to {large}" for small, large in pairwise(means) if means[large] >= means[small]]
         course = f"rises with size from {', '.join(rises)}: not monotone" if rises else "falls with every step in size"
-        best = min(means, key=lambda size: means[size])
+        best = min(means, key=means.__getitem__)
         findings = [f"- The mean test loss {course}.", f"- Best size: {best}, mean test loss {means[best]:.4f}."]
     if diverged := [run.name for run in runs if points[run.name].diverged]:
         findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
     if means and (floor := _floor(points)) is not None:
-        below = [run.name for run in runs if (points[run.name].test_loss or floor) < floor]
-        where = f"below it: {', '.join(below)}" if below else "every run lies above it"
-        findings.append(
-            f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {where}."
-        )
+        below = ", ".join(run.name for run in runs if (points[run.name].test_loss or floor) < floor)
+        what = f"Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}"
+        findings.append(f"- {what}; {f'below it: {below}' if below else 'every run lies above it'}.")
     return "\n".join(findings)
 
 
@@ -319,11 +315,9 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
             # The loss above the line through the neighbours; the line is straight in ln N_body.
             place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
             excess = losses[size] - (1 - place) * losses[small] - place * losses[large]
+            above = f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours."
             if excess > OUT_OF_LINE:
-                warned.append(
-                    f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours. "
-                    "The cause is its training, not its size."
-                )
+                warned.append(f"{above} The cause is its training, not its size.")
     return warned
 
 
@@ -359,12 +353,12 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
                 compared += 1
                 if ttest_1samp(differences, 0).pvalue < 1 - CONFIDENCE:
                     standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
-    note = "No difference has two seeds, so none can be compared with the noise between seeds."
-    if compared:
-        note = (
-            f"Of {compared} differences from {base}, these exceed the noise between seeds (paired t-test, 95 %; "
-            f"{(1 - CONFIDENCE) * compared:.1f} are expected by chance alone): {'; '.join(standing_out) or 'none'}."
-        )
+    note = (
+        f"Of {compared} differences from {base}, these exceed the noise between seeds (paired t-test, 95 %; "
+        f"{(1 - CONFIDENCE) * compared:.1f} are expected by chance alone): {'; '.join(standing_out) or 'none'}."
+    )
+    if not compared:
+        note = "No difference has two seeds, so none can be compared with the noise between seeds."
     return ["## Variants", rows_table(rows, text=(2,)), note]
 
 
