@@ -81,7 +81,11 @@ def recommend(
     """
     check_range("--k", k, at_least=1)
     if out is not None:
-        _check_out(out, histories)
+        if out.suffix not in WRITERS:
+            raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
+        if out.resolve() == histories.resolve():
+            raise UserError(f"--out {out} is the file of the histories: it would be lost")
+        check_writable(out, "--out")
     model = load(ckpt_path, trust=trust, item_vectors=item_vectors)
     if torch.cuda.is_available():
         model.net.to("cuda")
@@ -103,14 +107,6 @@ def recommend(
     if shown is None:
         raise UserError(f"{histories} holds no history")
     _say(shown, counts, out)
-
-
-def _check_out(out: Path, histories: Path) -> None:
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
-    if out.resolve() == histories.resolve():
-        raise UserError(f"--out {out} is the file of the histories: it would be lost")
-    check_writable(out, "--out")
 
 
 def _blocks_of(model: Model, histories: Path, format: Format | None, given: dict[str, Any]) -> Iterator[Histories]:

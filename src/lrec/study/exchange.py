@@ -172,7 +172,8 @@ class Rates:
         n_body, curve = self.ladder.n_body, self.ladder.curve
         if runs is None:
             x = float(ladder_n_body(options[SIZE]))
-            gain, half, worth = curve.loss(n_body) - curve.loss(x), self._half(2), Worth(*[x / n_body] * 3)
+            gain, half, times = curve.loss(n_body) - curve.loss(x), self._half(2), x / n_body
+            worth = Worth(times, times, times)
             hours, metric_more = self.hours * self.ladder.hours_at(x), math.nan
         else:
             difference, error = paired(self.ladder.losses[self.ladder.size], self._losses(name, runs))
@@ -262,7 +263,8 @@ def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
             ends = f"{each['low']:.4f} to {each['high']:.4f}"
             row = [name, f"{each['predicted']:.4f}", ends, f"{each['hours']:.2g}"]
         judged = [_cell(each.get("actual"), ".4f"), _cell(each.get("error_pct"), "+.2f", " %")]
-        rows.append([*row, *judged, {True: "yes", False: "no", None: ""}[each.get("inside")]])
+        inside = ("yes" if each["inside"] else "no") if "inside" in each else ""
+        rows.append([*row, *judged, inside])
     return rows_table(rows, text=(0,))
 
 
