@@ -88,11 +88,11 @@ class Findings:
     @cached_property
     def by_age(self) -> dict[int, dict[str, Tables]]:
         """By age (the number of windows since the origin) and size: targets as networks trained anew rank them."""
-        ages = range(self.backtest.folds)
-        found: dict[int, dict[str, Tables]] = {age: {} for age in ages}
+        folds = self.backtest.folds
+        found: dict[int, dict[str, Tables]] = {age: {} for age in range(folds)}
         origins = sorted({each.origin for each in self.served if each.update == "full"})
-        for age, size in product(ages, self.backtest.sizes):
-            of_age = [k for k in origins if k + age <= len(ages)]
+        for age, size in product(found, self.backtest.sizes):
+            of_age = [k for k in origins if k + age <= folds]
             parts = [self.tables(f"full-{k}", size, pl.col("window") == k + age) for k in of_age]
             found[age][size] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
         return found

@@ -129,9 +129,9 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
         tables = [found.tables(network_of(newest, number), size, of_window) for size in backtest.sizes]
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
         figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
-        if number in beside:
-            counted = (beside[number].filter(of_window, scorer=name) for name in names)
-            figures += [f"{mean_of([each], METRIC):.4f}" for each in counted]
+        for name in names:
+            counted = [beside[number].filter(of_window, scorer=name)] if number in beside else []
+            figures.append(f"{mean_of(counted, METRIC):.4f}" if counted else "")
         rows.append([str(number), begins, f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
     return rows_table(rows, text=(1,))
 

@@ -10,6 +10,7 @@ from statistics import mean
 
 import polars as pl
 
+from lrec.common.files import sibling
 from lrec.common.text_tables import amount
 from lrec.laws.analysis import Analysis
 from lrec.laws.metric_forecasts import Judged, best_measured, outlook_metrics
@@ -206,14 +207,15 @@ def _next(
     elif ten.gain < PAYS:
         good = [r for r in runs if getattr(points[r.name], study.x) >= near]
         run = min(good, key=lambda r: points[r.name].N_body)
-        export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": f"{study.folder}-model"}
+        export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": sibling(study.folder, "model")}
         return "Use the smallest network that is as good.", _command("export", export)
     else:
         why, changes = "Train ten times the size.", {"model.size": ten.price.size}
         changes |= ruled_options(study, ten.price.size, largest.fraction)
         changes |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
     config = run_of_study(study.folder, largest.name).config_file
-    return why, _command("fit", {"config": config, **changes, "trainer.default_root_dir": f"{study.folder}-next"})
+    changes |= {"trainer.default_root_dir": sibling(study.folder, "next")}
+    return why, _command("fit", {"config": config, **changes})
 
 
 def _command(name: str, options: Mapping[str, object]) -> str:

@@ -164,7 +164,8 @@ class Rates:
     def _losses(self, name: str, runs: Sequence[PlannedRun]) -> list[pl.DataFrame]:
         """The runs' losses on each target; UserError if a run diverged."""
         if any(result_of(self.folder, run).diverged for run in runs):
-            raise UserError(f"step {name} diverged: leave it out, or give it a smaller learning rate")
+            way_out = "leave it out, give it a smaller learning rate, or choose another --size"
+            raise UserError(f"step {name} diverged: {way_out}")
         return [self.ladder.losses_of(self.folder, run) for run in runs]
 
     def _priced(self, name: str, options: Options, runs: Sequence[PlannedRun] | None) -> Priced:

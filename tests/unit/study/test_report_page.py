@@ -188,9 +188,15 @@ def test_what_more_data_bring_comes_from_every_finished_run(field: str, epochs: 
     assert "this study did not measure it" in alone.instead[-1]
 
 
-def test_a_larger_network_does_not_start_from_a_smaller_one_s_source(tmp_path: Path) -> None:
+def test_a_larger_network_does_not_start_from_a_smaller_one_s_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "--model.warm_start null" in answer_to(tmp_path / "warm", "go", starts_from="source").command
-    assert "warm_start" not in answer_to(tmp_path / "cold", "go").command
+    (tmp_path / "cold").mkdir()
+    monkeypatch.chdir(tmp_path / "cold")
+    command = answer_to(Path(), "go").command  # of a study in the current folder
+    assert "warm_start" not in command
+    assert command.endswith(f"--trainer.default_root_dir {tmp_path / 'cold-next'}")
 
 
 def test_prices_are_numbers_that_a_manager_reads() -> None:
