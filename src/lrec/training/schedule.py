@@ -95,7 +95,7 @@ def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metri
     if best is None:
         return mode or "min"
     if mode not in (None, best):
-        raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; use {option}.mode null")
+        raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; use {option}.mode {best}")
     return best
 
 
