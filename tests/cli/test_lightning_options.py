@@ -31,6 +31,7 @@ REFUSED = {
     f"--seed_everything={2**40}": "--seed_everything must be at least 0 and at most 4294967295",
     "--trainer.check_val_every_n_epoch=0": "--trainer.check_val_every_n_epoch must be at least 1, got 0",
     "--trainer.accumulate_grad_batches=0": "--trainer.accumulate_grad_batches must be at least 1, got 0",
+    "--trainer.gradient_clip_val=-1": "--trainer.gradient_clip_val must be at least 0, got -1",
     "--trainer.val_check_interval=0": "--trainer.val_check_interval must be above 0, got 0",
     "--trainer.val_check_interval=00:00:01:00": "--trainer.val_check_interval 00:00:01:00: give a number of batches",
     "--trainer.strategy=ddp_wrong": "--trainer: You selected an invalid strategy name",
@@ -97,6 +98,7 @@ def options(**trainer: object) -> Namespace:
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
     usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
     usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "val_check_interval": None}
+    usual |= {"gradient_clip_val": None}
     usual |= {"overfit_batches": 0.0, "reload_dataloaders_every_n_epochs": 0}
     return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
 
