@@ -281,7 +281,9 @@ class PredictionWriter(Announcer, BasePredictionWriter):
             pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
         if trainer.is_global_zero:  # lists that another number of processes wrote are not of this prediction
             run = _run(trainer)
-            ours = {run.predictions_file(rank if trainer.world_size > 1 else None) for rank in range(trainer.world_size)}
+            ours = {
+                run.predictions_file(rank if trainer.world_size > 1 else None) for rank in range(trainer.world_size)
+            }
             for file in {run.predictions_file(), *run.folder.glob("predictions.[0-9]*.parquet")} - ours:
                 file.unlink(missing_ok=True)
         self.message = f"{counted(self._users, 'user')} written to {self._path}"

@@ -222,8 +222,12 @@ class StableCheckpoint(Callback):
 
 def best_of(trainer: Trainer) -> ModelCheckpoint | None:
     """The callback that keeps the best checkpoint: lrec's own if there is one, else the first of the user's."""
+    return next(iter(_keepers(trainer)), None)
+
+
+def _keepers(trainer: Trainer) -> list[ModelCheckpoint]:
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return next((callback for callback in kept if isinstance(callback, BestAndLast)), kept[0] if kept else None)
+    return [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
 
 
 def _evaluate_after_whole_steps(trainer: Trainer) -> None:
@@ -241,8 +245,6 @@ def _evaluation_follows(trainer: Trainer) -> bool:
 
 
 def _last_path(trainer: Trainer) -> Path | None:
-    """Where the run keeps its last checkpoint: lrec's own callback decides if there is one. None with
-    --checkpoint.save_last=false."""
-    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    deciding = [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
-    return next((Path(each.dirpath) / LAST for each in deciding if each.save_last and each.dirpath is not None), None)
+    """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
+    keepers = (each for each in _keepers(trainer) if each.save_last and each.dirpath is not None)
+    return next((Path(str(each.dirpath)) / LAST for each in keepers), None)

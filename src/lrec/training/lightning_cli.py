@@ -44,7 +44,6 @@ from lrec.training.throughput import Throughput
 # Warnings that Lightning causes by its calls of jsonargparse, torch and its own loaders. Users cannot avoid them.
 _NOT_FOR_USERS = (
     r"\s*``instantiate_classes``",
-    r"\s*skip_none",
     r"\s*By default only one JsonargparseDeprecationWarning",
     r".*does not have many workers",
     r".*LeafSpec",

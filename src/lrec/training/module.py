@@ -347,10 +347,8 @@ class SequentialRecommender(StoredModel):
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))
         trainer = self.trainer
-        loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else trainer.validate_loop
-        if trainer.testing:
-            loop = trainer.test_loop
-        for shown in (trainer.callback_metrics, trainer.logged_metrics, *loop._logged_outputs):
+        logged = trainer._evaluation_loop._logged_outputs
+        for shown in (trainer.callback_metrics, trainer.logged_metrics, *logged):
             shown.update(figures)
         trainer.progress_bar_metrics.update({name: float(figures[name]) for name in ON_PROGRESS_BAR if name in figures})
 

@@ -270,25 +270,22 @@ class AdamWThenSGD(AdamW):
                     (adamw_rows if in_adamw else sgd_rows)(parameter, self.state[parameter], group)
             if in_adamw and group["muon"]:
                 muon_matrices(group["params"], self.state, group)
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if moving and not in_adamw:
+                sgd(
+                    moving,
+                    [parameter.grad for parameter in moving],
+                    [self.state[parameter]["exp_avg"] for parameter in moving],
+                    foreach=True,  # the fused kernel does not support sharded tensors
+                    weight_decay=group["sgd_weight_decay"],
+                    momentum=group["momentum"],
+                    lr=group["lr"],
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
         if in_adamw:
             super().step()
-            return loss
-        for group in self.param_groups:
-            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not moving:
-                continue
-            sgd(
-                moving,
-                [parameter.grad for parameter in moving],
-                [self.state[parameter]["exp_avg"] for parameter in moving],
-                foreach=True,  # the fused kernel does not support sharded tensors
-                weight_decay=group["sgd_weight_decay"],
-                momentum=group["momentum"],
-                lr=group["lr"],
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-            )
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
