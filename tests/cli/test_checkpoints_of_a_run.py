@@ -109,7 +109,8 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_as_if_it_had_not(
     options += ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0"]
     lrec(*options, f"--trainer.default_root_dir={tmp_path / 'straight'}")
     short = [*options, f"--trainer.default_root_dir={tmp_path / 'short'}"]
-    lrec(*short, "--trainer.max_steps=11")
+    lrec(*short, "--trainer.max_steps=3")
+    lrec(*short, "--trainer.max_steps=11", "--ckpt_path=last")
     assert torch.load(tmp_path / "short" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 11
     lrec(*short, "--ckpt_path=last")
     losses = [

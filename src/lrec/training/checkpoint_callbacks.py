@@ -79,6 +79,9 @@ class BestAndLast(ModelCheckpoint):
         """Not in the middle of an epoch, which a resumed run would take for a whole one."""
         return trainer.is_last_batch and super()._should_save_on_train_epoch_end(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: LastCheckpoint has saved the last step, while its epoch was still under way."""
+
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)
         self._last_global_step_saved = trainer.global_step  # Lightning saves last.ckpt only at this step
@@ -148,13 +151,13 @@ class LastCheckpoint(Callback):
         if saver is not None:
             saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
-        due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
-        due = due or trainer.global_step == trainer.max_steps
+        step = trainer.global_step
+        due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
         # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation.
         follows = _evaluation_follows(trainer)
         self._leaves = bool(interrupted and follows)
         if (interrupted or due) and not follows:
-            self._saved_step = trainer.global_step
+            self._saved_step = step
             if (path := _last_path(trainer)) is not None:
                 background = saver is not None and not interrupted
                 trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)

@@ -136,9 +136,7 @@ class StopAfterSwitch(EarlyStopping):
         )
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
-        if super()._should_skip_check(trainer):
-            return True
-        if trainer.global_step < (stable_steps(trainer) or 0):
+        if super()._should_skip_check(trainer) or trainer.global_step < (stable_steps(trainer) or 0):
             return True
         switches = any(isinstance(callback, OptimizerSwitch) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         return switches and phase(trainer) == "adamw"

@@ -171,6 +171,6 @@ def _refuse_other_optimizer(stored: Any, optimizer: OptimizerConfig | OfParamete
 def _kept(options: dict[str, Any], name: str) -> Any:
     """What the optimizer's state holds of an option; of a switch, the options of SGD."""
     value = options.get(name)
-    if name != "switch" or value is None:
+    if name != "switch" or not isinstance(value, dict):
         return value
     return {of_sgd: value["init_args"].get(of_sgd) for of_sgd in ("lr", "momentum", "weight_decay")}

@@ -154,7 +154,6 @@ class FSDP2(ModelParallelStrategy):
         super().teardown()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read this process's rows of a folder or a file."""
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         fits = self.lightning_module.trainer.state.fn == "fit"

@@ -61,7 +61,7 @@ def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
             f"a step (--trainer.accumulate_grad_batches {every})"
         )
         batches = trainer.limit_train_batches
-    between = trainer.val_check_interval
+    between = getattr(trainer, "val_check_interval", None)  # Lightning sets none if it is a time
     if isinstance(between, int) and between > batches and trainer.check_val_every_n_epoch and trainer.limit_val_batches:
         raise UserError(
             f"--trainer.val_check_interval {between} is more than the {batches:,} batches of an epoch; it counts the "
