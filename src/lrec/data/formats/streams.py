@@ -52,7 +52,8 @@ def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
     frame = None
     for piece in data:
         while piece:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            # Other readers allow long windows only on request; zstd --long=31 needs one of 2 GiB.
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             yield frame.decompress(piece)
             piece = b""
             if frame.eof:

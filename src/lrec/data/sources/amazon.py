@@ -33,7 +33,7 @@ _COLUMNS = {2014: _REVIEW, 2018: _REVIEW, 2023: Columns("user_id", "parent_asin"
 _FIELDS = ["overall", "unixReviewTime"]
 _HEADERS = {2014: ["reviewerID", "asin", *_FIELDS], 2018: ["asin", "reviewerID", *_FIELDS], 2023: None}
 _NAME = re.compile(
-    r"(?!meta_)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?"
+    r"(?!meta_|\.)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?"
     r"\.(?P<layout>csv|json|jsonl)(?:\.gz|\.xz|\.zst)?"
 )
 # Item ids have ten characters and begin with B or, for books, a digit; user ids begin with A.
