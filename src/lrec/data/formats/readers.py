@@ -19,7 +19,7 @@ import polars as pl
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.formats.streams import COMPRESSIONS, unpacked
 from lrec.data.formats.times import Kind, TimeUnits, not_a_time, parse_times
-from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, REST, SEPARATOR
+from lrec.data.store.encoding import FEATURE, REST, SEPARATOR
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
 
@@ -102,7 +102,7 @@ def to_interactions(
     units = TimeUnits()
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
-    exact = [column for key, column in wanted.items() if key != "time"]
+    exact = [column for key, column in wanted.items() if key not in ("time", "domain")]
     if min_rating is not None:
         assert columns.rating is not None
         wanted["rating"] = columns.rating
@@ -208,7 +208,7 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
             what = "is empty" if is_empty else f"{problem}: {' '.join(str(raw[row]).split())[:80]}"
             raise UserError(f"{table.name}, row {row + table.first_row}: {column} {what}")
     if table.domain is not None:
-        checked[FILE_DOMAIN] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
+        checked["domain"] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
     return checked, found
 
 

@@ -69,8 +69,7 @@ class Earlier:
             if (name in names) != has:
                 raise UserError(f"the new rows have {'no' if has else 'a'} {name}, unlike the rows of {store.path}")
         self._drops_duplicates |= REST in names
-        # The store does not keep the columns behind a hash that is not 0, and no domain of a single row.
-        if (REST in names and (frame[REST] != 0).any()) or "domain" in names:
+        if REST in names and (frame[REST] != 0).any():  # the store does not keep the columns behind the hash
             self._duplicates_known = False
 
     def followed_by(self, new: Ordered, users: Ranked, items: Ranked) -> Ordered:

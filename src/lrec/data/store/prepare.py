@@ -47,10 +47,10 @@ class RawInteractions:
 
     Attributes:
         frame: A frame, or consecutive frames, which are made in a thread. The columns are user and item (strings or
-            integers), time (integers; absent if the source has none), event (strings or integers, optional), domain or
-            FILE_DOMAIN (strings, optional) and REST (uint64, optional), all without nulls, and features (strings or
-            floats, null if missing), whose names begin with FEATURE. If there is REST, only the first of the rows that
-            are equal in all columns except FILE_DOMAIN is kept.
+            integers), time (integers; absent if the source has none), event (strings or integers, optional), domain
+            (strings, optional) and REST (uint64, optional), all without nulls, and features (strings or floats, null if
+            missing), whose names begin with FEATURE. If there is REST, only the first of the rows that are equal in all
+            columns except domain is kept.
         facts: JSON-able facts for meta.json, such as time_unit ("s", "ms" or "us") and floor. Or a function that
             returns them after the last frame.
     """
