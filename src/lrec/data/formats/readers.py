@@ -140,9 +140,7 @@ def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
         elif not table.keys_vary and set(frame.columns) != columns:
             raise UserError(f"{table.name} has other columns than {first}: {', '.join(frame.columns)}")
         for column, dtype in frame.schema.items():
-            kind = "number" if dtype.is_numeric() else str(dtype)
-            if table.text and dtype.is_integer():
-                kind = "String"
+            kind = "String" if table.text else "number" if dtype.is_numeric() else str(dtype)
             if dtype != pl.Null and types.setdefault(column, kind) != kind:
                 raise UserError(f"{table.name}: the files' columns have different types ({column} is {dtype})")
         yield table

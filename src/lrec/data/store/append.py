@@ -56,11 +56,6 @@ class Earlier:
         if table["domain"].null_count() == 0:
             self._domain_I = encoder.domains.encode(table["domain"])
 
-    @property
-    def n_rows(self) -> int:
-        """Number of rows in the store's source, including dropped duplicates."""
-        return int(self.store.statistics["interactions"] + self.store.statistics["duplicates_dropped"])
-
     def look_at(self, frame: pl.DataFrame) -> None:
         """Note what columns a frame of new rows has; raise UserError if they differ from the store's."""
         store, names = self.store, frame.columns

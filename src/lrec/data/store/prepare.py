@@ -175,7 +175,7 @@ def _write(
     if earlier is not None:
         refuse_other_unit(earlier.store, facts)
         parts = (earlier.followed_by(part, ids.users, ids.items) for part in parts)
-        n_rows += earlier.n_rows
+        n_rows += sum(earlier.store.statistics[each] for each in ("interactions", "duplicates_dropped"))
 
     kept_U, kept_I = np.ones(len(ids.users.ids), dtype=bool), np.ones(len(ids.items.ids), dtype=bool)
     if k > 1:
@@ -207,10 +207,9 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
     remembered = _remembered(Path(data_dir)) | hashed
     for file in files:
         path, stat = str(file.resolve()), file.stat()
-        size, mtime, digest = remembered.get(path, (0, 0, ""))
-        if not digest or (size, mtime) != (stat.st_size, stat.st_mtime_ns):
-            digest = file_hash(file)
-        hashed[path] = [stat.st_size, stat.st_mtime_ns, digest]
+        *before, digest = remembered.get(path, [""])
+        now = [stat.st_size, stat.st_mtime_ns]
+        hashed[path] = [*now, digest if before == now else file_hash(file)]
     return [hashed[str(file.resolve())][2] for file in files]
 
 

@@ -77,12 +77,9 @@ class StoreWriter:
         for name, length in self._lengths.items():
             with (self._folder / f"{name}.npy").open("r+b") as file:
                 file.write(_header(name, length))
-        item_ids, user_ids = (
-            ids.items.ids.filter(pl.Series(self._kept_I)),
-            ids.users.ids.filter(pl.Series(self._kept_U)),
-        )
+        item_ids = ids.items.ids.filter(pl.Series(self._kept_I))
         self._write_table("items", {"raw_id": item_ids, "count": counter.counts_I, "domain": domain})
-        self._write_table("users", {"raw_id": user_ids})
+        self._write_table("users", {"raw_id": ids.users.ids.filter(pl.Series(self._kept_U))})
         about = {"schema": SCHEMA, **meta, "statistics": statistics, "facts": facts}
         write_json(self._folder / "meta.json", {**about, "files": self._hashed()})
 
