@@ -249,8 +249,11 @@ def listed_as_text(raw: pl.Series, name: str) -> pl.Series:
     """The values as text; a list, also one in JSON text, becomes its values with | between them. `name` is the file."""
     if isinstance(raw.dtype, pl.List | pl.Array):
         refuse_types(pl.Series(raw.name, dtype=raw.dtype.inner), name)
-        texts = pl.element().map_batches(lambda values: ids_of(values).cast(pl.String), pl.String)
-        return raw.cast(pl.List(raw.dtype.inner)).list.eval(texts).list.join(SEPARATOR, ignore_nulls=True)
+        value, whole = pl.element(), pl.element().cast(pl.Int64, strict=False)
+        if raw.dtype.inner.is_float():  # as in `ids_of`
+            value = pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.fill_nan(None).cast(pl.String))
+        texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(value.cast(pl.String))
+        return texts.list.join(SEPARATOR, ignore_nulls=True)
     refuse_types(raw, name)
     texts = ids_of(raw).cast(pl.String)
     lists = texts.filter(texts.str.starts_with("[")).unique()
