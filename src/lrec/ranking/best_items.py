@@ -157,16 +157,12 @@ def decoded(keys_BK: Tensor) -> TopItems:
     return TopItems(items_BK.masked_fill(scores_BK == -math.inf, -1), scores_BK)
 
 
-def as_integers(scores: Tensor) -> Tensor:
-    """32-bit integers, as int64, in the order of the float32 scores; sorting them takes less time."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-    sign = bits >> 31  # -1 for negative scores, which the last line negates
-    return (((bits & _MAGNITUDE) ^ sign) - sign).long()
-
-
 def _keys(scores: Tensor, items: Tensor) -> Tensor:
-    """Keys: the score in the high bits, and the item index, subtracted, in the low bits."""
-    return as_integers(scores) * 2**_ITEM_BITS - items
+    """Keys: integers in the order of the float32 scores in the high bits, and the item index, subtracted, in the low
+    bits."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    sign = bits >> 31  # -1 for negative scores, which the next line negates
+    return (((bits & _MAGNITUDE) ^ sign) - sign).long() * 2**_ITEM_BITS - items
 
 
 def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
