@@ -131,6 +131,8 @@ def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]
         raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error
     if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
         raise UserError(f"model.item_vectors {path}: vectors of the shape {vectors_FW.shape}, not (items, width)")
+    if vectors_FW.dtype.kind not in "biuf":
+        raise UserError(f"model.item_vectors {path}: its values are {vectors_FW.dtype}, not real numbers")
     return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
 
 
@@ -164,8 +166,9 @@ def _read_npy(path: Path, _: int | None) -> tuple[pl.Series, np.ndarray]:
     beside = path.with_suffix(".txt")
     if not beside.is_file():
         raise UserError(f"model.item_vectors {path}: {beside}, with a raw id on each line, is missing")
-    ids = pl.Series(beside.read_text(encoding="utf-8").splitlines(), dtype=pl.String)
-    return ids, np.load(path, mmap_mode="r")
+    # Not splitlines, which also splits at characters that may be inside an id.
+    lines = beside.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    return pl.Series(lines, dtype=pl.String), np.load(path, mmap_mode="r")
 
 
 def _read_safetensors(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lrec.errors import UserError
 from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
 from lrec.model.config import BASE_WIDTH, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
@@ -44,7 +45,8 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
-        """Build and initialise the network; on the meta device nothing is drawn."""
+        """Build and initialise the network; on the meta device nothing is drawn. UserError for a parameter that processes
+        cannot share row by row."""
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass
@@ -55,8 +57,12 @@ class Transformer(nn.Module):
         self.dropout = DropoutLayer(config.dropout.embedding)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
-        if not next(self.parameters()).is_meta:
-            for name, parameter in self.named_parameters():
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 0:  # processes share parameters row by row
+                raise UserError(
+                    f"model.architecture: the parameter {name} has no dimension: give it one, as in torch.ones(1)"
+                )
+            if not parameter.is_meta:
                 self.draw_(parameter, name, parameter.shape, seed)
 
     @torch.no_grad()
