@@ -1,6 +1,5 @@
-"""The metrics of an evaluation, one class each, computed from the ranks, losses and lists that `scoring.score` gives.
-
-A metric of your own is also a class, named by `--model.metrics`; most inherit from `Mean`.
+"""The metrics of an evaluation, one class each, computed from the ranks, losses and lists that `scoring.score` gives. A
+metric of your own is also a class, named by `--model.metrics`; most inherit from `Mean`.
 
 Shape suffixes: B targets, V catalogue, K list length (of a list), K cut-offs (of values), P pairs of a target and an
 item of its set, U users.

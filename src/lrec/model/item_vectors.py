@@ -69,16 +69,16 @@ def scaled(
 
     def centred(places: np.ndarray) -> Tensor:
         scaled_NW = np.empty((len(places), len(centre_W)), dtype=np.float32)
-        for start in range(0, len(places), AT_ONCE):
-            scaled_NW[start : start + AT_ONCE] = (vectors_FW[places[start : start + AT_ONCE]] - centre_W) / length
+        for scaled_CW, places_C in zip(_parts(scaled_NW), _parts(places), strict=True):
+            scaled_CW[:] = (vectors_FW[places_C] - centre_W) / length
         return torch.from_numpy(scaled_NW)
 
     places_N = np.fromiter(place.values(), np.int64, len(place))
     return centred(places_V[rows]), NewItems(ids.gather(places_N), centred(places_N))
 
 
-def _parts(places: np.ndarray) -> list[np.ndarray]:
-    return [places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE)]
+def _parts(values: np.ndarray) -> list[np.ndarray]:
+    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]
 
 
 def initial_parameters(net: Transformer, vectors_HW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:

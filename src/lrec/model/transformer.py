@@ -8,6 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -38,15 +39,12 @@ Result = TypeVar("Result")
 
 
 class Transformer(nn.Module):
-    """The network: it reads items and returns the result of a head. The output table is the item embedding (tied, no
-    bias).
-
-    Only heads use the table for scores: losses, ranks and top-k lists are functions of (hidden_BLD, table_VD).
-    """
+    """The network: it reads items and returns the result of a head: losses, ranks and top-k lists are functions of
+    (hidden_BLD, table_VD), and only they use the table for scores. It is the item embedding (tied, no bias)."""
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
-        """Build and initialise the network; on the meta device nothing is drawn. UserError for a parameter that processes
-        cannot share row by row."""
+        """Build and initialise the network; on the meta device nothing is drawn. UserError for a parameter without a
+        dimension."""
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass
@@ -106,8 +104,7 @@ class Transformer(nn.Module):
 
     def sgd_lr_multiplier(self, name: str) -> float:
         """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW, SGD must make up for the size of
-        gradients: the gradients of blocks shrink by L0/L, as their branches do.
-        """
+        gradients: the gradients of blocks shrink by L0/L, as their branches do."""
         return 1 / self.config.branch_scale if name.startswith("blocks.") else 1.0
 
     def forward(
@@ -161,10 +158,10 @@ class Transformer(nn.Module):
     def _through_blocks(self, hidden_BLD: Tensor, context: Context, positions_M: Tensor | None) -> Tensor:
         """The hidden states after the last block, (B, L, D), or of the positions `positions_M` only, (M, D)."""
         alone_B = positions_M if positions_M is not None and len(positions_M) == len(hidden_BLD) else None
+        again = self.checkpoint_activations and self.training
         for block in self.blocks:
-            given = (hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
-            again = self.checkpoint_activations and self.training
-            hidden_BLD = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+            through = partial(checkpoint, block, use_reentrant=False) if again else block
+            hidden_BLD = through(hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
         if positions_M is None:
             return hidden_BLD
         return hidden_BLD.flatten(0, 1) if alone_B is not None else hidden_BLD.flatten(0, 1)[positions_M]
@@ -188,15 +185,16 @@ class Transformer(nn.Module):
         self, items_BL: Tensor, head: Callable[[Tensor, Any], Result], context: Context, **inputs: Tensor | None
     ) -> Result:
         """Put the items into the cache, and encode the whole histories again."""
-        (items_BC,), whole = context.with_cached(0, items_BL), {}
+        whole: dict[str, Any] = {}
         if (times_BT := inputs["times_BT"]) is not None:
             events_BC, requests_BC = context.with_cached(1, times_BT[:, :-1], times_BT[:, 1:])
             whole["times_BT"] = torch.cat([events_BC[:, :1], requests_BC], 1)
         if (events_BL := inputs["events_BL"]) is not None:
             (whole["events_BL"],) = context.with_cached(2, events_BL)
         rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
+        (items_BC,) = context.with_cached(0, items_BL)
         return self.forward(
-            items_BC, lambda hidden_BCD, table: head(hidden_BCD[rows_B1, context.positions_BL], table), **whole
+            items_BC, lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table), **whole
         )
 
 
