@@ -198,7 +198,7 @@ class NDCG(Mean):
 @cache
 def _ideal(device: torch.device) -> Tensor:
     """DCG of the best possible list of a set, by its number of true items (from 1)."""
-    gains_K = 1 / torch.log2(torch.arange(2, KS[-1] + 2).double())
+    gains_K = 1 / torch.log2(torch.arange(2, KS[-1] + 2, device="cpu").double())
     return gains_K.cumsum(0).to(device)  # on a CPU, because a GPU adds floats in any order
 
 
