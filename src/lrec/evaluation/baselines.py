@@ -97,8 +97,9 @@ class Baselines:
 
     def _common(self, values_V: np.ndarray) -> tuple[CommonOrder, Tensor]:
         """The order of the items by the logarithms of their values, and each item's cross-entropy."""
-        scores_V = torch.from_numpy(np.log(values_V)).float().to(self._device)
-        return CommonOrder(scores_V), float(np.log(values_V.sum())) - scores_V
+        # In float32, the logarithms of some values would be equal.
+        scores_V = torch.from_numpy(np.log(values_V)).to(self._device)
+        return CommonOrder(scores_V), float(np.log(values_V.sum())) - scores_V.float()
 
     @cached_property
     def _next_items(self) -> Followers:

@@ -76,11 +76,8 @@ class Evaluator:
             found = scores if scorer == "model" else baselines.score(scorer, batch)
             self._under_way[scorer].update(found, batch)
 
-        if cpu_threads.is_cpu(batch.targets_M.device):
-            cpu_threads.mapped(add_scores_of, list(self._under_way)[::-1])  # the last baseline takes longest
-        else:
-            for scorer in self._under_way:
-                add_scores_of(scorer)
+        for_each = cpu_threads.mapped if cpu_threads.is_cpu(batch.targets_M.device) else map
+        list(for_each(add_scores_of, [*self._under_way][::-1]))  # the last baseline takes longest
 
     def end(self, stage: str, whole: bool) -> dict[str, float]:
         """After the last batch: all figures of the stage by full name. If `whole`, the baselines' figures are kept."""

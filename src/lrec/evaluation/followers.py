@@ -37,18 +37,18 @@ class Followers:
         self._edges_VV, self._one, self._weights_back = edges_VV, one, np.array(weights_back)
         self._prior, self._device = prior, device
         self._prior_V = torch.from_numpy(prior * share_V).to(device)
-        self._popular = CommonOrder(torch.from_numpy(np.log(share_V)).float().to(device))
+        self._popular = CommonOrder(torch.from_numpy(share_V).to(device))
 
     def score(self, items_BL: Tensor, last_M: Tensor, targets_M: Tensor, seen: Pairs, k: int) -> Scores:
         """Score every catalogue item for every target; last_M is the flat index of the last item before each target."""
         rows_R, items_R, weights_R = self._reached(items_BL, last_M)
-        scores_R = (weights_R + self._prior_V[items_R]).log().float()
-        score_M = self._prior_V[targets_M.clamp(min=0)].log().float()
+        values_R = weights_R + self._prior_V[items_R]
+        value_M = self._prior_V[targets_M.clamp(min=0)]
         hit_R = items_R == targets_M[rows_R]
-        score_M[rows_R[hit_R]] = scores_R[hit_R]
-        total_M = torch.full(score_M.shape, self._prior, dtype=torch.float64, device=self._device)
-        loss_M = total_M.index_add_(0, rows_R, weights_R).log() - score_M
-        ranked = self._popular.ranked(targets_M, k, Leading(rows_R, items_R, scores_R), seen)
+        value_M[rows_R[hit_R]] = values_R[hit_R]
+        total_M = torch.full_like(value_M, self._prior).index_add_(0, rows_R, weights_R)
+        loss_M = total_M.log() - value_M.log().float()
+        ranked = self._popular.ranked(targets_M, k, Leading(rows_R, items_R, values_R), seen)
         return Scores(loss_M.masked_fill(targets_M < 0, torch.nan), *ranked)
 
     def _reached(self, items_BL: Tensor, last_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:

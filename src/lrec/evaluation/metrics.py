@@ -1,6 +1,5 @@
-"""The metrics of an evaluation, one class each, computed from the ranks, losses and lists that `scoring.score` gives.
-
-A metric of your own is also a class, named by `--model.metrics`; most inherit from `Mean`.
+"""The metrics of an evaluation, one class each, computed from the ranks, losses and lists that `scoring.score` gives. A
+metric of your own is also a class, named by `--model.metrics`; most inherit from `Mean`.
 
 Shape suffixes: B targets, V catalogue, K list length (of a list), K cut-offs (of values), P pairs of a target and an
 item of its set, U users.
@@ -9,6 +8,7 @@ item of its set, U users.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -190,10 +190,16 @@ class NDCG(Mean):
     def of_targets(self, found: Found, k: int) -> Tensor:
         if found.true_BK is not None:
             true_BK, places_K = found.true_at(k)
-            ideal_K = (1 / torch.log2(torch.arange(2, k + 2, device=true_BK.device).double())).cumsum(0)
-            return (true_BK / torch.log2(1 + places_K)).sum(1) / ideal_K[found.most_true(k) - 1]
+            return (true_BK / torch.log2(1 + places_K)).sum(1) / _ideal(true_BK.device)[found.most_true(k) - 1]
         rank_B = found.rank_B.double()
         return (rank_B <= k) / torch.log2(1 + rank_B)
+
+
+@cache
+def _ideal(device: torch.device) -> Tensor:
+    """DCG of the best possible list of a set, by its number of true items (from 1)."""
+    gains_K = 1 / torch.log2(torch.arange(2, KS[-1] + 2, device="cpu").double())
+    return gains_K.cumsum(0).to(device)  # on a CPU, because a GPU adds floats in any order
 
 
 class MRR(Mean):
@@ -295,7 +301,7 @@ class MAP(Mean):
 
     def of_targets(self, found: Found, k: int) -> Tensor:
         true_BK, places_K = found.true_at(k)
-        return (true_BK * true_BK.cumsum(1) / places_K).sum(1) / found.most_true(k)
+        return (true_BK * true_BK.long().cumsum(1) / places_K).sum(1) / found.most_true(k)
 
 
 METRICS: tuple[Metric, ...] = (

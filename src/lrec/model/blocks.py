@@ -270,14 +270,8 @@ class Block(nn.Module):
 
 
 def norm(config: TransformerConfig) -> nn.Module:
-    """The norm before a branch or at the end; UserError for a parameter that processes cannot share row by row."""
+    """The norm before a branch or at the end."""
     made: nn.Module = part_class(config.architecture, "norm")(config.width, NORM_EPS)
-    for name, parameter in made.named_parameters():
-        if parameter.ndim == 0:
-            raise UserError(
-                f"model.architecture.norm {config.architecture.norm}: the parameter {name} has no dimension: give it "
-                "one, as in torch.ones(1)"
-            )
     return made
 
 

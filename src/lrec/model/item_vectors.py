@@ -69,16 +69,16 @@ def scaled(
 
     def centred(places: np.ndarray) -> Tensor:
         scaled_NW = np.empty((len(places), len(centre_W)), dtype=np.float32)
-        for start in range(0, len(places), AT_ONCE):
-            scaled_NW[start : start + AT_ONCE] = (vectors_FW[places[start : start + AT_ONCE]] - centre_W) / length
+        for scaled_CW, places_C in zip(_parts(scaled_NW), _parts(places), strict=True):
+            scaled_CW[:] = (vectors_FW[places_C] - centre_W) / length
         return torch.from_numpy(scaled_NW)
 
     places_N = np.fromiter(place.values(), np.int64, len(place))
     return centred(places_V[rows]), NewItems(ids.gather(places_N), centred(places_N))
 
 
-def _parts(places: np.ndarray) -> list[np.ndarray]:
-    return [places[start : start + AT_ONCE] for start in range(0, len(places), AT_ONCE)]
+def _parts(values: np.ndarray) -> list[np.ndarray]:
+    return [values[start : start + AT_ONCE] for start in range(0, len(values), AT_ONCE)]
 
 
 def initial_parameters(net: Transformer, vectors_HW: Tensor, use: Use, seed: int) -> dict[str, Tensor]:
@@ -131,6 +131,8 @@ def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]
         raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error
     if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
         raise UserError(f"model.item_vectors {path}: vectors of the shape {vectors_FW.shape}, not (items, width)")
+    if vectors_FW.dtype.kind not in "biuf":
+        raise UserError(f"model.item_vectors {path}: its values are {vectors_FW.dtype}, not real numbers")
     return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
 
 
@@ -164,8 +166,9 @@ def _read_npy(path: Path, _: int | None) -> tuple[pl.Series, np.ndarray]:
     beside = path.with_suffix(".txt")
     if not beside.is_file():
         raise UserError(f"model.item_vectors {path}: {beside}, with a raw id on each line, is missing")
-    ids = pl.Series(beside.read_text(encoding="utf-8").splitlines(), dtype=pl.String)
-    return ids, np.load(path, mmap_mode="r")
+    # Not splitlines, which also splits at characters that may be inside an id.
+    lines = beside.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    return pl.Series(lines, dtype=pl.String), np.load(path, mmap_mode="r")
 
 
 def _read_safetensors(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray]:

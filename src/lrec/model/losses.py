@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -288,12 +289,19 @@ def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
     if power == 0:
         drawn_N = torch.randint(n_items, (n,), device=counts_V.device)
         return drawn_N, counts_V.new_full((n,), -math.log(n_items), dtype=torch.float32)
-    mass_V = counts_V.double() ** power
+    upto_V, log_q_V = _masses(counts_V, power)
     # Not multinomial: it refuses more than 2^24 items.
-    upto_V = mass_V.cumsum(0)
     places_N = torch.rand(n, dtype=torch.float64, device=counts_V.device) * upto_V[-1]
     drawn_N = torch.searchsorted(upto_V, places_N, right=True).clamp(max=n_items - 1)
-    return drawn_N, (mass_V[drawn_N] / upto_V[-1]).log().float()
+    return drawn_N, log_q_V[drawn_N]
+
+
+@lru_cache(maxsize=1)
+def _masses(counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    """For each item, the sum of count ** power up to it, and the log of its probability; the same in all steps."""
+    mass_V = counts_V.cpu().double() ** power
+    upto_V = mass_V.cumsum(0)  # on a CPU, because a GPU adds floats in any order
+    return upto_V.to(counts_V.device), (mass_V / upto_V[-1]).log().float().to(counts_V.device)
 
 
 def _target_scores(hidden_MD: Tensor, shard: Shard, targets_M: Tensor) -> Tensor:

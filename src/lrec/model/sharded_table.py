@@ -12,6 +12,7 @@ process, G = R P those of all processes, N items that all processes ask for, R p
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -27,19 +28,18 @@ if TYPE_CHECKING:
 PATIENCE_MINUTES = 10.0
 
 
+@dataclass(eq=False)
 class Shard:
     """The rows of the item table that this process holds, and the exchange with the processes that hold the others.
 
     Every process must call the same methods in the same order.
     """
 
-    def __init__(
-        self, rows_HD: Tensor, start: int, n_items: int, processes: int, gradient: "Gradient | None" = None
-    ) -> None:
-        """Take the rows, the index of the first in the catalogue, the number of rows of the whole table, the number of
-        processes that share it, and the `Gradient` to which a backward pass adds; None: autograd adds it up."""
-        self.rows_HD, self.start, self.n_items, self.processes = rows_HD, start, n_items, processes
-        self.gradient = gradient
+    rows_HD: Tensor
+    start: int  # index of the first of these rows in the catalogue
+    n_items: int  # rows of the whole table
+    processes: int  # that share the table
+    gradient: "Gradient | None" = None  # to which a backward pass adds; None: autograd adds it up
 
     @cached_property
     def rank(self) -> int:
@@ -114,13 +114,13 @@ class Shard:
 Table = Tensor | Shard
 
 
+@dataclass
 class Gradient:
     """The gradient of the rows held here, which one backward pass adds up: a dense part, and some rows with their
     places; a row is zero if its place is outside the rows held here. Tensors that are added may be changed in place."""
 
-    def __init__(self) -> None:
-        self.dense_HD: Tensor | None = None
-        self.touched: list[tuple[Tensor, Tensor]] = []
+    dense_HD: Tensor | None = None
+    touched: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def add_dense(self, grad_HD: Tensor) -> None:
         self.dense_HD = grad_HD if self.dense_HD is None else self.dense_HD.add_(grad_HD)

@@ -8,12 +8,14 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lrec.errors import UserError
 from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
 from lrec.model.config import BASE_WIDTH, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
@@ -37,14 +39,12 @@ Result = TypeVar("Result")
 
 
 class Transformer(nn.Module):
-    """The network: it reads items and returns the result of a head. The output table is the item embedding (tied, no
-    bias).
-
-    Only heads use the table for scores: losses, ranks and top-k lists are functions of (hidden_BLD, table_VD).
-    """
+    """The network: it reads items and returns the result of a head: losses, ranks and top-k lists are functions of
+    (hidden_BLD, table_VD), and only they use the table for scores. It is the item embedding (tied, no bias)."""
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
-        """Build and initialise the network; on the meta device nothing is drawn."""
+        """Build and initialise the network; on the meta device nothing is drawn. UserError for a parameter without a
+        dimension."""
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass
@@ -55,8 +55,12 @@ class Transformer(nn.Module):
         self.dropout = DropoutLayer(config.dropout.embedding)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
-        if not next(self.parameters()).is_meta:
-            for name, parameter in self.named_parameters():
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 0:  # processes share parameters row by row
+                raise UserError(
+                    f"model.architecture: the parameter {name} has no dimension: give it one, as in torch.ones(1)"
+                )
+            if not parameter.is_meta:
                 self.draw_(parameter, name, parameter.shape, seed)
 
     @torch.no_grad()
@@ -100,8 +104,7 @@ class Transformer(nn.Module):
 
     def sgd_lr_multiplier(self, name: str) -> float:
         """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW, SGD must make up for the size of
-        gradients: the gradients of blocks shrink by L0/L, as their branches do.
-        """
+        gradients: the gradients of blocks shrink by L0/L, as their branches do."""
         return 1 / self.config.branch_scale if name.startswith("blocks.") else 1.0
 
     def forward(
@@ -133,9 +136,9 @@ class Transformer(nn.Module):
         assert cache is None or (blank_BL is None and positions_M is None)
         assert (times_BT is not None) == self.reads_times, "times are missing, or given to a network without times"
         assert (events_BL is not None) == self.reads_events, "types are missing, or given to a network without types"
-        if cache is not None and not all(attention.caches for attention in self.attentions):
-            return self._decode_again(items_BL, head, cache, times_BT, events_BL)
         context = CAUSAL if cache is None else cache.next(items_BL.shape[1])
+        if cache is not None and not all(attention.caches for attention in self.attentions):
+            return self._decode_again(items_BL, head, context, times_BT=times_BT, events_BL=events_BL)
         if blank_BL is not None:
             context = _around(blank_BL)
         hidden_BLD, table = self.items.fetch(items_BL)
@@ -154,18 +157,14 @@ class Transformer(nn.Module):
 
     def _through_blocks(self, hidden_BLD: Tensor, context: Context, positions_M: Tensor | None) -> Tensor:
         """The hidden states after the last block, (B, L, D), or of the positions `positions_M` only, (M, D)."""
-        *lower, last = self.blocks
-        for block in lower:
-            hidden_BLD = self._after(block, hidden_BLD, context)
-        if positions_M is not None and len(positions_M) == len(hidden_BLD):
-            hidden_B1D: Tensor = self._after(last, hidden_BLD, context, positions_M)
-            return hidden_B1D.squeeze(1)
-        hidden_BLD = self._after(last, hidden_BLD, context)
-        return hidden_BLD if positions_M is None else hidden_BLD.flatten(0, 1)[positions_M]
-
-    def _after(self, block: nn.Module, *given: Any) -> Any:
+        alone_B = positions_M if positions_M is not None and len(positions_M) == len(hidden_BLD) else None
         again = self.checkpoint_activations and self.training
-        return checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+        for block in self.blocks:
+            through = partial(checkpoint, block, use_reentrant=False) if again else block
+            hidden_BLD = through(hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
+        if positions_M is None:
+            return hidden_BLD
+        return hidden_BLD.flatten(0, 1) if alone_B is not None else hidden_BLD.flatten(0, 1)[positions_M]
 
     @property
     def reads_times(self) -> bool:
@@ -183,27 +182,20 @@ class Transformer(nn.Module):
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
     def _decode_again(
-        self,
-        items_BL: Tensor,
-        head: Callable[[Tensor, Any], Result],
-        cache: KeyValueCache,
-        times_BT: Tensor | None,
-        events_BL: Tensor | None,
+        self, items_BL: Tensor, head: Callable[[Tensor, Any], Result], context: Context, **inputs: Tensor | None
     ) -> Result:
         """Put the items into the cache, and encode the whole histories again."""
-        context = cache.next(items_BL.shape[1])
-        (items_BC,) = context.with_cached(0, items_BL)
-        if times_BT is not None:
+        whole: dict[str, Any] = {}
+        if (times_BT := inputs["times_BT"]) is not None:
             events_BC, requests_BC = context.with_cached(1, times_BT[:, :-1], times_BT[:, 1:])
-            times_BT = torch.cat([events_BC[:, :1], requests_BC], 1)
-        if events_BL is not None:
-            (events_BL,) = context.with_cached(2, events_BL)
+            whole["times_BT"] = torch.cat([events_BC[:, :1], requests_BC], 1)
+        if (events_BL := inputs["events_BL"]) is not None:
+            (whole["events_BL"],) = context.with_cached(2, events_BL)
         rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
-
-        def of_new(hidden_BCD: Tensor, table_VD: Any) -> Result:
-            return head(hidden_BCD[rows_B1, context.positions_BL], table_VD)
-
-        return self.forward(items_BC, of_new, times_BT=times_BT, events_BL=events_BL)
+        (items_BC,) = context.with_cached(0, items_BL)
+        return self.forward(
+            items_BC, lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table), **whole
+        )
 
 
 def _generator(key: str) -> torch.Generator:

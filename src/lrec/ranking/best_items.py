@@ -1,6 +1,5 @@
-"""Pairs of a row and an item, and the best pairs of each row, found while their scores come piece by piece.
-
-The best are kept as integer keys: a larger key means a higher score or, if scores are equal, a smaller item index.
+"""The best items of each row, found while their scores come piece by piece. They are kept as integer keys: a larger key
+means a higher score or, if scores are equal, a smaller item index.
 
 Shape suffixes: B rows, C items of a piece, K list length, W keys kept of a row, S pairs of a row and an item, N some of
 the pairs; G groups of M items each, L of these groups.
@@ -47,10 +46,8 @@ class TopItems(NamedTuple):
 
 
 class Best:
-    """The k best pairs so far of each row. A score of -inf is not listed.
-
-    All sizes follow from the sizes of the pieces, so that the host never waits for a device.
-    """
+    """The k best pairs so far of each row; a score of -inf is not listed. All sizes follow from the sizes of the
+    pieces, so that the host never waits for a device."""
 
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self.k = k
@@ -105,10 +102,8 @@ class Best:
 
 
 class BestAboveThreshold:
-    """`Best` for a CPU: a threshold leaves out nearly all scores before any are sorted.
-
-    It uses NumPy, which finds and sorts few scores among many in a fraction of torch's time.
-    """
+    """`Best` for a CPU: a threshold leaves out nearly all scores before any are sorted. NumPy finds and sorts few
+    scores among many in a fraction of torch's time."""
 
     def __init__(self, n_rows: int, k: int) -> None:
         self.k = k
@@ -157,16 +152,12 @@ def decoded(keys_BK: Tensor) -> TopItems:
     return TopItems(items_BK.masked_fill(scores_BK == -math.inf, -1), scores_BK)
 
 
-def as_integers(scores: Tensor) -> Tensor:
-    """32-bit integers, as int64, in the order of the float32 scores; sorting them takes less time."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-    sign = bits >> 31  # -1 for negative scores, which the last line negates
-    return (((bits & _MAGNITUDE) ^ sign) - sign).long()
-
-
 def _keys(scores: Tensor, items: Tensor) -> Tensor:
-    """Keys: the score in the high bits, and the item index, subtracted, in the low bits."""
-    return as_integers(scores) * 2**_ITEM_BITS - items
+    """Keys: integers in the order of the float32 scores in the high bits, and the item index, subtracted, in the low
+    bits."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    sign = bits >> 31  # -1 for negative scores, which the next line negates
+    return (((bits & _MAGNITUDE) ^ sign) - sign).long() * 2**_ITEM_BITS - items
 
 
 def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:

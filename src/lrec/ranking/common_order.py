@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lrec.ranking.best_items import Pairs, as_integers, has_target, places_in_rows
+from lrec.ranking.best_items import Pairs, has_target, places_in_rows
 
 
 class Leading(NamedTuple):
     """Items that rows list before all others, in the order of these scores. Rows ascend, and so do the items in a row.
 
-    All other items of a row rank below its leading items, however low the scores here are.
+    All other items of a row rank below its leading items.
     """
 
     rows_R: Tensor
     items_R: Tensor
-    scores_R: Tensor  # float32
+    scores_R: Tensor  # float64, 0 or more
 
 
 def newest_first(rows_N: Tensor, items_N: Tensor, n_items: int) -> Leading:
@@ -27,7 +27,7 @@ def newest_first(rows_N: Tensor, items_N: Tensor, n_items: int) -> Leading:
     number_B = torch.bincount(rows_N)
     place_N = torch.arange(len(rows_N), device=rows_N.device) - (number_B.cumsum(0) - number_B)[rows_N]
     last_R = torch.zeros_like(keys_R).scatter_reduce(0, which_N, place_N, "amax")
-    return Leading(keys_R // n_items, keys_R % n_items, last_R.float())
+    return Leading(keys_R // n_items, keys_R % n_items, last_R.double())
 
 
 class Ranked(NamedTuple):
@@ -63,18 +63,16 @@ class CommonOrder:
         """Rank each row's target, an item or -1 for one outside the catalogue, and list the row's best k items."""
         nothing = torch.zeros(0, dtype=torch.int64, device=self._rank_V.device)
         seen = seen or Pairs(nothing, nothing)
-        ranks = self._ranks(targets_B, leading or Leading(nothing, nothing, nothing.float()), seen)
+        ranks = self._ranks(targets_B, leading or Leading(nothing, nothing, nothing.double()), seen)
         if leading is not None:
             return Ranked(*ranks, *self._lists_with(leading, len(targets_B), k, seen))
         none = Pairs(nothing, nothing)
         return Ranked(*ranks, *(self._list(len(targets_B), k, none, moved) for moved in (none, seen)))
 
     def _ranks(self, targets_B: Tensor, leading: Leading, seen: Pairs) -> tuple[Tensor, Tensor]:
-        rows_R, items_R, scores_R = leading
+        rows_R, items_R, value_R = leading
         n_rows, n_items = len(targets_B), len(self._rank_V)
-        # Scores in the common order become -1 or less, and scores of leading items 0 or more.
-        value_V, value_R = -self._rank_V, scores_R.double()
-        value_R -= F.pad(value_R, (0, 1)).min()
+        value_V = -self._rank_V  # -1 or less, below all leading items
         target_B1 = F.pad(value_V[targets_B.clamp(min=0)], (0, 1))
         target_B1[torch.where(items_R == targets_B[rows_R], rows_R, n_rows)] = value_R
         target_B = target_B1[:-1]
@@ -99,7 +97,10 @@ class CommonOrder:
     def _lists_with(self, leading: Leading, n_rows: int, k: int, seen: Pairs) -> tuple[Tensor, Tensor]:
         """The best k items of each row: among all items, and among those that the row has not seen."""
         rows_R, items_R, scores_R = leading
-        items_R = items_R[(rows_R * 2**33 - as_integers(scores_R)).argsort(stable=True)]
+        # One sort by row and score, in the bits that the rows leave: two sorts would take twice the time.
+        bits = 62 - n_rows.bit_length()
+        whole_R = (scores_R * (2**bits / F.pad(scores_R, (0, 1), value=1.0).max())).long()
+        items_R = items_R[(rows_R * 2**bits - whole_R).argsort(stable=True)]
         place_R = places_in_rows(rows_R, n_rows)[1]
         enough_B = torch.bincount(seen.rows_S, minlength=n_rows) + k  # the items that the row has seen are left out
         first, enough = (Pairs(rows_R[some_R], items_R[some_R]) for some_R in (place_R < k, place_R < enough_B[rows_R]))

@@ -106,7 +106,7 @@ class _Found(NamedTuple):
 def _list_block(block: "_Block") -> tuple[Tensor]:
     best = block.best()
     for piece in block.pieces():
-        block.seen.leave_out(piece)
+        block.leave_out_seen(piece)
         best.add(piece.scores_BC, piece.start)
     return (best.keys(),)
 
@@ -128,16 +128,16 @@ def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, nea
         column_B1 = targets_B1 - piece.start
         inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
         found_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), found_B1)
-        seen.leave_out(piece)
+        block.leave_out_seen(piece)
         best.add(scores_BC, piece.start)
     # The sum of `_above` over all items except the target.
     of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.holds(targets_B)
     above_B = (sign_B + block.n_items) / 2 - of_target_B
     seen_above_B = torch.zeros_like(above_B)
-    of_seen_S = _above(seen.scores_S, low_B[seen.rows_S], high_B[seen.rows_S])
+    of_seen_S = _above(block.seen_scores_S, low_B[seen.rows_S], high_B[seen.rows_S])
     seen_above_B.index_add_(0, seen.rows_S, of_seen_S.double())
     unseen_keys_BK = best.keys()
-    best.add_pairs(seen.rows_S, seen.items_S, seen.scores_S)
+    best.add_pairs(*seen, block.seen_scores_S)
     return _Found(torch.stack(log_sums).logsumexp(0), above_B, seen_above_B, best.keys(), unseen_keys_BK)
 
 
@@ -226,13 +226,16 @@ class _Block:
     def __init__(self, search: _Search, start: int) -> None:
         self._search, self._table_HD = search, search.shard.rows_HD
         self.rows, self.n_items = slice(start, start + search.n_block), len(self._table_HD)
-        row_S, items_S = search.seen.rows_S - start, search.seen.items_S
-        own_S = (row_S >= 0) & (row_S < search.n_block)
+        rows_S, items_S = search.seen.rows_S - start, search.seen.items_S
+        own_S = (rows_S >= 0) & (rows_S < search.n_block)
         if search.on_cpu:
             order_S = items_S[own_S].argsort()
-            self.seen = _Seen(row_S[own_S][order_S], items_S[own_S][order_S], by_item=True)
+            rows_S, items_S = rows_S[own_S][order_S], items_S[own_S][order_S]
         else:  # only the device knows how many pairs belong here: all others get an item that no piece has
-            self.seen = _Seen(row_S.masked_fill(~own_S, 0), items_S.masked_fill(~own_S, search.shard.n_items))
+            rows_S, items_S = rows_S.masked_fill(~own_S, 0), items_S.masked_fill(~own_S, search.shard.n_items)
+        self.seen = Pairs(rows_S, items_S)
+        # The score of each seen pair after its piece; -inf if its item is in none.
+        self.seen_scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
     def holds(self, items: Tensor) -> Tensor:
         """Which of these items are in this process's part of the table."""
@@ -254,23 +257,14 @@ class _Block:
             scores_BC = torch.mm(hidden_BD, table_CD.T, out=scores_F[:-1].view(shape))
             yield _Piece(self._search.shard.start + start, scores_BC, work_F[:-1].view(shape), scores_F)
 
-
-class _Seen:
-    """Items that the rows of a block have seen, each pair once. If the pairs are in the order of items (`by_item`), a
-    piece only looks at its own. `scores_S` has the score of each pair after its piece; -inf if its item is in none."""
-
-    def __init__(self, rows_S: Tensor, items_S: Tensor, by_item: bool = False) -> None:
-        self.rows_S, self.items_S, self._by_item = rows_S, items_S, by_item
-        self.scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
-
-    def leave_out(self, piece: _Piece) -> None:
-        """Keep the scores of the pairs that lie in the piece, and put -inf in their places."""
+    def leave_out_seen(self, piece: _Piece) -> None:
+        """Keep the scores of the seen pairs that lie in the piece, and put -inf in their places."""
         n_items, some = piece.scores_BC.shape[1], slice(None)
-        if self._by_item:
+        if self._search.on_cpu:  # there, the pairs are in the order of items
             bounds = torch.tensor([piece.start, piece.start + n_items])
-            some = slice(*torch.searchsorted(self.items_S, bounds).tolist())
-        column_S = self.items_S[some] - piece.start
+            some = slice(*torch.searchsorted(self.seen.items_S, bounds).tolist())
+        column_S = self.seen.items_S[some] - piece.start
         outside_S = (column_S < 0) | (column_S >= n_items)
-        place_S = (self.rows_S[some] * n_items + column_S).masked_fill(outside_S, len(piece.scores_F) - 1)
-        self.scores_S[some] = torch.where(outside_S, self.scores_S[some], piece.scores_F[place_S])
+        place_S = (self.seen.rows_S[some] * n_items + column_S).masked_fill(outside_S, len(piece.scores_F) - 1)
+        self.seen_scores_S[some] = torch.where(outside_S, self.seen_scores_S[some], piece.scores_F[place_S])
         piece.scores_F.index_fill_(0, place_S, -math.inf)

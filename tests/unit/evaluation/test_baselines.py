@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lrec
+from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation import baselines
@@ -114,9 +116,9 @@ def test_a_common_order_equals_a_sort_of_each_row(
 ) -> None:
     # Only items that would be listed in any case lead.
     own = [[item for item in items if scores[item] > -math.inf] for _, items, _ in rows]
-    places = {(row, item): float(-place) for row, items in enumerate(own) for place, item in enumerate(items)}
+    places = {(row, item): float(ITEMS - place) for row, items in enumerate(own) for place, item in enumerate(items)}
     rows_R, items_R = torch.tensor(sorted(places), dtype=torch.int64).reshape(-1, 2).T.contiguous()
-    leading = Leading(rows_R, items_R, torch.tensor([places[key] for key in sorted(places)]))
+    leading = Leading(rows_R, items_R, torch.tensor([places[key] for key in sorted(places)]).double())
     seen = Pairs(torch.tensor([r for r, (_, _, items) in enumerate(rows) for _ in items], dtype=torch.int64),
                  torch.tensor([item for _, _, items in rows for item in items], dtype=torch.int64))  # fmt: skip
     targets_B = torch.tensor([target for target, _, _ in rows])
@@ -149,6 +151,20 @@ def test_the_newest_item_comes_first_and_once() -> None:
     assert leading.rows_R.tolist() == [0, 0, 0, 2, 2]
     assert leading.items_R.tolist() == [1, 2, 3, 0, 1]
     assert leading.scores_R.tolist() == [1, 3, 2, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["recent-popularity", "markov"])
+def test_of_equal_counts_the_more_popular_item_is_first(name: str) -> None:
+    """Also if their scores are equal in float32. After item 0, items 1 and 2 came 500 times each."""
+    items_N = np.tile([0, 1, 0, 2], 500)
+    store = SimpleNamespace(items_N=items_N, times_N=np.zeros(2000), offsets_U1=np.array([0, 2000]))
+    cut = {"train_U": np.array([2000]), "catalogue_index_I": np.arange(3), "counts_V": np.array([9, 70_000, 70_001])}
+    nothing, zeros_M = torch.zeros(0, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    batch = EvalBatch(zeros_M[:, None], torch.arange(3), torch.arange(3), zeros_M, zeros_M, nothing, nothing)
+    found = Baselines(SimpleNamespace(store=store, **cut), torch.device("cpu")).score(name, batch)  # type: ignore[arg-type]
+    order = {"recent-popularity": [0, 2, 1], "markov": [2, 1, 0]}[name]
+    assert found.rank_B[order].tolist() == [1, 2, 3]
+    assert found.top_BK.tolist() == [order] * 3
 
 
 def test_recent_popularity_counts_a_duration(data: SequenceDataModule) -> None:

@@ -56,6 +56,14 @@ class DyT(torch.nn.Module):
         return self.gain * torch.tanh(self.alpha * x) + self.bias
 
 
+class Gated(Squared):
+    """Its gate has no dimension."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.gate = torch.nn.Parameter(torch.tensor(0.5))
+
+
 class Scalar(DyT):
     """Its alpha has no dimension."""
 
@@ -179,8 +187,17 @@ def test_a_norm_begins_with_the_values_of_its_class_wherever_it_is_made() -> Non
             assert (norm.alpha == 0.5).all()
             assert (norm.gain == 1).all()
             assert (norm.bias == 0).all()
-    with pytest.raises(UserError, match=r"norm .*\.Scalar: the parameter alpha has no dimension: give it one"):
-        Transformer(TransformerConfig(50, 9, 2, 16, 2, architecture=Architecture(norm=f"{HERE}.Scalar")))
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [({"norm": f"{HERE}.Scalar"}, "attention_norm.alpha"), ({"mlp": f"{HERE}.Gated"}, "mlp.gate")],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_parameter_without_a_dimension_is_refused(choice: dict[str, str], name: str, device: str) -> None:
+    config = TransformerConfig(50, 9, 2, 16, 2, architecture=Architecture(**choice))
+    with torch.device(device), pytest.raises(UserError, match=rf"parameter blocks\.0\.{name} has no dimension"):
+        Transformer(config)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,12 @@ def test_each_format_gives_the_same(tmp_path: Path, write: Callable[[Path], Path
     assert read_width(path) == 3
 
 
+def test_ids_beside_an_array_may_have_any_character_but_a_line_feed(tmp_path: Path) -> None:
+    path = npy(tmp_path)
+    (tmp_path / "v.txt").write_bytes("\ufeffb\r\n7\r\nä\u2028b\r\nc\x85\x0cd\r\n".encode())  # as Windows writes it
+    assert read_item_vectors(path)[0].to_list() == ["b", "7", "ä\u2028b", "c\x85\x0cd"]
+
+
 def test_vectors_are_centred_and_scaled_on_the_catalogue(tmp_path: Path) -> None:
     """Vectors of new items with the same mean and scale."""
     found_VW, new = vectors_of(parquet(tmp_path), pl.Series(["a", "b", "7"]))
@@ -104,6 +110,10 @@ def test_what_is_wrong_with_other_formats_is_said(tmp_path: Path) -> None:
     np.save(path, np.zeros(3))
     with pytest.raises(UserError, match=r"vectors of the shape \(3,\)"):
         read_width(path)
+    for values, kind in ((np.array([["x"], ["y"]]), "<U1"), (np.full((3, 2), 1j), "complex128")):
+        np.save(path, values)
+        with pytest.raises(UserError, match=f"its values are {kind}, not real numbers"):
+            read_item_vectors(path)
     save_file({"vectors": VECTORS_FW}, tmp_path / "v.safetensors")
     with pytest.raises(UserError, match="it needs a tensor vectors, and item_ids in the metadata"):
         read_item_vectors(tmp_path / "v.safetensors")

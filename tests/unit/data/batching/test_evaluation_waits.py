@@ -1,17 +1,20 @@
-"""An evaluation batch on the meta device, which has shapes but no numbers, so that no number can be read."""
+"""Batches on the meta device, which has shapes but no numbers, so that no number can be read."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from host_waits import HostWaits
 from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask
 from lrec.data.splits.rules import UserSplit
 from lrec.evaluation.baselines import Baselines
 from lrec.evaluation.evaluation import Evaluation
+from lrec.model import losses
 from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
 from lrec.ranking.scoring import Scores, score
@@ -51,3 +54,28 @@ def test_a_batch_is_evaluated_without_asking_the_device(  # type: ignore[no-unty
     assert scores.rank_B.device == META
     assert waits.operators > 100
     assert not waits.seen
+
+
+class Deterministic(TorchFunctionMode):
+    """Refuses what `torch.use_deterministic_algorithms` refuses on a GPU, here the meta device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.cpu:
+            return torch.ones_like(args[0], device="cpu")
+        assert func is not Tensor.cumsum or args[0].device != META or not args[0].is_floating_point()
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_device_adds_up_floats_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    one_M, pairs_P = torch.ones(3, device=META), torch.zeros(4, dtype=torch.int64, device=META)
+    targets_M, counts_V = pairs_P[:3], torch.ones(9, dtype=torch.int64, device=META)
+    batch = EvalBatch(
+        pairs_P, pairs_P, targets_M, one_M, pairs_P, pairs_P, pairs_P, None, None, pairs_P, pairs_P, targets_M
+    )
+    scores = Scores(one_M, one_M, one_M, torch.zeros(3, 9, dtype=torch.int64, device=META), targets_M[:, None])
+    with Deterministic():
+        losses.SampledSoftmax(5, power=0.5)(
+            torch.ones(3, 2, device=META), counts_V[:, None].float().expand(9, 2), targets_M, counts_V
+        )
+        Evaluation(counts_V, sets=True).update(scores, batch)
