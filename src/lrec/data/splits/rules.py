@@ -199,12 +199,12 @@ class Split:
 
     @cached_property
     def val_targets(self) -> Targets:
-        """Every validation target of `val_users`, user after user; of a set, its first item."""
+        """Every validation target of `val_users`, user after user; of a set, the position where it begins."""
         return self._targets(self.val_users, self.val_U, self.val_targets_U, self.sets_2[0])
 
     @cached_property
     def test_targets(self) -> Targets:
-        """Every test target of `test_users`, user after user; of a set, its first item."""
+        """Every test target of `test_users`, user after user; of a set, the position where it begins."""
         return self._targets(self.test_users, self.test_U, self.test_targets_U, self.sets_2[1])
 
     @cached_property
@@ -214,12 +214,12 @@ class Split:
         return self._targets(np.flatnonzero(self.held_out_U), lengths_U - 1, np.ones_like(lengths_U), False)
 
     def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray, are_sets: bool) -> Targets:
-        found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
-        may_T = self.may_be_targets(self.rows_of(found))
+        users_T, positions_T = np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users])
+        may_T = self.may_be_targets(self.store.offsets_U1[users_T] + positions_T)
         if are_sets:
-            users = np.unique(found.users_T[may_T])
+            users = np.unique(users_T[may_T])
             return Targets(users, first_U[users])
-        return Targets(found.users_T[may_T], found.positions_T[may_T])
+        return Targets(users_T[may_T], positions_T[may_T])
 
     def may_be_targets(self, rows_N: np.ndarray) -> np.ndarray:
         """Which of these interactions, rows of the store, may be targets, bool (N,)."""
@@ -237,8 +237,12 @@ class Split:
         return None if self.store.events_N is None else self.store.events_N[rows_N].astype(np.int64)
 
     def rows_of(self, targets: Targets) -> np.ndarray:
-        """The store row of each target."""
-        return self.store.offsets_U1[targets.users_T] + targets.positions_T
+        """The store row of each target; of a set, that of its first item that may be a target."""
+        rows_T = self.store.offsets_U1[targets.users_T] + targets.positions_T
+        if self.target_N is None or not self.sets_2.any():
+            return rows_T
+        may_be = np.flatnonzero(self.target_N)
+        return may_be[np.searchsorted(may_be[:-1], rows_T)]
 
     def training_rows(self) -> Iterator[np.ndarray]:
         """The rows of the unreduced training part, block by block."""
