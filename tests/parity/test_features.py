@@ -266,6 +266,17 @@ def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
     assert vectors_FW[ids.to_list().index("new")].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("in_log", [False, True])
+def test_a_feature_may_have_the_name_id(in_log: bool, tmp_path: Path) -> None:
+    brands = {f"i{n}": {"id": "xy"[n % 2]} for n in range(ITEMS)}
+    rows = [row | brands[row["item"]] if in_log else row for row in raw_rows()]
+    path = None if in_log else write(tmp_path / "brands.csv", with_ids("item", brands))
+    data = module(tmp_path, rows, event_features=None, item_features=Features(["id"], path=path))
+    ids, vectors_FW = data.learned.item_vectors or (pl.Series(), np.zeros(0))
+    assert sorted(ids) == sorted(data.item_table()["raw_id"])
+    assert vectors_FW[:, 1].tolist() == [int(name[1:]) % 2 for name in ids]
+
+
 def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
     """An item and a user have the first value of their training part."""
     rows = [

@@ -130,7 +130,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         for name, users in (("validation_users", validation_users), ("test_users", test_users)):
             if isinstance(users, int):
                 check_range(name, users, at_least=1)
-        if isinstance(recent_popularity, float):
+        if not isinstance(recent_popularity, str):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
         elif seconds_in(recent_popularity) is None:
             raise UserError(f"data.recent_popularity {recent_popularity} is neither a duration such as 7d nor a share")
@@ -341,6 +341,8 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def _evaluation(self, stage: str, name: str, asked: int | str) -> EvalLoader:
         targets, sample = self.evaluated(stage)
+        if len(targets.users_T) == 0:
+            raise UserError(f"no user has a {name} target: choose another split or more data")
         if sample is not None:
             said = f"{sample[0]:,} of {sample[1]:,} users"
             if stage == "val" and not self.cuts.is_known(targets).any():

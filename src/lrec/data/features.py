@@ -23,6 +23,7 @@ from lrec.data.store.store import Store
 from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
 
+ID = ""  # a column of ids; no feature has this name
 MOST_WIDTH = 4096
 MOST_NUMBERS = 2**20  # numbers of the training part, whose quantiles bound the buckets
 
@@ -62,32 +63,32 @@ class Features:
         return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
-        """Read the file: `id` and the columns, text or numbers, null if a value is missing; UserError if the file
+        """Read the file: `ID` and the columns, text or numbers, null if a value is missing; UserError if the file
         cannot be used."""
         assert self.path is not None
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
         found, file = [], str(self.path)
-        wanted: dict[str, tuple[str | None, str]] = {"": (self.id_column, f"({option}.id_column)")}
+        wanted: dict[str, tuple[str | None, str]] = {ID: (self.id_column, f"({option}.id_column)")}
         wanted |= {name: (name, f"({option})") for name in self.kinds}
         for raw, row in read_columns(self.path, file_format, wanted):
-            refuse_types(raw[""], file)
-            read = {"id": ids_of(raw[""]).cast(pl.String)}
+            refuse_types(raw[ID], file)
+            read = {ID: ids_of(raw[ID]).cast(pl.String)}
             for name, kind in self.kinds.items():
                 is_number = kind == "numbers"
                 read[name] = numbers_of(raw[name], file, row) if is_number else listed_as_text(raw[name], file)
             found.append(pl.DataFrame(read))
-        frame = pl.concat(found, how="vertical_relaxed").drop_nulls("id")
-        if (twice := frame["id"].is_duplicated()).any():
-            raise UserError(f"{option}.path {self.path}: {frame['id'][int(twice.arg_max() or 0)]} is in it twice")
+        frame = pl.concat(found, how="vertical_relaxed").drop_nulls(ID)
+        if (twice := frame[ID].is_duplicated()).any():
+            raise UserError(f"{option}.path {self.path}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame
 
     def by_id(self, split: Split, of: str, raw_ids: pl.Series) -> pl.DataFrame:
-        """`id` and the columns of users or items: first those of `raw_ids`, then others that a file has."""
+        """`ID` and the columns of users or items: first those of `raw_ids`, then others that a file has."""
         if self.path is not None:
             frame = self.read(f"data.{of}_features")
-            if not frame["id"].is_in(raw_ids.implode()).any():
+            if not frame[ID].is_in(raw_ids.implode()).any():
                 raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
             return _completed(frame, raw_ids)
         store, first_K = split.store, np.full(len(raw_ids), -1)
@@ -101,7 +102,7 @@ class Features:
             first_K[keys_N[new_N][::-1]] = rows_N[new_N][::-1]
         there = pl.when(pl.Series(first_K >= 0))
         found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
-        return pl.DataFrame({"id": raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
+        return pl.DataFrame({ID: raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
 
     def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
         """The vocabularies of the columns, from their values in training."""
@@ -183,7 +184,7 @@ class Chosen(NamedTuple):
         return Learned(
             [*events, *users, *items],
             EventCodes(store, events, users, of_users.head(store.n_users)) if events or users else None,
-            (of_items["id"], item_vectors(items, of_items)) if items else None,
+            (of_items[ID], item_vectors(items, of_items)) if items else None,
             [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self],
         )
 
@@ -201,11 +202,11 @@ def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) ->
     features of a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
     frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids)
-    return frame["id"], item_vectors(vocabularies, frame)
+    return frame[ID], item_vectors(vocabularies, frame)
 
 
 def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.DataFrame:
-    """Read from another file `id`, its first column, and the columns that a trained network reads."""
+    """Read from another file `ID`, its first column, and the columns that a trained network reads."""
     if not vocabularies:
         raise UserError(f"{option} {path}: the network was trained without such features")
     columns: dict[str, Any] = defaultdict(list)
@@ -227,5 +228,5 @@ def _trained_values(split: Split, column: str) -> pl.Series:
 
 def _completed(frame: pl.DataFrame, raw_ids: pl.Series) -> pl.DataFrame:
     """A row for each of `raw_ids` (nulls if the frame has no such id), then the other rows of the frame."""
-    mine = pl.DataFrame({"id": raw_ids}).join(frame, on="id", how="left", maintain_order="left")
-    return pl.concat([mine, frame.filter(~pl.col("id").is_in(raw_ids.implode()))], how="vertical_relaxed")
+    mine = pl.DataFrame({ID: raw_ids}).join(frame, on=ID, how="left", maintain_order="left")
+    return pl.concat([mine, frame.filter(~pl.col(ID).is_in(raw_ids.implode()))], how="vertical_relaxed")

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import temporary
+from lrec.data.features import ID
 from lrec.data.formats.parsing import Table
 from lrec.data.formats.readers import Columns, Format, format_of, ids_of, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
@@ -41,10 +42,10 @@ class Histories(NamedTuple):
             yield Histories(self.users[start : start + size], lengths_B, rows)
 
     def of_users(self, frame: pl.DataFrame) -> "Histories":
-        """The same histories with the features of `frame`, which has a row for each user `id`."""
-        ids = pl.DataFrame({"id": ids_of(self.users).cast(pl.String)})
-        mine = ids.join(frame, on="id", how="left", maintain_order="left")
-        of_rows = mine.drop("id")[np.repeat(np.arange(len(mine)), self.lengths_B)]
+        """The same histories with the features of `frame`, which has a row for each user `ID`."""
+        ids = pl.DataFrame({ID: ids_of(self.users).cast(pl.String)})
+        mine = ids.join(frame, on=ID, how="left", maintain_order="left")
+        of_rows = mine.drop(ID)[np.repeat(np.arange(len(mine)), self.lengths_B)]
         return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
 
 
@@ -132,21 +133,25 @@ def _column(values: Any) -> pl.Series:
 
 def _lists(histories: Any) -> pl.Series:
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
-        return histories.cast(pl.List(pl.String))
+        return histories.cast(pl.List(getattr(histories.dtype, "inner", pl.String)))
     try:
         rows = list(histories)
         if any(isinstance(row, str) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-        return pl.Series([[str(item) for item in row] for row in rows], dtype=pl.List(pl.String))
+        return pl.Series([[_id(item) for item in row] for row in rows], dtype=pl.List(pl.String))
     except TypeError:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
+
+
+def _id(item: Any) -> str:
+    return str(int(item) if isinstance(item, float) and item.is_integer() else item)
 
 
 def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> Histories:
     """Histories from a column items of lists and, if present, user, times and events (lists), and features."""
     items = _lists(columns["items"])
     lengths = items.list.len().fill_null(0)
-    rows = {"item": items.filter(lengths > 0).explode().cast(pl.String)}
+    rows = {"item": ids_of(items.filter(lengths > 0).explode()).cast(pl.String)}
 
     def laid(name: str) -> pl.Series:
         """The entries of a column of lists, one list after the other, as many as there are items."""

@@ -18,6 +18,8 @@ TEXT = {
 def imported(path: str, option: str) -> Any:
     """The object with the path `path`, such as my_parts.Mine, given for `option`; UserError if there is none."""
     module, _, attribute = path.rpartition(".")
+    if not module or module.startswith("."):
+        raise UserError(f"{option} {path} is no path such as my_parts.Mine")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
