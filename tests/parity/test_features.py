@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrec.data.features import Features
 from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.vocabulary import Vocabulary
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled
@@ -256,6 +257,16 @@ def test_users_that_only_the_file_has_change_nothing(data: InteractionsDataModul
     path = write(tmp_path / "more.csv", with_ids("user", strangers | USER_ROWS))
     other = module(tmp_path, raw_rows(), user_features=Features(["sex"], ["age"], path=path, buckets=BUCKETS))
     assert other.learned.vocabularies == data.learned.vocabularies
+
+
+def test_too_many_values_of_items_are_refused_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Vocabulary, "vectors", None)
+    rows = [{"user": f"u{n % 30}", "item": f"i{n % 5000}", "timestamp": n, "kind": "buy"} for n in range(15_000)]
+    path = write(tmp_path / "titles.csv", with_ids("item", {f"i{n}": {"title": f"t{n}"} for n in range(5000)}))
+    with pytest.raises(UserError, match=r"item_features: 5,000 values; at most 4,096 are read"):
+        module(tmp_path, rows, event_features=None, user_features=None, item_features=Features(["title"], path=path))
 
 
 def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:

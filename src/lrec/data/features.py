@@ -191,10 +191,10 @@ class Chosen(NamedTuple):
 
 def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndarray:
     """A vector for each row of a frame of items, float32 (N, W)."""
-    parts = [each.vectors(frame[each.column]) for each in vocabularies]
-    if (width := sum(part.shape[1] for part in parts)) > MOST_WIDTH:
+    width = sum(1 + each.missing if each.kind == "numbers" else each.size for each in vocabularies)
+    if width > MOST_WIDTH:
         raise UserError(f"data.item_features: {width:,} values; at most {MOST_WIDTH:,} are read: group them")
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    return np.concatenate([each.vectors(frame[each.column]) for each in vocabularies], axis=1).astype(np.float32)
 
 
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
