@@ -7,7 +7,6 @@ Shape suffixes: N interactions, U users, K users, items or distinct values, S va
 F values that the entries of all columns may have, W width of an item's vector.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,17 +119,17 @@ class EventCodes:
             codes = codes_of(users, of_users.to_dict(), store.n_users)
             self._codes_UF = one_table(codes, [each.size for each in users])
         # For text, the store has places in the list of the column's distinct values.
-        texts = [each for each in events if each.kind != "numbers"]
-        self._of_text = {each.column: each.codes(store.feature_texts(each.column)) for each in texts}
+        self._of_text = {e.column: e.codes(store.feature_texts(e.column)) for e in events if e.kind != "numbers"}
 
     def __call__(self, rows_N: np.ndarray) -> np.ndarray:
         """The rows of the table that these interactions have, (N, F)."""
-        store, codes, sizes = self._store, [], [each.size for each in self._events]
+        store, codes, sizes = self._store, [], []
+        if store.events_N is not None:
+            codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None]], [len(store.event_types)]
         for each in self._events:
             stored_N, of_text_KS = store.features[each.column][rows_N], self._of_text.get(each.column)
             codes.append(each.buckets(stored_N) if of_text_KS is None else of_text_KS[stored_N])
-        if store.events_N is not None:
-            codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None], *codes], [len(store.event_types), *sizes]
+            sizes.append(each.size)
         if self._codes_UF is not None:
             codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])
             sizes.append(0)  # never used, because no column follows
@@ -157,12 +156,11 @@ class Chosen(NamedTuple):
         """The columns that are read from the log, and whether they are numbers."""
         if self.event is not None and self.event.path is not None:
             raise UserError("data.event_features.path: features of events are columns of the log")
-        chosen = [each.kinds for each in self if each is not None and each.path is None]
-        found = {column: kind == "numbers" for kinds in chosen for column, kind in kinds.items()}
-        if any(found[column] != (kind == "numbers") for kinds in chosen for column, kind in kinds.items()):
+        chosen = [kind for each in self if each is not None and each.path is None for kind in each.kinds.items()]
+        found = {column: kind == "numbers" for column, kind in chosen}
+        if any(found[column] != (kind == "numbers") for column, kind in chosen):
             raise UserError("data: event_features, user_features, item_features must agree whether a column is numbers")
-        names = [name for each in (self.event, self.user) if each is not None for name in each.kinds]
-        if len(set(names)) < len(names):
+        if self.event is not None and self.user is not None and self.event.kinds.keys() & self.user.kinds.keys():
             raise UserError("data: event_features and user_features have a column of the same name")
         return found
 
@@ -174,16 +172,14 @@ class Chosen(NamedTuple):
         if self.event is not None:
             events = self.event.learned("event", {name: _trained_values(split, name) for name in self.event.kinds})
         if self.user is not None:
-            of_users = self.user.by_id(split, "user", store.raw_user_ids)
-            users = self.user.learned(
-                "user", of_users.head(store.n_users).filter(pl.Series(split.train_U > 0)).to_dict()
-            )
+            of_users = self.user.by_id(split, "user", store.raw_user_ids).head(store.n_users)
+            users = self.user.learned("user", of_users.filter(pl.Series(split.train_U > 0)).to_dict())
         if self.item is not None:
             of_items = self.item.by_id(split, "item", raw_items)
             items = self.item.learned("item", of_items.head(len(raw_items)).to_dict())
         return Learned(
             [*events, *users, *items],
-            EventCodes(store, events, users, of_users.head(store.n_users)) if events or users else None,
+            EventCodes(store, events, users, of_users) if events or users else None,
             (of_items[ID], item_vectors(items, of_items)) if items else None,
             [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self],
         )
@@ -209,21 +205,17 @@ def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.Da
     """Read from another file `ID`, its first column, and the columns that a trained network reads."""
     if not vocabularies:
         raise UserError(f"{option} {path}: the network was trained without such features")
-    columns: dict[str, Any] = defaultdict(list)
-    for each in vocabularies:
-        columns[each.kind].append(each.column)
+    columns: Any = {kind: [each.column for each in vocabularies if each.kind == kind] for kind in get_args(Kind)}
     return Features(path=path, **columns).read(option)
 
 
 def _trained_values(split: Split, column: str) -> pl.Series:
     """A column's values in the training part: each distinct text, or evenly spaced numbers."""
-    store, step = split.store, -(-max(int(split.train_U.sum()), 1) // MOST_NUMBERS)
-    stored_N, found = store.features[column], []
-    is_text = stored_N.dtype.kind == "i"
-    for rows_N in split.training_rows():
-        found.append(np.unique(stored_N[rows_N]) if is_text else stored_N[rows_N[::step]])
-    values = np.concatenate(found)
-    return store.feature_texts(column).gather(np.unique(values)) if is_text else pl.Series(values)
+    stored_N, step = split.store.features[column], -(-int(split.train_U.sum()) // MOST_NUMBERS)
+    if stored_N.dtype.kind == "f":
+        return pl.Series(np.concatenate([stored_N[rows_N[::step]] for rows_N in split.training_rows()]))
+    texts = np.concatenate([np.unique(stored_N[rows_N]) for rows_N in split.training_rows()])
+    return split.store.feature_texts(column).gather(np.unique(texts))
 
 
 def _completed(frame: pl.DataFrame, raw_ids: pl.Series) -> pl.DataFrame:

@@ -75,10 +75,9 @@ def histories_of(
     if not {"user", "item"}.issubset(names):
         there = ", ".join(names)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    wanted = {"user", *of_rows, *features}.intersection(names)
     mine = [name for name in features if name in names]
-    columns = {name: _column(table[name]) for name in wanted}
-    users = pl.DataFrame(columns | {"item": ids_of(columns["item"])}).group_by("user", maintain_order=True)
+    columns = {name: _column(table[name]) for name in {"user", *of_rows, *mine}.intersection(names)}
+    users = pl.DataFrame(columns).group_by("user", maintain_order=True)
     return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
 
 
@@ -117,9 +116,9 @@ def histories_in(
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
             yield Histories(runs["value"], runs["len"].to_numpy().astype(np.int64), table.frame.select("item"))
     elif "items" in found and (_is_list(first.frame["items"]) or _is_json_list(first.frame["items"])):
-        wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
-        whole = (_of_table(table, reading.columns.user, wanted, features) for table in tables)
-        yield from (block for histories in whole for block in histories.blocks())
+        wanted = ["times"] * with_times + ["events"] * with_events
+        for table in tables:
+            yield from _of_table(table, reading.columns.user, wanted, features).blocks()
     else:
         yield from _in_order(path, tables, reading)
 
@@ -134,17 +133,17 @@ def _column(values: Any) -> pl.Series:
 def _lists(histories: Any) -> pl.Series:
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(getattr(histories.dtype, "inner", pl.String)))
+
+    def id_of(item: Any) -> str:
+        return str(int(item) if isinstance(item, float) and item.is_integer() else item)
+
     try:
         rows = list(histories)
         if any(isinstance(row, str) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-        return pl.Series([[_id(item) for item in row] for row in rows], dtype=pl.List(pl.String))
+        return pl.Series([[id_of(item) for item in row] for row in rows], dtype=pl.List(pl.String))
     except TypeError:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
-
-
-def _id(item: Any) -> str:
-    return str(int(item) if isinstance(item, float) and item.is_integer() else item)
 
 
 def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> Histories:
@@ -185,9 +184,7 @@ def _is_json_list(values: pl.Series) -> bool:
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
     columns = {"user": table.column(user_column, "(option user_column)")}
-    for name in ("items", *beside, *features):
-        if name not in table.frame.columns:
-            continue
+    for name in ({"items", *beside, *features}).intersection(table.frame.columns):
         columns[name] = table.frame[name]
         if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
             try:

@@ -10,17 +10,8 @@ _OWN = ("lrec.", "torch.nn.", "torch.optim.")
 # a dot counts as a class path, except the values of these options of lrec's own classes.
 TEXT = {
     *("path", "store", "data_dir", "domains", "only_domain", "validate_from", "test_from", "test_until", "size"),
-    *(
-        "warm_start",
-        "item_vectors",
-        "user_column",
-        "item_column",
-        "time_column",
-        "domain_column",
-        "rating_column",
-        "event_column",
-    ),
-    *("target_events", "categories", "numbers", "lists", "id_column"),
+    *("item_vectors", "user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column"),
+    *("target_events", "categories", "numbers", "lists", "id_column", "warm_start"),
 }
 
 
