@@ -184,7 +184,7 @@ def _is_json_list(values: pl.Series) -> bool:
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
     columns = {"user": table.column(user_column, "(option user_column)")}
-    for name in ({"items", *beside, *features}).intersection(table.frame.columns):
+    for name in {"items", *beside, *features}.intersection(table.frame.columns):
         columns[name] = table.frame[name]
         if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
             try:

@@ -302,9 +302,9 @@ class Split:
 
     def of_users(self, chosen_U: np.ndarray) -> "Split":
         """The same split, with only the targets and trajectories of the chosen users. The training part stays."""
-        positions = {name: np.where(chosen_U, getattr(self, name), -1) for name in ("val_U", "test_U", "trajectory_U")}
-        numbers = {name: getattr(self, name) * chosen_U for name in ("val_targets_U", "test_targets_U", "held_out_U")}
-        return replace(self, **positions, **numbers)
+        positions, numbers = ("val_U", "test_U", "trajectory_U"), ("val_targets_U", "test_targets_U", "held_out_U")
+        changed: dict[str, Any] = {name: np.where(chosen_U, getattr(self, name), -1) for name in positions}
+        return replace(self, **changed, **{name: getattr(self, name) * chosen_U for name in numbers})
 
     def check(self) -> None:
         """Raise AssertionError unless training < validation < test < trajectory holds within every user."""
