@@ -38,8 +38,9 @@ def affordable_users(plan: BatchPlan, data: LightningDataModule) -> int:
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
-    batches, interval = plan.n_steps * trainer.accumulate_grad_batches, trainer.val_check_interval
-    if isinstance(interval, float):  # as it also is between evaluations by time
+    batches = plan.n_steps * trainer.accumulate_grad_batches
+    interval = getattr(trainer, "val_check_interval", 1.0)  # Lightning sets none for a time: an epoch is assumed
+    if isinstance(interval, float):
         interval = interval * limited(batches, trainer.limit_train_batches) * (trainer.check_val_every_n_epoch or 1)
     positions = plan.part.n_positions * interval / batches
     return max(int(SHARE * positions * len(np.unique(users_T)) / cost), LEAST_USERS)
