@@ -14,6 +14,7 @@ ended                   how the last attempt ended: finished or interrupted; abs
 
 import json
 import math
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
@@ -156,7 +157,7 @@ class Run:
     folder: Path
 
     def __post_init__(self) -> None:
-        self.name = self.folder.name
+        self.name = Path(os.path.abspath(self.folder)).name  # of "." too
         self.config_file = self.folder / CONFIG
         self.points_file = self.folder / POINTS
         self.target_losses_file = self.folder / "target_losses.parquet"

@@ -83,6 +83,64 @@ def test_an_interrupted_run_goes_on_beside_a_callback_that_keeps_its_own(
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
+def steps_of(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "points.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    monkeypatch.chdir(tmp_path)
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    options += ["--trainer.val_check_interval=1", "--trainer.max_epochs=1"]
+    with pytest.raises(SystemExit) as stop:
+        lrec("fit", *options, "--trainer.callbacks+=stops.Stops")
+    assert stop.value.code == 75
+    assert steps_of(tmp_path / "run") == [1, 2]
+    lrec("fit", *options, "--ckpt_path=last")
+    assert steps_of(tmp_path / "run") == list(range(1, 9))
+
+
+def test_a_run_whose_steps_ended_within_an_epoch_goes_on_as_if_it_had_not(
+    run: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    options = ["fit", *OPTIONS, f"--data.data_dir={run.parent}"]
+    options += ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0"]
+    lrec(*options, f"--trainer.default_root_dir={tmp_path / 'straight'}")
+    short = [*options, f"--trainer.default_root_dir={tmp_path / 'short'}"]
+    lrec(*short, "--trainer.max_steps=3")
+    lrec(*short, "--trainer.max_steps=11", "--ckpt_path=last")
+    assert torch.load(tmp_path / "short" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 11
+    lrec(*short, "--ckpt_path=last")
+    losses = [
+        [json.loads(line)["val_loss"] for line in (tmp_path / name / "points.jsonl").read_text().splitlines()]
+        for name in ("straight", "short")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_checkpoint_without_an_optimizer_cannot_be_resumed(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    lrec("fit", *options, "--checkpoint.save_weights_only=true", "--checkpoint.save_last=link")
+    assert "last.ckpt has no optimizer" in refused("fit", *options, "--trainer.max_epochs=3", "--ckpt_path=last")
+
+
+def test_an_optimizer_of_torch_goes_on_with_the_options_it_had(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    options += ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"]
+    assert "model.optimizer: Nesterov momentum requires" in refused("fit", *options, "--model.optimizer.nesterov=true")
+    lrec("fit", *options, "--model.optimizer.momentum=0.9", "--trainer.max_epochs=1")
+    options += ["--ckpt_path=last"]
+    assert "--model.optimizer.momentum 0.9, not 0.5" in refused("fit", *options, "--model.optimizer.momentum=0.5")
+    lrec("fit", *options, "--model.optimizer.momentum=0.9")
+    assert steps_of(tmp_path / "run") == [8, 16]
+
+
 def test_last_begins_a_run_where_there_is_none(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     lrec("fit", *options, "--ckpt_path=last")

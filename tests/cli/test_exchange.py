@@ -170,12 +170,22 @@ def test_a_rate_follows_the_ladder(study: Path, lrec: Callable[..., str]) -> Non
         (["--steps={a: {data.split.trajectory: 3}}"], "step a: other test targets or items"),
         (["--steps={a: {data.test_users: 50}}"], "step a: other test targets or items"),
         (["--steps={a: {trainer.max_epochs: 2}}", "--combine=[a+b]"], "'b' is none of the steps: a"),
+        (["--steps={a b: {trainer.max_epochs: 2}, a-b: {trainer.max_epochs: 3}}"], "differ only in signs"),
         (["--steps={a: {data.seed: 2}, b: {data.seed: 3}}", "--combine=[a+b]"], "two of them change the same option"),
     ],
 )
 def test_what_is_refused(study: Path, options: list[str], said: str, refused: Callable[..., str]) -> None:
     assert said in refused("scaling", "exchange", f"--study={study}", *options)
     assert not study.with_name("known-exchange").exists()
+
+
+def test_a_step_that_diverged_is_named(study: Path, refused: Callable[..., str]) -> None:
+    finish_steps(study)
+    again = run_of_study(study.with_name("known-exchange"), "1x16-again-seed101")
+    again.write_points([Point(run=again.name, status="diverged")])
+    again.target_losses_file.unlink()
+    refusal = refused("scaling", "exchange", f"--study={study}", "--size=1x16", "--steps={bigger: {model.size: 1x24}}")
+    assert "step again diverged" in refusal
 
 
 def test_a_study_whose_first_variant_starts_from_another_is_refused(study: Path, refused: Callable[..., str]) -> None:

@@ -31,6 +31,18 @@ REFUSED = {
     f"--seed_everything={2**40}": "--seed_everything must be at least 0 and at most 4294967295",
     "--trainer.check_val_every_n_epoch=0": "--trainer.check_val_every_n_epoch must be at least 1, got 0",
     "--trainer.accumulate_grad_batches=0": "--trainer.accumulate_grad_batches must be at least 1, got 0",
+    "--trainer.gradient_clip_val=-1": "--trainer.gradient_clip_val must be at least 0, got -1",
+    "--trainer.val_check_interval=0": "--trainer.val_check_interval must be above 0, got 0",
+    "--trainer.val_check_interval=00:00:01:00": "--trainer.val_check_interval 00:00:01:00: give a number of batches",
+    "--trainer.strategy=ddp_wrong": "--trainer: You selected an invalid strategy name",
+    "--trainer.accelerator=abacus": "--trainer: You selected an invalid accelerator name",
+    "--trainer.devices=many": "--trainer: `devices` selected with `CPUAccelerator` should be an int > 0",
+    "--trainer.num_nodes=0": "--trainer: `num_nodes` must be a positive integer",
+    "--checkpoint.every_n_train_steps=3": "--last.every_n_steps keeps a recent one",
+    "--checkpoint.train_time_interval=00:00:01:00": "--last.every_n_steps keeps a recent one",
+    "--model.top_k=0": "top_k must be at least 1, got 0",
+    "--model.optimizer.weight_decay=-1": "optimizer.weight_decay must be at least 0, got -1",
+    "--model.optimizer.betas=[0.9, 1]": "optimizer.betas must be at least 0 and below 1, got 1",
     "--data.seed=-1": "seed must be at least 0",
     "--trainer.logger=WandbLogger": "needs a package that is not installed",
     "--trainer.logger=CometLogger": "needs a package that is not installed",
@@ -85,7 +97,8 @@ def options(**trainer: object) -> Namespace:
     usual = {"strategy": "auto", "precision": None, "barebones": False, "callbacks": None}
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
     usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
-    usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
+    usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "val_check_interval": None}
+    usual |= {"gradient_clip_val": None}
     usual |= {"overfit_batches": 0.0, "reload_dataloaders_every_n_epochs": 0}
     return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
 

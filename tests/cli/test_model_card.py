@@ -62,6 +62,18 @@ def test_a_card_tells_what_its_study_forecast(run: Path, tmp_path: Path, lrec: C
     card = card_of(study / "runs" / run.name, tmp_path, lrec)
     assert "a test loss of 3.0000 (90 %: 0.5000 to 9.0000)" in card
     assert f"it has {point['test_loss']:.4f}, inside the interval. The forecast holds." in card
+    late = {"ladders": [ladder], "trained_before": [run.name]}  # written again, for a study that has grown
+    (study / "prediction.json").write_text(json.dumps(late))
+    card = card_of(study / "runs" / run.name, tmp_path, lrec)
+    assert "run of the study shoes. The forecast holds." in card
+
+
+def test_an_export_that_is_refused_writes_no_card(
+    run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrec.serving.onnx.LARGEST", 0)
+    assert "holds less than 2" in refused("export", "--ckpt_path", run, "--out", tmp_path / "model.onnx", "--card")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_card_is_refused_without_the_test_that_it_tells(

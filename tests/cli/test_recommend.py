@@ -14,6 +14,8 @@ import torch
 import lrec as package
 from lrec.data.histories import histories_of
 from lrec.errors import UserError
+from lrec.model.config import TransformerConfig
+from lrec.model.transformer import Transformer
 from lrec.serving.recommender import Model
 
 
@@ -306,6 +308,12 @@ def test_allowed_and_excluded_items_of_any_kind(kind: Callable[[list[str]], obje
     assert model.recommend(history, k=1, exclude=kind([first]))["items"].to_list() == [[second]]
     assert model.recommend(history, k=2, allowed=kind([second]))["items"].to_list() == [[second]]
     assert model.similar_items(kind([first]), k=1)["item"].to_list() == [first]
+
+
+def test_ids_of_a_column_that_a_missing_value_made_floats() -> None:
+    model = Model(Transformer(TransformerConfig(4, 3, 1, 8, 1)).eval(), pl.Series(["1", "2", "3", "4"]), {})
+    found = model.recommend([[4]], k=4, exclude=pd.Series([1, None, 3]))
+    assert found["items"].to_list() == [["2"]]
 
 
 def test_a_single_id_is_no_list_of_items(model: Model) -> None:

@@ -145,6 +145,26 @@ def test_each_command_of_a_process_chooses_its_own_folder(
         assert "LREC_RUN" not in os.environ
 
 
+def test_the_home_folder_may_be_a_tilde(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", f"--config={run / 'config.yaml'}", "--trainer.default_root_dir=~/mine", "--trainer.max_epochs=1"]
+    lrec(*fit)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert "holds a run already" in refused(*fit)
+
+
+def test_evaluations_further_apart_than_an_epoch_are_refused(
+    run: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    fit = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    error = refused(*fit, "--trainer.val_check_interval=9")
+    assert "--trainer.val_check_interval 9 is more than the 8 batches of an epoch" in error
+    assert not (tmp_path / "run").exists()
+
+
 HOLD = """
 import sys
 from pathlib import Path

@@ -57,6 +57,36 @@ def test_warm_up_and_decay_end_with_the_time(epochs: str, tmp_path: Path, lrec: 
     assert all(a >= b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
 
 
+OWN = """
+from dataclasses import dataclass
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from lrec import OptimizerConfig
+
+@dataclass(frozen=True)
+class Cosine(OptimizerConfig):
+    def build(self, net, total_steps):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        return optimizer, CosineAnnealingLR(optimizer, total_steps)
+"""
+
+
+def test_a_schedule_whose_rate_depends_on_the_one_before_ends_with_the_time(
+    tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    quick = [option for option in QUICK if "optimizer" not in option]
+    fit = ["fit", *quick, f"--data.data_dir={tmp_path}", "--trainer.default_root_dir=run"]
+    fit += ["--model.optimizer=own.Cosine", "--trainer.max_time={seconds: 1}"]
+    assert "the schedule must be a LambdaLR, not CosineAnnealingLR" in refused(*fit, "--trainer.max_epochs=-1")
+    lrec(*fit, "--trainer.max_epochs=200")
+    rates = rates_of(tmp_path / "run")
+    assert rates == sorted(rates, reverse=True)
+    assert rates[len(rates) // 2] == pytest.approx(0.5, abs=0.1)
+    assert 0 <= rates[-1] < 0.1
+
+
 def test_a_switch_comes_in_time(tmp_path: Path, lrec: Callable[..., str]) -> None:
     lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path / 'run'}",
          "--trainer.max_epochs=100000", "--trainer.max_time={seconds: 1}",

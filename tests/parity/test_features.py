@@ -345,3 +345,14 @@ def test_options_that_name_nothing_are_refused() -> None:
     for names in ({}, {"categories": ["a"], "lists": ["a"]}):
         with pytest.raises(UserError, match="name at least one column, and each once"):
             Features(**names)
+
+
+def test_values_are_read_as_training_read_them() -> None:
+    """Numbers of any type, missing values and lists in tables in memory."""
+    stars = Vocabulary.learned("stars", "event", "categories", pl.Series(["5", "4", ""]), 16)
+    for values in ([5.0, None, 4.0], [5.0, float("nan"), 4.0], [5, None, 4], ["5", "", "4"]):
+        assert stars.codes(pl.Series(values)).tolist() == [[1], [2], [0]]
+    tags = Vocabulary.learned("tags", "item", "lists", pl.Series(["a|2", "2"]), 16)
+    for lists in (pl.Series([["2", "a"], []]), pl.Series(["2|a", ""])):
+        assert tags.codes(lists).tolist() == [[0, 1], [-1, -1]]
+        assert tags.vectors(lists).tolist() == [[1, 1], [0, 0]]

@@ -63,6 +63,11 @@ def test_a_line_has_the_fields_in_order_and_those_of_studies_if_known(tmp_path: 
     assert measured == names[:-3]
 
 
+def test_a_run_in_the_current_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Run(Path()).name == Run(tmp_path / "other" / "..").name == tmp_path.name
+
+
 def test_missing_fields_of_a_point_have_their_defaults(tmp_path: Path) -> None:
     line = {"schema": 1, "run": "a", "N_body": 768, "val_loss": 5.0, "best": True, "status": "finished"}
     (tmp_path / "points.jsonl").write_text(json.dumps(line) + "\n")

@@ -45,20 +45,16 @@ def backtest(options: Backtest) -> None:
         record.check_data(runs)
         Work(study, memory_gib).train(record, runs, "network")
         served = [_served(record, run, windows) for run in runs]
-        beside = {}
-        for run in runs:
-            origin = origin_of(run.variant)
-            if origin not in beside:
-                beside[origin] = baselines(record.trained(run), {origin: windows[origin]})
+        first = {origin_of(run.variant): record.trained(run) for run in reversed(runs)}
+        beside = {origin: baselines(first[origin], {origin: windows[origin]}) for origin in sorted(first)}
         print("writing the report", flush=True)
         report = write_report(store, windows, Findings(options, served), beside)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
 
 
 def _served(record: Record, run: PlannedRun, windows: Windows) -> Served:
-    update, origin = run.variant.rpartition("-")[0], origin_of(run.variant)
     print(f"testing {run.name}", flush=True)
-    trained = record.trained(run)
+    update, origin, trained = run.variant.rpartition("-")[0], origin_of(run.variant), record.trained(run)
     assert trained.result is not None
     last = max(windows) if update == "full" else origin  # only networks trained anew are tested as they age
     table = figures_of(measured(trained, {number: windows[number] for number in range(origin, last + 1)}))

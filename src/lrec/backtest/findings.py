@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from statistics import mean
 from typing import Any
 
@@ -29,10 +30,6 @@ class Served:
     seed: int
     point: Point
     table: pl.DataFrame
-
-    @property
-    def network(self) -> str:
-        return f"{self.update}-{self.origin}"
 
 
 @dataclass(frozen=True)
@@ -62,13 +59,9 @@ class Gain:
 
 def figures_of(table: pl.DataFrame) -> pl.DataFrame:
     """The targets with their HR@10, NDCG@10 and NDCG@10_unseen; a miss, whose rank is infinite, counts 0."""
-
-    def ndcg(rank: pl.Expr) -> pl.Expr:
-        return pl.when(rank <= 10).then(1 / (1 + rank).log(2)).otherwise(0.0)
-
-    unseen = ndcg(pl.col("rank_unseen")).alias(f"{METRIC}_unseen")
-    hit = (pl.col("rank") <= 10).cast(pl.Float64).alias("HR@10")
-    return table.with_columns(hit, ndcg(pl.col("rank")).alias(METRIC), unseen)
+    ranks = {METRIC: pl.col("rank"), f"{METRIC}_unseen": pl.col("rank_unseen")}
+    ndcg = {name: pl.when(rank <= 10).then(1 / (1 + rank).log(2)).otherwise(0.0) for name, rank in ranks.items()}
+    return table.with_columns((pl.col("rank") <= 10).cast(pl.Float64).alias("HR@10"), **ndcg)
 
 
 def mean_of(tables: Tables, column: str) -> float:
@@ -78,9 +71,8 @@ def mean_of(tables: Tables, column: str) -> float:
 
 def summary_of(tables: Tables) -> dict[str, float]:
     """The number of targets and the means of their figures."""
-    return {"targets": len(tables[0])} | {
-        name: mean_of(tables, name) for name in ("loss", "HR@10", METRIC, f"{METRIC}_unseen")
-    }
+    figures = ("loss", "HR@10", METRIC, f"{METRIC}_unseen")
+    return {"targets": len(tables[0]), **{name: mean_of(tables, name) for name in figures}}
 
 
 @dataclass(frozen=True)
@@ -90,25 +82,20 @@ class Findings:
 
     def tables(self, network: str, size: str, chosen: pl.Expr) -> Tables:
         """Chosen targets as a network of a size ranks them, a table for each seed."""
-        mine = {each.seed: each.table for each in self.served if (each.network, each.size) == (network, size)}
-        return [mine[seed].filter(chosen) for seed in self.backtest.seeds]
-
-    def newest(self, update: str, size: str, seed: int) -> Served:
-        mine = [each for each in self.served if (each.update, each.size, each.seed) == (update, size, seed)]
-        return max(mine, key=lambda each: each.origin)
+        named = {(f"{each.update}-{each.origin}", each.size, each.seed): each.table for each in self.served}
+        return [named[network, size, seed].filter(chosen) for seed in self.backtest.seeds]
 
     @cached_property
     def by_age(self) -> dict[int, dict[str, Tables]]:
         """By age (the number of windows since the origin) and size: targets as networks trained anew rank them."""
-        folds, sizes = self.backtest.folds, self.backtest.sizes
+        folds = self.backtest.folds
+        found: dict[int, dict[str, Tables]] = {age: {} for age in range(folds)}
         origins = sorted({each.origin for each in self.served if each.update == "full"})
-
-        def tables(age: int, size: str) -> Tables:
+        for age, size in product(found, self.backtest.sizes):
             of_age = [k for k in origins if k + age <= folds]
             parts = [self.tables(f"full-{k}", size, pl.col("window") == k + age) for k in of_age]
-            return [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
-
-        return {age: {size: tables(age, size) for size in sizes} for age in range(folds)}
+            found[age][size] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
+        return found
 
     @cached_property
     def of_size(self) -> dict[int, Gain]:
@@ -132,10 +119,8 @@ class Findings:
             for update in self.backtest.update:
                 parts = [self.tables(network_of(update, k), size, pl.col("window") == k) for k in later]
                 tables[update] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
-                of_update = [one for one in self.served if (one.update, one.size) == (update, size)]
-                seconds[update] = sum(one.point.wall_s for one in of_update if one.origin > 1) / len(
-                    self.backtest.seeds
-                )
+                trained = [one for one in self.served if (one.update, one.size) == (update, size) and one.origin > 1]
+                seconds[update] = sum(one.point.wall_s for one in trained) / len(self.backtest.seeds)
             tables = _on_common_targets(tables)
             for update, mine in tables.items():
                 row = {"size": size, "update": update, **summary_of(mine), "seconds": seconds[update]}

@@ -61,7 +61,8 @@ class Backtest(Runs):
         for option, duration in (("every", self.every), ("horizon", self.length)):
             if not seconds_in(duration):
                 raise UserError(f"--{option} {duration} is no duration such as 30m, 12h, 7d or 2w")
-        self.study({})  # checks the options that it shares with a study
+        study = self.study({})  # checks the options that it shares with a study
+        object.__setattr__(self, "sizes", study.ladder)  # from the smallest to the largest, however they were given
 
     @property
     def folder(self) -> Path:

@@ -1,6 +1,7 @@
 """What a backtest writes: report.md, report.html, backtest.json, a picture, and points by age for fitting laws."""
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from lrec.common.text_tables import lasting, rows_table
 from lrec.data.store.statistics import time_text
 from lrec.data.store.store import Store
 from lrec.evaluation.standard_errors import standard_error
+from lrec.laws.fit_json import finite
 from lrec.run import Point, Run
 
 if TYPE_CHECKING:
@@ -27,12 +29,11 @@ if TYPE_CHECKING:
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     """Write all findings, with the baselines' targets in the window of each origin (`beside`), and return the text of
     report.md."""
-    backtest, out, gains = found.backtest, found.backtest.folder, found.of_size
-    updates = found.updates
+    backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
     counted = {k: figures_of(table) for k, table in beside.items()}
     verdict, method = f"{verdict_of(backtest, gains)} {_best_baseline(found, counted)}", _method(backtest)
-    sections = ["## What size brings, by age", _ages_table(found), "## The windows"]
-    sections.append(_windows_table(store, windows, found, counted))
+    sections = ["## What size brings, by age", _ages_table(found)]
+    sections += ["## The windows", _windows_table(store, windows, found, counted)]
     if len(backtest.update) > 1:
         sections += ["## What an update keeps", _updates_table(updates)]
     details = "\n\n".join(sections)
@@ -42,6 +43,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
         figure = _age_figure([backtest.lasting(age) for age in gains], list(gains.values()), _finding(backtest, gains))
         save_figure(out / "by_age.png", figure)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
+    shutil.rmtree(out / "ages", ignore_errors=True)  # some may be of ages that the backtest no longer has
     for age, points in _points_by_age(found).items():
         Run(out / "ages" / str(age)).write_points(points)
     content = {
@@ -52,7 +54,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
         "updates": updates,
     }
-    write_json(out / "backtest.json", content)
+    write_json(out / "backtest.json", finite(content))
     write_text(out / "report.md", report)
     write_text(out / "report.html", rendered("backtest", "report.html.j2", shown))
     return report
@@ -119,7 +121,7 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
     """For each window: the newest networks trained before it, and the baselines of its origin."""
     backtest = found.backtest
     newest = "full" if "full" in backtest.update else backtest.update[-1]
-    names = list(dict.fromkeys(name for table in beside.values() for name in table["scorer"]))
+    names = dict.fromkeys(name for table in beside.values() for name in table["scorer"])
     rows = [["window", "begins", "targets", "cold", *(f"{METRIC} {name}" for name in (*backtest.sizes, *names))]]
     for number, (at, _) in windows.items():
         begins = time_text(at, store.time_unit)
@@ -128,10 +130,9 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
         figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
         for name in names:
-            counted = [table.filter(of_window, scorer=name) for k, table in beside.items() if k == number]
+            counted = [beside[number].filter(of_window, scorer=name)] if number in beside else []
             figures.append(f"{mean_of(counted, METRIC):.4f}" if counted else "")
-        counts = [f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %"]
-        rows.append([str(number), begins, *counts, *figures])
+        rows.append([str(number), begins, f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
     return rows_table(rows, text=(1,))
 
 
@@ -170,6 +171,8 @@ def _points_by_age(found: Findings) -> dict[int, list[Point]]:
     """A point for each age, size and seed, with the test loss of the windows at this age, if there is one; for laws of
     size."""
     points: dict[int, list[Point]] = {}
+    anew = sorted((each for each in found.served if each.update == "full"), key=lambda each: each.origin)
+    newest = {(each.size, each.seed): each.point for each in anew}
     for age, by_size in found.by_age.items():
         for size, tables in by_size.items():
             for seed, table in zip(found.backtest.seeds, tables, strict=True):
@@ -179,5 +182,5 @@ def _points_by_age(found: Findings) -> dict[int, list[Point]]:
                 changes: dict[str, Any] = {"run": f"{size}-age-{age}-seed{seed}", "test_loss": figures["loss"]}
                 changes["test_loss_se"] = standard_error(table.filter(pl.col("loss").is_not_nan()))
                 changes["metrics"] = {f"test/{name}": value for name, value in figures.items()}
-                points.setdefault(age, []).append(replace(found.newest("full", size, seed).point, **changes))
+                points.setdefault(age, []).append(replace(newest[size, seed], **changes))
     return points

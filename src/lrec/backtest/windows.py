@@ -57,23 +57,19 @@ def baselines(run: Run, windows: Windows) -> pl.DataFrame:
 def _kept(
     file: Path, run: Run, windows: Windows, scorers: Callable[[SequenceDataModule], dict[str, Scorer]]
 ) -> pl.DataFrame:
-    if not (file.is_file() and _windows_in(pl.read_parquet(file)) == windows):
-        if not run.best.exists():
-            raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
-        data = datamodule_of(run.config.options)
-        data.prepare_data()
-        data.setup("test")
-        table = _ranked(data, windows, scorers(data))
-        with replacing(file) as temporary:
-            table.write_parquet(temporary)
-    return pl.read_parquet(file)
-
-
-def _windows_in(table: pl.DataFrame) -> Windows:
-    """The windows of a table's targets; none if the table does not have their times."""
-    if not {"begin", "end"} <= {*table.columns}:
-        return {}
-    return {number: (begin, end) for number, begin, end in table.select("window", "begin", "end").unique().rows()}
+    kept = pl.read_parquet(file) if file.is_file() else pl.DataFrame(schema=["window", "begin", "end"])
+    ends = kept.select("window", "begin", "end").unique().rows()
+    if {number: (begin, end) for number, begin, end in ends} == windows:
+        return kept
+    if not run.best.exists():
+        raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
+    data = datamodule_of(run.config.options)
+    data.prepare_data()
+    data.setup("test")
+    table = _ranked(data, windows, scorers(data))
+    with replacing(file) as temporary:
+        table.write_parquet(temporary)
+    return table
 
 
 def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Scorer]) -> pl.DataFrame:
@@ -91,8 +87,7 @@ def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Score
         task = EvalTask(*targets, True, data.with_times)
         order_T = [chosen_M for chosen_M, _ in shared_rows(split, task, data.max_len).batches()]
         for batch, chosen_M in zip(EvalLoader(split, task, data.max_len), order_T, strict=True):
-            fields = {name: values.to(device()) for name, values in batch._asdict().items() if values is not None}
-            here = EvalBatch(**fields)
+            here = EvalBatch(**{name: each.to(device()) for name, each in batch._asdict().items() if each is not None})
             of_targets = {"user": targets.users_T[chosen_M], "step": targets.positions_T[chosen_M]}
             for name, scorer in scorers.items():
                 found = scorer(here)

@@ -1,6 +1,5 @@
 """The trained network in a checkpoint: its description, parameters and items. And checks that refuse another one."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,33 +73,6 @@ def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, dat
             raise UserError(f"the checkpoint has {name} {trained[name]}, the config {value}: use the run's own config")
     if data_hash is not None and trained["data_hash"] != data_hash:
         raise UserError("the checkpoint was trained on other data, another split or another reduction")
-
-
-# Options of an optimizer that its state holds.
-_KEPT = ("lr", "weight_decay", "betas", "muon", "switch")
-
-
-def refuse_other_optimizer(trained_with: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UserError if both models' arguments name an optimizer, and these differ in class or in an option that the
-    loaded state keeps as it was: it would go on with the old one."""
-    made = trained_with.get("optimizer"), now.get("optimizer")  # None for an object, which no checkpoint can hold
-    theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in made)
-    if mine is not None and theirs not in (None, mine):
-        raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: use the run's own config")
-    kept = [_kept_by_state(each.get("init_args", {})) if isinstance(each, dict) else {} for each in made]
-    for name in _KEPT if mine is not None and theirs is not None else ():
-        then, here = (json.dumps(each.get(name)) for each in kept)
-        if then != here:
-            raise UserError(
-                f"the checkpoint was trained with --model.optimizer.{name} {then}, not {here}: give the same"
-            )
-
-
-def _kept_by_state(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of an optimizer that its state holds; of a switch, the options of SGD."""
-    switch, of_sgd = options.get("switch"), ("lr", "momentum", "weight_decay")
-    given = {name: switch["init_args"].get(name) for name in of_sgd} if isinstance(switch, dict) else None
-    return {name: options.get(name) for name in _KEPT} | {"switch": given}
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:

@@ -195,7 +195,7 @@ class Saver:
             return
         save, self._save = self._save, None
         self._together(save, self._written.result)
-        self._together(save, save.put_in_force)
+        self._together(save, save.put_in_force, discard=False)
         for work in self._afterwards:
             work()
 
@@ -203,14 +203,15 @@ class Saver:
         """Give up the save under way, because other processes may be gone. The checkpoint before it is kept."""
         self._save = None
 
-    def _together(self, save: Save, work: Callable[[], object]) -> None:
+    def _together(self, save: Save, work: Callable[[], object], discard: bool = True) -> None:
         failure: Exception | None = None
         try:
             work()
         except (OSError, RuntimeError, SafetensorError) as error:
             failure = error
         if self._anywhere.now(failure is not None):
-            save.discard()
+            if discard:
+                save.discard()
             raise not_written(save.path, failure) from failure
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from lrec.data.formats.readers import numbers_of
+from lrec.data.formats.readers import listed_as_text, numbers_of
 from lrec.data.store.encoding import SEPARATOR
 from lrec.errors import UserError
 
@@ -78,7 +78,7 @@ class Vocabulary:
         """The table rows of each entry's values, int64 (N, S); -1 if a value has no row or a slot is unused."""
         if self.kind == "numbers":
             return self.buckets(self._numbers(values))
-        values = values.cast(pl.String).fill_null("")
+        values = self._texts(values)
         distinct = values.unique()
         places_KS = np.full((len(distinct), self.slots), -1)
         for place, text in enumerate(distinct):
@@ -102,7 +102,7 @@ class Vocabulary:
             numbers_N = (self._numbers(values) - self.centre[0]) / self.centre[1]
             return np.stack([np.nan_to_num(numbers_N), np.isnan(numbers_N)], 1)[:, : 1 + self.missing]
         ones_NW = np.zeros((len(values), self.size), dtype=np.float32)
-        for place, text in enumerate(values.cast(pl.String).fill_null("")):
+        for place, text in enumerate(self._texts(values)):
             ones_NW[place, self._rows_in(text)] = 1
         return ones_NW
 
@@ -111,6 +111,11 @@ class Vocabulary:
         if not text.strip():
             return [self._of_missing] * self.missing
         return [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
+
+    def _texts(self, values: pl.Series) -> pl.Series:
+        """The values as training read them, empty if a value is missing."""
+        is_text = values.dtype == pl.String
+        return (values if is_text else listed_as_text(values.alias(self.column), "features")).fill_null("")
 
     def _numbers(self, values: pl.Series) -> np.ndarray:
         """The numbers, nan if a value is missing."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrec.checkpoint.reading import STATE
-from lrec.common.files import read_json, write_text
+from lrec.common.files import read_json
 from lrec.common.text_tables import counted
 from lrec.data.store.statistics import in_words
 from lrec.errors import UserError
@@ -19,19 +19,13 @@ SCORERS = ("model", "popularity", "recent-popularity", "repeat-last", "markov", 
 OF_90 = 1.645  # standard errors on either side of a 90 % interval
 
 
-def run_of(ckpt_path: Path) -> Run:
-    """The run of a run's folder, or of a checkpoint in such a folder; UserError if the path is neither."""
-    folder = ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent
-    if not Run(folder).config_file.is_file():
-        raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
-    return Run(folder)
-
-
-def write_card(model: Model, ckpt_path: Path, file: Path) -> None:
-    """Write the card of a run's best network; UserError if the run's last test was of another one, or of other data."""
+def card_of(model: Model, ckpt_path: Path) -> str:
+    """The card of a run's best network; UserError if the run's last test was of another one, or of other data."""
     from lrec.common.pages import rendered  # imported here, because loading a network does not need it
 
-    run = run_of(ckpt_path)
+    run = Run(ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent)
+    if not run.config_file.is_file():
+        raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
     found, point = read_json(run.folder / "metrics.json", {}), run.result
     checkpoint = run.best if ckpt_path == run.folder else ckpt_path
     same = found.get("stage") == "test" and all(found[name] == model.about[name] for name in ("data_hash", "D"))
@@ -58,7 +52,7 @@ def write_card(model: Model, ckpt_path: Path, file: Path) -> None:
         "counted": counted,
         **_forecast(run, point),
     }
-    write_text(file, rendered("serving", "card.md.j2", shown, interval=_interval) + "\n")
+    return rendered("serving", "card.md.j2", shown, interval=_interval) + "\n"
 
 
 def _interval(figures: dict[str, Any], metric: str) -> str:
@@ -78,9 +72,10 @@ def _forecast(run: Run, point: Point) -> dict[str, Any]:
         return {}
     said = {"planned": planned, "study": record["name"]}
     said["verdict"] = read_json(study / "fit" / planned["ladder"] / "fit.json", {}).get("verdict", [])
-    ladders = {each["ladder"]: each for each in read_json(study / "prediction.json", {}).get("ladders", [])}
-    ladder = ladders.get(planned["ladder"])
-    if ladder is not None and planned["held_out"] and planned.get("horizon", 1.0) == 1.0:
+    prediction = read_json(study / "prediction.json", {"ladders": []})
+    ladder = {each["ladder"]: each for each in prediction["ladders"]}.get(planned["ladder"])
+    before = run.name not in prediction.get("trained_before", [])
+    if before and ladder is not None and planned["held_out"] and planned.get("horizon", 1.0) == 1.0:
         at_size = [each for each in ladder["predictions"] if each["x"] == getattr(point, ladder["x"])]
         said |= {"forecast_of": ladder["y"], "forecast": max(at_size, key=lambda each: each["d"] or 0, default=None)}
     return said

@@ -81,7 +81,11 @@ def recommend(
     """
     check_range("--k", k, at_least=1)
     if out is not None:
-        _check_out(out, histories)
+        if out.suffix not in WRITERS:
+            raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
+        if out.resolve() == histories.resolve():
+            raise UserError(f"--out {out} is the file of the histories: it would be lost")
+        check_writable(out, "--out")
     model = load(ckpt_path, trust=trust, item_vectors=item_vectors)
     if torch.cuda.is_available():
         model.net.to("cuda")
@@ -97,19 +101,12 @@ def recommend(
         blocks = (next(block.blocks(SHOWN)) for block in islice(blocks, 1))
     lists = (model.recommend(block, k, exclude_seen, fallback=fallback, now=now) for block in blocks)
     if names is not None:
-        lists = (_titled(rows, names) for rows in lists)
+        title = pl.element().replace_strict(names["item"], names["title"], default=None)
+        lists = (rows.with_columns(titles=pl.col("items").list.eval(title)) for rows in lists)
     shown, counts = _write(lists, out)
     if shown is None:
         raise UserError(f"{histories} holds no history")
     _say(shown, counts, out)
-
-
-def _check_out(out: Path, histories: Path) -> None:
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
-    if out.resolve() == histories.resolve():
-        raise UserError(f"--out {out} is the file of the histories: it would be lost")
-    check_writable(out, "--out")
 
 
 def _blocks_of(model: Model, histories: Path, format: Format | None, given: dict[str, Any]) -> Iterator[Histories]:
@@ -123,12 +120,6 @@ def _blocks_of(model: Model, histories: Path, format: Format | None, given: dict
     kinds = {each.column: each.kind == "numbers" for each in model.features}
     reading = ReadingRules(columns, model.about.get("min_rating"), model.about.get("repeats", True), kinds)
     return histories_in(histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.reads_types)
-
-
-def _titled(rows: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
-    """Lists with the titles of their items, null for items without one."""
-    title = pl.element().replace_strict(names["item"], names["title"], default=None)
-    return rows.with_columns(titles=pl.col("items").list.eval(title))
 
 
 def _write(lists: Iterable[pl.DataFrame], out: Path | None) -> tuple[pl.DataFrame | None, Counter[str]]:
@@ -155,9 +146,9 @@ def _say(shown: pl.DataFrame, counts: Counter[str], out: Path | None) -> None:
     for row in shown.iter_rows(named=True):
         listed = [title or item for title, item in zip(row.get("titles") or row["items"], row["items"], strict=True)]
         print(f"{row['user']}: {', '.join(listed) or 'nothing'}")
-    whose = f"{counted(counts['users'], 'user')} written to {out}"
-    whose = "the first users of the file, --out writes all" if out is None else whose
-    print(f"{whose}; {counted(counts['skipped'], 'unknown item')} of the histories skipped")
+    written = f"{counted(counts['users'], 'user')} written to {out}"
+    done = "the first users of the file, --out writes all" if out is None else written
+    print(f"{done}; {counted(counts['skipped'], 'unknown item')} of the histories skipped")
     if counts["fallback"]:
         print(f"popular items for {counted(counts['fallback'], 'user')}: the model knows no item of the history")
     if counts["empty"]:

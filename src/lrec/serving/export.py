@@ -17,7 +17,7 @@ from lrec.checkpoint.reading import CHECKSUM, STATE, checksum, refuse_damage
 from lrec.checkpoint.reading import read as read_checkpoint
 from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_tensors, items_of, trained_in
 from lrec.checkpoint.writing import save_tensors
-from lrec.common.files import check_writable, replacing, write_json
+from lrec.common.files import check_writable, read_json, replacing, write_json, write_text
 from lrec.common.text_tables import counted
 from lrec.data.features import vectors_of_file
 from lrec.data.vocabulary import vocabularies_of
@@ -27,7 +27,7 @@ from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_tabl
 from lrec.model.item_vectors import scaled, vectors_of
 from lrec.options.class_paths import check_trusted
 from lrec.run import UPDATE, Run
-from lrec.serving.card import write_card
+from lrec.serving.card import card_of
 from lrec.serving.recommender import Model
 
 FORMAT = 2
@@ -56,19 +56,19 @@ def export(
     file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
     check_writable(file, "--out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
-    step = model.about["step"]
-    if card:
-        write_card(model, Path(ckpt_path), file.with_suffix(".md"))
-        print(f"model card written to {file.with_suffix('.md')}")
+    step, about_it = model.about["step"], card_of(model, Path(ckpt_path)) if card else None
     if file.suffix == ".onnx":
         from lrec.serving.onnx import write_onnx
 
         difference = write_onnx(model, file, k)
         print(f"step {step} written to {file}; onnxruntime's scores differ by at most {difference:.1g}")
-        return
-    write_safetensors(model, file)
-    parameters = sum(parameter.numel() for parameter in model.net.parameters())
-    print(f"{parameters:,} parameters at step {step} and {counted(len(model.item_ids), 'item id')} written to {file}")
+    else:
+        write_safetensors(model, file)
+        parameters, ids = sum(each.numel() for each in model.net.parameters()), counted(len(model.item_ids), "item id")
+        print(f"{parameters:,} parameters at step {step} and {ids} written to {file}")
+    if about_it is not None:
+        write_text(file.with_suffix(".md"), about_it)
+        print(f"model card written to {file.with_suffix('.md')}")
 
 
 def write_safetensors(model: Model, file: Path) -> None:
@@ -117,16 +117,16 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
             raise ValueError("not one id for each item")
         trained_VW = stored.parameters.get(VECTORS)
         if item_vectors is not None:
-            told = f"item_vectors {item_vectors}: {path}"
+            told = f"item_vectors {item_vectors}"
             if trained_VW is None:
-                raise UserError(f"{told} was trained without item vectors, give a checkpoint with them")
+                raise UserError(f"{told}: {path} was trained without item vectors, give a checkpoint with them")
             if any(each.of == "item" for each in vocabularies_of(stored.about)):
                 given = vectors_of_file(item_vectors, stored.about, stored.item_ids)
-                vectors_VW, new = scaled(*given, stored.item_ids, slice(None), f"item_vectors {item_vectors}")
+                vectors_VW, new = scaled(*given, stored.item_ids, slice(None), told)
             else:
                 vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
             if not torch.equal(vectors_VW, trained_VW.float()):
-                raise UserError(f"{told} was trained with other vectors for its items")
+                raise UserError(f"{told}: {path} was trained with other vectors for its items")
             stored = stored._replace(new=new)
         return stored if trained_VW is None else _with_table(stored, new_items)
 
@@ -165,12 +165,11 @@ def file_of(path: Path) -> Path:
     run that it serves, in an exported folder model.safetensors. For other paths, the path itself."""
     if not path.is_dir() or (path / STATE).exists():
         return path
-    if (path / UPDATE).is_file():
-        path = Path(json.loads((path / UPDATE).read_text(encoding="utf-8"))["serve"])
+    path = Path(read_json(path / UPDATE, {"serve": path})["serve"])
     exported, best = path / "model.safetensors", Run(path).best
-    if not exported.exists() and not best.exists():
-        raise UserError(
-            f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name}, which lrec fit writes "
-            "after its first validation"
-        )
-    return exported if exported.exists() else best
+    if found := next((file for file in (exported, best) if file.exists()), None):
+        return found
+    raise UserError(
+        f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name}, which lrec fit writes "
+        "after its first validation"
+    )

@@ -50,8 +50,7 @@ class HistoryScores(nn.Module):
         real_BL = torch.arange(items_BL.shape[1])[None] < lengths_B[:, None]
         known_BL = (items_BL >= 0) & (items_BL <= most)
         if events_BL is not None:
-            last_type = self.net.config.event_types - 1
-            least = 0 if events_BL.ndim == 2 else -1
+            last_type, least = self.net.config.event_types - 1, 0 if events_BL.ndim == 2 else -1
             fits = (events_BL >= least) & (events_BL <= last_type)
             known_BL = known_BL & (fits if events_BL.ndim == 2 else fits.all(2))
             events_BL = events_BL.clamp(least, last_type)
@@ -120,7 +119,6 @@ def _histories(net: Transformer, rows: int, length: int, n_columns: int | None) 
     if net.reads_times:
         given["times"] = random.integers(0, 2**20, size=(rows, length + 1)).cumsum(1)
     if net.reads_events:
-        given["events"] = random.integers(
-            net.config.event_types, size=shape if n_columns is None else (*shape, n_columns)
-        )
+        columns = () if n_columns is None else (n_columns,)
+        given["events"] = random.integers(net.config.event_types, size=(*shape, *columns))
     return {name: torch.from_numpy(values) for name, values in given.items()}

@@ -94,8 +94,8 @@ class Model:
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
         request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, self._seconds(now))
-        found = [self._of_block(block, *request) for block in histories.blocks()]
-        return pl.concat(found) if found else pl.DataFrame(schema=_SCHEMA)
+        blocks = [*histories.blocks()] or [histories]  # a block without users has the columns too
+        return pl.concat([self._of_block(block, *request) for block in blocks])
 
     def similar_items(self, items: RawIds, k: int = 10) -> pl.DataFrame:
         """For each item, find the k other items whose embeddings have the largest cosine with the embedding of this
@@ -127,12 +127,11 @@ class Model:
     def _of_block(
         self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool, now: int
     ) -> pl.DataFrame:
-        items_N, lengths_B, times_N = self.index(block.rows["item"]), block.lengths_B, None
+        items_N, lengths_B = self.index(block.rows["item"]), block.lengths_B
         events_N = self.event_codes(block) if self.net.reads_events else None
-        if self.net.reads_times:
-            if "time" not in block.rows:
-                raise UserError("the network reads times (architecture.time): histories need a column times, or time")
-            times_N = block.rows["time"].to_numpy()
+        if self.net.reads_times and "time" not in block.rows:
+            raise UserError("the network reads times (architecture.time): histories need a column times, or time")
+        times_N = block.rows["time"].to_numpy() if self.net.reads_times else None
         rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), np.cumsum(lengths_B) - lengths_B
         skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))
         read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
@@ -164,27 +163,27 @@ class Model:
 
     @torch.inference_mode()
     def _top(self, batch: EvalBatch, k: int, exclude_seen: bool, candidates_C: np.ndarray | None) -> TopItems:
-        net, device = self.net, self.net.items.weight.device
+        device = self.net.items.weight.device
+        batch = EvalBatch(**{name: each.to(device) for name, each in batch._asdict().items() if each is not None})
         rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
         if not exclude_seen:
             rows_S, items_S = rows_S[:0], items_S[:0]
-        elif candidates_C is not None:
-            place_V = torch.full((net.config.n_items,), -1)
-            place_V[candidates_C] = torch.arange(len(candidates_C))
+        # Ascending: ties keep the catalogue's order.
+        candidates = None if candidates_C is None else torch.from_numpy(candidates_C).to(device)
+        if candidates is not None:
+            place_V = torch.full((self.net.config.n_items,), -1, device=device)
+            place_V[candidates] = torch.arange(len(candidates), device=device)
             items_S = place_V[items_S]
             rows_S, items_S = rows_S[items_S >= 0], items_S[items_S >= 0]
 
         def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
-            if candidates_C is None:
-                return top_items(hidden_BD, table_VD, rows_S.to(device), items_S.to(device), k)
-            candidates = torch.from_numpy(candidates_C).to(device)  # ascending: ties keep the catalogue's order
-            top = top_items(hidden_BD, table_VD[candidates], rows_S.to(device), items_S.to(device), k)
+            if candidates is None:
+                return top_items(hidden_BD, table_VD, rows_S, items_S, k)
+            top = top_items(hidden_BD, table_VD[candidates], rows_S, items_S, k)
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
-        times_BT = None if batch.times_BT is None else batch.times_BT.to(device)
-        events_BL = None if batch.events_BL is None else batch.events_BL.to(device)
-        last_B, items_BL = batch.positions_M.to(device), batch.items_BL.to(device)
-        return net(items_BL, head, positions_M=last_B, times_BT=times_BT, events_BL=events_BL)
+        inputs = {"positions_M": batch.positions_M, "times_BT": batch.times_BT, "events_BL": batch.events_BL}
+        return self.net(batch.items_BL, head, **inputs)
 
     @property
     def reads_types(self) -> bool:
@@ -264,10 +263,6 @@ def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -
     return lists.to_dict()
 
 
-_LISTS = {"items": pl.List(pl.String()), "scores": pl.List(pl.Float32())}
-_SCHEMA = {"user": pl.String(), **_LISTS, "skipped": pl.Int64(), "fallback": pl.Boolean()}
-
-
 def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The k most popular candidates, ties in the catalogue's order, and the logarithms of their shares."""
     candidates_C = np.arange(len(counts_V)) if candidates_C is None else candidates_C
@@ -279,4 +274,5 @@ def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None)
 def _as_text(ids: RawIds, name: str) -> pl.Series:
     if isinstance(ids, str) or hasattr(ids, "columns"):
         raise UserError(f"{name}: a list or a column of raw ids is expected, not {type(ids).__name__}")
-    return pl.Series([str(raw_id) for raw_id in ids], dtype=pl.String)
+    plain = (int(each) if isinstance(each, float) and each.is_integer() else each for each in ids)  # 7.0 is 7
+    return pl.Series([str(raw_id) for raw_id in plain], dtype=pl.String)

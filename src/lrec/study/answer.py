@@ -10,9 +10,10 @@ from statistics import mean
 
 import polars as pl
 
+from lrec.common.files import sibling
 from lrec.common.text_tables import amount
 from lrec.laws.analysis import Analysis
-from lrec.laws.metric_forecasts import best_measured, outlook_metrics
+from lrec.laws.metric_forecasts import Judged, best_measured, outlook_metrics
 from lrec.laws.table import points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.run import Point, run_of_study
@@ -82,16 +83,17 @@ def answer_of(
     point = points[run.name]
     sizes = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean()).sort("x").rows()
     size, today = sizes[-1]
-    price = price_of(study, run) if run.options else None
-    beside = tuple(point.metric(f"test/{name}") for name in BESIDE)
-    columns = [Column("largest trained", size, today, None, None, beside, 0.0, price)]
+    if not today:  # no hit: nothing has a gain over it
+        return None
+    measured = tuple(point.metric(f"test/{name}") for name in BESIDE)
+    columns = [Column("largest trained", size, today, None, None, measured, 0.0, price_of(study, run))]
     for index, times in enumerate(TIMES):
-        mine, gain = expected[METRIC][index], expected[METRIC][index].predicted / today - 1
+        mine = expected[METRIC][index]
         beside = tuple(expected[name][index].predicted if name in expected else math.nan for name in BESIDE)
-        price = price_of(study, run, times) if run.options else None
-        columns.append(Column(f"{times} times", mine.x, mine.predicted, mine.low, mine.high, beside, gain, price))
-    measured = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
-    baselines = sorted(((v, name) for name, v in measured.items() if math.isfinite(v)), reverse=True)
+        forecast = mine.x, mine.predicted, mine.low, mine.high, beside, mine.predicted / today - 1
+        columns.append(Column(f"{times} times", *forecast, price_of(study, run, times)))
+    of_baselines = ((point.metric(f"test/{name}/{METRIC}"), name) for name in BASELINES)
+    baselines = sorted((each for each in of_baselines if math.isfinite(each[0])), reverse=True)
     judged, best = analysis.tested(METRIC), best_measured(analysis.points, METRIC)
     within = sum(each.inside for each in judged)
     fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
@@ -102,16 +104,18 @@ def answer_of(
         risks.append("The loss stopped falling: larger networks may only memorise the training data.")
     risks.append(f"No network of more than {amount(size)} parameters was tested.")
     near = min(x for x, value in sizes if value >= NEARLY * best)
+    nearly = f"already has {100 * NEARLY:.0f} % of the best {METRIC}, {best:.3f}."
+    smaller = [f"A network of {amount(near)} parameters {nearly}"] if near < size else []
     gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
     return Answer(
         _verdict(columns, fails, beaten),
         f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size",
         tuple(columns),
-        tuple(_sure(analysis, point)),
+        tuple(_sure(judged, point)),
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
-        (*_smaller(sizes[-1][0], near, best), *_more_data(study.x, [(run, points[run.name]) for run in finished])),
-        *_next(study, run, runs, points, columns, near, fails, beaten is not None),
+        (*smaller, *_more_data(study.x, [(run, points[run.name]) for run in finished])),
+        *_next(study, run, runs, points, columns[1], near, fails, beaten is not None),
     )
 
 
@@ -135,31 +139,22 @@ def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] |
     return f"Size {does}: at ten times the largest trained size, {instead}."
 
 
-def _sure(analysis: Analysis, point: Point) -> list[str]:
+def _sure(judged: Sequence[Judged], point: Point) -> list[str]:
     """How the forecast did on the held-out sizes, and how exact the test is."""
-    said, users = [], point.metric("test/targets")
-    if judged := analysis.tested(METRIC):
+    said, users = ["No network was held out to check the forecast."], point.metric("test/targets")
+    if judged:
         inside = sum(each.inside for each in judged)
-        error, naive = (
-            sum(map(abs, each)) / len(judged)
-            for each in zip(*((j.error_pct, j.naive_error_pct) for j in judged), strict=True)
-        )
-        said.append(f"{inside} of {len(judged)} large networks lie within their forecast 90 % intervals.")
-        said.append(f"The forecast is off by {error:.1f} % on average, the no-gain baseline by {naive:.1f} %.")
-    else:
-        said.append("No network was held out to check the forecast.")
+        error, naive = mean(abs(j.error_pct) for j in judged), mean(abs(j.naive_error_pct) for j in judged)
+        said = [
+            f"{inside} of {len(judged)} large networks lie within their forecast 90 % intervals.",
+            f"The forecast is off by {error:.1f} % on average, the no-gain baseline by {naive:.1f} %.",
+        ]
     if math.isfinite(users):
         share = point.metric(f"test/{METRIC}")
         said.append(
             f"On {users:,.0f} targets, {METRIC} is exact to ± {1.645 * math.sqrt(share * (1 - share) / users):.3f}."
         )
     return said
-
-
-def _smaller(largest: float, near: float, best: float) -> list[str]:
-    """A smaller network as an alternative to a larger one, if it is nearly as good as the best."""
-    nearly = f"{100 * NEARLY:.0f} % of the best {METRIC}, {best:.3f}"
-    return [f"A network of {amount(near)} parameters already has {nearly}."] if near < largest else []
 
 
 def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str]:
@@ -182,8 +177,10 @@ def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str
         mean(point.metric(f"test/{METRIC}") for run, point in each if run.size == size) for each in (few, many)
     )
     at = next(getattr(point, x) for run, point in many if run.size == size)
+    repeats = few[0][0].fraction == many[0][0].fraction and any(point.epochs > 1 for _, point in many)
+    what = "passes" if repeats else "data"
     changed = f"{METRIC} changed by {100 * (after / before - 1):+.1f} % at {amount(at)} parameters"
-    return [f"More data: with {more / less:.1f} times the data, {changed}."]
+    return [f"More {what}: with {more / less:.1f} times the {what}, {changed}."]
 
 
 def _next(
@@ -191,13 +188,12 @@ def _next(
     largest: PlannedRun,
     runs: list[PlannedRun],
     points: Mapping[str, Point],
-    columns: Sequence[Column],
+    ten: Column,
     near: float,
     fails: bool,
     beaten: bool,
 ) -> tuple[str, str]:
     """The next step: a sentence, and the command for it."""
-    ten = columns[1]
     if ten.price is None:
         return "Train the size that you want.", "lrec fit --help"
     changes: dict[str, object]
@@ -206,18 +202,20 @@ def _next(
         changes = dict.fromkeys(("seed_everything", "data.seed"), largest.seed + 100)
     elif beaten:
         why = "Train the largest network for twice as long, to see whether it was trained too little."
-        changes = {"trainer.max_epochs": 2 * max(round(points[largest.name].epochs), 1)}
+        limits = {each: largest.config.value(each, -1) for each in ("trainer.max_epochs", "trainer.max_steps")}
+        changes = {option: 2 * most for option, most in limits.items() if most > 0}
     elif ten.gain < PAYS:
         good = [r for r in runs if getattr(points[r.name], study.x) >= near]
         run = min(good, key=lambda r: points[r.name].N_body)
-        export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": f"{study.folder}-model"}
+        export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": sibling(study.folder, "model")}
         return "Use the smallest network that is as good.", _command("export", export)
     else:
         why, changes = "Train ten times the size.", {"model.size": ten.price.size}
         changes |= ruled_options(study, ten.price.size, largest.fraction)
         changes |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
     config = run_of_study(study.folder, largest.name).config_file
-    return why, _command("fit", {"config": config, **changes, "trainer.default_root_dir": f"{study.folder}-next"})
+    changes |= {"trainer.default_root_dir": sibling(study.folder, "next")}
+    return why, _command("fit", {"config": config, **changes})
 
 
 def _command(name: str, options: Mapping[str, object]) -> str:

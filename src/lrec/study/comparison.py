@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from lrec.common.files import check_folder, read_json, write_json
@@ -48,9 +49,9 @@ def compare(
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for path in studies:
         for name, (files, large) in _ladders(path).items():
-            fitted, measured = fit_points(chosen, _points(files, x, y)), [p for p in large if not p.diverged]
-            values = [(getattr(point, x), getattr(point, y)) for point in measured]
-            ladders[name] = fitted, [(float(size), float(loss)) for size, loss in values if loss is not None]
+            values = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
+            held_out = [(float(size), float(loss)) for size, loss in values if loss is not None]
+            ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
     contrasts: dict[tuple[str, str], Contrast | str] = {}
     for one, two in combinations(ladders, 2):
         try:
@@ -59,27 +60,21 @@ def compare(
             contrasts[one, two] = str(error)
     crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
-    content = {
-        name: {
-            "parameters": fitted.parameters,
-            "intervals": {key: list(ends) for key, ends in fitted.profile.parameters.items()},
-            "points": [list(point) for point in zip(fitted.x_N.tolist(), fitted.y_N.tolist(), strict=True)],
-            "held_out": held_out,
-        }
-        for name, (fitted, held_out) in ladders.items()
-    }
+    rows, content = [["ladder", *chosen.parameters]], dict[str, Any]()
+    for name, (fitted, held_out) in ladders.items():
+        intervals, points = fitted.profile.parameters, np.column_stack([fitted.x_N, fitted.y_N]).tolist()
+        content[name] = {"parameters": fitted.parameters, "intervals": intervals}
+        content[name] |= {"points": points, "held_out": held_out}
+        rows.append([name])
+        for parameter, value in fitted.parameters.items():
+            low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])
+            rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     pairs = [
         {"ladders": names, **(asdict(each) if isinstance(each, Contrast) else {"unknown": each})}
         for names, each in contrasts.items()
     ]
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
     write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
-    rows = [["ladder", *chosen.parameters]]
-    for name, (fitted, _) in ladders.items():
-        rows.append([name])
-        for parameter, value in fitted.parameters.items():
-            low, high = (parameter_text(end, UNBOUNDED) for end in fitted.profile.parameters[parameter])
-            rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
     exponent = chosen.parameters[chosen.n_coefficients]
     for (one, two), each in contrasts.items():
@@ -122,16 +117,13 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
     ladders: dict[str, tuple[list[Path], list[Point]]] = {}
     longest = max(run.get("horizon", 1.0) for run in record["grid"]["runs"])
     for run in record["grid"]["runs"]:
-        if run["held_out"] and run.get("horizon", 1.0) < longest:
-            continue
         trained = run_of_study(path, run["name"])
         if trained.result is not None:
-            name = " ".join(part for part in (str(path), run["ladder"]) if part)
-            files, large = ladders.setdefault(name, ([], []))
-            if run["held_out"]:
-                large.append(trained.result)
-            else:
+            files, large = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], []))
+            if not run["held_out"]:
                 files.append(trained.points_file)
+            elif run.get("horizon", 1.0) == longest:
+                large.append(trained.result)
     if not ladders:
         raise UserError(f"--studies {path}: none of its runs is finished")
     return ladders

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
 from lrec.common.pictures import alt_text, save_figure
@@ -33,6 +34,7 @@ from lrec.study.steps import SIZE, Ladder, Options, hours_of, mean_loss, result_
 from lrec.study.work import Work
 
 AGAIN = "again"  # the step that only changes the seed: it shows the noise, and how fast this machine is now
+BEYOND = {math.inf: "more than shown", 0.0: "less than shown"}
 LEAST_HOURS = 0.05  # least additional time of a step, as a share of the base's: less cannot be measured
 
 
@@ -92,6 +94,8 @@ def exchange(
     judged = _judged(folder, ladder, chosen)
     together = judged | {name: ladder.planned(name, _joined(name, chosen)) for name in combine if name not in judged}
     runs = [run for planned in (*alone.values(), *together.values()) for run in planned]
+    if len({run.name for run in runs}) < len(runs):
+        raise UserError("--steps, --combine: two are the same, or their names differ only in signs: name others")
     ladder.check_targets(runs)
     limits: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
     only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
@@ -146,13 +150,10 @@ class Rates:
         base = ladder.losses[ladder.size]
         self.loss, self.n_targets = mean_loss(base), len(base[0])
         self.metric = self._metric(ladder.study, ladder.runs)
-        self.hours, again = hours_of(folder, trained[AGAIN]), ladder.losses_of(folder, trained[AGAIN][0])
-        alike = ladder.losses | {ladder.size: [*base, again]}
+        self.hours, again = hours_of(folder, trained[AGAIN]), self._losses(AGAIN, trained[AGAIN])
+        alike = ladder.losses | {ladder.size: base + again}
         self.noise = noise_of([[mean_loss([table]) for table in tables] for tables in alike.values()])
-        priced = {
-            name: self._of_runs(name, options, trained[name]) if name in trained else self._of_ladder(options)
-            for name, options in steps.items()
-        }
+        priced = {name: self._priced(name, options, trained.get(name)) for name, options in steps.items()}
         self.steps = {name: priced[name] for name in sorted(priced, key=lambda name: -priced[name].rate)}
 
     @property
@@ -160,28 +161,28 @@ class Rates:
         """The step with the most nats per hour, among those whose gain has its whole 90 % interval above zero."""
         return next((name for name, step in self.steps.items() if step.gain > step.half), None)
 
-    def _of_runs(self, name: str, options: Options, runs: list[PlannedRun]) -> Priced:
+    def _losses(self, name: str, runs: Sequence[PlannedRun]) -> list[pl.DataFrame]:
+        """The runs' losses on each target; UserError if a run diverged."""
         if any(result_of(self.folder, run).diverged for run in runs):
-            raise UserError(f"step {name} diverged: leave it out of --steps, or give it a smaller learning rate")
-        tables = [self.ladder.losses_of(self.folder, run) for run in runs]
-        difference, error = paired(self.ladder.losses[self.ladder.size], tables)
-        half = self._half(2 / len(runs), error)
-        at = self.ladder.curve.loss(self.ladder.n_body) + difference
-        worth = self.ladder.curve.worth(self.ladder.n_body, at, half)
-        more = self._metric(self.folder, runs) - self.metric
-        return self._priced(options, -difference, half, worth, hours_of(self.folder, runs), more)
+            way_out = "leave it out, give it a smaller learning rate, or choose another --size"
+            raise UserError(f"step {name} diverged: {way_out}")
+        return [self.ladder.losses_of(self.folder, run) for run in runs]
 
-    def _of_ladder(self, options: Options) -> Priced:
-        x, curve = float(ladder_n_body(options[SIZE])), self.ladder.curve
-        times, gain = x / self.ladder.n_body, curve.loss(self.ladder.n_body) - curve.loss(x)
-        hours = self.hours * self.ladder.hours_at(x)
-        return self._priced(options, gain, self._half(2), Worth(times, times, times), hours, math.nan)
-
-    def _priced(
-        self, options: Options, gain: float, half: float, worth: Worth, hours: float, metric_more: float
-    ) -> Priced:
+    def _priced(self, name: str, options: Options, runs: Sequence[PlannedRun] | None) -> Priced:
+        """The results of a step's runs; without runs, those that the ladder has for another size."""
+        n_body, curve = self.ladder.n_body, self.ladder.curve
+        if runs is None:
+            x = float(ladder_n_body(options[SIZE]))
+            gain, half, times = curve.loss(n_body) - curve.loss(x), self._half(2), x / n_body
+            worth = Worth(times, times, times)
+            hours, metric_more = self.hours * self.ladder.hours_at(x), math.nan
+        else:
+            difference, error = paired(self.ladder.losses[self.ladder.size], self._losses(name, runs))
+            gain, half = -difference, self._half(2 / len(runs), error)
+            worth = curve.worth(n_body, curve.loss(n_body) + difference, half)
+            hours, metric_more = hours_of(self.folder, runs), self._metric(self.folder, runs) - self.metric
         shown = 0 < worth.times < math.inf
-        by_size = self.hours * (self.ladder.hours_at(worth.times * self.ladder.n_body) - 1) if shown else math.nan
+        by_size = self.hours * (self.ladder.hours_at(worth.times * n_body) - 1) if shown else math.nan
         more = max(hours - self.hours, LEAST_HOURS * self.hours)
         return Priced(options, gain, half, worth, hours, more, by_size, metric_more)
 
@@ -209,7 +210,7 @@ class Rates:
         apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
         found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
         for name, runs in together.items():
-            actual = mean_loss([self.ladder.losses_of(self.folder, run) for run in runs])
+            actual = mean_loss(self._losses(name, runs))
             found[name] |= {"actual": actual, "took": hours_of(self.folder, runs)}
             if middle := found[name].get("predicted"):
                 inside = found[name]["low"] <= actual <= found[name]["high"]
@@ -220,12 +221,11 @@ class Rates:
 def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
     ladder, combined = rates.ladder, rates.combined(together)
-    content: dict[str, Any] = {
+    steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
+    content = {
         **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": rates.n_targets},
         **{"loss": rates.loss, METRIC: rates.metric, "hours": rates.hours, "noise": rates.noise._asdict()},
-        "steps": {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()},
-        "cheapest": rates.cheapest,
-        "combinations": combined,
+        **{"steps": steps, "cheapest": rates.cheapest, "combinations": combined},
     }
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
@@ -249,7 +249,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
 def _priced_table(rates: Rates) -> str:
     rows = [["step", "gain, nats", "times the parameters", "90 %", "hours more", "by size", "nats an hour", METRIC]]
     for name, step in rates.steps.items():
-        times, low, high = map(_times, step.worth)
+        times, low, high = (BEYOND.get(each, f"{each:.3g}") for each in step.worth)
         row = [name, f"{step.gain:+.4f} ± {step.half:.4f}", times, f"{low} to {high}", f"{step.hours_more:.2g}"]
         by_size, metric = _cell(step.hours_by_size, "+.2g"), _cell(step.metric_more, "+.4f")
         rows.append([*row, by_size, f"{step.rate:.3g}", metric])
@@ -259,19 +259,16 @@ def _priced_table(rates: Rates) -> str:
 def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
     rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "inside"]]
     for name, each in combined.items():
-        low, high = (_cell(each.get(end), ".4f") for end in ("low", "high"))
+        row = [name, "more or less than the ladder shows", "", ""]
+        if "predicted" in each:
+            ends = f"{each['low']:.4f} to {each['high']:.4f}"
+            row = [name, f"{each['predicted']:.4f}", ends, f"{each['hours']:.2g}"]
+        judged = [_cell(each.get("actual"), ".4f"), _cell(each.get("error_pct"), "+.2f", " %")]
         inside = ("yes" if each["inside"] else "no") if "inside" in each else ""
-        predicted = _cell(each.get("predicted"), ".4f") or "more or less than the ladder shows"
-        ends, hours, actual = f"{low} to {high}" if low else "", _cell(each.get("hours"), ".2g"), each.get("actual")
-        judged = [_cell(actual, ".4f"), _cell(each.get("error_pct"), "+.2f", " %")]
-        rows.append([name, predicted, ends, hours, *judged, inside])
+        rows.append([*row, *judged, inside])
     return rows_table(rows, text=(0,))
 
 
 def _cell(value: float | None, form: str, unit: str = "") -> str:
     """Format a number; an empty cell if it is unknown."""
     return "" if value is None or not math.isfinite(value) else f"{value:{form}}{unit}"
-
-
-def _times(worth: float) -> str:
-    return "more than shown" if worth == math.inf else "less than shown" if worth == 0 else f"{worth:.3g}"

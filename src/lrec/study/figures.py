@@ -13,7 +13,7 @@ import polars as pl
 from lrec.common.pictures import BLUE, GREY, INK, ORANGE, draw_frame, new_figure
 from lrec.laws.analysis import Analysis
 from lrec.laws.equivalents import Worth
-from lrec.laws.figures import LEGEND, style
+from lrec.laws.figures import LABELS, LEGEND, style
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
@@ -34,7 +34,7 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     """Draw a metric by size: measured values, the intervals that were forecast for the tested sizes, the forecast with
     its interval up to the largest size of the answer, and a line for no gain."""
     alt = f"{finding}. {metric} against the number of parameters: measured, no gain, and forecast with 90 % interval"
-    every, judged = analysis.points, analysis.tested(metric)
+    every, judged, total = analysis.points, analysis.tested(metric), analysis.names["x"] == "N_total"
     means = points_of_most_data(every).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
     x_S, value_S = means.to_numpy().T
     losses = [outlook(analysis.of_all, times=times) for times in np.geomspace(1, TIMES[-1], 12)]
@@ -63,7 +63,7 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     axes.text(x_P[-1], high_P[-1], "90 %", color=BLUE, ha="right", va="top")
     axes.text(x_P[-1], middle_P[-1], f" {middle_P[-1]:.3f}", color=BLUE, va="center")
     axes.set_xscale("log")
-    axes.set(xlabel="parameters of the network (without items)", ylabel=metric)
+    axes.set(xlabel=LABELS["N_total"] if total else "parameters of the network (without items)", ylabel=metric)
     draw_frame(axes)
     return figure
 
@@ -113,17 +113,14 @@ def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
     """For several amounts of compute: the sizes, and their least losses with this compute, averaged over seeds. An
     amount counts if three or more sizes reach it between their first and last evaluations."""
     trajectories = [(points[0].N_body, *trajectory(points, "flops")) for points in runs]
-    first = min(flops_P[0] for _, flops_P, _ in trajectories)
-    last = max(flops_P[-1] for _, flops_P, _ in trajectories)
+    first, last = min(flops_P[0] for _, flops_P, _ in trajectories), max(flops_P[-1] for _, flops_P, _ in trajectories)
     curves = {}
     for flops in np.geomspace(first, last, BUDGETS + 2)[1:-1]:
-        by_size: dict[float, list[float]] = {}
-        for n_body, flops_P, loss_P in trajectories:
-            if flops_P[0] <= flops <= flops_P[-1]:
-                by_size.setdefault(n_body, []).append(float(_least(flops, flops_P, loss_P)))
-        if len(by_size) >= 3:
-            sizes = sorted(by_size)
-            curves[float(flops)] = np.array(sizes, float), np.array([np.mean(by_size[n]) for n in sizes])
+        reached = [each for each in trajectories if each[1][0] <= flops <= each[1][-1]]
+        rows = [(float(n_body), float(_least(flops, flops_P, loss_P))) for n_body, flops_P, loss_P in reached]
+        means = pl.DataFrame(rows, schema=["x", "y"], orient="row").group_by("x", maintain_order=True).mean().sort("x")
+        if len(means) >= 3:
+            curves[float(flops)] = means["x"].to_numpy(), means["y"].to_numpy()
     return curves
 
 

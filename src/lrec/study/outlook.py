@@ -7,9 +7,7 @@ V catalogue.
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -127,8 +125,7 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
         check_folder(out, "--out")
     data.prepare_data()
     data.setup("fit")
-    evidence = measure(data, seed, begins=partial(print, file=sys.stderr, flush=True))
-    outlook = judge(evidence)
+    outlook = judge(evidence := measure(data, seed))
     report = markdown(data.store.meta["name"], evidence, outlook)
     if out is not None:
         about = {"schema": 1, "data_hash": data.data_hash, "seed": seed, "from": FROM, "to": TO}
@@ -137,9 +134,9 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
     print(on_terminal(report))
 
 
-def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] = lambda _: None) -> Evidence:
-    """Count n-grams and train two tiny networks on the training part of a DataModule that is set up; `begins` is told
-    what begins. UserError if there are too few data."""
+def measure(data: SequenceDataModule, seed: int) -> Evidence:
+    """Count n-grams and train two tiny networks on the training part of a DataModule that is set up; progress goes to
+    stderr. UserError if there are too few data."""
     random = np.random.default_rng(seed)
     val = data.cuts.val_targets
     known = np.flatnonzero(data.cuts.is_known(val))
@@ -150,15 +147,17 @@ def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] =
             f"{data.store_name}: {data.U:,} training targets and {len(cases):,} validation targets of known items; an "
             f"outlook needs {LEAST_TRAINING_TARGETS:,} and {LEAST_CASES}"
         )
-    begins("counting n-grams")
+    print("counting n-grams", file=sys.stderr, flush=True)
     counted, losses_of_orders = zip(*(_count(data, share, cases) for share in SHARES), strict=True)
     losses_C = losses_of_orders[-1]
     part, fresh = _left_out(data, random)
+    if not part.n_targets:
+        raise UserError(f"{data.store_name}: an outlook needs training targets of two users, and one has them all")
     positions = min(TINY_POSITIONS, TINY_EPOCHS * part.n_positions)
     targets = positions * part.n_targets // part.n_positions
     tiny, found_C = [], [losses_C[name] for name in ORDERS[1:]]
     for size in TINY:
-        begins(f"training {size} on {targets:,} targets")
+        print(f"training {size} on {targets:,} targets", file=sys.stderr, flush=True)
         with one_core():
             net = train_briefly(data, part, size, positions, seed)
             loss_C, fresh_C = rank_by_net(net, cases).loss_C, rank_by_net(net, fresh).loss_C
@@ -172,8 +171,8 @@ def measure(data: SequenceDataModule, seed: int, begins: Callable[[str], None] =
 
 def _count(data: SequenceDataModule, share: float, cases: Cases) -> tuple[Counted, dict[str, np.ndarray]]:
     """n-grams of a share of the users, within the data's own reduction and with at most MOST_COUNTED interactions."""
-    share_counted = min(1.0, MOST_COUNTED / max(int(data.batch_plan.part.lengths_U.sum()), 1))
-    part = training_part(data.cuts, replace(data.reduction, users=data.reduction.users * share_counted * share))
+    share *= min(1.0, MOST_COUNTED / max(int(data.batch_plan.part.lengths_U.sum()), 1))
+    part = training_part(data.cuts, replace(data.reduction, users=data.reduction.users * share))
     items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, part.lengths_U))]
     losses = ngram_losses(items_N, part.lengths_U, data.n_items, cases)
     means = {name: float(loss_C.mean()) for name, loss_C in losses.items()}
@@ -218,8 +217,7 @@ def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, posit
         for batch in islice(chain.from_iterable(repeat(loader)), steps):
 
             def head(hidden_BLD: Tensor, table_VD: Tensor, batch: TrainBatch = batch) -> Tensor:
-                hidden_MD = hidden_BLD.flatten(0, 1)[batch.positions_M]
-                return loss_function(hidden_MD, table_VD, batch.targets_M, counts_V)
+                return loss_function(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, counts_V)
 
             loss: Tensor = net(batch.items_BL, head)
             (loss / max(batch.step_targets, 1)).backward()
@@ -271,9 +269,8 @@ def judge(evidence: Evidence) -> Outlook:
     doubling = half.best - counted.best
     if gain is None:
         return Outlook(None, None, None, why, expected, useful, doubling, None)
-    low, high = gain / INTERVAL_FACTOR, gain * INTERVAL_FACTOR
-    if gain <= NEXT_TO_NOTHING:
-        low, high = 0.0, NEXT_TO_NOTHING
+    is_gain = gain > NEXT_TO_NOTHING
+    low, high = (gain / INTERVAL_FACTOR, gain * INTERVAL_FACTOR) if is_gain else (0.0, NEXT_TO_NOTHING)
     more = gain_by_amount(2 * evidence.targets) - expected if useful else None
     return Outlook(gain, low, high, why, expected, useful, doubling, more)
 
@@ -283,15 +280,13 @@ def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
     counted += [[f"{row.targets:,}", *(f"{row.losses[order]:.3f}" for order in ORDERS)] for row in evidence.counted]
     tiny = [["short run", "trained on", "validation", "users left out"]]
     tiny += [[run.size, f"{run.targets:,}", f"{run.loss:.3f}", f"{run.fresh_loss:.3f}"] for run in evidence.tiny]
-    about = (
-        f"{evidence.targets:,} training targets, {evidence.items:,} items. Losses are nats, on {evidence.cases:,} "
-        "validation targets."
-    )
+    about = f"{evidence.targets:,} training targets, {evidence.items:,} items. "
+    about += f"Losses are nats, on {evidence.cases:,} validation targets."
     tables = rows_table(counted), rows_table(tiny, text=(0,))
-    return "\n\n".join([f"# Outlook: {name}", about, *tables, " ".join(_sentences(outlook))])
+    return "\n\n".join([f"# Outlook: {name}", about, *tables, _in_words(outlook)])
 
 
-def _sentences(outlook: Outlook) -> list[str]:
+def _in_words(outlook: Outlook) -> str:
     """What size brings, up to which size it pays, and what twice the data would bring."""
     if outlook.gain is None:
         others = f"Other sets with as much data gained {outlook.by_amount:.2f} nats from {FROM} to {TO}."
@@ -300,10 +295,9 @@ def _sentences(outlook: Outlook) -> list[str]:
         expected = f"{outlook.gain:.2f} nats ({outlook.low:.2f} to {outlook.high:.2f})"
         gain = f"From {FROM} to {TO} parameters expect {expected}: {outlook.why}."
     useful = amount(float(f"{outlook.useful:.2g}"))
-    pays = f"Size can pay up to about {useful} parameters of the blocks."
-    more = f": the last doubling lowered the loss of n-grams by {outlook.doubling:.2f} nats"
+    pays = f"Size can pay up to about {useful} parameters of the blocks." if outlook.useful else "Size does not pay."
+    more = f"the last doubling lowered the loss of n-grams by {outlook.doubling:.2f} nats"
     if outlook.more_gain is None or outlook.more_gain < 0.005:
-        more = f"More data{more}."
-    else:
-        more = f"Twice the data{more}; the next would add {outlook.more_gain:.2f} nats to the gain from {FROM} to {TO}."
-    return [gain, pays if outlook.useful else "Size does not pay.", more]
+        return f"{gain} {pays} More data: {more}."
+    added = f"the next would add {outlook.more_gain:.2f} nats to the gain from {FROM} to {TO}"
+    return f"{gain} {pays} Twice the data: {more}; {added}."

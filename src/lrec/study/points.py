@@ -71,16 +71,15 @@ def read_points(
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
+    if not paths:
+        raise UserError("--points: name at least one file or folder")
     files: dict[Path, Path] = {}  # by resolved path, so that a file named twice counts once
     for path in paths:
-        found = find_points(path) if path.is_dir() else [path]
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        if not found:
+        if not (found := find_points(path) if path.is_dir() else [path]):
             raise UserError(f"{path}: no {POINTS} in or under this folder; name a folder of runs, or a file")
         files |= {file.resolve(): file for file in found}
-    if not files:
-        raise UserError("--points: name at least one file or folder")
     return list(files.values())
 
 
@@ -114,14 +113,11 @@ def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     last evaluation of the same run."""
     best, last_val_loss, metrics = row.get("val_loss"), last.get("val_loss"), row.get("metrics") or {}
     names = {"N": "N_body", "d": "D", "u": "U", "processed": "D"}
-    names |= {name: name for name in ("seed", "flops", "wall_s")}
+    names |= {name: name for name in ("seed", "flops", "wall_s", "horizon")}
     return {
         **{name: row.get(column) for name, column in names.items()},
         **{name.removeprefix("test/"): value for name, value in metrics.items() if not NO_METRICS.fullmatch(name)},
-        "data_hash": row.get("data_hash") or None,
-        "horizon": row.get("horizon"),
-        "ended": last.get("D"),
-        "steps": last.get("step"),
+        **{"data_hash": row.get("data_hash") or None, "ended": last.get("D"), "steps": last.get("step")},
         "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
     }
 
@@ -179,7 +175,7 @@ def _may_stop(points: pl.DataFrame, x: str) -> bool:
 
 def _positive(file: Path, number: int, column: str, value: Any) -> float:
     parsed = math.nan
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         parsed = math.nan if isinstance(value, bool) else float(value)
     if not 1 / LARGEST <= parsed <= LARGEST:
         raise UserError(

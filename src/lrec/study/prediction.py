@@ -1,8 +1,7 @@
 """The prediction of a study, from the small sizes of each ladder. It is saved before any large run is read."""
 
-from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
@@ -34,10 +33,8 @@ class LadderFit:
 
 
 def by_ladder(runs: list[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    ladders: dict[str, list[PlannedRun]] = defaultdict(list)
-    for run in runs:
-        ladders[run.ladder].append(run)
-    return ladders
+    ladders = dict.fromkeys(run.ladder for run in runs)
+    return {ladder: [run for run in runs if run.ladder == ladder] for ladder in ladders}
 
 
 def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun]) -> LadderFit:
@@ -54,9 +51,9 @@ def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun])
     n_items = example.N_head // example.d_model
     networks = [run.network(n_items) for run in runs if run.held_out]
     large = sorted({cost.n_body(network) for network in networks})
-    if study.x == "N_total":  # event types add rows; a finished run shows how many
-        types = (example.N_total - cost.n_total(used[0].network(n_items))) // example.d_model
-        large = sorted({cost.n_total(replace(network, event_types=types)) for network in networks})
+    if study.x == "N_total":  # the data may add rows, such as types of event; a finished run shows how many
+        rows = (example.N_total - cost.n_total(used[0].network(n_items))) // example.d_model
+        large = sorted({cost.n_total(network) + rows * network.width for network in networks})
     lengths = [points["d"].unique().sort()] if fitted.columns == ("x", "d") else []
     predictions = tuple(fitted.predict(np.array([*product(large, *lengths)]))) if large else ()
     metrics = expected_metrics(points, predictions) if predictions else {}
@@ -96,11 +93,9 @@ def write_prediction(study: Study, ladders: list[LadderFit], runs: list[PlannedR
 def _same_prediction(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
     """Whether both are from the same points for the same runs. Predicted digits may differ between machines."""
 
-    def rests_on(each: dict[str, Any]) -> tuple[Any, ...]:
-        names = ("ladder", "law", "x", "y", "source_hash")
-        return [[ladder[name] for name in names] for ladder in each["ladders"]], each["held_out_runs"].keys()
-
+    names = ("ladder", "law", "x", "y", "source_hash")
+    before, after = ([[ladder[name] for name in names] for ladder in each["ladders"]] for each in (earlier, now))
     runs, others = now["held_out_runs"], earlier["held_out_runs"]
-    return rests_on(earlier) == rests_on(now) and not any(
+    return (before, others.keys()) == (after, runs.keys()) and not any(
         changed_options(RunConfig(others[name]), RunConfig(runs[name])) for name in runs
     )

@@ -29,15 +29,19 @@ class Price:
     request_ms: float
 
 
-def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price:
-    """The price of a network `times` as large as that of a finished run, if it is trained in the same way.
+def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price | None:
+    """The price of a network with `times` the parameters of that of a finished run, counted by the study's x, if it is
+    trained in the same way. None if the run's options are not known.
 
     The estimate uses the FLOPs per second of this run, from the first step to the last evaluation. A request encodes a
     whole history and scores the catalogue once; nothing is cached between requests.
     """
+    if not run.options:
+        return None
     last = run_of_study(study.folder, run.name).points[-1]
-    trained = run.network(last.N_head // last.d_model)
-    network, place, hours = wider(trained, times), study.placement(run.config), spent_hours(study, [run]) / run.own
+    trained, beside = run.network(last.N_head // last.d_model), last.N_total - last.N_body
+    network = wider(trained, times, beside if study.x == "N_total" else 0)
+    place, hours = study.placement(run.config), spent_hours(study, [run]) / run.own
     forward, head = cost.flops_per_interaction(network).forward, 2 * cost.n_head(network)
     train_hours = hours * forward / cost.flops_per_interaction(trained).forward
     memory_gib, gpu_gib, disk_gib = gib_of(network, run.config, place)
@@ -71,10 +75,13 @@ def _two_digits(number: float) -> str:
     return f"{float(f'{number:.2g}'):,g}"
 
 
-def wider(network: TransformerConfig, times: float) -> TransformerConfig:
-    """A network with the same number of blocks, and about `times` the parameters in them."""
+def wider(network: TransformerConfig, times: float, beside: int = 0) -> TransformerConfig:
+    """A network with the same number of blocks, and about `times` the parameters: in the blocks, and in `beside` others
+    that grow with the width, as the item table does."""
     if times == 1:
         return network
-    width = WIDTHS * round(math.sqrt(times) * network.width / WIDTHS)
-    shape = find_size(f"{network.layers}x{width}")
+    of_blocks, of_others = cost.n_body(network) / network.width**2, beside / network.width
+    wanted = times * (cost.n_body(network) + beside)
+    width = (math.sqrt(of_others**2 + 4 * of_blocks * wanted) - of_others) / (2 * of_blocks)
+    shape = find_size(f"{network.layers}x{WIDTHS * max(round(width / WIDTHS), 1)}")
     return replace(network, width=shape.width, heads=shape.heads)

@@ -60,23 +60,22 @@ class Record:
                 raise UserError(
                     f"--restart {run.starts_from}: {run.name} started from it: restart both, or choose another --out"
                 )
+            again = f"choose another --out, or --restart '[{run.name}]'"
             if (source := begun.get("starts_from", "")) != run.starts_from:
                 raise UserError(
                     f"{self.out} has run {run.name}, which started from {source or 'no other run'}, not from "
-                    f"{run.starts_from or 'no other run'}: choose another --out, or --restart '[{run.name}]'"
+                    f"{run.starts_from or 'no other run'}: {again}"
                 )
             if changes := changed_options(RunConfig(begun["options"]), run.config):
                 raise UserError(
-                    f"{self.out} has run {run.name} with other options ({changes}): choose another --out, "
-                    f"or --restart '[{run.name}]' to train it again"
+                    f"{self.out} has run {run.name} with other options ({changes}): {again} to train it again"
                 )
         for run in self.runs:
             if run.name in restart:
                 shutil.rmtree(self.trained(run).folder, ignore_errors=True)
             point = self.trained(run).result
-            self.state[run.name] = "waiting" if point is None else point.status
-            if run.name in skip:
-                self.state[run.name] = "skipped"
+            now = "waiting" if point is None else point.status
+            self.state[run.name] = "skipped" if run.name in skip else now
         self._write()
         return [run for run in self.runs if run.name not in skip]
 
@@ -120,18 +119,18 @@ class Record:
         precision = had[0]["precision"] if had else auto_precision(*kinds)
         if not had:
             print(f"precision: {precision}, chosen by auto")
-
         settled = {run.name: changed(run.options, {"trainer.precision": precision}) for run in unsettled}
         return [replace(run, options=settled.get(run.name, run.options)) for run in runs]
 
     def _write(self) -> None:
         """Write study.json, and the points of all finished runs, including those that are no longer in the grid."""
-        study, runs = self.study, [asdict(run) for run in self.runs]
+        study = self.study
+        grid = {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y}
         finished = [run for file in find_points(self.folder) if (run := Run(file.parent)).result is not None]
         outside = {run.name for run in finished} & set(self._earlier) - set(self.state)
         content = {
             "name": study.name,
-            "grid": {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y, "runs": runs},
+            "grid": grid | {"runs": [asdict(run) for run in self.runs]},
             "state": self.state,
             "reasons": self.reasons,
             "threads": self.threads,

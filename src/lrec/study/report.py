@@ -20,7 +20,7 @@ from lrec.common.text_tables import amount, rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import Analysis, analyse
 from lrec.laws.figures import fit_figure
-from lrec.laws.fit_json import table, write_fit
+from lrec.laws.fit_json import of_ten, table, write_fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
 from lrec.laws.verdict import doublings
@@ -33,7 +33,7 @@ from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.price import price_rows
-from lrec.study.tuning import Trial, Tuned
+from lrec.study.tuning import Tuned
 
 # Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
 LRECS = (
@@ -64,23 +64,20 @@ def write_report(
     """
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    warned, sections = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)], list[str]()
+    warned = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)]
     warned += _mistuned(runs, tuned) if tuned else []
     if late:
         again = f"they would take more than --hours {study.hours:g}. Start the same study again to train them."
         warned.append(f"**Not trained: {', '.join(late)}**, as {again}")
-    if plan := read_json(out / PLAN):
-        sections += ["## Plan", as_text(plan)]
-    sections += _tuned(runs, tuned) if tuned else []
-    sections += variants_table(runs, points)
+    sections = ["## Plan", as_text(plan)] if (plan := read_json(out / PLAN)) else []
+    sections += [*(_tuned(runs, tuned) if tuned else []), *variants_table(runs, points)]
     for folder in ("fit", "figures"):  # some may be of ladders and variants that the study no longer has
         shutil.rmtree(out / folder, ignore_errors=True)
     sections += _figures(out, runs, points)
     laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
-        own = {run.name: points[run.name] for run in mine}
         longest = of_all_data(mine)
-        of_longest = {run.name: own[run.name] for run in longest}
+        own, of_longest = ({run.name: points[run.name] for run in some} for some in (mine, longest))
         sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(longest, of_longest)]
         if ngrams and longest[0] == of_all_data(runs)[0]:
             counted = " and ".join(f"{loss:.4f} by {name}s" for name, loss in ngrams.items())
@@ -98,16 +95,16 @@ def write_report(
             if found := answer_of(study, analysis, of_variant, points, said):
                 answers.append((found, analysis))
     # The answer comes from the ladder whose largest network is the best; if some are equal, from the first.
-    best = max(answers, key=lambda each: each[0].columns[0].value, default=None)
-    answer = best and best[0]
+    answer, of_answer = max(answers, key=lambda each: each[0].columns[0].value, default=(None, None))
     shown: dict[str, Any] = {"name": study.name, "answer": answer, "metric": METRIC, "beside": BESIDE}
-    shown["prices"] = price_rows([column.price for column in answer.columns]) if answer else []
-    short = [rendered("study", "answer.md.j2", shown, amount=amount)] if answer else []
+    short = list[str]()
+    if answer is not None and of_answer is not None:
+        shown["prices"] = price_rows([column.price for column in answer.columns])
+        short = [rendered("study", "answer.md.j2", shown, amount=amount)]
+        figure = answer_figure(of_answer, METRIC, answer.finding)
+        shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
-    if best:
-        figure = answer_figure(best[1], METRIC, best[0].finding)
-        shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     shown["reason"] = next(iter(unfit.values()), "too few sizes were tested with it")
     shown["details"] = as_html("\n\n".join([*warned, *sections]))
     write_text(out / "report.html", rendered("study", "report.html.j2", shown, amount=amount))
@@ -128,11 +125,9 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     largest = max(of_counted, default=(0, -math.inf))[1]
     ahead_of_all = {name: loss for name, loss in ngrams.items() if loss < largest}
     for ladder, point in fitted:
-        counting = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
-        counting |= ahead_of_all if ladder == counted else {}
-        ahead = {
-            name: loss for name, loss in counting.items() if point.test_loss is not None and loss < point.test_loss
-        }
+        losses = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
+        losses |= ahead_of_all if ladder == counted else {}
+        ahead = {name: loss for name, loss in losses.items() if loss < (point.test_loss or 0)}
         if ahead:
             losing[min(ahead, key=ahead.__getitem__)].add(point.size)
     sizes, lost = {point.size for _, point in fitted}, set().union(*losing.values())
@@ -178,22 +173,20 @@ def _law(
 
 
 def _floor(points: dict[str, Point]) -> float | None:
-    floor: float | None = (next(iter(points.values())).floor or {}).get("test")
-    return floor
+    return (next(iter(points.values())).floor or {}).get("test")
 
 
 def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
     """Save figures of the loss against compute, at equal compute and against epochs for each variant; return links."""
     links = []
-    for variant in dict.fromkeys(run.variant for run in runs):
-        mine = [run for run in runs if run.variant == variant and not points[run.name].diverged]
-        if not mine:
-            continue
-        every = [run_of_study(out, run.name).points for run in mine]
-        most = max(run.fraction for run in mine)
-        whole = [evaluations for run, evaluations in zip(mine, every, strict=True) if run.fraction == most]
+    finished = [run for run in runs if not points[run.name].diverged]
+    for variant in dict.fromkeys(run.variant for run in finished):
+        mine = {run.name: run for run in finished if run.variant == variant}
+        every = {name: run_of_study(out, name).points for name in mine}
+        most = max(run.fraction for run in mine.values())
+        whole = [every[name] for name, run in mine.items() if run.fraction == most]
         drawn = {"compute": compute_figure(whole), "iso_flop": iso_flop_figure(whole)}
-        for name, figure in (drawn | {"repetition": repetition_figure(every)}).items():
+        for name, figure in (drawn | {"repetition": repetition_figure([*every.values()])}).items():
             if figure is not None:
                 path = out / "figures" / variant / f"{name}.png"
                 save_figure(path, figure)
@@ -205,10 +198,8 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
 def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
     """The best trials, the rule and options that follow from them, and what the runs' rates and steps may cost."""
     rows = [["size", "targets", "trials", "lr", "targets_per_step", "dropout", "val loss"]]
-    groups: dict[tuple[str, int], list[Trial]] = defaultdict(list)
-    for trial in tuned.trials:
-        groups[trial.size, trial.targets].append(trial)
-    for (size, targets), trials in groups.items():
+    for size, targets in dict.fromkeys((trial.size, trial.targets) for trial in tuned.trials):
+        trials = [trial for trial in tuned.trials if (trial.size, trial.targets) == (size, targets)]
         best = min(trials, key=lambda trial: math.inf if trial.loss is None else trial.loss)
         setting = (f"{best.setting.lr:g}", f"{best.setting.targets_per_step:,}", f"{best.setting.dropout:g}")
         rows.append([size, f"{targets:,}", str(len(trials)), *setting, f"{best.loss:.4f}"])
@@ -217,8 +208,7 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
         for option, (factor, exponent, *of_share) in tuned.rules.items()
     ]
     chosen += [f"{option} = {value:g}" for option, value in tuned.options.items()]
-    of_all = of_all_data(runs)
-    worst = max(of_all, key=tuned.cost)
+    worst = max(of_all_data(runs), key=tuned.cost)
     cost = f"These learning rates and steps are expected to cost at most {tuned.cost(worst):.3f} nats ({worst.name})."
     return ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join(chosen)}. {cost}"]
 
@@ -226,12 +216,9 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
 def _mistuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
     """A warning if the trials show that runs have a wrong learning rate."""
     missed = [run for run in of_all_data(runs) if tuned.cost(run) > MISTUNED and tuned.is_off(run)]
-    if not missed:
-        return []
     named = ", ".join(f"{run.name} (by {tuned.cost(run):.2f} nats)" for run in missed)
-    return [
-        f"**Mistuned: {named}.** Their losses describe the rate or the step, not the size: leave them out (--skip)."
-    ]
+    why = "Their losses describe the rate or the step, not the size: leave them out (--skip)."
+    return [f"**Mistuned: {named}.** {why}"] if missed else []
 
 
 def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
@@ -252,8 +239,10 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[
         note += f"; with the targets of the trajectories, it is at most {error:.4f}"
     rows = [["step in size", *(f"difference in {part} loss" for part in parts)]]
     for small, large in pairwise(losses):
-        sides = [[[table.filter(part) for table in losses[size]] for size in (small, large)] for part in parts.values()]
-        rows.append([f"{small} to {large}", *("{:+.4f} ± {:.4f}".format(*paired(one, other)) for one, other in sides)])
+        rows.append([f"{small} to {large}"])
+        for part in parts.values():
+            one, other = ([table.filter(part) for table in losses[size]] for size in (small, large))
+            rows[-1].append("{:+.4f} ± {:.4f}".format(*paired(one, other)))
     note += ". Each difference is computed user by user, and its standard error stands after ±."
     return [rows_table(rows, text=(0,)), note]
 
@@ -266,26 +255,22 @@ def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
         point = points[run.name]
         size = run.size + (" (held out)" if run.held_out else "")
         row = [size, str(run.seed), f"{point.N_body:,}", f"{point.D:,}", f"{point.epochs:.2f}"]
-        if point.diverged:
-            row.append("diverged")
-        else:
-            losses = [point.val_loss, point.test_loss, *([point.trajectory_loss] if extra else [])]
-            row += ["" if loss is None else f"{loss:.4f}" for loss in losses]
-            row += [f"{point.metric(f'test/{column}'):.4f}" for column in columns]
-        rows.append(row)
+        losses = [point.val_loss, point.test_loss, *([point.trajectory_loss] if extra else [])]
+        row += ["" if loss is None else f"{loss:.4f}" for loss in losses]
+        row += [f"{point.metric(f'test/{column}'):.4f}" for column in columns]
+        rows.append([*row[:5], "diverged", *[""] * len(row[6:])] if point.diverged else row)
     tested = next((point for point in points.values() if not point.diverged), None)
     if tested is not None:
         for name in _baselines(tested):
             row = [name, *[""] * 5, f"{tested.metric(f'test/{name}/loss'):.4f}", *[""] * len(extra)]
             rows.append(row + [f"{tested.metric(f'test/{name}/{column}'):.4f}" for column in columns])
-    return rows_table([row + [""] * (len(rows[0]) - len(row)) for row in rows], text=(0,))
+    return rows_table(rows, text=(0,))
 
 
 def _own_metrics(points: dict[str, Point]) -> list[str]:
     """The user's own metrics in the tests of the runs; of metrics with a k, only those with k = 10."""
     tested = dict.fromkeys(name.removeprefix("test/") for point in points.values() for name in point.metrics)
-    own = [name for name in tested if not re.match(LRECS, name) and not name.endswith("_se")]
-    return [name for name in own if "@" not in name or name.removesuffix("_unseen").endswith("@10")]
+    return of_ten(name for name in tested if not re.match(LRECS, name) and not name.endswith("_se"))
 
 
 def _baselines(point: Point) -> list[str]:
@@ -301,16 +286,14 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
     if len(means) > 1:
         rises = [f"{small} to {large}" for small, large in pairwise(means) if means[large] >= means[small]]
         course = f"rises with size from {', '.join(rises)}: not monotone" if rises else "falls with every step in size"
-        best = min(means, key=lambda size: means[size])
+        best = min(means, key=means.__getitem__)
         findings = [f"- The mean test loss {course}.", f"- Best size: {best}, mean test loss {means[best]:.4f}."]
     if diverged := [run.name for run in runs if points[run.name].diverged]:
         findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
     if means and (floor := _floor(points)) is not None:
-        below = [run.name for run in runs if (points[run.name].test_loss or floor) < floor]
-        where = f"below it: {', '.join(below)}" if below else "every run lies above it"
-        findings.append(
-            f"- Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}; {where}."
-        )
+        below = ", ".join(run.name for run in runs if (points[run.name].test_loss or floor) < floor)
+        what = f"Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}"
+        findings.append(f"- {what}; {f'below it: {below}' if below else 'every run lies above it'}.")
     return "\n".join(findings)
 
 
@@ -318,26 +301,23 @@ def _mean_losses(runs: list[PlannedRun], points: Mapping[str, Point]) -> dict[st
     """The mean test loss over the seeds of each size, in order of N_body."""
     losses: dict[str, list[float]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
-        loss = points[run.name].test_loss
-        if loss is not None:
+        if (loss := points[run.name].test_loss) is not None:
             losses[run.size].append(loss)
     return {size: mean(values) for size, values in losses.items()}
 
 
 def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
     """A warning for each size whose loss is too high between its neighbours, in the ladders with all data."""
-    n_body, warned = {point.size: point.N_body for point in points.values()}, list[str]()
+    warned = list[str]()
     for ladder, mine in by_ladder(of_all_data(runs)).items():
-        losses = _mean_losses(mine, points)
+        losses, n_body = _mean_losses(mine, points), {run.size: points[run.name].N_body for run in mine}
         for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
             # The loss above the line through the neighbours; the line is straight in ln N_body.
             place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
             excess = losses[size] - (1 - place) * losses[small] - place * losses[large]
+            above = f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours."
             if excess > OUT_OF_LINE:
-                warned.append(
-                    f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours. "
-                    "The cause is its training, not its size."
-                )
+                warned.append(f"{above} The cause is its training, not its size.")
     return warned
 
 
@@ -362,25 +342,23 @@ def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str
     rows = [["fraction", "size", "variant", "seeds", *titles]]
     compared, standing_out = 0, []
     for (fraction, size), variant in product(dict.fromkeys((run.fraction, run.size) for run in runs), variants):
-        by_seed, others = finished[fraction, size, variant], finished[fraction, size, base]
-        comparable = variant != base and domains[variant] == domains[base]
-        row = [f"{fraction:g}", size, variant, str(len(by_seed))]
+        by_seed, comparable = finished[fraction, size, variant], variant != base and domains[variant] == domains[base]
+        others = finished[fraction, size, base] if comparable else {}
+        rows.append([f"{fraction:g}", size, variant, str(len(by_seed))])
         for title, name in VARIANTS.items():
             values = {seed: point.metric(name) for seed, point in by_seed.items()}
             differences = [value - others[seed].metric(name) for seed, value in values.items() if seed in others]
-            row.append(_mean(list(values.values())))
-            row.append(_mean(differences, "+", of_mean=True) if comparable else "")
-            if comparable and len(differences) > 1:
+            rows[-1] += [_mean([*values.values()]), _mean(differences, "+", of_mean=True)]
+            if len(differences) > 1:
                 compared += 1
                 if ttest_1samp(differences, 0).pvalue < 1 - CONFIDENCE:
                     standing_out.append(f"{title} of {variant} at {size} ({mean(differences):+.4f})")
-        rows.append(row)
-    note = "No difference has two seeds, so none can be compared with the noise between seeds."
-    if compared:
-        note = (
-            f"Of {compared} differences from {base}, these exceed the noise between seeds (paired t-test, 95 %; "
-            f"{(1 - CONFIDENCE) * compared:.1f} are expected by chance alone): {'; '.join(standing_out) or 'none'}."
-        )
+    note = (
+        f"Of {compared} differences from {base}, these exceed the noise between seeds (paired t-test, 95 %; "
+        f"{(1 - CONFIDENCE) * compared:.1f} are expected by chance alone): {'; '.join(standing_out) or 'none'}."
+    )
+    if not compared:
+        note = "No difference has two seeds, so none can be compared with the noise between seeds."
     return ["## Variants", rows_table(rows, text=(2,)), note]
 
 

@@ -144,7 +144,6 @@ class ScalingPoints(Callback):
         rank_zero_only(_run(trainer).write_points)(self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the points so far in the checkpoint."""
         points = json.dumps([point.to_dict() for point in self.points])
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
@@ -279,6 +278,11 @@ class PredictionWriter(Announcer, BasePredictionWriter):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._unfinished, replacing(self._path) as whole:
             pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
+        if trainer.is_global_zero:  # lists that another number of processes wrote are not of this prediction
+            run, ranks = _run(trainer), range(trainer.world_size) if trainer.world_size > 1 else (None,)
+            ours = {run.predictions_file(rank) for rank in ranks}
+            for file in {run.predictions_file(), *run.folder.glob("predictions.[0-9]*.parquet")} - ours:
+                file.unlink(missing_ok=True)
         self.message = f"{counted(self._users, 'user')} written to {self._path}"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

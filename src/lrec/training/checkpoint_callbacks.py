@@ -49,6 +49,12 @@ class BestAndLast(ModelCheckpoint):
                 f"--checkpoint.save_top_k {self.save_top_k}: {self.filename}.ckpt can be the name of only one: give "
                 "--checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
             )
+        if self._every_n_train_steps or self._train_time_interval is not None:
+            raise UserError(
+                "--checkpoint.every_n_train_steps and train_time_interval would choose the best checkpoint between "
+                "evaluations: --last.every_n_steps keeps a recent one"
+            )
+        self.save_last = bool(self.save_last)  # no symbolic link: one file is both already
         self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -68,6 +74,13 @@ class BestAndLast(ModelCheckpoint):
             paths = {name: in_folder(path) for name, path in state_dict.items() if name.endswith("_model_path")}
             models = {in_folder(path): score for path, score in state_dict["best_k_models"].items()}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
+
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        """Not in the middle of an epoch, which a resumed run would take for a whole one."""
+        return trainer.is_last_batch and super()._should_save_on_train_epoch_end(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save nothing: LastCheckpoint has saved the last step, while its epoch was still under way."""
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)
@@ -104,7 +117,7 @@ class LastCheckpoint(Callback):
         """
         check_range("last.every_n_steps", every_n_steps, at_least=0)
         self.every_n_steps = every_n_steps
-        self._signalled = self._fits = self._training = False
+        self._signalled = self._fits = self._training = self._leaves = False
         self._saved_step = 0
         self._told_anywhere = Anywhere()
         self._listening = ExitStack()
@@ -124,6 +137,13 @@ class LastCheckpoint(Callback):
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(gloo_group())
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Leave after the evaluation that followed the step of a signal, and has saved."""
+        if self._leaves:
+            if (saver := saver_of(trainer)) is not None:
+                saver.join()
+            self._leave(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not ends_step(trainer, batch_idx):
             return
@@ -131,10 +151,13 @@ class LastCheckpoint(Callback):
         if saver is not None:
             saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
-        due = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
+        step = trainer.global_step
+        due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
         # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation.
-        if (interrupted or due) and not _evaluation_follows(trainer, batch_idx):
-            self._saved_step = trainer.global_step
+        follows = _evaluation_follows(trainer)
+        self._leaves = bool(interrupted and follows)
+        if (interrupted or due) and not follows:
+            self._saved_step = step
             if (path := _last_path(trainer)) is not None:
                 background = saver is not None and not interrupted
                 trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
@@ -195,15 +218,19 @@ class StableCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = trainer.global_step in self._due and ends_step(trainer, batch_idx)
-        if due and not _evaluation_follows(trainer, batch_idx):
+        if due and not _evaluation_follows(trainer):
             path = Run(Path(trainer.default_root_dir)).stable
             trainer.save_checkpoint(path, storage_options=None if saver_of(trainer) is None else IN_BACKGROUND)
 
 
 def best_of(trainer: Trainer) -> ModelCheckpoint | None:
     """The callback that keeps the best checkpoint: lrec's own if there is one, else the first of the user's."""
+    return next(iter(_keepers(trainer)), None)
+
+
+def _keepers(trainer: Trainer) -> list[ModelCheckpoint]:
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return next((callback for callback in kept if isinstance(callback, BestAndLast)), kept[0] if kept else None)
+    return [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
 
 
 def _evaluate_after_whole_steps(trainer: Trainer) -> None:
@@ -213,18 +240,14 @@ def _evaluate_after_whole_steps(trainer: Trainer) -> None:
         trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
 
 
-def _evaluation_follows(trainer: Trainer, batch_idx: int) -> bool:
-    every_n_epochs = trainer.check_val_every_n_epoch
-    if every_n_epochs is not None and (trainer.current_epoch + 1) % every_n_epochs:
-        return False
-    batch = trainer.fit_loop.total_batch_idx if every_n_epochs is None else batch_idx
-    every_n_batches = trainer.val_check_batch
-    return trainer.is_last_batch or (every_n_batches is not None and (batch + 1) % every_n_batches == 0)
+def _evaluation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning evaluates after this micro-batch."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def _last_path(trainer: Trainer) -> Path | None:
-    """Where the run keeps its last checkpoint: lrec's own callback decides if there is one. None with
-    --checkpoint.save_last=false."""
-    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    deciding = [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
-    return next((Path(each.dirpath) / LAST for each in deciding if each.save_last and each.dirpath is not None), None)
+    """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
+    keepers = (each for each in _keepers(trainer) if each.save_last and each.dirpath is not None)
+    return next((Path(str(each.dirpath)) / LAST for each in keepers), None)

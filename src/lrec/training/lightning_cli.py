@@ -44,7 +44,6 @@ from lrec.training.throughput import Throughput
 # Warnings that Lightning causes by its calls of jsonargparse, torch and its own loaders. Users cannot avoid them.
 _NOT_FOR_USERS = (
     r"\s*``instantiate_classes``",
-    r"\s*skip_none",
     r"\s*By default only one JsonargparseDeprecationWarning",
     r".*does not have many workers",
     r".*LeafSpec",
@@ -171,6 +170,8 @@ class CommandLine(LightningCLI):
                 folder = f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
                 os.environ["LREC_RUN"] = f"{os.getpid()} {folder}"
             trainer.default_root_dir = folder
+        # As Lightning does.
+        trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
         if self.trial is None:
             check_folder(Path(trainer.default_root_dir), "--trainer.default_root_dir")
         if trainer.accelerator == "auto" and backends.mps.is_available():
@@ -213,7 +214,10 @@ class CommandLine(LightningCLI):
             # With true, Lightning writes to the loggers before lrec has checked that the checkpoint fits.
             "enable_autolog_hparams": False,
         }
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError) as error:  # Lightning's words for a wrong name or number
+            raise error if isinstance(error, UserError) else UserError(f"--trainer: {error}") from error
         if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._timeout == default_pg_timeout:
             trainer.strategy._timeout = timedelta(minutes=PATIENCE_MINUTES)
         return trainer

@@ -83,6 +83,11 @@ def check_options(command: str, options: Namespace) -> None:
         check_range("--seed_everything", options.seed_everything, at_least=0, at_most=2**32 - 1)
     for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):
         check_range(f"--trainer.{name}", trainer[name], at_least=1)
+    check_range("--trainer.gradient_clip_val", trainer.gradient_clip_val, at_least=0)
+    interval = trainer.val_check_interval
+    if not isinstance(interval, int | float | None):
+        raise UserError(f"--trainer.val_check_interval {interval}: give a number of batches, or a share of an epoch")
+    check_range("--trainer.val_check_interval", interval, above=0)
     _check_processes(trainer)
     strategy = _class_or_name(trainer.strategy)
     check_strategy(strategy)

@@ -17,13 +17,13 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.errors import UserError
+from lrec.errors import UserError, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
 from lrec.evaluation.metrics import Metric, best_is, with_own
 from lrec.model import parallelize
@@ -39,7 +39,7 @@ from lrec.serving.recommender import lists_of
 from lrec.training.checkpoint_callbacks import StableCheckpoint
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
-from lrec.training.schedule import OptimizerSwitch, schedule_position, schedule_steps
+from lrec.training.schedule import ENDLESS, OptimizerSwitch, schedule_position, schedule_steps
 from lrec.training.stored_model import StoredModel
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
@@ -110,6 +110,7 @@ class SequentialRecommender(StoredModel):
         self.save_hyperparameters(logger=False)  # the arguments of a subclass too
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
+        check_range("model.top_k", top_k, at_least=1)
         self.dropout, self.architecture, self.parametrisation = dropout, architecture, parametrisation
         self.loss, self.optimizer = loss, optimizer
         self.top_k, self.exclude_seen = top_k, exclude_seen
@@ -225,7 +226,13 @@ class SequentialRecommender(StoredModel):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
             check_touched_rows(self.config, self.loss, self.trainer)
-        optimizer, scheduler = build(self.optimizer, self.net, schedule_steps(self.trainer))
+        steps = schedule_steps(self.trainer)
+        optimizer, scheduler = build(self.optimizer, self.net, steps)
+        if steps == ENDLESS and not isinstance(scheduler, LambdaLR):
+            raise UserError(
+                f"with time as the only limit, the schedule must be a LambdaLR, not {type(scheduler).__name__}: return "
+                "one, or give --trainer.max_epochs or --trainer.max_steps too"
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
@@ -243,9 +250,12 @@ class SequentialRecommender(StoredModel):
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
         """Advance the schedule by one step or, with a time limit, to `schedule_position`."""
         position = schedule_position(self.trainer)
-        if position is not None:
+        if position is not None and isinstance(scheduler, LambdaLR):
             scheduler.last_epoch = position - 1
-        super().lr_scheduler_step(scheduler, metric)
+            position = None
+        # The rate of other schedules may depend on the one before.
+        for _ in range(1 if position is None else position - scheduler.last_epoch):
+            super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
         """Callbacks for the process, for the optimizer's switch and for the checkpoint before the rate falls."""
@@ -337,10 +347,8 @@ class SequentialRecommender(StoredModel):
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))
         trainer = self.trainer
-        loop = trainer.fit_loop.epoch_loop.val_loop if trainer.state.fn == "fit" else trainer.validate_loop
-        if trainer.testing:
-            loop = trainer.test_loop
-        for shown in (trainer.callback_metrics, trainer.logged_metrics, *loop._logged_outputs):
+        logged = trainer._evaluation_loop._logged_outputs
+        for shown in (trainer.callback_metrics, trainer.logged_metrics, *logged):
             shown.update(figures)
         trainer.progress_bar_metrics.update({name: float(figures[name]) for name in ON_PROGRESS_BAR if name in figures})
 

@@ -92,7 +92,10 @@ def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_ste
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
             groups[net.lr_multiplier(name)].append(parameter)
-    made = optimizer([{"params": parameters} for parameters in groups.values()])
+    try:
+        made = optimizer([{"params": parameters} for parameters in groups.values()])
+    except ValueError as error:
+        raise UserError(f"model.optimizer: {error}") from error
     for group, multiplier in zip(made.param_groups, groups, strict=True):
         group["lr"] *= multiplier
     return made, LambdaLR(made, lambda step: 1.0)
@@ -129,6 +132,9 @@ class Optimizer(OptimizerConfig):
 
     def __post_init__(self) -> None:
         check_range("optimizer.lr", self.lr, above=0)
+        check_range("optimizer.weight_decay", self.weight_decay, at_least=0)
+        for beta in self.betas:
+            check_range("optimizer.betas", beta, at_least=0, below=1)
         check_range("optimizer.warmup", self.warmup, at_least=0, at_most=1)
         check_range("optimizer.final_lr", self.final_lr, at_least=0, at_most=1)
         check_range("optimizer.muon", self.muon, above=0)
@@ -264,25 +270,22 @@ class AdamWThenSGD(AdamW):
                     (adamw_rows if in_adamw else sgd_rows)(parameter, self.state[parameter], group)
             if in_adamw and group["muon"]:
                 muon_matrices(group["params"], self.state, group)
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if moving and not in_adamw:
+                sgd(
+                    moving,
+                    [parameter.grad for parameter in moving],
+                    [self.state[parameter]["exp_avg"] for parameter in moving],
+                    foreach=True,  # the fused kernel does not support sharded tensors
+                    weight_decay=group["sgd_weight_decay"],
+                    momentum=group["momentum"],
+                    lr=group["lr"],
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
         if in_adamw:
             super().step()
-            return loss
-        for group in self.param_groups:
-            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not moving:
-                continue
-            sgd(
-                moving,
-                [parameter.grad for parameter in moving],
-                [self.state[parameter]["exp_avg"] for parameter in moving],
-                foreach=True,  # the fused kernel does not support sharded tensors
-                weight_decay=group["sgd_weight_decay"],
-                momentum=group["momentum"],
-                lr=group["lr"],
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-            )
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

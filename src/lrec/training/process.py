@@ -35,5 +35,4 @@ class ProcessSetup(Callback):
             torch.get_device_module(pl_module.device).manual_seed(seed)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let garbage collection go through everything again."""
         gc.unfreeze()

@@ -95,7 +95,7 @@ def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metri
     if best is None:
         return mode or "min"
     if mode not in (None, best):
-        raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; use {option}.mode null")
+        raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; use {option}.mode {best}")
     return best
 
 
@@ -136,9 +136,7 @@ class StopAfterSwitch(EarlyStopping):
         )
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
-        if super()._should_skip_check(trainer):
-            return True
-        if trainer.global_step < (stable_steps(trainer) or 0):
+        if super()._should_skip_check(trainer) or trainer.global_step < (stable_steps(trainer) or 0):
             return True
         switches = any(isinstance(callback, OptimizerSwitch) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         return switches and phase(trainer) == "adamw"

@@ -3,6 +3,7 @@
 Shape suffix: V catalogue.
 """
 
+import json
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,6 @@ from lrec.checkpoint.trained import (
     check_parameters,
     items_as_tensors,
     refuse_other_network,
-    refuse_other_optimizer,
     trained_in,
 )
 from lrec.data.datamodule import SequenceDataModule
@@ -131,8 +131,10 @@ class StoredModel(LightningModule):
             check_finite(checkpoint["state_dict"], path)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
-            made_with, _ = all_as_plain({"optimizer": self.optimizer})
-            refuse_other_optimizer(checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}), made_with)
+            if "optimizer_states" not in checkpoint:
+                raise UserError(f"{path} has no optimizer, so no run can go on from it: give it as --model.warm_start")
+            made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            _refuse_other_optimizer(made_with.get("optimizer"), self.optimizer)
             self.diverged = saved["diverged"]
             loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
             self._since_evaluation = LossSum(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
@@ -144,3 +146,31 @@ class StoredModel(LightningModule):
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
         return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+
+
+# Options of an OptimizerConfig that its state holds; those of its schedule may change.
+_KEPT = ("lr", "weight_decay", "betas", "muon", "switch")
+
+
+def _refuse_other_optimizer(stored: Any, optimizer: OptimizerConfig | OfParameters) -> None:
+    """UserError if the stored optimizer has another class, or another value of an option that its state keeps: the run
+    would go on with the old one. An object that no checkpoint can hold is not compared."""
+    both = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
+    theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in both)
+    if None in (theirs, mine):
+        return
+    if theirs != mine:
+        raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: use the run's own config")
+    then, now = (each.get("init_args", {}) if isinstance(each, dict) else {} for each in both)
+    for name in _KEPT if isinstance(optimizer, OptimizerConfig) else sorted(then.keys() & now.keys()):
+        old, new = (json.dumps(_kept(options, name)) for options in (then, now))
+        if old != new:
+            raise UserError(f"the checkpoint was trained with --model.optimizer.{name} {old}, not {new}: give the same")
+
+
+def _kept(options: dict[str, Any], name: str) -> Any:
+    """What the optimizer's state holds of an option; of a switch, the options of SGD."""
+    value = options.get(name)
+    if name != "switch" or not isinstance(value, dict):
+        return value
+    return {of_sgd: value["init_args"].get(of_sgd) for of_sgd in ("lr", "momentum", "weight_decay")}

@@ -109,9 +109,7 @@ class FSDP2(ModelParallelStrategy):
             raise UserError(f"shard_group {group} must divide the number of processes, {processes}")
         self._data_parallel_size, self._tensor_parallel_size = processes, 1
         super().setup_environment()
-        shape = {"replicate": processes // group, "shard": group}
-        if group == processes:
-            del shape["replicate"]
+        shape = {"shard": group} if group == processes else {"replicate": processes // group, "shard": group}
         mesh = init_device_mesh(self.root_device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self.sharding = Sharding(mesh, getattr(torch, self.param_dtype) if self.param_dtype else None)
         for name in shape if len(shape) > 1 else ():  # their timeout is still torch's default
@@ -156,7 +154,6 @@ class FSDP2(ModelParallelStrategy):
         super().teardown()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read this process's rows of a folder or a file."""
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         fits = self.lightning_module.trainer.state.fn == "fit"

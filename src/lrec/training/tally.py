@@ -6,6 +6,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from lrec.data.batching.train_batches import TrainBatch, limited
+from lrec.errors import UserError
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.losses import Loss
@@ -49,7 +50,8 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
 
 def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
     """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
-    take a last step of fewer micro-batches, whose number of targets is not known."""
+    take a last step of fewer micro-batches, whose number of targets is not known. UserError if evaluations are further
+    apart than an epoch."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = limited(n_steps * every, limit)
     if batches % every:
@@ -57,6 +59,13 @@ def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
         rank_zero_only(print)(
             f"--trainer.limit_train_batches {limit} becomes {trainer.limit_train_batches}, so that the epoch ends with "
             f"a step (--trainer.accumulate_grad_batches {every})"
+        )
+        batches = trainer.limit_train_batches
+    between = getattr(trainer, "val_check_interval", None)  # Lightning sets none if it is a time
+    if isinstance(between, int) and between > batches and trainer.check_val_every_n_epoch and trainer.limit_val_batches:
+        raise UserError(
+            f"--trainer.val_check_interval {between} is more than the {batches:,} batches of an epoch; it counts the "
+            "batches of all epochs with --trainer.check_val_every_n_epoch null"
         )
 
 

@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
         trajectory_loss_se=standard_error(table) if with_trajectory else None,
     )
     run.write_points([measured(point) if point.best else point for point in run.points])
-    run.progress_file.unlink()
+    run.progress_file.unlink(missing_ok=True)
 
 
 def targets(split: Split, test: Targets) -> tuple[np.ndarray, np.ndarray]:

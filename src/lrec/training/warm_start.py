@@ -96,18 +96,15 @@ def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed:
 
 
 def _leave_to_vectors(net: Transformer, vectors: Tensor, items: _ItemRows) -> None:
-    """Fit the projection of the items' vectors to the known rows, and subtract what it explains from these rows."""
+    """Fit the projection of the items' vectors to the known rows, and subtract what it explains from these rows. The
+    fit is a ridge regression over the rows of all processes, with a penalty of 1."""
     known_HW = local_rows(vectors).float() * items.is_known_H.to(vectors.device)[:, None]
-    projection_WD = _ridge(known_HW, (items.rows_HD - items.mean_D).to(vectors.device), processes_of(vectors))
+    here = Shard(known_HW, 0, len(known_HW), processes_of(vectors))
+    squares_WW = here.summed(known_HW.T @ known_HW)
+    products_WD = here.summed(known_HW.T @ (items.rows_HD - items.mean_D).to(vectors.device))
+    projection_WD = torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=vectors.device), products_WD)
     items.rows_HD.sub_((known_HW @ projection_WD).cpu())
     parallelize.fill(net, {PROJECTION: projection_WD})
-
-
-def _ridge(x_HW: Tensor, y_HD: Tensor, processes: int) -> Tensor:
-    """Coefficients (W, D) of the ridge regression of y on x over the rows of all processes, with a penalty of 1."""
-    here = Shard(x_HW, 0, len(x_HW), processes)
-    squares_WW, products_WD = here.summed(x_HW.T @ x_HW), here.summed(x_HW.T @ y_HD)
-    return torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=x_HW.device), products_WD)
 
 
 def _event_rows(stored: Trained, shape: TransformerConfig) -> list[str]:

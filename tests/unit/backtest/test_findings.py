@@ -1,5 +1,6 @@
 """What a backtest says about size, age and updates, from targets with chosen ranks."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,8 +96,11 @@ def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_pat
     ]
     store = SimpleNamespace(time_unit="order")
     beside = {k: targets(k, [4.0] * 3).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
+    (tmp_path / "ages" / "7").mkdir(parents=True)  # of an earlier backtest with more folds
     write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)  # type: ignore[arg-type]
     assert "nan" in (backtest.folder / "report.md").read_text()
+    written = json.loads((backtest.folder / "backtest.json").read_text(), parse_constant=pytest.fail)
+    assert written["by_age"]["1"]["3k"]["loss"] is None
     assert [path.name for path in (backtest.folder / "ages").iterdir()] == ["0"]
 
 
@@ -151,6 +155,10 @@ def test_a_gain_over_nothing_is_shown_as_it_is() -> None:
 )
 def test_which_network_serves(update: Update, origin: int, network: str) -> None:
     assert network_of(update, origin) == network
+
+
+def test_sizes_grow_however_they_are_given() -> None:
+    assert Backtest(sizes=["98k", "3k", "1x8"]).sizes == ["1x8", "3k", "98k"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from lrec.checkpoint import writing
 from lrec.checkpoint.reading import check, read
-from lrec.checkpoint.writing import Save, Saver, link, write
+from lrec.checkpoint.writing import Save, Saver, link, shard_names, write
 from lrec.errors import UserError
 from lrec.model.transformer import Transformer
 from small_checkpoints import CONFIG, checkpoint, write_by_hand
@@ -116,6 +116,21 @@ def test_the_best_and_the_last_share_one_file_on_the_disk(tmp_path: Path) -> Non
     stored = best.read_bytes()
     saver.start(Save(last, checkpoint(Transformer(CONFIG, seed=2)), copied=True), background=False)
     assert best.read_bytes() == stored != last.read_bytes()
+
+
+def test_a_folder_that_cannot_be_linked_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver, best = Saver(), tmp_path / "best.ckpt"
+    net = Transformer(CONFIG, seed=1)
+    saver.start(Save(best, checkpoint(net), copied=True, shards=shard_names("new", 1)), background=True)
+    saver.link_to(tmp_path / "last.ckpt")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writing, "link", fail)
+    with pytest.raises(UserError, match="No space left"):
+        saver.join()
+    assert torch.equal(table_of(best), net.items.weight)
 
 
 @pytest.mark.parametrize("other", ["nothing", "a file", "a folder"])

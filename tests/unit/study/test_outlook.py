@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.rules import LastItems, SplitRule
+from lrec.data.splits.temporal import GlobalTemporal
+from lrec.errors import UserError
 from lrec.study import outlook as outlook_module
 from lrec.study.outlook import Counted, Evidence, Tiny, gain_by_amount, judge, measure, train_briefly
 from lrec.training.optim import Optimizer
@@ -68,12 +71,15 @@ def test_no_gain_or_unknown_for_a_reason(change: dict[str, object], gain: float 
     assert (outlook.low is None) == (outlook.high is None) == (gain is None)
 
 
-def data_of(items: np.ndarray, folder: Path, max_len: int = 20) -> InteractionsDataModule:
+def data_of(
+    items: np.ndarray, folder: Path, split: SplitRule | None = None, max_len: int = 20
+) -> InteractionsDataModule:
     users, places = np.indices(items.shape)
     table = pl.DataFrame({"user": users.ravel(), "item": items.ravel(), "time": places.ravel()})
     table.write_parquet(folder / "log.parquet")
     path = str(folder / "log.parquet")
-    data = InteractionsDataModule(path=path, time_column="time", data_dir=folder / "data", max_len=max_len)
+    data_dir, split = folder / "data", split or LastItems()
+    data = InteractionsDataModule(path=path, time_column="time", data_dir=data_dir, split=split, max_len=max_len)
     data.prepare_data()
     data.setup("fit")
     return data
@@ -112,6 +118,12 @@ def test_if_a_bigram_knows_everything_the_gain_is_unknown(tmp_path: Path) -> Non
     exact = -0.7233 * np.log(0.71) - 29 * 0.01 * np.log(0.01)
     assert evidence.counted[-1].losses["bigram"] == pytest.approx(exact, abs=0.25)
     assert "n-grams" in judge(replace(evidence, targets=100_000_000)).why
+
+
+def test_one_user_is_not_enough(tmp_path: Path) -> None:
+    one = data_of(np.random.default_rng(0).integers(20, size=(1, 3000)), tmp_path, GlobalTemporal(0.8, 0.9, "all"))
+    with pytest.raises(UserError, match="needs training targets of two users"):
+        measure(one, seed=0)
 
 
 def test_histories_that_become_harder_do_not_drift(tmp_path: Path) -> None:

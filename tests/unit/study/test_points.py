@@ -139,6 +139,7 @@ def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[fl
         ("t.jsonl", "", r"t\.jsonl: the file holds no rows"),
         ("t.jsonl", '{"N": 1, "L": 2}\n{"N": 1, "L"', r"t\.jsonl, row 2: not a JSON object"),
         ("t.jsonl", '{"N": 1, "L": NaN}\n', r"row 1: L is nan"),
+        ("t.jsonl", f'{{"N": 1{"0" * 400}, "L": 2}}', r"row 1: N is 1000"),
         ("t.parquet", "no parquet", r"t\.parquet: not readable as parquet"),
         ("t.xlsx", "N", r"t\.xlsx: points are read from"),
     ],

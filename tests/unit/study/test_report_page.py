@@ -10,12 +10,13 @@ from typing import Literal
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis, analyse
 from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import hold_out, holdout_report
 from lrec.run import read_points_file, run_of_study
 from lrec.study.answer import Answer, answer_of
+from lrec.study.figures import answer_figure
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study
 from lrec.study.points import read_points
@@ -41,19 +42,22 @@ def runs_of(out: Path, study: str, **changed: float) -> tuple[list[PlannedRun], 
     return runs, *hold_out(read_points([run_of_study(out, run.name).points_file for run in runs]), 2)
 
 
+def analysis_of(out: Path, runs: list[PlannedRun], x: str = "N_body") -> Analysis:
+    every = read_points([run_of_study(out, run.name).points_file for run in runs], x)
+    predictor, held_out = holdout_report(None, every, 2)
+    return analyse(predictor, held_out, every, {"x": x, "y": "test_loss"}, with_others=False)
+
+
 def answer_to(
     out: Path, study: str, x: Literal["N_body", "N_total"] = "N_body", starts_from: str = "", **changed: float
 ) -> Answer:
     runs, *_ = runs_of(out, study, **changed)
-    every = read_points([run_of_study(out, run.name).points_file for run in runs], x)
-    predictor, held_out = holdout_report(None, every, 2)
     points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
     sizes = list(dict.fromkeys(run.size for run in runs))
     asked = Study(sizes=sizes, configs=["data/synthetic.yaml", "trainer/laptop.yaml"], holdout=0, law=None, x=x)
     options = {planned.size: planned.options for planned in planned_runs(asked)}
-    analysis = analyse(predictor, held_out, every, {"x": x, "y": "test_loss"}, with_others=False)
     with_options = [replace(run, options=options[run.size], starts_from=starts_from) for run in runs]
-    found = answer_of(replace(asked, out=out), analysis, with_options, points, [])
+    found = answer_of(replace(asked, out=out), analysis_of(out, runs, x), with_options, points, [])
     assert found is not None
     return found
 
@@ -118,6 +122,7 @@ def test_a_baseline_that_is_better_stands_in_the_verdict(tmp_path: Path) -> None
     found = answer_to(tmp_path, "go", **{"test/markov/HR@10": 0.9})
     assert found.verdict.startswith("Do not build a network yet: counting which item follows which has HR@10 0.900")
     assert found.risks[0] == "Counting which item follows which is as good as any network here."
+    assert "--trainer.max_epochs 200" in found.command, "twice the limit of its runs"
 
 
 @pytest.mark.parametrize("x", ["N_body", "N_total"])
@@ -133,8 +138,35 @@ def test_larger_sizes_are_never_worse_than_measured_ones(x: Literal["N_body", "N
     assert found.command.startswith("lrec export --ckpt_path")
 
 
-@pytest.mark.parametrize(("field", "times"), [("fraction", "2.0"), ("horizon", "2.0")])
-def test_what_more_data_bring_comes_from_every_finished_run(field: str, times: str, tmp_path: Path) -> None:
+def test_ten_times_the_size_are_ten_times_the_parameters_that_the_study_counts(tmp_path: Path) -> None:
+    """Blocks of ten times the size would be too small, because the item table grows less."""
+    ten = answer_to(tmp_path, "go", "N_total").columns[1]
+    assert ten.price is not None
+    layers, width = map(int, ten.price.size.split("x"))
+    (last,) = run_of_study(tmp_path, "2x352-users-0.25-seed1").points
+    assert 12 * layers * width**2 + (last.N_total - last.N_body) / 352 * width == pytest.approx(ten.size, rel=0.02)
+
+
+def test_the_picture_names_the_parameters_that_the_study_counts(tmp_path: Path) -> None:
+    runs, *_ = runs_of(tmp_path, "go")
+    for x, label in (("N_body", "parameters of the network (without items)"), ("N_total", "all parameters, N_total")):
+        (axes,) = answer_figure(analysis_of(tmp_path, runs, x), "HR@10", "").axes
+        assert axes.get_xlabel() == label
+
+
+def test_without_a_hit_of_the_largest_network_there_is_no_answer(tmp_path: Path) -> None:
+    runs, *_ = runs_of(tmp_path, "go")
+    largest = run_of_study(tmp_path, runs[-1].name)
+    largest.write_points([replace(point, metrics=point.metrics | {"test/HR@10": 0.0}) for point in largest.points])
+    points = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in runs}
+    study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
+    assert answer_of(study, analysis_of(tmp_path, runs), runs, points, []) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "epochs", "what"), [("fraction", 3, "data"), ("horizon", 1, "data"), ("horizon", 3, "passes")]
+)
+def test_what_more_data_bring_comes_from_every_finished_run(field: str, epochs: int, what: str, tmp_path: Path) -> None:
     """Also with a law of the size, which reads only the runs with the most data."""
     runs, *_ = runs_of(tmp_path, "go")
     few = [replace(run, name=f"{run.name}-few", **{field: 0.5}) for run in runs if not run.held_out]  # type: ignore[arg-type]
@@ -144,22 +176,27 @@ def test_what_more_data_bring_comes_from_every_finished_run(field: str, times: s
         u = point.U // 2 if field == "fraction" else point.U
         metrics = point.metrics | {"test/HR@10": 0.8 * point.metric("test/HR@10")}
         run_of_study(tmp_path, run.name).write_points([replace(point, U=u, metrics=metrics)])
-    points = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in (*runs, *few)}
-    every = read_points([run_of_study(tmp_path, run.name).points_file for run in runs])
-    predictor, held_out = holdout_report(None, every, 2)
-    analysis = analyse(predictor, held_out, every, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    of_runs = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in (*runs, *few)}
+    points = {name: replace(point, epochs=epochs) for name, point in of_runs.items()}
+    analysis = analysis_of(tmp_path, runs)
     study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
     found = answer_of(study, analysis, [*runs, *few], points, [])
     assert found is not None
-    assert f"More data: with {times} times the data, HR@10 changed by +25.0 %" in found.instead[-1]
+    assert f"More {what}: with 2.0 times the {what}, HR@10 changed by +25.0 %" in found.instead[-1]
     alone = answer_of(study, analysis, runs, points, [])
     assert alone is not None
     assert "this study did not measure it" in alone.instead[-1]
 
 
-def test_a_larger_network_does_not_start_from_a_smaller_one_s_source(tmp_path: Path) -> None:
+def test_a_larger_network_does_not_start_from_a_smaller_one_s_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "--model.warm_start null" in answer_to(tmp_path / "warm", "go", starts_from="source").command
-    assert "warm_start" not in answer_to(tmp_path / "cold", "go").command
+    (tmp_path / "cold").mkdir()
+    monkeypatch.chdir(tmp_path / "cold")
+    command = answer_to(Path(), "go").command  # of a study in the current folder
+    assert "warm_start" not in command
+    assert command.endswith(f"--trainer.default_root_dir {tmp_path / 'cold-next'}")
 
 
 def test_prices_are_numbers_that_a_manager_reads() -> None:

@@ -63,6 +63,14 @@ def test_no_more_than_a_batch_of_lists_is_held(predict: Any) -> None:
     assert [path.name for path in run.iterdir()] == ["predictions.parquet"]
 
 
+def test_the_parts_of_an_earlier_prediction_by_several_processes_go(predict: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("predictions.0.parquet", "predictions.1.parquet", "predictions-of-mine.parquet"):
+        (tmp_path / "run" / name).touch()
+    run = predict(Held())
+    assert {path.name for path in run.iterdir()} == {"predictions.parquet", "predictions-of-mine.parquet"}
+
+
 def test_what_is_interrupted_leaves_nothing(predict: Any, tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         predict(Held(fails_at=3))

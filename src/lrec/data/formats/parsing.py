@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, first_line, row_blocks
+from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, first_line, outside_quotes, row_blocks
 from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
@@ -164,30 +164,22 @@ def _integer_block(block: _Block, separator: str, header: list[str], integers: C
 
 def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[int, int]:
     """Count rows and separators outside quotes; refuse the first quote that neither begins nor ends a field."""
-    text = np.frombuffer(block, dtype=np.uint8)
-    quotes = np.flatnonzero(text == ord('"'))
-
-    def outside(character: str) -> np.ndarray:
-        places = np.flatnonzero(text == ord(character))
-        return places[np.searchsorted(quotes, places) % 2 == 0]
-
-    def next_to(places: np.ndarray) -> np.ndarray:
-        return text[np.clip(places, 0, len(text) - 1)]
-
-    ends, edges = outside("\n"), [ord(separator), ord("\n"), ord('"')]
-    opening, closing = quotes[0::2], quotes[1::2]
-    bad_open = opening[(opening > 0) & ~np.isin(next_to(opening - 1), edges)]
-    bad_close = closing[(closing + 1 < len(text)) & ~np.isin(next_to(closing + 1), [*edges, ord("\r")])]
+    framed = np.frombuffer(b"\n" + block + b"\n", dtype=np.uint8)  # so that each character has neighbours
+    text = framed[1:-1]
+    quotes, ends = np.flatnonzero(text == ord('"')), outside_quotes(text, "\n")
+    opening, closing, edges = quotes[0::2], quotes[1::2], [ord(separator), ord("\n"), ord('"')]
+    bad_open = opening[~np.isin(framed[opening], edges)]
+    bad_close = closing[~np.isin(framed[closing + 2], [*edges, ord("\r")])]
     bad = np.concatenate([bad_open, bad_close, quotes[-1:] if len(quotes) % 2 else quotes[:0]])
     if len(bad):
         # A row whose quote is never closed has no end, so only the row ends before the bad quote count.
         number = row + int(np.searchsorted(ends, bad.min()))
         raise UserError(f"{name}, row {number}: a quote that does not enclose a whole field")
-    returns = outside("\r")
-    lone = returns[next_to(returns + 1) != ord("\n")]
+    returns = outside_quotes(text, "\r")
+    lone = returns[framed[returns + 2] != ord("\n")]
     if len(lone):
         _refuse_return(name, row + int(np.searchsorted(ends, lone[0])))
-    return len(ends) + 1, len(outside(separator))
+    return len(ends) + 1, len(outside_quotes(text, separator))
 
 
 def _refuse_return(name: str, row: int) -> NoReturn:

@@ -19,7 +19,7 @@ import polars as pl
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.formats.streams import COMPRESSIONS, unpacked
 from lrec.data.formats.times import Kind, TimeUnits, not_a_time, parse_times
-from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, REST, SEPARATOR
+from lrec.data.store.encoding import FEATURE, REST, SEPARATOR
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
 
@@ -102,7 +102,7 @@ def to_interactions(
     units = TimeUnits()
     wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
     wanted = {key: column for key, column in wanted.items() if column is not None}
-    exact = [column for key, column in wanted.items() if key != "time"]
+    exact = [column for key, column in wanted.items() if key not in ("time", "domain")]
     if min_rating is not None:
         assert columns.rating is not None
         wanted["rating"] = columns.rating
@@ -118,7 +118,7 @@ def to_interactions(
             for name, is_number in (features or {}).items():
                 checked[f"{FEATURE}{name}"] = _feature(table, name, is_number)
             if not duplicates and "time" in checked:
-                checked[REST] = _rest(table, exact, columns.time, checked.get("time"))
+                checked[REST] = _rest(table, exact, wanted["time"], checked["time"])
             frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
             if min_rating is not None:
                 frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
@@ -140,34 +140,37 @@ def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
         elif not table.keys_vary and set(frame.columns) != columns:
             raise UserError(f"{table.name} has other columns than {first}: {', '.join(frame.columns)}")
         for column, dtype in frame.schema.items():
-            kind = "number" if dtype.is_numeric() else str(dtype)
-            if table.text and dtype.is_integer():
-                kind = "String"
+            kind = "String" if table.text else "number" if dtype.is_numeric() else str(dtype)
             if dtype != pl.Null and types.setdefault(column, kind) != kind:
                 raise UserError(f"{table.name}: the files' columns have different types ({column} is {dtype})")
         yield table
 
 
-def _rest(table: Table, exact: list[str], time_column: str | None, times: pl.Series | None) -> pl.Series:
+def _rest(table: Table, exact: list[str], time_column: str, times: pl.Series) -> pl.Series:
     """A 64-bit hash of each row's columns except `exact`, to find rows that are identical in every column. The hash is
     a sum over columns: a missing key of a JSON object equals null, and the order of keys does not matter."""
     total = np.zeros(table.frame.height, dtype=np.uint64)
     for column, raw in table.frame.to_dict().items():
         if column in exact or raw.dtype == pl.Null:
             continue
-        if column == time_column and times is not None:
-            if raw.dtype.is_integer():
+        if column == time_column:
+            if raw.dtype != pl.String:
                 continue
-            if raw.dtype == pl.String:
-                # Two spellings of one number are different texts; only the usual spelling is left out of the hash.
-                raw = raw.set(raw == times.cast(pl.String), None)
-        if raw.dtype in (pl.Int8, pl.Int16, pl.Int32, pl.UInt8, pl.UInt16, pl.UInt32):
-            raw = raw.cast(pl.Int64)
-        elif raw.dtype.is_float():
-            raw = raw.cast(pl.Float64)
-        hashes = raw.hash(zlib.crc32(column.encode())).to_numpy()
+            # Two spellings of one number are different texts; only the usual spelling is left out of the hash.
+            raw = raw.set(raw == times.cast(pl.String), None)
+        hashes = _hashes(raw, zlib.crc32(column.encode())).to_numpy()
         total += np.where(raw.is_null().to_numpy(), np.uint64(0), hashes) if raw.null_count() else hashes
     return pl.Series(total)
+
+
+def _hashes(raw: pl.Series, seed: int) -> pl.Series:
+    """Hashes of the values. 5 and 5.0 have the same, because the files of a log may hold a column in different types of
+    numbers."""
+    if raw.dtype == pl.Int64 or not raw.dtype.is_numeric():
+        return raw.hash(seed)
+    whole = raw.cast(pl.Int64, strict=False)
+    others = raw.cast(pl.Float64) if raw.dtype.is_float() else raw
+    return whole.hash(seed).zip_with((whole == raw).fill_null(False), others.hash(seed))
 
 
 def _blank(raw: pl.Series) -> np.ndarray:
@@ -194,17 +197,16 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
         else:
-            raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
             checked[key] = ids_of(raw).cast(pl.String) if key == "domain" else ids_of(raw)
-        is_id = key not in ("time", "rating")  # a blank text is neither an id nor a number
-        bad_N = _blank(raw) if is_id and raw.dtype == pl.String else checked[key].is_null().to_numpy()
+        bad_N = _blank(checked[key])
         if bad_N.any():
             row = int(bad_N.argmax())
             problem = not_a_time(raw, row, found) if key == "time" else "is not a number"
-            what = "is empty" if _blank(raw)[row] else f"{problem}: {' '.join(str(raw[row]).split())[:80]}"
+            is_empty = key not in ("time", "rating") or _blank(raw)[row]
+            what = "is empty" if is_empty else f"{problem}: {' '.join(str(raw[row]).split())[:80]}"
             raise UserError(f"{table.name}, row {row + table.first_row}: {column} {what}")
     if table.domain is not None:
-        checked[FILE_DOMAIN] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
+        checked["domain"] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
     return checked, found
 
 
@@ -215,12 +217,13 @@ def refuse_types(raw: pl.Series, name: str, *others: type[pl.DataType]) -> None:
 
 
 def ids_of(raw: pl.Series) -> pl.Series:
-    """The ids as integers or text. A whole number becomes the text of an integer, because a column of integers with a
-    missing value often arrives as floats."""
+    """The ids as integers or text, null if an id is missing or nan. A whole number becomes the text of an integer,
+    because a column of integers with a missing value often arrives as floats, and one of a database as decimals."""
     if raw.dtype.is_integer():
         return raw
-    if not raw.dtype.is_float():
+    if not raw.dtype.is_numeric():
         return raw.cast(pl.String)
+    raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
     whole = raw.cast(pl.Int64, strict=False)
     return whole.cast(pl.String).zip_with((whole == raw).fill_null(False), raw.cast(pl.String))
 
@@ -246,9 +249,13 @@ def listed_as_text(raw: pl.Series, name: str) -> pl.Series:
     """The values as text; a list, also one in JSON text, becomes its values with | between them. `name` is the file."""
     if isinstance(raw.dtype, pl.List | pl.Array):
         refuse_types(pl.Series(raw.name, dtype=raw.dtype.inner), name)
-        return raw.cast(pl.List(pl.String)).list.join(SEPARATOR, ignore_nulls=True)
+        value, whole = pl.element(), pl.element().cast(pl.Int64, strict=False)
+        if raw.dtype.inner.is_float():  # as in `ids_of`
+            value = pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.fill_nan(None).cast(pl.String))
+        texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(value.cast(pl.String))
+        return texts.list.join(SEPARATOR, ignore_nulls=True)
     refuse_types(raw, name)
-    texts = raw.cast(pl.String)
+    texts = ids_of(raw).cast(pl.String)
     lists = texts.filter(texts.str.starts_with("[")).unique()
     return texts.replace(lists, pl.Series([_joined(text) for text in lists], dtype=pl.String))
 

@@ -26,10 +26,9 @@ def unpacked(path: Path) -> Iterator[bytes]:
     """The bytes of a file in pieces, decompressed according to its ending."""
     try:
         with path.open("rb") as file:
-            if path.suffix == ".zst":
-                yield from _unzst(_read(file))
-            else:
-                yield from _read(_OPEN[path.suffix](file) if path.suffix in _OPEN else file)
+            opened = _OPEN[path.suffix](file) if path.suffix in _OPEN else file
+            pieces = iter(lambda: opened.read(_PIECE), b"")
+            yield from _unzst(pieces) if path.suffix == ".zst" else pieces
     except _DAMAGE as error:
         raise UserError(f"{path} is cut off or damaged: {first_line(error)}; fetch it again") from None
     except FileNotFoundError:
@@ -42,17 +41,13 @@ def first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def _read(file: Any) -> Iterator[bytes]:
-    while piece := file.read(_PIECE):
-        yield piece
-
-
 def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
     """Decompress frame by frame: zstandard's own reader of several frames does not notice that a file was cut off."""
     frame = None
     for piece in data:
         while piece:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            # Other readers allow long windows only on request; zstd --long=31 needs one of 2 GiB.
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             yield frame.decompress(piece)
             piece = b""
             if frame.eof:
@@ -97,8 +92,10 @@ def _last_row_end(held: bytearray, quotes: bool) -> int:
     """Number of bytes up to and including the last line end that ends a row; 0 if there is none."""
     if not quotes or b'"' not in held:
         return held.rfind(b"\n") + 1
-    text = np.frombuffer(bytes(held), dtype=np.uint8)
-    marks = np.flatnonzero(text == ord('"'))
-    ends = np.flatnonzero(text == ord("\n"))
-    ends = ends[np.searchsorted(marks, ends) % 2 == 0]
-    return int(ends[-1]) + 1 if len(ends) else 0
+    return int(outside_quotes(np.frombuffer(bytes(held), dtype=np.uint8), "\n").max(initial=-1)) + 1
+
+
+def outside_quotes(text: np.ndarray, character: str) -> np.ndarray:
+    """Where an ASCII character occurs outside double quotes."""
+    places, quotes = (np.flatnonzero(text == ord(each)) for each in (character, '"'))
+    return places[np.searchsorted(quotes, places) % 2 == 0]

@@ -35,10 +35,10 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
                 break
         best = min(found, key=lambda each: found[each].null_count())
         return found[best], best
-    if raw.dtype.is_float():
-        return _whole(raw), "number"
     if raw.dtype.is_integer():
         return raw.cast(pl.Int64, strict=False), "number"
+    if raw.dtype.is_numeric():
+        return _whole(raw), "number"
     return pl.Series([None] * len(raw), dtype=pl.Int64), "number"
 
 

@@ -33,7 +33,7 @@ _COLUMNS = {2014: _REVIEW, 2018: _REVIEW, 2023: Columns("user_id", "parent_asin"
 _FIELDS = ["overall", "unixReviewTime"]
 _HEADERS = {2014: ["reviewerID", "asin", *_FIELDS], 2018: ["asin", "reviewerID", *_FIELDS], 2023: None}
 _NAME = re.compile(
-    r"(?!meta_)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?"
+    r"(?!meta_|\.)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?"
     r"\.(?P<layout>csv|json|jsonl)(?:\.gz|\.xz|\.zst)?"
 )
 # Item ids have ten characters and begin with B or, for books, a digit; user ids begin with A.
@@ -109,13 +109,10 @@ class AmazonDataModule(SequenceDataModule):
 
     def _files(self) -> list[_File]:
         """The files of the domains, in the order of the domains' names."""
-        if self.path.is_dir():
-            candidates = sorted(file for file in self.path.iterdir() if file.is_file())
-        elif self.path.is_file():
-            candidates = [self.path]
-        else:
+        if not self.path.exists():
             raise UserError(f"{self.path} does not exist (option path)")
-        matches = [(_NAME.fullmatch(path.name), path) for path in candidates]
+        candidates = self.path.iterdir() if self.path.is_dir() else [self.path]
+        matches = [(_NAME.fullmatch(path.name), path) for path in candidates if path.is_file()]
         files = [_File(match["domain"], match["layout"], path) for match, path in matches if match]
         if not files:
             raise UserError(f"{self.path}: no .csv, .json or .jsonl file of Amazon reviews is there (option path)")

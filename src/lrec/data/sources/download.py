@@ -86,8 +86,10 @@ def copy_here(url: str, folder: Path) -> None:
         with locked(folder / ".lock"):
             known = json.loads(known_file.read_text(encoding="utf-8")) if known_file.exists() else {}
             system, root = fsspec.url_to_fs(url)
-            before, checksums = known.get(url, {}), {}
-            for file, place in _files_at(system, root, place_of(url, folder)).items():
+            # Other URLs may have copied files that this one names too.
+            before, checksums = {name: each for copied in known.values() for name, each in copied.items()}, {}
+            here = place_of(url, folder)
+            for file, place in _files_at(system, root, here).items():
                 name = str(place.relative_to(folder))
                 checksums[name] = str(system.checksum(file))
                 if before.get(name) == checksums[name] and place.exists():
@@ -95,8 +97,13 @@ def copy_here(url: str, folder: Path) -> None:
                 print(f"fetching {file}: {system.size(file) / 1e6:,.1f} MB", file=sys.stderr)
                 with replacing(place) as unfinished:
                     system.get_file(file, str(unfinished))
-            for gone in before.keys() - checksums.keys():
-                (folder / gone).unlink(missing_ok=True)
+            named = glob.glob(str(here), recursive=True)
+            for name in before.keys() - checksums.keys():
+                if any((folder / name).is_relative_to(each) for each in named):
+                    (folder / name).unlink(missing_ok=True)
+            for copied in known.values():
+                for name in checksums:
+                    copied.pop(name, None)
             write_json(known_file, known | {url: checksums})
     except FileNotFoundError:
         raise UserError(f"{url} does not exist") from None

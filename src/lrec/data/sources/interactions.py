@@ -2,8 +2,9 @@
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -100,39 +101,46 @@ class InteractionsDataModule(SequenceDataModule):
         return to_interactions(tables, self.columns, self.min_rating, features=self.feature_columns)
 
     def _files(self) -> list[tuple[Path, Format]]:
-        if self.path.is_dir():
-            found = list(_data_files(self.path))
-            if self.format is None:
-                found = [file for file in found if infer_format(file.name) is not None]
-        elif self.path.exists():
-            found = [self.path]
-        else:
-            matches = sorted(Path(match) for match in glob.glob(str(self.path), recursive=True))
-            found = [file for match in matches for file in (_data_files(match) if match.is_dir() else [match])]
-        if not self.path.is_file():
-            found = [file for file in found if not _is_of_lrec(file)]
-        if not found:
+        parts = self.path.parts
+        n_fixed = len(parts)
+        if not self.path.exists():
+            n_fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        found = [self.path] if self.path.is_file() else sorted(_data_files(Path(*parts[:n_fixed]), parts[n_fixed:]))
+        if self.path.is_dir() and self.format is None:
+            found = [file for file in found if infer_format(file.name) is not None]
+        once: dict[Path, Path] = {}  # a file may have several names, such as links and matches of **
+        for file in found:
+            once.setdefault(file.resolve(), file)
+        if not once:
             problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
             raise UserError(f"{self.path} {problem} (option path)")
-        files = [(file, format_of(file, self.format)) for file in found]
+        files = [(file, format_of(file, self.format)) for file in once.values()]
         if len({file_format == "lines" for _, file_format in files}) > 1:
             raise UserError(f"{self.path} mixes one-user-per-line files with others: choose the option format")
         return files
 
 
-def _data_files(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The files of a folder and its subfolders, by name, without data_dirs, names that start with . or _, and links to
-    the folders `above`; UserError for a link to nothing."""
+def _data_files(folder: Path, parts: Sequence[str], above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The files in a folder that match the parts of a glob, and all files in the folders that match; without parts, all
+    files. Wildcards match no name that starts with . or _, and ** no data_dir. Links to the folders `above` and files
+    of lrec are left out. UserError for a link to nothing."""
+    part, *rest = parts or ["**"]
     above = (*above, folder.resolve())
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith((".", "_")):
+    if part == "**" and rest:
+        yield from _data_files(folder, rest, above)
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if part != "**" and not fnmatchcase(entry.name, part):
             continue
-        if entry.is_file():
-            yield entry
-        elif not entry.exists():
+        if entry.name.startswith((".", "_")) and entry.name[0] != part[0]:
+            continue
+        if entry.is_dir():
+            is_data_dir = part == "**" and (entry / "sources.json").exists()
+            if not is_data_dir and entry.resolve() not in above:
+                yield from _data_files(entry, parts if part == "**" else rest, above)
+        elif not rest and not entry.exists():
             raise UserError(f"{entry} is a link to nothing: correct or remove it")
-        elif entry.is_dir() and not (entry / "sources.json").exists() and entry.resolve() not in above:
-            yield from _data_files(entry, above)
+        elif not rest and not _is_of_lrec(entry):
+            yield entry
 
 
 def _is_of_lrec(file: Path) -> bool:

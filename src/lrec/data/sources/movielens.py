@@ -27,7 +27,7 @@ Version = Literal["100k", "1m", "10m", "20m", "25m", "32m", "latest-small", "lat
 
 _COLUMNS = Columns("userId", "movieId", "timestamp")
 _VERSION = re.compile(r"ml-(latest-small|latest|100k|\d+m)", re.IGNORECASE)
-_RATINGS = re.compile(r"(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|\.zst)?")
+_RATINGS = re.compile(r"(?!\.)(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|\.zst)?")
 
 
 class MovieLensDataModule(SequenceDataModule):

@@ -193,8 +193,9 @@ class SyntheticDataModule(SequenceDataModule):
         check_range("n_users", n_users, at_least=1)
         check_range("length", length, at_least=3)  # training, validation, test
         check_range(f"max_len, with the synthetic set's memory {memory},", max_len, at_least=memory)
-        if self.k_core:
-            raise UserError(f"k_core={self.k_core} would break the synthetic set's histories: leave it at 0")
+        for name, value, default in (("k_core", self.k_core, 0), ("repeats", self.repeats, True)):
+            if value != default:
+                raise UserError(f"{name}={value} would break the synthetic set's histories: leave it at {default}")
 
     @property
     def store_name(self) -> str:

@@ -56,11 +56,6 @@ class Earlier:
         if table["domain"].null_count() == 0:
             self._domain_I = encoder.domains.encode(table["domain"])
 
-    @property
-    def n_rows(self) -> int:
-        """Number of rows in the store's source, including dropped duplicates."""
-        return int(self.store.statistics["interactions"] + self.store.statistics["duplicates_dropped"])
-
     def look_at(self, frame: pl.DataFrame) -> None:
         """Note what columns a frame of new rows has; raise UserError if they differ from the store's."""
         store, names = self.store, frame.columns
@@ -69,8 +64,7 @@ class Earlier:
             if (name in names) != has:
                 raise UserError(f"the new rows have {'no' if has else 'a'} {name}, unlike the rows of {store.path}")
         self._drops_duplicates |= REST in names
-        # The store does not keep the columns behind a hash that is not 0, and no domain of a single row.
-        if (REST in names and (frame[REST] != 0).any()) or "domain" in names:
+        if REST in names and (frame[REST] != 0).any():  # the store does not keep the columns behind the hash
             self._duplicates_known = False
 
     def followed_by(self, new: Ordered, users: Ranked, items: Ranked) -> Ordered:

@@ -9,10 +9,9 @@ from lrec.data.store.store import MOST_EVENT_TYPES, MOST_FEATURE_VALUES
 from lrec.errors import UserError
 
 Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
-REST = "rest"  # a hash of all other columns: only rows that are equal in it too are duplicates
+REST = "rest"  # a hash of all other columns of the source: only rows that are equal in it too are duplicates
 FEATURE = "feature."  # prefix of feature columns, before the column's own name
 SEPARATOR = "|"  # between the values of an entry that has several
-FILE_DOMAIN = "file_domain"  # a domain of the file, not of the row: rows that differ only in it are duplicates
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows like MovieLens's, the
 # array takes a seventh of the time of text.
@@ -103,10 +102,9 @@ class Encoder:
             rows["time"] = narrow(frame["time"].cast(pl.Int64).to_numpy())
         if "event" in frame.columns:
             rows["event"] = narrow(self.events.encode(frame["event"]))
-        for name in ("domain", FILE_DOMAIN):
-            if name in frame.columns:
-                rows["row"] = np.arange(self.n_rows, self.n_rows + frame.height, dtype=np.int64)
-                rows[name] = narrow(self.domains.encode(frame[name]))
+        if "domain" in frame.columns:
+            rows["row"] = np.arange(self.n_rows, self.n_rows + frame.height, dtype=np.int64)
+            rows["domain"] = narrow(self.domains.encode(frame["domain"]))
         for name in (each for each in frame.columns if each.startswith(FEATURE)):
             is_text = frame[name].dtype == pl.String
             ids = self.features.setdefault(name, Ids() if is_text else None)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.data.store.encoding import FILE_DOMAIN, REST, Ranked, Rows
+from lrec.data.store.encoding import REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
 from lrec.data.store.store import write_array
 
@@ -75,7 +75,7 @@ class Ordered(NamedTuple):
 
     first_user: int
     lengths_U: np.ndarray  # interactions of each user
-    columns: Rows  # item, and if there are any: time, event, features, domain or FILE_DOMAIN, row (number in source)
+    columns: Rows  # item, and if there are any: time, event, features, domain, row (number in source)
     repeats_dropped: int = 0  # interactions that `Repeats` does not allow
     in_a_row: bool = True  # whether a user may have an item twice in a row
 
@@ -221,15 +221,15 @@ def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
 
 
 def _first_of_equal(users_N: np.ndarray, rows: Rows, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
-    """Whether each row, in order, is the first of all rows that are equal except in `row` and FILE_DOMAIN. `rest_N` is
-    still in the order of the source, because only few of its entries are needed."""
+    """Whether each row, in order, is the first of all rows that are equal except in row and domain. `rest_N` is still
+    in the order of the source, because only few of its entries are needed."""
     fresh_N = np.ones(len(users_N), dtype=bool)
     suspects = np.arange(len(users_N))
     if "time" in rows:
         same_N = (rows["time"][1:] == rows["time"][:-1]) & (users_N[1:] == users_N[:-1])
         suspects = np.flatnonzero(np.append(same_N, False) | np.append(False, same_N))
     if len(suspects):
-        compared = {name: column[suspects] for name, column in rows.items() if name not in ("row", FILE_DOMAIN)}
+        compared = {name: column[suspects] for name, column in rows.items() if name not in ("row", "domain")}
         frame = pl.DataFrame({"user": users_N[suspects], **compared, REST: rest_N[order_N[suspects]]})
         # Equal hashes only select the rows to compare; comparing all would take several times the time and memory.
         equal = frame.hash_rows().is_duplicated().to_numpy()

@@ -47,10 +47,10 @@ class RawInteractions:
 
     Attributes:
         frame: A frame, or consecutive frames, which are made in a thread. The columns are user and item (strings or
-            integers), time (integers; absent if the source has none), event (strings or integers, optional), domain or
-            FILE_DOMAIN (strings, optional) and REST (uint64, optional), all without nulls, and features (strings or
-            floats, null if missing), whose names begin with FEATURE. If there is REST, only the first of the rows that
-            are equal in all columns except FILE_DOMAIN is kept.
+            integers), time (integers; absent if the source has none), event (strings or integers, optional), domain
+            (strings, optional) and REST (uint64, optional), all without nulls, and features (strings or floats, null if
+            missing), whose names begin with FEATURE. If there is REST, only the first of the rows that are equal in all
+            columns except domain is kept.
         facts: JSON-able facts for meta.json, such as time_unit ("s", "ms" or "us") and floor. Or a function that
             returns them after the last frame.
     """
@@ -175,7 +175,7 @@ def _write(
     if earlier is not None:
         refuse_other_unit(earlier.store, facts)
         parts = (earlier.followed_by(part, ids.users, ids.items) for part in parts)
-        n_rows += earlier.n_rows
+        n_rows += sum(earlier.store.statistics[each] for each in ("interactions", "duplicates_dropped"))
 
     kept_U, kept_I = np.ones(len(ids.users.ids), dtype=bool), np.ones(len(ids.items.ids), dtype=bool)
     if k > 1:
@@ -207,10 +207,9 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
     remembered = _remembered(Path(data_dir)) | hashed
     for file in files:
         path, stat = str(file.resolve()), file.stat()
-        size, mtime, digest = remembered.get(path, (0, 0, ""))
-        if not digest or (size, mtime) != (stat.st_size, stat.st_mtime_ns):
-            digest = file_hash(file)
-        hashed[path] = [stat.st_size, stat.st_mtime_ns, digest]
+        *before, digest = remembered.get(path, [""])
+        now = [stat.st_size, stat.st_mtime_ns]
+        hashed[path] = [*now, digest if before == now else file_hash(file)]
     return [hashed[str(file.resolve())][2] for file in files]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash, write_json
-from lrec.data.store.encoding import FEATURE, FILE_DOMAIN, RankedIds
+from lrec.data.store.encoding import FEATURE, RankedIds
 from lrec.data.store.ordering import Ordered
 from lrec.data.store.statistics import Counter
 from lrec.data.store.store import SCHEMA, feature_array, sampled_hash, write_array
@@ -51,7 +51,7 @@ class StoreWriter:
             values_N = columns[name] if ranked is None else ranked.rank_K[columns[name]]
             self._extend(feature_array(place, None if ranked is None else []), values_N)
         if n_domains := len(self._ids.domains.ids):
-            domain_N = self._ids.domains.rank_K[columns[FILE_DOMAIN if FILE_DOMAIN in columns else "domain"]]
+            domain_N = self._ids.domains.rank_K[columns["domain"]]
             np.minimum.at(self._first_I, items_N, columns["row"] * n_domains + domain_N)
         self._counter.add(lengths_U, items_N, times_N)
 
@@ -77,12 +77,9 @@ class StoreWriter:
         for name, length in self._lengths.items():
             with (self._folder / f"{name}.npy").open("r+b") as file:
                 file.write(_header(name, length))
-        item_ids, user_ids = (
-            ids.items.ids.filter(pl.Series(self._kept_I)),
-            ids.users.ids.filter(pl.Series(self._kept_U)),
-        )
+        item_ids = ids.items.ids.filter(pl.Series(self._kept_I))
         self._write_table("items", {"raw_id": item_ids, "count": counter.counts_I, "domain": domain})
-        self._write_table("users", {"raw_id": user_ids})
+        self._write_table("users", {"raw_id": ids.users.ids.filter(pl.Series(self._kept_U))})
         about = {"schema": SCHEMA, **meta, "statistics": statistics, "facts": facts}
         write_json(self._folder / "meta.json", {**about, "files": self._hashed()})
 

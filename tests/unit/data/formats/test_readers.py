@@ -22,6 +22,9 @@ from lrec.errors import UserError
 
 HEADER = "user,item,timestamp\n"
 # Ids that must come out as they went in: leading zeros, case, blanks, quotes, separators, other scripts.
+LONG_WINDOW = zstandard.ZstdCompressor(
+    compression_params=zstandard.ZstdCompressionParameters(window_log=30)
+).compressobj()  # as of zstd --long=30
 IDS = ["007", "7", "a", "A", "x y", 'say "hi"', "1,5", "é", "日本"]
 
 
@@ -91,6 +94,7 @@ def test_the_same_rows_through_every_format_give_the_same_store(write) -> None:
         "log.csv.gz": gzip.compress(csv),
         "log.csv.xz": lzma.compress(csv),
         "log.csv.zst": zstandard.ZstdCompressor().compress(csv),
+        "long.csv.zst": LONG_WINDOW.compress(csv) + LONG_WINDOW.flush(),
         "two.csv.zst": b"".join(zstandard.ZstdCompressor().compress(part) for part in (csv[:99], csv[99:])),
         "log.json.gz": gzip.compress(frame.write_ndjson().encode()),
     }
@@ -145,6 +149,26 @@ def test_a_whole_number_is_the_id_that_its_integer_is(write, tmp_path: Path) -> 
     assert store.statistics["duplicates_dropped"] == 2
     titles = read_titles(write("titles.parquet", as_parquet(pl.DataFrame({"item": [7.0], "title": ["seven"]}))))
     assert titles.rows() == [("7", "seven")]
+
+
+def test_a_number_is_the_same_in_every_type_of_column(write, tmp_path: Path) -> None:
+    rows = {"user": [1, 1, 2], "item": [7, 8, 7], "timestamp": [1, 2, 3], "stars": [5, 4, 5], "tags": [[1], [2], [1]]}
+    tags, missing = pl.Series([[1.0], [2.0], [float("nan")]]), pl.Series([5.0, float("nan"), 5.0])
+    frame = pl.DataFrame(rows)
+    types = (pl.Int64, pl.UInt64, pl.Int8, pl.Float32, pl.Float64, pl.Decimal(38, 10))
+    for place, dtype in enumerate(types):
+        write(f"log/{place}.parquet", as_parquet(frame.with_columns(pl.exclude("tags").cast(dtype))))
+    features = Features(categories=["stars"], lists=["tags"])
+    store = prepare(tmp_path / "log", event_features=features)
+    assert store.statistics["duplicates_dropped"] == 3 * (len(types) - 1)
+    assert (store.raw_user_ids.to_list(), store.item_table["raw_id"].to_list()) == (["1", "2"], ["7", "8"])
+    odd = prepare(
+        write("odd.parquet", as_parquet(frame.with_columns(stars=missing, tags=tags))), event_features=features
+    )
+    assert [odd.feature_values(name, slice(None)).to_list() for name in ("stars", "tags")] == [
+        ["5", "", "5"],
+        ["1", "2", ""],
+    ]
 
 
 @pytest.mark.parametrize("dtype", [pl.Int8, pl.UInt16, pl.UInt64, pl.Int128])
@@ -458,6 +482,31 @@ def test_links_to_folders_above_are_passed_over_and_links_to_nothing_refused(wri
     (tmp_path / "log" / "gone.csv").symlink_to(tmp_path / "nothing.csv")
     with pytest.raises(UserError, match=r"gone\.csv is a link to nothing: correct or remove it"):
         prepare(tmp_path / "log", time_column=None)
+
+
+@pytest.mark.parametrize(
+    ("path", "items"),
+    [
+        *((path, "abc") for path in ("", "*", "**", "**/*", "**/*.csv", "[!b]*")),
+        *((path, "bc") for path in ("*/*.csv", "**/20*", "20??/0*")),
+        *(("**/latest/*.csv", "b"), ("2024/*.csv", "b"), ("_*/*.csv", "x")),
+    ],
+)
+def test_every_file_is_read_once_whatever_the_glob_and_the_links(write, tmp_path: Path, path: str, items: str) -> None:
+    names = {"a": "a.csv", "b": "2024/01.csv", "c": "2025/02.csv", "x": "_drafts/x.csv", "y": ".hidden/y.csv"}
+    for item, name in names.items():
+        write(f"log/{name}", f"user,item\nu,{item}\n")
+    write("log/_SUCCESS", "")
+    for link, folder in {
+        "2024/all": "",
+        "2025/all": "",
+        "2025/2024": "2024",
+        "2024/2025": "2025",
+        "latest": "2024",
+    }.items():
+        (tmp_path / "log" / link).symlink_to(tmp_path / "log" / folder)
+    store = prepare(tmp_path / "log" / path, time_column=None)
+    assert sorted(store.item_table["raw_id"].gather(store.items_N)) == list(items)
 
 
 def test_a_store_s_name_is_short_enough_for_a_file(write) -> None:

@@ -107,7 +107,8 @@ def test_every_layout_alone_and_merged(tmp_path: Path, year: int, name: str, tex
     raw = tmp_path / "raw"
     write(raw / name.format("Books"), text(BOOKS))
     write(raw / name.format("Toys_and_Games"), text(TOYS))
-    write(raw / f"meta_{name.format('Books')}", "no reviews")
+    for other in ("meta_", "._"):  # macOS writes the second
+        write(raw / f"{other}{name.format('Books')}", "no reviews")
     write(raw / "README.md", "no reviews")
 
     alone = prepare(raw / name.format("Toys_and_Games"), tmp_path, year=year)

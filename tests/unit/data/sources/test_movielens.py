@@ -101,6 +101,8 @@ def test_zips_cut_off_and_without_ratings(tmp_path: Path) -> None:
         prepare(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("ml-1m/ratings.dat", DAT * 500)
+        archive.writestr("__MACOSX/ml-1m/._ratings.dat", "written by macOS")
+    assert prepare(path).statistics["interactions"] == 4
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 3] ^= 0xFF

@@ -85,6 +85,18 @@ def test_what_is_new_changed_or_gone_is_seen(bucket: Any, data_dir: Path, capsys
     assert rows() == (16, 1)
 
 
+def test_a_file_that_is_gone_is_not_read_through_another_url(bucket: Any, data_dir: Path) -> None:
+    put(bucket, "logs/one.csv", LINES)
+    put(bucket, "logs/day/two.csv", LINES[:17])
+    assert prepared("memory://bucket/logs/*.csv", data_dir).statistics["interactions"] == 24
+    bucket.rm("/bucket/logs/one.csv")
+    for path in ("memory://bucket/logs", "memory://bucket/lo*", "memory://bucket/logs/day"):
+        assert prepared(path, data_dir).statistics["interactions"] == 16
+    put(bucket, "logs/one.csv", LINES)
+    assert prepared("memory://bucket/logs/day", data_dir).statistics["interactions"] == 16
+    assert prepared("memory://bucket/logs", data_dir).statistics["duplicates_dropped"] == 16
+
+
 def test_a_store_behind_a_url_is_fetched_and_its_raw_data_are_not(bucket: Any, data_dir: Path) -> None:
     Path("log.csv").write_text("\n".join(LINES))
     here = prepared("log.csv", data_dir / "one")

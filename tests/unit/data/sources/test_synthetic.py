@@ -181,6 +181,8 @@ def test_no_counting_predictor_beats_the_floor(tmp_path: Path) -> None:
         ({"signal": -1.0}, "signal must be at least 0"),
         ({"memory": 8, "max_len": 4}, "max_len, with the synthetic set's memory 8, must be at least 8, got 4"),
         ({"k_core": 5}, "leave it at 0"),
+        ({"repeats": False}, "leave it at True"),
+        ({"repeats": "not_in_a_row"}, "leave it at True"),
     ],
 )
 def test_refuses(options: dict[str, Any], message: str) -> None:
