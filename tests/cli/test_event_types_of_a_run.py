@@ -252,6 +252,7 @@ def test_chosen_types_alone_are_targets(log: Path, tmp_path: Path) -> None:
     for batch, whole in zip(batches, plain, strict=True):
         assert batch.items_BL.equal(whole.items_BL)
         assert batch.step_positions == whole.step_targets == whole.step_positions
+        assert batch.n_positions == whole.n_positions == len(whole.targets_M)
         assert set(batch.positions_M.tolist()) <= set(whole.positions_M.tolist())
         # A target of type buy stands where the next event is one.
         following = dict(zip(whole.positions_M.tolist(), whole.targets_M.tolist(), strict=True))
@@ -310,6 +311,7 @@ def test_a_run_counts_its_targets(train: Train) -> None:
     assert point["D"] == 15 * point["U"]
     assert result_of(run)["targets"] == len(table.filter((pl.col("action") == "buy") & (pl.col("place") == LENGTH - 5)))
     assert result_of(run)["loss"] < 0.3
+    assert json.loads((run / "throughput.json").read_text())["real_share"] == 1, "all windows are equally long"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's rate would be measured, not assumed")

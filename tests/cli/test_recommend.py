@@ -218,6 +218,11 @@ def test_a_gap_in_a_table_does_not_change_its_ids() -> None:
     assert histories_of(gap).rows["item"].to_list() == ["3", None, "4"]
 
 
+@pytest.mark.parametrize("table", [pl.DataFrame, pd.DataFrame, lambda columns: columns["items"]])
+def test_a_whole_number_in_a_list_is_the_same_id(table: Callable[[dict[str, list]], object]) -> None:
+    assert histories_of(table({"items": [[3.0, 4.0], [5.5]]})).rows["item"].to_list() == ["3", "4", "5.5"]
+
+
 def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:
     expected = model.recommend(histories)
     rows = histories.explode("items").rename({"items": "item"})

@@ -259,12 +259,33 @@ def test_users_that_only_the_file_has_change_nothing(data: InteractionsDataModul
     assert other.learned.vocabularies == data.learned.vocabularies
 
 
+def test_too_many_values_of_items_are_refused_before_they_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Vocabulary, "vectors", None)
+    rows = [{"user": f"u{n % 30}", "item": f"i{n % 5000}", "timestamp": n, "kind": "buy"} for n in range(15_000)]
+    path = write(tmp_path / "titles.csv", with_ids("item", {f"i{n}": {"title": f"t{n}"} for n in range(5000)}))
+    with pytest.raises(UserError, match=r"item_features: 5,000 values; at most 4,096 are read"):
+        module(tmp_path, rows, event_features=None, user_features=None, item_features=Features(["title"], path=path))
+
+
 def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
     tags = {f"i{n}": {"tags": "a|b" if n % 2 else "c"} for n in range(ITEMS)} | {"new": {"tags": "a|b|c"}}
     path = write(tmp_path / "tags.csv", with_ids("item", tags))
     data = module(tmp_path, raw_rows(), event_features=None, item_features=Features(lists=["tags"], path=path))
     ids, vectors_FW = data.learned.item_vectors or (pl.Series(), np.zeros(0))
     assert vectors_FW[ids.to_list().index("new")].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("in_log", [False, True])
+def test_a_feature_may_have_the_name_id(in_log: bool, tmp_path: Path) -> None:
+    brands = {f"i{n}": {"id": "xy"[n % 2]} for n in range(ITEMS)}
+    rows = [row | brands[row["item"]] if in_log else row for row in raw_rows()]
+    path = None if in_log else write(tmp_path / "brands.csv", with_ids("item", brands))
+    data = module(tmp_path, rows, event_features=None, item_features=Features(["id"], path=path))
+    ids, vectors_FW = data.learned.item_vectors or (pl.Series(), np.zeros(0))
+    assert sorted(ids) == sorted(data.item_table()["raw_id"])
+    assert vectors_FW[:, 1].tolist() == [int(name[1:]) % 2 for name in ids]
 
 
 def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:

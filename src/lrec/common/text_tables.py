@@ -7,7 +7,7 @@ from pathlib import Path
 
 def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
     """A Markdown table whose first row is the header; columns in `text` are aligned left, others right."""
-    head, *others = ["| " + " | ".join(row) + " |" for row in rows]
+    head, *others = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     rules = ["---" if i in text else "---:" for i in range(len(rows[0]))]
     return "\n".join([head, "|" + "|".join(rules) + "|", *others])
 
@@ -34,7 +34,8 @@ def on_terminal(markdown: str, folder: Path = Path()) -> str:
 
 def _aligned(table: list[str]) -> list[str]:
     """The lines of a Markdown table with aligned columns, and two spaces between columns."""
-    head, rules, *rows = [[cell.strip() for cell in line.removeprefix("|").split("|")[:-1]] for line in table]
+    cells = (re.split(r"(?<!\\)\|", line)[1:-1] for line in table)
+    head, rules, *rows = [[cell.strip().replace(r"\|", "|") for cell in line] for line in cells]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     sides = [">" if rule.endswith(":") else "<" for rule in rules]
     lines = [head, ["-" * width for width in widths], *rows]

@@ -130,7 +130,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         for name, users in (("validation_users", validation_users), ("test_users", test_users)):
             if isinstance(users, int):
                 check_range(name, users, at_least=1)
-        if isinstance(recent_popularity, float):
+        if not isinstance(recent_popularity, str):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
         elif seconds_in(recent_popularity) is None:
             raise UserError(f"data.recent_popularity {recent_popularity} is neither a duration such as 7d nor a share")
@@ -157,8 +157,7 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def local(self, path: Path) -> Path:
         """The local path of raw data: the path itself, or for a URL the place of the copy that `prepare_data` makes."""
-        url = url_of(path)
-        if url is None:
+        if (url := url_of(path)) is None:
             return Path(path)
         if self.given_store is None:
             self._urls.append(url)
@@ -321,10 +320,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         every, some = self.cuts.test_targets, self.test_users
         if stage == "val":
             every, some = self.cuts.val_targets, self.validation_users
-        if some == "auto" and stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit":
-            some = affordable_users(self.cuts, self.batch_plan, self)
-        elif some == "auto":
-            some = testable_users(every, self.n_items)
+        if some == "auto":
+            fits = stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit"
+            some = affordable_users(self.batch_plan, self) if fits else testable_users(every, self.n_items)
         return sampled(every, some)
 
     def has_sets(self, stage: str) -> bool:
@@ -333,22 +331,23 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     def val_dataloader(self) -> EvalLoader:
         """The validation targets of the evaluated users, after the items before them."""
-        return self._evaluation("val", "validation", self.validation_users)
+        return self._evaluation("val", "validation")
 
     def test_dataloader(self) -> EvalLoader:
         """The test targets of the evaluated users, after the items before them, validation targets included."""
-        return self._evaluation("test", "test", self.test_users)
+        return self._evaluation("test", "test")
 
-    def _evaluation(self, stage: str, name: str, asked: int | str) -> EvalLoader:
+    def _evaluation(self, stage: str, name: str) -> EvalLoader:
         targets, sample = self.evaluated(stage)
+        if len(targets.users_T) == 0:
+            raise UserError(f"no user has a {name} target: choose another split or more data")
         if sample is not None:
             said = f"{sample[0]:,} of {sample[1]:,} users"
             if stage == "val" and not self.cuts.is_known(targets).any():
                 raise UserError(f"{name}: no target of {said} is in the catalogue: raise --data.{name}_users")
             if self._ranks().rank == 0:
-                print(f"{name}: {said} (--data.{name}_users {asked})")
-        sizes_U = self.cuts.val_targets_U if stage == "val" else self.cuts.test_targets_U
-        set_sizes_T = sizes_U[targets.users_T] if self.has_sets(stage) else None
+                print(f"{name}: {said} (--data.{name}_users {getattr(self, f'{name}_users')})")
+        set_sizes_T = getattr(self.cuts, f"{stage}_targets_U")[targets.users_T] if self.has_sets(stage) else None
         return self._loader(EvalTask(*targets, True, self.with_times, set_sizes_T))
 
     def predict_dataloader(self) -> EvalLoader:

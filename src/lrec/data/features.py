@@ -7,7 +7,6 @@ Shape suffixes: N interactions, U users, K users, items or distinct values, S va
 F values that the entries of all columns may have, W width of an item's vector.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from lrec.data.store.store import Store
 from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
 
+ID = ""  # a column of ids; no feature has this name
 MOST_WIDTH = 4096
 MOST_NUMBERS = 2**20  # numbers of the training part, whose quantiles bound the buckets
 
@@ -62,32 +62,32 @@ class Features:
         return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
-        """Read the file: `id` and the columns, text or numbers, null if a value is missing; UserError if the file
+        """Read the file: `ID` and the columns, text or numbers, null if a value is missing; UserError if the file
         cannot be used."""
         assert self.path is not None
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
         found, file = [], str(self.path)
-        wanted: dict[str, tuple[str | None, str]] = {"": (self.id_column, f"({option}.id_column)")}
+        wanted: dict[str, tuple[str | None, str]] = {ID: (self.id_column, f"({option}.id_column)")}
         wanted |= {name: (name, f"({option})") for name in self.kinds}
         for raw, row in read_columns(self.path, file_format, wanted):
-            refuse_types(raw[""], file)
-            read = {"id": ids_of(raw[""]).cast(pl.String)}
+            refuse_types(raw[ID], file)
+            read = {ID: ids_of(raw[ID]).cast(pl.String)}
             for name, kind in self.kinds.items():
                 is_number = kind == "numbers"
                 read[name] = numbers_of(raw[name], file, row) if is_number else listed_as_text(raw[name], file)
             found.append(pl.DataFrame(read))
-        frame = pl.concat(found, how="vertical_relaxed").drop_nulls("id")
-        if (twice := frame["id"].is_duplicated()).any():
-            raise UserError(f"{option}.path {self.path}: {frame['id'][int(twice.arg_max() or 0)]} is in it twice")
+        frame = pl.concat(found, how="vertical_relaxed").drop_nulls(ID)
+        if (twice := frame[ID].is_duplicated()).any():
+            raise UserError(f"{option}.path {self.path}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame
 
     def by_id(self, split: Split, of: str, raw_ids: pl.Series) -> pl.DataFrame:
-        """`id` and the columns of users or items: first those of `raw_ids`, then others that a file has."""
+        """`ID` and the columns of users or items: first those of `raw_ids`, then others that a file has."""
         if self.path is not None:
             frame = self.read(f"data.{of}_features")
-            if not frame["id"].is_in(raw_ids.implode()).any():
+            if not frame[ID].is_in(raw_ids.implode()).any():
                 raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
             return _completed(frame, raw_ids)
         store, first_K = split.store, np.full(len(raw_ids), -1)
@@ -101,7 +101,7 @@ class Features:
             first_K[keys_N[new_N][::-1]] = rows_N[new_N][::-1]
         there = pl.when(pl.Series(first_K >= 0))
         found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
-        return pl.DataFrame({"id": raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
+        return pl.DataFrame({ID: raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
 
     def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
         """The vocabularies of the columns, from their values in training."""
@@ -119,17 +119,17 @@ class EventCodes:
             codes = codes_of(users, of_users.to_dict(), store.n_users)
             self._codes_UF = one_table(codes, [each.size for each in users])
         # For text, the store has places in the list of the column's distinct values.
-        texts = [each for each in events if each.kind != "numbers"]
-        self._of_text = {each.column: each.codes(store.feature_texts(each.column)) for each in texts}
+        self._of_text = {e.column: e.codes(store.feature_texts(e.column)) for e in events if e.kind != "numbers"}
 
     def __call__(self, rows_N: np.ndarray) -> np.ndarray:
         """The rows of the table that these interactions have, (N, F)."""
-        store, codes, sizes = self._store, [], [each.size for each in self._events]
+        store, codes, sizes = self._store, [], []
+        if store.events_N is not None:
+            codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None]], [len(store.event_types)]
         for each in self._events:
             stored_N, of_text_KS = store.features[each.column][rows_N], self._of_text.get(each.column)
             codes.append(each.buckets(stored_N) if of_text_KS is None else of_text_KS[stored_N])
-        if store.events_N is not None:
-            codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None], *codes], [len(store.event_types), *sizes]
+            sizes.append(each.size)
         if self._codes_UF is not None:
             codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])
             sizes.append(0)  # never used, because no column follows
@@ -156,12 +156,11 @@ class Chosen(NamedTuple):
         """The columns that are read from the log, and whether they are numbers."""
         if self.event is not None and self.event.path is not None:
             raise UserError("data.event_features.path: features of events are columns of the log")
-        chosen = [each.kinds for each in self if each is not None and each.path is None]
-        found = {column: kind == "numbers" for kinds in chosen for column, kind in kinds.items()}
-        if any(found[column] != (kind == "numbers") for kinds in chosen for column, kind in kinds.items()):
+        chosen = [kind for each in self if each is not None and each.path is None for kind in each.kinds.items()]
+        found = {column: kind == "numbers" for column, kind in chosen}
+        if any(found[column] != (kind == "numbers") for column, kind in chosen):
             raise UserError("data: event_features, user_features, item_features must agree whether a column is numbers")
-        names = [name for each in (self.event, self.user) if each is not None for name in each.kinds]
-        if len(set(names)) < len(names):
+        if self.event is not None and self.user is not None and self.event.kinds.keys() & self.user.kinds.keys():
             raise UserError("data: event_features and user_features have a column of the same name")
         return found
 
@@ -173,27 +172,25 @@ class Chosen(NamedTuple):
         if self.event is not None:
             events = self.event.learned("event", {name: _trained_values(split, name) for name in self.event.kinds})
         if self.user is not None:
-            of_users = self.user.by_id(split, "user", store.raw_user_ids)
-            users = self.user.learned(
-                "user", of_users.head(store.n_users).filter(pl.Series(split.train_U > 0)).to_dict()
-            )
+            of_users = self.user.by_id(split, "user", store.raw_user_ids).head(store.n_users)
+            users = self.user.learned("user", of_users.filter(pl.Series(split.train_U > 0)).to_dict())
         if self.item is not None:
             of_items = self.item.by_id(split, "item", raw_items)
             items = self.item.learned("item", of_items.head(len(raw_items)).to_dict())
         return Learned(
             [*events, *users, *items],
-            EventCodes(store, events, users, of_users.head(store.n_users)) if events or users else None,
-            (of_items["id"], item_vectors(items, of_items)) if items else None,
+            EventCodes(store, events, users, of_users) if events or users else None,
+            (of_items[ID], item_vectors(items, of_items)) if items else None,
             [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self],
         )
 
 
 def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndarray:
     """A vector for each row of a frame of items, float32 (N, W)."""
-    parts = [each.vectors(frame[each.column]) for each in vocabularies]
-    if (width := sum(part.shape[1] for part in parts)) > MOST_WIDTH:
+    width = sum(1 + each.missing if each.kind == "numbers" else each.size for each in vocabularies)
+    if width > MOST_WIDTH:
         raise UserError(f"data.item_features: {width:,} values; at most {MOST_WIDTH:,} are read: group them")
-    return np.concatenate(parts, axis=1).astype(np.float32)
+    return np.concatenate([each.vectors(frame[each.column]) for each in vocabularies], axis=1).astype(np.float32)
 
 
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
@@ -201,31 +198,27 @@ def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) ->
     features of a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
     frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids)
-    return frame["id"], item_vectors(vocabularies, frame)
+    return frame[ID], item_vectors(vocabularies, frame)
 
 
 def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.DataFrame:
-    """Read from another file `id`, its first column, and the columns that a trained network reads."""
+    """Read from another file `ID`, its first column, and the columns that a trained network reads."""
     if not vocabularies:
         raise UserError(f"{option} {path}: the network was trained without such features")
-    columns: dict[str, Any] = defaultdict(list)
-    for each in vocabularies:
-        columns[each.kind].append(each.column)
+    columns: Any = {kind: [each.column for each in vocabularies if each.kind == kind] for kind in get_args(Kind)}
     return Features(path=path, **columns).read(option)
 
 
 def _trained_values(split: Split, column: str) -> pl.Series:
     """A column's values in the training part: each distinct text, or evenly spaced numbers."""
-    store, step = split.store, -(-max(int(split.train_U.sum()), 1) // MOST_NUMBERS)
-    stored_N, found = store.features[column], []
-    is_text = stored_N.dtype.kind == "i"
-    for rows_N in split.training_rows():
-        found.append(np.unique(stored_N[rows_N]) if is_text else stored_N[rows_N[::step]])
-    values = np.concatenate(found)
-    return store.feature_texts(column).gather(np.unique(values)) if is_text else pl.Series(values)
+    stored_N, step = split.store.features[column], -(-int(split.train_U.sum()) // MOST_NUMBERS)
+    if stored_N.dtype.kind == "f":
+        return pl.Series(np.concatenate([stored_N[rows_N[::step]] for rows_N in split.training_rows()]))
+    texts = np.concatenate([np.unique(stored_N[rows_N]) for rows_N in split.training_rows()])
+    return split.store.feature_texts(column).gather(np.unique(texts))
 
 
 def _completed(frame: pl.DataFrame, raw_ids: pl.Series) -> pl.DataFrame:
     """A row for each of `raw_ids` (nulls if the frame has no such id), then the other rows of the frame."""
-    mine = pl.DataFrame({"id": raw_ids}).join(frame, on="id", how="left", maintain_order="left")
-    return pl.concat([mine, frame.filter(~pl.col("id").is_in(raw_ids.implode()))], how="vertical_relaxed")
+    mine = pl.DataFrame({ID: raw_ids}).join(frame, on=ID, how="left", maintain_order="left")
+    return pl.concat([mine, frame.filter(~pl.col(ID).is_in(raw_ids.implode()))], how="vertical_relaxed")

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import temporary
+from lrec.data.features import ID
 from lrec.data.formats.parsing import Table
 from lrec.data.formats.readers import Columns, Format, format_of, ids_of, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
@@ -41,10 +42,10 @@ class Histories(NamedTuple):
             yield Histories(self.users[start : start + size], lengths_B, rows)
 
     def of_users(self, frame: pl.DataFrame) -> "Histories":
-        """The same histories with the features of `frame`, which has a row for each user `id`."""
-        ids = pl.DataFrame({"id": ids_of(self.users).cast(pl.String)})
-        mine = ids.join(frame, on="id", how="left", maintain_order="left")
-        of_rows = mine.drop("id")[np.repeat(np.arange(len(mine)), self.lengths_B)]
+        """The same histories with the features of `frame`, which has a row for each user `ID`."""
+        ids = pl.DataFrame({ID: ids_of(self.users).cast(pl.String)})
+        mine = ids.join(frame, on=ID, how="left", maintain_order="left")
+        of_rows = mine.drop(ID)[np.repeat(np.arange(len(mine)), self.lengths_B)]
         return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
 
 
@@ -74,10 +75,9 @@ def histories_of(
     if not {"user", "item"}.issubset(names):
         there = ", ".join(names)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    wanted = {"user", *of_rows, *features}.intersection(names)
     mine = [name for name in features if name in names]
-    columns = {name: _column(table[name]) for name in wanted}
-    users = pl.DataFrame(columns | {"item": ids_of(columns["item"])}).group_by("user", maintain_order=True)
+    columns = {name: _column(table[name]) for name in {"user", *of_rows, *mine}.intersection(names)}
+    users = pl.DataFrame(columns).group_by("user", maintain_order=True)
     return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
 
 
@@ -116,9 +116,9 @@ def histories_in(
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
             yield Histories(runs["value"], runs["len"].to_numpy().astype(np.int64), table.frame.select("item"))
     elif "items" in found and (_is_list(first.frame["items"]) or _is_json_list(first.frame["items"])):
-        wanted = [name for name, wants in (("times", with_times), ("events", with_events)) if wants]
-        whole = (_of_table(table, reading.columns.user, wanted, features) for table in tables)
-        yield from (block for histories in whole for block in histories.blocks())
+        wanted = ["times"] * with_times + ["events"] * with_events
+        for table in tables:
+            yield from _of_table(table, reading.columns.user, wanted, features).blocks()
     else:
         yield from _in_order(path, tables, reading)
 
@@ -132,12 +132,16 @@ def _column(values: Any) -> pl.Series:
 
 def _lists(histories: Any) -> pl.Series:
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
-        return histories.cast(pl.List(pl.String))
+        return histories.cast(pl.List(getattr(histories.dtype, "inner", pl.String)))
+
+    def id_of(item: Any) -> str:
+        return str(int(item) if isinstance(item, float) and item.is_integer() else item)
+
     try:
         rows = list(histories)
         if any(isinstance(row, str) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-        return pl.Series([[str(item) for item in row] for row in rows], dtype=pl.List(pl.String))
+        return pl.Series([[id_of(item) for item in row] for row in rows], dtype=pl.List(pl.String))
     except TypeError:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
@@ -146,7 +150,7 @@ def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> His
     """Histories from a column items of lists and, if present, user, times and events (lists), and features."""
     items = _lists(columns["items"])
     lengths = items.list.len().fill_null(0)
-    rows = {"item": items.filter(lengths > 0).explode().cast(pl.String)}
+    rows = {"item": ids_of(items.filter(lengths > 0).explode()).cast(pl.String)}
 
     def laid(name: str) -> pl.Series:
         """The entries of a column of lists, one list after the other, as many as there are items."""
@@ -180,9 +184,7 @@ def _is_json_list(values: pl.Series) -> bool:
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
     columns = {"user": table.column(user_column, "(option user_column)")}
-    for name in ("items", *beside, *features):
-        if name not in table.frame.columns:
-            continue
+    for name in {"items", *beside, *features}.intersection(table.frame.columns):
         columns[name] = table.frame[name]
         if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
             try:

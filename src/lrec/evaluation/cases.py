@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrec.data.batching.eval_batches import Rows, rows_of
 from lrec.data.batching.train_batches import padded, with_request
-from lrec.data.splits.rules import Split, ranges
+from lrec.data.splits.rules import Split, Targets, ranges
 from lrec.evaluation.metrics import METRICS, Found, Mean, Metric
 from lrec.evaluation.shared_scoring import share_of, together
 from lrec.model.transformer import Transformer
@@ -80,7 +80,7 @@ def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
 
 
 def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
-    """Cases that predict the item at a user's position from the last `max_len` catalogue items before it.
+    """Cases that predict the target at a user's position from the last `max_len` catalogue items before it.
 
     Items outside the catalogue are left out of histories; cases without any item before the target are left out.
     """
@@ -92,16 +92,16 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
     end_C = known_before_I1[store.offsets_U1[users_C] + positions_C]
     lengths_C = np.minimum(end_C - begin_C, max_len)
     rows_N = np.flatnonzero(known_I)[ranges(end_C - lengths_C, lengths_C)]
-    targets_C = store.offsets_U1[users_C] + positions_C
+    next_C = store.offsets_U1[users_C] + positions_C
     has_times = store.times_N is not None
     cases = Cases(
         users_C=users_C,
         positions_C=positions_C,
         items_N=items_I[rows_N],
         lengths_C=lengths_C,
-        targets_C=items_I[targets_C],
+        targets_C=items_I[split.rows_of(Targets(users_C, positions_C))],
         times_N=store.seconds(rows_N) if has_times else None,
-        asked_C=store.seconds(targets_C) if has_times else None,
+        asked_C=store.seconds(next_C) if has_times else None,
         events_N=split.events(rows_N),
     )
     return cases.where(lengths_C > 0)

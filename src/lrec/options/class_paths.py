@@ -9,15 +9,17 @@ _OWN = ("lrec.", "torch.nn.", "torch.optim.")
 # Options that expect a class also take its path alone, and looking for the class imports its module. So every text with
 # a dot counts as a class path, except the values of these options of lrec's own classes.
 TEXT = {
-    *("path", "store", "data_dir", "domains", "only_domain", "validate_from", "test_from", "size", "warm_start"),
+    *("path", "store", "data_dir", "domains", "only_domain", "validate_from", "test_from", "test_until", "size"),
     *("item_vectors", "user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column"),
-    *("target_events", "categories", "numbers", "lists", "id_column"),
+    *("target_events", "categories", "numbers", "lists", "id_column", "warm_start"),
 }
 
 
 def imported(path: str, option: str) -> Any:
     """The object with the path `path`, such as my_parts.Mine, given for `option`; UserError if there is none."""
     module, _, attribute = path.rpartition(".")
+    if not module or module.startswith("."):
+        raise UserError(f"{option} {path} is no path such as my_parts.Mine")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -24,8 +24,7 @@ class OneLineParser(ArgumentParser):
 
     def format_help(self, *arguments: Any) -> str:
         """The options that people use most, and then every option."""
-        begins = beginning(self.prog.removeprefix("lrec "))
-        if begins:
+        if begins := beginning(self.prog.removeprefix("lrec ")):
             self.usage = argparse.SUPPRESS
             begins += "\nAll options:\n\n"
         return f"{begins}{super().format_help(*arguments)}"

@@ -46,11 +46,8 @@ USED_MOST = {
 
 def beginning(command: str) -> str:
     """The beginning of a command's help; empty if the command has few options."""
-    options = USED_MOST.get(command, {})
-    width = max(map(len, options), default=0) + 4
+    if (options := USED_MOST.get(command)) is None:
+        return ""
+    width = max(map(len, options)) + 4
     lines = "".join(f"  {'--' + option:<{width}}{meaning}\n" for option, meaning in options.items())
-    return (
-        f"usage: lrec {command} --config FILE ... [options]\n\nThe options that people use most:\n\n{lines}"
-        if lines
-        else ""
-    )
+    return f"usage: lrec {command} --config FILE ... [options]\n\nThe options that people use most:\n\n{lines}"

@@ -75,7 +75,7 @@ class Throughput(Announcer):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._positions += batch.items_BL.numel()
-        self._real += len(batch.targets_M)
+        self._real += batch.n_positions
         if logs_now(trainer, batch_idx):
             counts = self._counts(pl_module)
             numbers = asdict(self._rate(self._logged, counts, trainer))

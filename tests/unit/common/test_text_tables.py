@@ -35,6 +35,12 @@ def test_a_terminal_gets_aligned_columns_and_a_line_for_each_picture() -> None:
     ]
 
 
+def test_a_bar_in_a_cell_does_not_begin_another() -> None:
+    table = rows_table([["domain", "runs"], ["Action|Comedy", "1"]], text=(0,))
+    assert r"Action\|Comedy" in table
+    assert on_terminal(table).splitlines()[-1].split() == ["Action|Comedy", "1"]
+
+
 def test_a_file_gets_markdown() -> None:
     assert rows_table(ROWS, text=(0,)).splitlines() == [
         "| size | N_body | test loss |",

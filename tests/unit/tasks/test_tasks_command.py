@@ -126,6 +126,7 @@ def test_a_task_that_does_not_fit_is_one_line(
     monkeypatch.chdir(tmp_path)
     for tasks, says in (
         ("my_tasks.missing", "--tasks my_tasks.missing: module 'my_tasks' has no attribute 'missing'"),
+        ("./my_tasks.nothing", "--tasks ./my_tasks.nothing is no path such as my_parts.Mine"),
         ("my_nowhere.task", "--tasks my_nowhere.task: No module named 'my_nowhere'"),
         ("my_tasks.number", "--tasks my_tasks.number is int, not a function of the runs and a seed"),
         ("my_tasks.nothing", "--tasks my_tasks.nothing returned NoneType, not a TaskResult"),

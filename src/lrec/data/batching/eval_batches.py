@@ -182,7 +182,11 @@ class _EvalDataset(Dataset[EvalBatch]):
     ranks: Ranks
 
     def __post_init__(self) -> None:
-        self._batches = shared_rows(self.split, self.task, self.max_len).batches()
+        split, task = self.split, self.task
+        self._batches = shared_rows(split, task, self.max_len).batches()
+        if task.with_target:
+            target_rows_T = split.rows_of(Targets(task.users, task.ends))
+            self._targets_T = split.catalogue_index_I[split.store.items_N[target_rows_T]]
 
     def __len__(self) -> int:
         return -(-len(self._batches) // self.ranks.world)
@@ -211,7 +215,7 @@ class _EvalDataset(Dataset[EvalBatch]):
             events_N=split.events(rows_N),
         )
         if has_target:
-            found = found._replace(targets_M=torch.from_numpy(split.catalogue_index_I[store.items_N[next_M]]))
+            found = found._replace(targets_M=torch.from_numpy(self._targets_T[chosen]))
         if task.sizes is not None:
             found = found._replace(**self._sets(next_M, task.sizes[chosen] if has_target else 0 * ends_M))
         return found._replace(users_M=torch.from_numpy(users_M))

@@ -30,13 +30,20 @@ def check_targets(split: Split, target_events: list[str] | None, cold_targets: s
         raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
 
 
-def affordable_users(split: Split, plan: BatchPlan, data: LightningDataModule) -> int:
+def affordable_users(plan: BatchPlan, data: LightningDataModule) -> int:
     """How many users may validate during the fit that uses `data`. Reading a position costs a third of training on it,
     and ranking the catalogue for a target costs as much as training on one position."""
+    split, trainer = plan.part.split, data.trainer
+    assert trainer is not None
     users_T, positions_T = split.val_targets
     rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
-    return max(int(SHARE * _positions_between_evaluations(plan, data) * len(np.unique(users_T)) / cost), LEAST_USERS)
+    batches = plan.n_steps * trainer.accumulate_grad_batches
+    interval = getattr(trainer, "val_check_interval", 1.0)  # Lightning sets none for a time: an epoch is assumed
+    if isinstance(interval, float):
+        interval = interval * limited(batches, trainer.limit_train_batches) * (trainer.check_val_every_n_epoch or 1)
+    positions = plan.part.n_positions * interval / batches
+    return max(int(SHARE * positions * len(np.unique(users_T)) / cost), LEAST_USERS)
 
 
 def testable_users(targets: Targets, n_items: int) -> int:
@@ -53,14 +60,3 @@ def sampled(targets: Targets, n_users: int | Literal["all"]) -> tuple[Targets, t
         return targets, None
     sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
     return Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T]), (n_users, len(users))
-
-
-def _positions_between_evaluations(plan: BatchPlan, data: LightningDataModule) -> float:
-    """Training positions from one evaluation to the next; the positions of an epoch if the interval is a time."""
-    trainer = data.trainer
-    assert trainer is not None
-    batches = plan.n_steps * trainer.accumulate_grad_batches
-    interval = trainer.val_check_interval
-    if isinstance(interval, float):
-        interval = interval * limited(batches, trainer.limit_train_batches) * (trainer.check_val_every_n_epoch or 1)
-    return plan.part.n_positions * interval / batches

@@ -28,11 +28,12 @@ class TrainBatch(NamedTuple):
     items_BL: Tensor  # int32
     positions_M: Tensor  # int32, flat b*L + l of each position that predicts a target, ascending
     targets_M: Tensor  # int64, because the operations of the losses need it
+    n_positions: int  # positions without padding; not each may have a target
     step_targets: int  # targets of the whole global step, over all ranks and accumulated micro-batches
+    step_positions: int  # positions of the whole global step
     step_pairs: int  # pairs of a position and a position it attends to, of the whole global step
     times_BT: Tensor | None = None  # int64; the request has the time of the last target
     events_BL: Tensor | None = None  # int64, type of each item's event; with features (B, L, F), see `EventInput`
-    step_positions: int | None = None  # positions of the whole global step; None: as many as targets
 
 
 def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
@@ -114,7 +115,7 @@ class _TrainDataset(Dataset[TrainBatch]):
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self.epoch_plan(epoch)
         plan, (world, rank, accumulation) = self._epoch[1], self.ranks
-        starts, lengths, positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
+        starts, lengths, step_positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
         if len(starts) == 0:
             starts, lengths = np.zeros((2, 1), dtype=np.int64)
         part, split, places = self.plan.part, self.plan.part.split, ranges(starts, lengths)
@@ -134,11 +135,12 @@ class _TrainDataset(Dataset[TrainBatch]):
             items_BL=torch.from_numpy(items_BL),
             positions_M=torch.from_numpy(positions_M.astype(np.int32)),
             targets_M=torch.from_numpy(targets_M),
+            n_positions=int(lengths.sum()),
             step_targets=part.targets_in(*plan.windows(step)),
+            step_positions=step_positions,
             step_pairs=plan.pairs(step),
             times_BT=times_BT,
             events_BL=events_BL,
-            step_positions=positions,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -199,12 +199,12 @@ class Split:
 
     @cached_property
     def val_targets(self) -> Targets:
-        """Every validation target of `val_users`, user after user; of a set, its first item."""
+        """Every validation target of `val_users`, user after user; of a set, the position where it begins."""
         return self._targets(self.val_users, self.val_U, self.val_targets_U, self.sets_2[0])
 
     @cached_property
     def test_targets(self) -> Targets:
-        """Every test target of `test_users`, user after user; of a set, its first item."""
+        """Every test target of `test_users`, user after user; of a set, the position where it begins."""
         return self._targets(self.test_users, self.test_U, self.test_targets_U, self.sets_2[1])
 
     @cached_property
@@ -214,12 +214,12 @@ class Split:
         return self._targets(np.flatnonzero(self.held_out_U), lengths_U - 1, np.ones_like(lengths_U), False)
 
     def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray, are_sets: bool) -> Targets:
-        found = Targets(np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users]))
-        may_T = self.may_be_targets(self.rows_of(found))
+        users_T, positions_T = np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users])
+        may_T = self.may_be_targets(self.store.offsets_U1[users_T] + positions_T)
         if are_sets:
-            users = np.unique(found.users_T[may_T])
+            users = np.unique(users_T[may_T])
             return Targets(users, first_U[users])
-        return Targets(found.users_T[may_T], found.positions_T[may_T])
+        return Targets(users_T[may_T], positions_T[may_T])
 
     def may_be_targets(self, rows_N: np.ndarray) -> np.ndarray:
         """Which of these interactions, rows of the store, may be targets, bool (N,)."""
@@ -237,8 +237,12 @@ class Split:
         return None if self.store.events_N is None else self.store.events_N[rows_N].astype(np.int64)
 
     def rows_of(self, targets: Targets) -> np.ndarray:
-        """The store row of each target."""
-        return self.store.offsets_U1[targets.users_T] + targets.positions_T
+        """The store row of each target; of a set, that of its first item that may be a target."""
+        rows_T = self.store.offsets_U1[targets.users_T] + targets.positions_T
+        if self.target_N is None or not self.sets_2.any():
+            return rows_T
+        may_be = np.flatnonzero(self.target_N)
+        return may_be[np.searchsorted(may_be[:-1], rows_T)]
 
     def training_rows(self) -> Iterator[np.ndarray]:
         """The rows of the unreduced training part, block by block."""
@@ -255,7 +259,7 @@ class Split:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All arrays that `of_arrays` needs, including the counts."""
-        found = {name: getattr(self, name) for name in (*(each.name for each in fields(self)), "counts_I")}
+        found = vars(self) | {"counts_I": self.counts_I}
         return {name: values for name, values in found.items() if isinstance(values, np.ndarray)}
 
     @classmethod
@@ -263,7 +267,7 @@ class Split:
         """The split that has these arrays."""
         mine: dict[str, Any] = {each.name: arrays[each.name] for each in fields(cls) if each.name in arrays}
         split = cls(store, **mine)
-        vars(split)["counts_I"] = arrays["counts_I"]
+        vars(split).update(arrays)  # cached properties too
         return split
 
     @cached_property
@@ -298,15 +302,9 @@ class Split:
 
     def of_users(self, chosen_U: np.ndarray) -> "Split":
         """The same split, with only the targets and trajectories of the chosen users. The training part stays."""
-        return replace(
-            self,
-            val_U=np.where(chosen_U, self.val_U, -1),
-            val_targets_U=self.val_targets_U * chosen_U,
-            test_U=np.where(chosen_U, self.test_U, -1),
-            test_targets_U=self.test_targets_U * chosen_U,
-            trajectory_U=np.where(chosen_U, self.trajectory_U, -1),
-            held_out_U=self.held_out_U & chosen_U,
-        )
+        positions, numbers = ("val_U", "test_U", "trajectory_U"), ("val_targets_U", "test_targets_U", "held_out_U")
+        changed: dict[str, Any] = {name: np.where(chosen_U, getattr(self, name), -1) for name in positions}
+        return replace(self, **changed, **{name: getattr(self, name) * chosen_U for name in numbers})
 
     def check(self) -> None:
         """Raise AssertionError unless training < validation < test < trajectory holds within every user."""
@@ -321,7 +319,6 @@ class Split:
         refuse_leak(np.logical_or.reduce(leaks))
 
     def _check_shapes(self) -> None:
-        """Raise AssertionError unless every array has a valid entry for each user."""
         n_users = self.store.n_users
         for name, values_U in vars(self).items():
             kinds, wanted = ("b", "bool") if name == "held_out_U" else ("iu", "integers")
@@ -349,25 +346,22 @@ class Split:
         before = [train, val] if validation else [(none_U, np.maximum(self.train_U, self.val_U + self.val_targets_U))]
         for begin_U, number_U in (*before, test):
             times_T = self.store.times_N[ranges(self.store.offsets_U1[:-1] + begin_U, number_U)]
-            if len(times_T) == 0:
-                continue
-            if latest is not None and times_T.min() <= latest:
+            if latest is not None and len(times_T) and times_T.min() <= latest:
                 raise AssertionError(f"leak: a target at time {times_T.min()}, earlier parts reach to {latest}")
-            latest = times_T.max()
+            latest = times_T.max() if len(times_T) else latest
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The numbers starts[i] .. starts[i] + lengths[i] - 1 for each i, concatenated."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(total)
+    shifts = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return shifts + np.arange(len(shifts))
 
 
 def blocks_of_users(lengths_U: np.ndarray, most: int = 1 << 22) -> Iterator[slice]:
     """All users in blocks of about `most` entries, so that a computation over the entries needs little memory."""
     ends_U = np.cumsum(lengths_U)
-    bounds = np.searchsorted(ends_U, np.arange(0, int(ends_U[-1]) if len(ends_U) else 0, most), side="right")
-    yield from (slice(begin, end) for begin, end in pairwise([*bounds.tolist(), len(ends_U)]))
+    bounds = np.searchsorted(ends_U, np.arange(0, int(lengths_U.sum()), most), side="right")
+    return starmap(slice, pairwise([*bounds.tolist(), len(ends_U)]))
 
 
 def refuse_leak(leaks_U: np.ndarray) -> None:

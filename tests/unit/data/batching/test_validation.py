@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 import lrec
 from lrec.data.batching import evaluated_users as validation
@@ -94,6 +96,14 @@ def test_by_default_an_evaluation_costs_a_tenth_of_the_training_since_the_last(
     assert (data.U, data.steps_per_epoch) == (N_USERS * (LENGTH - 3), 45)
     # For each user, six positions cost a third of a target each, and the ranking costs one target.
     assert len(users_of(data)) == int(0.1 * epochs * data.U / 3 + 1e-9)
+
+
+def test_between_evaluations_by_time_lies_an_epoch(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "LEAST_USERS", 3)
+    trainer = Trainer(accelerator="cpu", logger=False, val_check_interval="00:00:00:05")
+    trainer.state.fn = TrainerFn.FITTING
+    data = data_of(log, trainer)
+    assert len(users_of(data)) == int(0.1 * data.U / 3 + 1e-9)
 
 
 def test_a_history_that_several_targets_share_costs_once(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:

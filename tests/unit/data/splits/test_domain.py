@@ -1,10 +1,13 @@
 """One domain of a data set: it has the parts of the whole split, each with only the domain's interactions."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
+from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.splits.domain import DomainStore, of_domain
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems, Split
@@ -60,6 +63,19 @@ def test_a_worker_gets_the_domains_store(whole: Split) -> None:
     assert isinstance(again, DomainStore)
     np.testing.assert_array_equal(again.items_N, store.items_N)
     assert len({store.hash, whole.store.hash, of_domain(whole, "a").store.hash}) == 3
+
+
+def test_a_test_without_a_target_is_refused(tmp_path: Path) -> None:
+    """Every user's last item is of the other domain."""
+    rows = [(f"u{user}", f"{'aaaab'[n]}{(user + n) % 3}", "aaaab"[n]) for user in range(5) for n in range(5)]
+    pl.DataFrame(rows, ["user", "item", "domain"], orient="row").write_csv(tmp_path / "log.csv")
+    options = {"domain_column": "domain", "only_domain": "a", "data_dir": tmp_path, "max_len": 4}
+    data = InteractionsDataModule(tmp_path / "log.csv", time_column=None, recent_popularity=1, **options)
+    data.prepare_data()
+    data.setup("fit")
+    assert sum(len(batch.users_M) for batch in data.val_dataloader()) == 5
+    with pytest.raises(UserError, match="no user has a test target"):
+        data.test_dataloader()
 
 
 def test_an_unknown_domain_is_refused_with_those_there_are(whole: Split, make_lengths) -> None:

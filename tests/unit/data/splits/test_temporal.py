@@ -19,6 +19,7 @@ from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 from lrec.errors import UserError
+from lrec.evaluation.cases import cases_before
 
 FIXTURE_ONCE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Few times, so that many tie within and between users, also at the cuts.
@@ -278,6 +279,34 @@ def test_each_target_comes_after_everything_before_it(make_store, world: int) ->
             known = [item for item in known if item >= 0]
             expected.append((user, known[-6:], sorted(known), int(bool(known))))
         assert sorted(found) == sorted(expected)
+
+
+def test_the_loss_of_a_window_is_of_its_first_item_that_may_be_a_target(make_store) -> None:
+    """The history ends before the window, whose items before the first target are not read."""
+    sequences = [[*range(10), *range(30, 36)] for _ in range(4)]
+    split = GlobalTemporal(20, 33, "window")(make_times(make_store, sequences))
+    places_N = np.tile(np.arange(16), 4)
+    users_N = np.repeat(np.arange(4), 16)
+    # The first user has no target, and the second only the second item of each window.
+    split = replace(split, target_N=(users_N > 0) & (places_N % 3 > (users_N == 1)))
+    for targets, begin, sizes_U in (
+        (split.val_targets, 10, split.val_targets_U),
+        (split.test_targets, 13, split.test_targets_U),
+    ):
+        assert as_pairs(targets) == [(user, begin) for user in (1, 2, 3)]
+        first = [begin + int(np.argmax(np.arange(begin, 16) % 3 > (user == 1))) for user in (1, 2, 3)]
+        items_T = split.store.items_N[split.store.offsets_U1[1:4] + first]
+        assert (split.store.items_N[split.rows_of(targets)] == items_T).all()
+        whole = replace(split, train_U=np.diff(split.store.offsets_U1))  # so that the items of windows are known
+        index_I = whole.catalogue_index_I
+        task = EvalTask(*targets, True, sizes=sizes_U[targets.users_T])
+        (batch,) = EvalLoader(whole, task, 50)
+        assert batch.users_M.tolist() == [1, 2, 3]
+        assert batch.targets_M.tolist() == index_I[items_T].tolist()
+        assert [int((batch.seen_targets_S == m).sum()) for m in range(3)] == [begin] * 3
+        cases = cases_before(whole, *targets, 50)
+        assert cases.targets_C.tolist() == index_I[items_T].tolist()
+        assert cases.lengths_C.tolist() == [begin] * 3
 
 
 def test_a_data_module_trains_and_tests_by_time(interactions_dir: Path, tmp_path: Path) -> None:
