@@ -487,6 +487,8 @@ def test_only_runs_of_the_study_are_skipped_and_restarted(folder: Path, refused:
     for option in ("--skip", "--restart"):
         message = refused("scaling", "study", "--config", "runs.yaml", option, '["0.8k"]')
         assert "0.8k is none of the study's runs" in message
+    every = refused("scaling", "study", "--config", "runs.yaml", "--skip", '["0.8k-seed1", "1.7k-seed1"]')
+    assert "no run of a fitted size is left" in every
 
 
 def test_a_run_under_way_is_not_restarted(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
