@@ -173,7 +173,8 @@ def test_few_users_with_long_histories_have_samples_of_their_latest_events(
     assert study.reduce == "recent"
     assert "the latest part of each history" in said
     for run in planned_runs(replace(study, sizes=["3k"], holdout=0, law=None)):
-        assert run.open_data().U == pytest.approx(run.fraction * 20_000, rel=0.02)
+        trained_on = run.open_data().U
+        assert trained_on == pytest.approx(run.fraction * 20_000, rel=0.02)
 
 
 def test_hours_are_those_of_what_is_given(planned: Callable[..., tuple[Study, str]]) -> None:

@@ -214,7 +214,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
         )
     tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
     users = int((data.batch_plan.part.lengths_U > 1).sum())
-    few_users = study.reduce == "users" and data.U > users**2  # samples of them would be a matter of chance, or empty
+    few_users = study.reduce == "users" and users**2 < data.U  # samples of them would be a matter of chance, or empty
     reduce = "recent" if few_users else study.reduce
     few = "one pass over" if plan.epochs == 1 else f"{plan.epochs} passes over"
     of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}

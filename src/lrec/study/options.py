@@ -89,7 +89,8 @@ class Study(Runs):
             run that continues the next shorter one, so all together take little more time than the longest. The
             learning rate is constant until it falls at the end (optimizer.decay wsd), and all have the warm-up of the
             shortest. Each part of trainer.max_epochs must be a whole number of epochs, or less than 1.
-        reduce: What data samples are taken from: users, interactions, or the most recent part of each history.
+        reduce: What data samples are taken from: users, interactions, or the most recent part of each history. With
+            hours and few users, it is the most recent part.
         holdout: Number of largest sizes that are predicted instead of fitted.
         rules: Options that depend on the size, as [factor, exponent]: factor * N_body ** exponent, to four digits
             (targets_per_step: rounded); or as [factor, exponent, exponent of the fraction], which also multiplies by
