@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from lrec.model.losses import FullSoftmax, SampledSoftmax
 from lrec.model.network_sizes import find_size
 from lrec.study.dial import as_text, plan_of, with_plan
 from lrec.study.grid import PlannedRun, every_fraction, planned_runs
-from lrec.study.options import Study, ladder_n_body
-from lrec.study.tuning import shares_of_trials
+from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
+from lrec.study.tuning import LR, shares_of_trials
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
 
@@ -107,7 +108,7 @@ def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(
     planned: Callable[..., tuple[Study, str]],
 ) -> None:
     def trained(**given: Any) -> int:
-        return int(re.findall(r"trains on ([\d,]+) targets", planned(0.5, **given)[1])[0].replace(",", ""))
+        return int(re.findall(r"trains on ([\d,]+) targets", planned(0.5, cores=2, **given)[1])[0].replace(",", ""))
 
     alone = trained()
     assert 3 * trained(seeds=(1, 2, 3), holdout_seeds=(1, 2, 3), variants={"a": {}, "b": {}}) < alone
@@ -160,3 +161,57 @@ def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
         assert run.model.loss == SampledSoftmax(negatives=1024, power=1)
         trained, with_all = (int(each.replace(",", "")) for each in re.findall(r"([\d,]+) targets[,.]", as_text(plan)))
         assert trained > 2 * with_all
+
+
+def test_few_users_with_long_histories_have_samples_of_their_latest_events(
+    planned: Callable[..., tuple[Study, str]],
+) -> None:
+    """A share of two users would be no user."""
+    rows = [f"{user},{(user * 7 + step * (1 + user % 3)) % 100},{step}" for user in range(2) for step in range(10_000)]
+    Path("log.csv").write_text("\n".join(["user,item,time", *rows]))
+    study, said = planned(0.5)
+    assert study.reduce == "recent"
+    assert "the latest part of each history" in said
+    for run in planned_runs(replace(study, sizes=["3k"], holdout=0, law=None)):
+        trained_on = run.open_data().U
+        assert trained_on == pytest.approx(run.fraction * 20_000, rel=0.02)
+
+
+def test_hours_are_those_of_what_is_given(planned: Callable[..., tuple[Study, str]]) -> None:
+    """Also of small steps, of many passes with their samples, of a given rate without trials, and of a law."""
+
+    def plan(hours: float = 0.5, **given: Any) -> tuple[Study, int, dict[str, float]]:
+        study, said = planned(hours, cores=2, **given)
+        targets = int(re.findall(r"trains on ([\d,]+) targets", said)[0].replace(",", ""))
+        return study, targets, {part: float(hours) for part, hours in re.findall(r"\| ([a-z -]+) \| ([\d.]+) \|", said)}
+
+    alone, targets, parts = plan()
+    assert parts["trials"] > 0
+    assert len(alone.fractions or ()) == 3
+    small, large = (plan(options={STEP: step, LR: 0.01})[1] for step in (20, 640))
+    assert small < 0.95 * large
+    assert plan(0.05, options={EPOCHS: 30})[1] < 0.95 * plan(0.05)[1]
+    lrs: list[dict[str, Any]] = [{"options": {LR: 0.01}}, {"rules": {LR: [0.1, -0.2]}}, {"grid": {LR: [0.01, 0.02]}}]
+    for given in lrs:
+        study, _, parts = plan(**given)
+        assert study.tune == []
+        assert parts["trials"] == 0
+    assert plan(**lrs[0])[1] > targets
+    for given in ({"law": "lsrm"}, {"holdout": 0}):
+        assert len(plan(**given)[0].fractions or ()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        ({"cores": 0}, "--cores must be at least 1"),
+        ({"horizons": ()}, "--horizons .*name at least one"),
+        ({"fractions": ()}, "--fractions .*name at least one"),
+        ({"options": {"trainer.max_steps": 500}}, "--hours: say by --options.trainer.max_epochs, and nothing else"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    given: dict[str, Any], refusal: str, planned: Callable[..., tuple[Study, str]]
+) -> None:
+    with pytest.raises(UserError, match=refusal):
+        planned(0.5, **given)

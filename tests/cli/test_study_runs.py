@@ -28,7 +28,7 @@ from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Outcome, Training, is_running, lock_of, train
 from lrec.study.options import Study
 from lrec.study.record import Record
-from lrec.study.tuning import Setting, Trial, law_of
+from lrec.study.tuning import Setting, Trial, Tuner, law_of
 from lrec.study.work import Work
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -256,6 +256,13 @@ def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
     trained = {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")}
     assert lrec(*command).splitlines()[-1] == report.splitlines()[-1]
     assert {path: path.stat().st_mtime_ns for path in tuning.glob("runs/*/points.jsonl")} == trained
+    options = STUDY["options"] | {"data.targets_per_step": 100}
+    grid = {"trainer": {"max_epochs": [1, 2]}}
+    study = Study(**STUDY | {"options": options, "grid": grid, "tune": ("lr",), "fractions": (0.5,)})
+    work = Work(study, {})
+    Tuner(study).tuned(work)
+    (of_trials,) = work.records.values()
+    assert len(of_trials.runs) == len(tried), "the budget counts the hours of trials also at a later start"
 
 
 @pytest.mark.slow
@@ -487,6 +494,8 @@ def test_only_runs_of_the_study_are_skipped_and_restarted(folder: Path, refused:
     for option in ("--skip", "--restart"):
         message = refused("scaling", "study", "--config", "runs.yaml", option, '["0.8k"]')
         assert "0.8k is none of the study's runs" in message
+    every = refused("scaling", "study", "--config", "runs.yaml", "--skip", '["0.8k-seed1", "1.7k-seed1"]')
+    assert "no run of a fitted size is left" in every
 
 
 def test_a_run_under_way_is_not_restarted(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:

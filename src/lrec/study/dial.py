@@ -17,15 +17,14 @@ from lrec.model import cost
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
 from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
-from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.options import MUON, PLAN, STEP, Study, every_share, ladder_n_body
+from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
+from lrec.study.options import EPOCHS, MUON, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
 from lrec.study.tuning import DROPOUTS, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
 
-EPOCHS = "trainer.max_epochs"
 FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
 # The largest held-out size has a parameter for every four targets, because a larger one would lack data rather than
 # parameters. SMALLEST is the number of parameters of the smallest size.
@@ -44,10 +43,14 @@ PLANNED = 0.95  # of the hours; studies take two thirds to three quarters of thi
 
 
 class Plan(NamedTuple):
-    """The sizes for a number of targets, and the hours."""
+    """The runs of a study for a number of targets, and the hours that they take."""
 
     targets: int  # D
+    epochs: int
     sizes: list[str]
+    shares: tuple[float, ...]  # data samples, as shares of the largest
+    tune: list[str]
+    step: int  # targets in a step of the first trial
     hours: dict[str, float]  # by part, on the clock
 
 
@@ -65,7 +68,8 @@ def with_plan(study: Study, plan: dict[str, Any]) -> Study:
     """The study with the plan's values for all options that the user did not give."""
     open_ones = {each.name for each in fields(study) if getattr(study, each.name) == each.default}
     chosen = {name: value for name, value in plan["choices"].items() if name in open_ones}
-    return replace(study, **chosen, options=plan["options"] | study.given)
+    given = {name: value for name, value in study.given.items() if value is not None or name not in plan["options"]}
+    return replace(study, **chosen, options=plan["options"] | given)
 
 
 def as_text(plan: dict[str, Any]) -> str:
@@ -96,13 +100,17 @@ def _choose(study: Study) -> dict[str, Any]:
 
 def _example(study: Study) -> PlannedRun:
     alone: dict[str, Any] = {"sizes": ["3k"], "holdout": 0, "law": None, "horizons": (1.0,)}
-    return planned_runs(replace(study, fractions=(study.most,), **alone))[0]
+    options = study.given | {EPOCHS: study.given.get(EPOCHS) or MOST_PASSES}
+    example = planned_runs(replace(study, fractions=(study.most,), options=options, **alone))[0]
+    if epochs_alone(example.config) is None:
+        raise UserError(f"--hours: say by --options.{EPOCHS}, and nothing else, how long a run is, or leave it open")
+    return example
 
 
 def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
     """The plan with the most targets that the hours allow."""
     assert study.hours is not None
-    most = (study.given.get(EPOCHS) or MOST_PASSES) * data.U
+    most = example.config.value(EPOCHS) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
     low, high = (_plan(each, study, example, data, jobs) for each in (LEAST_TARGETS, most))
@@ -124,29 +132,43 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
-    first = step_of(targets, data.max_len)
+    epochs = study.given.get(EPOCHS) or _epochs(targets / data.U, study.horizons)
+    tune, first = _tuned(study, epochs), study.given.get(STEP) or step_of(targets, data.max_len)
+    tunes_step = "targets_per_step" in tune
 
     def seconds(size: str, share: float, step: float) -> float:
         target_s, step_s = seconds_of(size, example, data)
         return share * targets * ((1 + OF_TRAINING) * target_s + step_s / step) + RUN_S
 
-    walked = shares_of_trials(targets, first)
+    walked, of_smallest = shares_of_trials(targets, first), WALKED if tunes_step else RATED
     smallest_s, *larger_s = (seconds(size, walked[0], first) for size in (sizes[0], sizes[FITTED // 2], *sizes[-3:]))
-    trials = WALKED * smallest_s + RATED * sum(larger_s[:-1]) + LARGEST * larger_s[-1]
-    trials += sum(WALKED * seconds(sizes[0], s, first) + RATED * seconds(sizes[-2], s, first) for s in walked[1:])
-    passes = round(targets / data.U)
-    if passes > 1:
-        trials += WALKED * larger_s[1]  # dropout, with the largest fitted size
-    steps = [OF_SMALL * first * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS for size in sizes]
+    trials = of_smallest * smallest_s + RATED * sum(larger_s[:-1]) + LARGEST * larger_s[-1]
+    trials += sum(of_smallest * seconds(sizes[0], s, first) + RATED * seconds(sizes[-2], s, first) for s in walked[1:])
+    if "dropout" in tune:
+        trials += WALKED * larger_s[1]  # with the largest fitted size
+    steps = [first] * len(sizes)
+    if tunes_step:
+        steps = [OF_SMALL * first * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS for size in sizes]
     each = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
     ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
-    variants, most = len(study.every_variant), study.most
-    shares = study.times_of_horizons * sum(share / most for share in study.fractions or _shares(study, passes))
+    variants, shares = len(study.every_variant), study.samples(epochs)
+    times = study.times_of_horizons * sum(share / max(shares) for share in shares)
     fitted_s = variants * len(study.seeds) * sum(ladder)
     held_out_s = variants * len(study.holdout_seeds) * sum(held_out)
-    clock = {"trials": trials / jobs, "fitted sizes": shares * max(fitted_s / jobs, max(ladder))}
+    clock = {"trials": trials / jobs if tune else 0.0, "fitted sizes": times * max(fitted_s / jobs, max(ladder))}
     clock["held-out sizes"] = study.times_of_horizons * max(held_out_s / jobs, max(held_out))
-    return Plan(targets, sizes, {part: value / 3600 for part, value in clock.items()})
+    hours = {part: value / 3600 for part, value in clock.items()}
+    return Plan(targets, epochs, sizes, shares, tune, first, hours)
+
+
+def _tuned(study: Study, epochs: int) -> list[str]:
+    """What the study tunes: by default what its user has set nowhere, and dropout only for several passes."""
+    if study.tune:
+        return list(study.tune)
+    of_variants = [dotted(options).keys() for options in study.every_variant.values()]
+    given = {*study.given, *dotted(study.rules), *set.intersection(*map(set, of_variants))}
+    tunable = {"lr": [LR], "targets_per_step": [STEP]} | ({"dropout": DROPOUTS} if epochs > 1 else {})
+    return [] if LR in given else [name for name, options in tunable.items() if not given & set(options)]
 
 
 def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tuple[float, float]:
@@ -177,49 +199,42 @@ def _epochs(passes: float, horizons: Sequence[float]) -> int:
     return next(epochs for epochs in range(max(round(passes), 1), 0, -1) if fits(epochs))
 
 
-def _shares(study: Study, epochs: int) -> tuple[float, ...]:
-    """The data samples that the plan chooses, as shares of the largest."""
-    return (1.0,) if len(study.horizons) > 1 else every_share(epochs)
-
-
 def step_of(targets: int, max_len: int) -> int:
     return max(2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
 
 
 def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:
-    """The options of the plan, each with its reason. Options that the user gave are not tuned."""
-    given, passes = study.given, plan.targets / data.U
-    epochs = given.get(EPOCHS) or _epochs(passes, study.horizons)
-    share = min(float(f"{passes / epochs:.2g}"), 1.0)
-    if study.fractions is not None and passes < 0.95 * epochs:
+    """The options of the plan, each with its reason."""
+    passes = plan.targets / data.U
+    share = min(float(f"{passes / plan.epochs:.2g}"), 1.0)
+    if study.fractions is not None and passes < 0.95 * plan.epochs:
         most = max(study.fractions)
         raise UserError(
             f"--hours {study.hours:g}: runs with --fractions {most:g} take longer: name {most * share:.2g} or less"
         )
     tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
-    tunable = {"lr": [LR], "targets_per_step": [STEP]} | ({"dropout": DROPOUTS} if epochs > 1 else {})
-    tune = [] if LR in given else [name for name, options in tunable.items() if not given.keys() & set(options)]
-    few = "one pass over" if epochs == 1 else f"{epochs} passes over"
-    whole = "all users" if share == 1 else f"{share:.2g} of the users"
+    users = int((data.batch_plan.part.lengths_U > 1).sum())
+    few_users = study.reduce == "users" and users**2 < data.U  # samples of them would be a matter of chance, or empty
+    reduce = "recent" if few_users else study.reduce
+    few = "one pass over" if plan.epochs == 1 else f"{plan.epochs} passes over"
+    of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}
+    whole = "all users" if share == 1 else f"{share:.2g} of {of_all[reduce]}"
     n_body = {size: ladder_n_body(size) for size in plan.sizes}
     fitted, held_out = plan.sizes[: -len(HELD_OUT)], plan.sizes[-len(HELD_OUT) :]
-    step = given.get(STEP) or step_of(plan.targets, data.max_len)
     reasons = [
-        f"Every run trains on {round(epochs * share * data.U):,} targets, {few} {whole}: what the hours allow.",
+        f"Every run trains on {round(plan.epochs * share * data.U):,} targets, {few} {whole}: what the hours allow.",
         f"{len(fitted)} sizes from {n_body[fitted[0]]:,} to {n_body[fitted[-1]]:,} parameters are fitted, and "
         f"{' and '.join(f'{n_body[size]:,}' for size in held_out)} held out: larger ones would want more than "
         f"{1 / PER_TARGET:g} targets a parameter.",
-        f"Tuned: {', '.join(tune) or 'nothing'}, beginning at {step} targets a step.",
+        f"Tuned: {', '.join(plan.tune) or 'nothing'}, beginning at {plan.step} targets a step.",
         f"At most {tested:,} users test.",
+        *(["Data samples are the latest part of each history, because there are few users."] if few_users else []),
     ]
+    options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
+    choices = {"sizes": plan.sizes, "fractions": [share * each for each in plan.shares], "reduce": reduce}
     return {
-        "choices": {
-            "sizes": plan.sizes,
-            "fractions": [share * each for each in _shares(study, epochs)],
-            "tune": tune,
-            "jobs": jobs,
-        },
-        "options": {EPOCHS: epochs, STEP: step, "data.test_users": tested, "trainer.enable_progress_bar": False},
+        "choices": choices | {"tune": plan.tune, "jobs": jobs},
+        "options": options,
         "reasons": reasons,
         "parts": plan.hours,
     }

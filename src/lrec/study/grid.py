@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lrec.common.start_stop import importing
 from lrec.errors import UserError, check_range
-from lrec.laws.forecast import Forecast
 from lrec.model.config import TransformerConfig
 from lrec.options.config_files import find_config
 from lrec.run import RunConfig, dotted
-from lrec.study.options import DECAY, STEP, Study, as_argument, every_share, ladder_n_body
+from lrec.study.options import DECAY, EPOCHS, STEP, Study, as_argument, ladder_n_body
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -109,20 +108,25 @@ def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> 
 
 def every_fraction(study: Study, composed: Composed | None = None) -> tuple[float, ...]:
     """The data samples of a study. By default, a forecast has smaller samples if a run may make many passes."""
-    if study.fractions is not None:
-        return study.fractions
-    if len(study.horizons) > 1 or study.law != Forecast.name or not study.holdout:
-        return (1.0,)
+    if (few := study.samples(0)) == study.samples(math.inf):
+        return few
     epochs = [limits(run.config)[1] for run in _runs_of(study, (1.0,), {} if composed is None else composed)]
-    return every_share(max(math.inf if each is None or each < 0 else each for each in epochs))
+    return study.samples(max(math.inf if each is None or each < 0 else each for each in epochs))
 
 
 def limits(config: RunConfig) -> tuple[int | None, float | None]:
     """The maximum steps and epochs of a run by its options; a share in limit_train_batches reduces the epochs."""
-    epochs, share = config.value("trainer.max_epochs"), config.value("trainer.limit_train_batches")
+    epochs, share = config.value(EPOCHS), config.value("trainer.limit_train_batches")
     if isinstance(share, float) and epochs is not None and epochs > 0:
         epochs *= share
     return config.value("trainer.max_steps"), epochs
+
+
+def epochs_alone(config: RunConfig) -> int | None:
+    """The epochs of a run that nothing else limits; else None."""
+    epochs = config.value(EPOCHS, -1)
+    others = [config.value(f"trainer.{limit}", -1) for limit in ("max_steps", "max_time", "limit_train_batches")]
+    return int(epochs) if epochs > 0 and others == [-1, -1, -1] else None
 
 
 def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
@@ -148,9 +152,8 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
     from lrec.training.optim import WSD_FALL
 
     get, runs = run.config.value, list[PlannedRun]()
-    epochs, warmup, shortest = get("trainer.max_epochs", -1), get("model.optimizer.warmup", 0.0), min(study.horizons)
-    limits = [get(f"trainer.{limit}", -1) for limit in ("max_steps", "max_time", "limit_train_batches")]
-    if get(DECAY) != "wsd" or epochs < 1 or limits != [-1, -1, -1] or get("model.optimizer.switch.lr") is not None:
+    epochs, warmup = epochs_alone(run.config), get("model.optimizer.warmup", 0.0)
+    if epochs is None or get(DECAY) != "wsd" or get("model.optimizer.switch.lr") is not None:
         raise UserError(
             f"--horizons {list(study.horizons)}: run {run.name} must set its length with trainer.max_epochs only, and "
             f"use lrec's optimizer with {DECAY} wsd and without switch"
@@ -160,9 +163,9 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
         if passes <= 0 or (passes > 1 and passes != int(passes)):
             raise UserError(f"--horizons {horizon:g} of {epochs} passes is {passes:g}: neither whole nor less than one")
         changes = {
-            "trainer.max_epochs": max(int(passes), 1),
+            EPOCHS: max(int(passes), 1),
             "trainer.limit_train_batches": None if passes >= 1 else passes,
-            "model.optimizer.warmup": warmup * shortest / horizon,
+            "model.optimizer.warmup": warmup * min(study.horizons) / horizon,
             "points.horizon": horizon,
         }
         name = run.name.removesuffix(f"seed{run.seed}") + _name(_part(horizon), run.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec.errors import UserError, check_range
-from lrec.laws.forecast import LEAST_SIZES
+from lrec.laws.forecast import LEAST_SIZES, Forecast
 from lrec.laws.predict import method_named
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
@@ -19,7 +19,8 @@ from lrec.study.placement import Placement, here, placement
 from lrec.study.points import REPEATED
 
 PLAN = "plan.json"  # holds the choices of a study with --hours
-DECAY, MUON, STEP = "model.optimizer.decay", "model.optimizer.muon", "data.targets_per_step"
+DECAY, MUON = "model.optimizer.decay", "model.optimizer.muon"
+EPOCHS, STEP = "trainer.max_epochs", "data.targets_per_step"
 Tunable = Literal["lr", "targets_per_step", "dropout"]
 
 
@@ -88,7 +89,8 @@ class Study(Runs):
             run that continues the next shorter one, so all together take little more time than the longest. The
             learning rate is constant until it falls at the end (optimizer.decay wsd), and all have the warm-up of the
             shortest. Each part of trainer.max_epochs must be a whole number of epochs, or less than 1.
-        reduce: What data samples are taken from: users, interactions, or the most recent part of each history.
+        reduce: What data samples are taken from: users, interactions, or the most recent part of each history. With
+            hours and few users, it is the most recent part.
         holdout: Number of largest sizes that are predicted instead of fitted.
         rules: Options that depend on the size, as [factor, exponent]: factor * N_body ** exponent, to four digits
             (targets_per_step: rounded); or as [factor, exponent, exponent of the fraction], which also multiplies by
@@ -134,30 +136,24 @@ class Study(Runs):
     def __post_init__(self) -> None:
         check_range("--hours", self.hours, above=0)
         check_range("--price_per_hour", self.price_per_hour, above=0)
-        if self.sizes is None:
-            if self.hours is None:
-                raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
-            return
-        for size in [*self.ladder, *self.size_seeds, *self.size_options]:
+        check_range("--jobs", self.jobs, at_least=1)
+        check_range("--cores", self.cores, at_least=1)
+        check_range("--retries", self.retries, at_least=0)
+        if self.sizes is None and self.hours is None:
+            raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
+        sizes = None if self.sizes is None else self.ladder
+        for size in [*(sizes or ()), *self.size_seeds, *self.size_options]:
             find_size(size)
-        fractions = (1.0,) if self.fractions is None else self.fractions
-        lists = {"sizes": self.ladder, "seeds": self.seeds, "fractions": fractions, "horizons": self.horizons}
+        lists = {"sizes": sizes, "seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
         for option, values in lists.items():
-            if not values or len(set(values)) < len(values):
+            if values is not None and (not values or len(set(values)) < len(values)):
                 raise UserError(f"--{option} {list(values)}: name at least one, and each once")
         if len(self.horizons) == 1 and self.horizons != (1.0,):
             raise UserError(f"--horizons {list(self.horizons)}: for one, set the length of the training instead")
         if self.holdout and not self.holdout_seeds:
             raise UserError("--holdout_seeds: name at least one")
-        for option, value, least in (
-            ("jobs", self.n_jobs, 1),
-            ("cores", self.n_cores, 1),
-            ("retries", self.retries, 0),
-        ):
-            check_range(f"--{option}", value, at_least=least)
         if self.tune and "lr" not in self.tune:
             raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
-        self._check_law()
         variants = self.every_variant
         for variant in variants:
             if not re.fullmatch(r"[\w.-]*", variant):
@@ -168,6 +164,7 @@ class Study(Runs):
                     f"--starts_from {variant}: {source}: name two of --variants ({', '.join(variants)}), "
                     "and the second must not start from the first"
                 )
+        self._check_law()
 
     def _check_law(self) -> None:
         if self.law is None:
@@ -182,6 +179,8 @@ class Study(Runs):
         needed, what = LEAST_SIZES, "the forecast"
         if law is not None:
             needed, what = len(law.parameters) + 1, f"the law {self.law}"
+        if self.sizes is None:
+            return
         n_sizes = len(self.ladder)
         if not 0 <= self.holdout <= n_sizes - needed:
             raise UserError(
@@ -259,6 +258,11 @@ class Study(Runs):
         """The largest share of the data."""
         return max(self.fractions or (1.0,))
 
+    def samples(self, epochs: float) -> tuple[float, ...]:
+        """The fractions, by default for runs of so many passes. With few, less data would just be less training."""
+        forecasts = self.law == Forecast.name and self.holdout and len(self.horizons) == 1
+        return self.fractions or ((1.0, 0.5, 0.25) if forecasts and epochs > REPEATED else (1.0,))
+
     @property
     def held_out(self) -> list[str]:
         return self.ladder[len(self.ladder) - self.holdout :]
@@ -275,11 +279,6 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
         return even_ladder(str(ladder["from"]), str(ladder["to"]), int(ladder["per_decade"]))
     except ValueError as error:
         raise UserError(f"--sizes {ladder}: {error}") from None
-
-
-def every_share(epochs: float) -> tuple[float, ...]:
-    """Shares of the data for a forecast; with few passes only all data, as less data would just be less training."""
-    return (1.0,) if epochs <= REPEATED else (1.0, 0.5, 0.25)
 
 
 def ladder_n_body(size: str) -> int:

@@ -55,6 +55,8 @@ def run_study(study: Study) -> None:
         return
     of_trials = [(tuner.study_of_trials, trials if tuner.kept else tuner.first_runs)] if tuner else []
     runs = [run for run in record.runs if run.name not in study.skip]
+    if all(run.held_out for run in runs):
+        raise UserError("no run of a fitted size is left: skip fewer runs")
     memory_gib = budget.check(study, *of_trials, (study, runs))
     to_train = [run for run in runs if record.trained(run).result is None]
     tunes_step = "targets_per_step" in study.tune

@@ -19,8 +19,8 @@ from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
 from lrec.study import budget
-from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.options import STEP, Study, ladder_n_body
+from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
+from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
 from lrec.study.record import Record
 from lrec.study.work import TRIAL, Work
 
@@ -176,9 +176,11 @@ class Tuner:
         # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, *self._others = dict.fromkeys((large[0], large[-1], large[len(large) // 2], *study.held_out))
         whole = self._whole_of(self._small)
-        self._epochs = int(whole.config.value("trainer.max_epochs", -1))
-        if self._epochs < 1:
-            raise UserError("--tune: trials are a share of a run: say by --options.trainer.max_epochs how long one is")
+        if (epochs := epochs_alone(whole.config)) is None:
+            raise UserError(
+                f"--tune: trials are a share of a run: say by --options.{EPOCHS}, and nothing else, how long one is"
+            )
+        self._epochs = epochs
         self._start = Setting(*(whole.config.value(option) for option in (LR, STEP, DROPOUTS[0])))
         self._scaled = whole.config.value("model.parametrisation") == "scaled"
         self._whole, self._trials = whole, list[Trial]()
@@ -242,6 +244,8 @@ class Tuner:
     def tuned(self, work: Work) -> Tuned:
         """The result of the tuning, from its file if there is one for this study."""
         if kept := self.kept:
+            record = Record(self.study_of_trials, self.runs_so_far)
+            work.records[record.folder] = record  # their hours count in the budget
             return kept
         tuned, ladder = self._tune(work), self.study.ladder
         trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
@@ -325,7 +329,7 @@ class Tuner:
             named = {LR: setting.lr, STEP: setting.targets_per_step}
             if "dropout" in self.study.tune:
                 named |= {"dropout": setting.dropout}
-            name = "-".join(f"{option.rsplit('.')[-1]}-{value:g}" for option, value in named.items())
+            name = "-".join(f"{option.rsplit('.')[-1]}-{value:.15g}" for option, value in named.items())
             dropouts = dict.fromkeys(DROPOUTS, named.pop("dropout")) if "dropout" in named else {}
             variants[name] = self._options | named | dropouts | {"points.test": False}
         trials = planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(fraction,), variants=variants))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lrec.errors import UserError
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
 from lrec.study.options import STEP, Study, ladder_n_body
@@ -46,6 +47,25 @@ def test_a_walk_with_a_limit_on_trials_keeps_the_best_of_them(best: int, most: i
 def test_another_step_is_tried_at_the_rate_that_suits_it() -> None:
     assert Place(1, -2).of(Setting(0.01, 512, 0.0)) == Setting(0.01, 128, 0.0)
     assert Place(0, 1, 2).of(Setting(0.01, 512, 0.1)) == Setting(0.01414, 1024, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "tried"),
+    [({"data.targets_per_step": 1_048_576}, True), ({"trainer.max_steps": 10}, False)],
+    ids=["a million targets in a step", "a limit of steps"],
+)
+def test_trials_are_a_share_of_a_run_of_any_step(
+    options: dict[str, int], tried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options |= {"data.n_users": 200, "data.n_items": 20, "trainer.max_epochs": 1}
+    configs = ["data/synthetic.yaml", "trainer/laptop.yaml"]
+    study = Study(sizes=["3k"], configs=configs, holdout=0, law=None, tune=("lr",), options=options)
+    if tried:
+        assert all("-targets_per_step-1048576-" in run.name for run in Tuner(study).first_runs)
+    else:
+        with pytest.raises(UserError, match="trials are a share of a run"):
+            Tuner(study)
 
 
 RATE, LOSS = 0.01, 5.0
