@@ -122,6 +122,9 @@ def _add_losses(section: Section) -> None:
     at_one_rate = [f"{name} {MIX_RATE}" for name in ("mix", *CORRUPTIONS)]
     for name in at_one_rate:
         change = estimate(section.slope(name, lost))
+        if not np.isfinite(change.value):
+            section.findings.append(f"{name}: the lost share is undefined, because a size scores 0 on clean histories.")
+            continue
         says = words.get(trend(change), "does not change measurably with size")
         scorers = section.groups[name].draws
         smallest, largest = (100 * scorers[size][lost][0] for size in (section.names[0], section.names[-1]))

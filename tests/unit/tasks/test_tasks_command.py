@@ -61,7 +61,8 @@ def test_cases_that_do_not_exist_get_a_line_and_the_rest_is_done(
     make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     options = {"data__split__trajectory": 0, "data__split__held_out_users": 0, "data__domain_column": "null"}
-    make_run(tmp_path / "plain", "0.8k", 1, **options)
+    for size in ("0.8k", "3k"):
+        make_run(tmp_path / "plain" / size, size, 1, **options)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "trajectory.png").write_bytes(b"of an earlier report")
     lrec("tasks", "--runs", tmp_path / "plain", "--out", tmp_path / "out")
@@ -72,7 +73,10 @@ def test_cases_that_do_not_exist_get_a_line_and_the_rest_is_done(
     assert "The data have no domains" in notes["transfer"]
     assert "Pre-training: no run is of one domain alone" in notes["transfer"]
     assert {name for name, task in tasks.items() if task["sections"]} == {"cold_start", "long_tail", "robustness"}
+    findings = tasks["robustness"]["sections"][0]["findings"]  # every user's last item is new, so nobody scores
+    assert findings[0] == "mix 0.3: the lost share is undefined, because a size scores 0 on clean histories."
     page = (tmp_path / "out" / "tasks.md").read_text()
+    assert "nan" not in page
     assert all(note + "." in page for task in tasks.values() for note in task["notes"])
     assert not (tmp_path / "out" / "trajectory.png").exists()
 
