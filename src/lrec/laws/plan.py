@@ -142,17 +142,15 @@ def _expected(
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
     notes = _notes(fit, content, chooser, choice, loss)
     if not metrics:
-        notes.append("the points have no metrics, so none is expected")
-    doubled, limited = None, None
-    if isinstance(chooser, DataChooser):
-        doubled, limited = chooser.doubled(choice), chooser.data_limited_from(choice)
+        notes.append("too few sizes have metrics, so none is expected")
+    of_data = chooser if isinstance(chooser, DataChooser) else None
     return {
         "loss": asdict(loss),
         "measured_runs": len(measured),
         "metrics": metrics,
         "cheapest": None,
-        "doubled": doubled,
-        "data_limited_from": limited,
+        "doubled": of_data and of_data.doubled(choice),
+        "data_limited_from": of_data and of_data.data_limited_from(choice),
         "notes": notes,
     }
 
