@@ -129,8 +129,10 @@ class Forecast:
         here_GP, _ = mixture.at(self._basis(known_PV, self._shape_GH))
         noise_G1, distance_P = mixture.variance_G[:, None], farther_PV.sum(1)
         places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
-        best = {place: naive(self.points, dict(place)) for place in {self._data_of(each) for each in places}}
-        best_P = np.log([best[self._data_of(place)] for place in places])
+        # Without several lengths, only u decides the no-gain baseline.
+        limits = [tuple((name, value) for name, value in at.items() if self._lengths or name != "x") for at in places]
+        best = {limit: naive(self.points, dict(limit)) for limit in set(limits)}
+        best_P = np.log([best[limit] for limit in limits])
         # The caution grows from nothing at the largest x to its full amount at twice the largest x.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
         beyond_P = np.clip(distance_P / np.log(2), 0, 1)
@@ -153,10 +155,6 @@ class Forecast:
 
     def curve(self, x: Sequence[float] | Array) -> Array:
         return np.array([prediction.predicted for prediction in self.predict(x)])
-
-    def _data_of(self, place: dict[str, float]) -> tuple[tuple[str, float], ...]:
-        """The values of a place that decide its no-gain baseline: x and d with several lengths, otherwise only u."""
-        return tuple((name, value) for name, value in place.items() if self._lengths or name != "x")
 
     def _parts(
         self, place_NV: Array, errors: list[Errors], shape_GH: Array, log_prior_G: Array, errors_G: Array, off_G: Array
