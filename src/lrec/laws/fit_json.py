@@ -18,7 +18,7 @@ from lrec.laws.descent import Objective
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.law import UNBOUNDED, parameter_text
-from lrec.laws.loss_laws import law_named, name_of
+from lrec.laws.loss_laws import LAWS, law_named, name_of
 from lrec.laws.predict import Predictor
 from lrec.laws.table import points_of_most_data
 from lrec.laws.verdict import Method
@@ -82,6 +82,7 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         whole = content.pop("content_hash") == json_hash(content)
         name, objective = content["law"], Objective(content["objective"], content["residuals"])
+        law = None if "." in name else LAWS[name]
         forecasts = content["method"] == Forecast.name
         points = pl.DataFrame(content["points"] + content.get("held_out_points", []), infer_schema_length=None)
     except FileNotFoundError as error:
@@ -90,8 +91,9 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
         raise UserError(f"{path}: not a fit.json with its points; write it again with lrec scaling fit") from error
     if not whole:
         raise UserError(f"{path} is damaged, or was edited: write it again with lrec scaling fit")
-    check_trusted({"class_path": name}, trust, path)
-    law = law_named(name)
+    if law is None:
+        check_trusted({"class_path": name}, trust, path)
+        law = law_named(name)
     if forecasts:
         return fit_points(law, points_of_most_data(points), objective), Forecast(points), content
     fitted = fit_points(law, points, objective)
