@@ -4,7 +4,6 @@ N: the size (the fit's x). D: interactions processed. U: unique interactions. Ep
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from lrec.errors import UserError
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.predict import Predictor
-from lrec.laws.table import flops_per_interaction, longest, points_of_most_data
+from lrec.laws.table import flops_per_interaction, points_of_most_data
 from lrec.laws.verdict import outlook
 
 
@@ -63,11 +62,9 @@ class DataChooser:
 
     def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
         """The law's loss at N, D and U, which broadcast. By default, U is D / `least_epochs`, at most `self.unique`."""
-        size_N, data_N = np.broadcast_arrays(np.asarray(size, dtype=float), np.asarray(data, dtype=float))
-        columns = [size_N.ravel(), data_N.ravel()]
-        if self.tells_repeats:
-            columns.append(np.broadcast_to(self._unique_of(columns[1]) if unique is None else unique, columns[1].shape))
-        return self.fit.curve(np.stack(columns, axis=1)).reshape(size_N.shape)
+        variables = np.broadcast_arrays(size, data, self._unique_of(data) if unique is None else unique)
+        places = np.stack(variables[: len(self.fit.law.variables)], axis=-1)
+        return self.fit.curve(places.reshape(-1, places.shape[-1])).reshape(places.shape[:-1])
 
     def for_flops(self, flops: float) -> Choice:
         """The N and D with the lowest loss within a budget and within the allowed epochs.
@@ -75,7 +72,9 @@ class DataChooser:
         The whole budget is spent, unless more passes or more parameters would raise the loss.
         """
         if self.epochs is not None and self.unique is not None:
-            return self._for_passes(flops, self.epochs, self.unique)
+            data = self.epochs * self.unique
+            spent = f"{self.epochs * self.repeats:g} x {self.unique:g} interactions"
+            return self._choice(_affordable(lambda size: data * self._per_datum(size), flops, spent), data)
 
         def data_at(size: Array | float) -> Array:
             most = np.minimum(flops / self._per_datum(size), self._most_data())
@@ -99,14 +98,8 @@ class DataChooser:
 
     def for_loss(self, loss: float, most: float | None = None) -> Choice:
         """The best N and D for the lowest C that reaches the loss. C is at most `most`."""
-        most = most or 1e6 * 6 * float((self.fit.x_NV[:, 0] * self.fit.x_NV[:, 1]).max())
-
-        def above(flops: float) -> float:
-            with suppress(UserError):  # too few FLOPs for the data
-                return self._loss_of(self.for_flops(flops)) - loss
-            return np.inf
-
-        least = _bisect(above, 1e3, most)
+        most = most or 1e6 * float((self._per_datum(self.fit.x_N) * self.fit.x_NV[:, 1]).max())
+        least = _bisect(lambda flops: self._loss_of(self.for_flops(flops)) - loss, 1e3, most)
         if least is None:
             bound = self._loss_of(self.for_flops(most))
             raise UserError(
@@ -150,14 +143,6 @@ class DataChooser:
     def data_of(self, choice: Choice) -> float:
         """The D of a choice, as the law counts it."""
         return choice.data / self.repeats
-
-    def _for_passes(self, flops: float, epochs: float, unique: float) -> Choice:
-        """The N that the budget allows with the given number of passes."""
-        data = epochs * unique
-        size = _bisect(lambda n: flops - data * float(self._per_datum(n)), 1.0, max(flops, 10.0))
-        if size is None or data * float(self._per_datum(1.0)) > flops:
-            raise UserError(f"--flops {flops:g}: too few for {epochs * self.repeats:g} x {unique:g} interactions")
-        return self._choice(size, data)
 
     def _most_data(self) -> float:
         return np.inf if self.unique is None else self.unique * self.most_epochs
@@ -215,10 +200,8 @@ class SizeChooser:
         """The size whose run on the same data costs as much as the budget."""
         if np.isnan(self.data):
             raise UserError("--flops: the points have no values of D and U; plan with --size or --loss")
-        size = _bisect(lambda n: flops - self.data * float(self._flops_of(n)), 1.0, flops)
-        if size is None or self.data * float(self._flops_of(1.0)) > flops:
-            raise UserError(f"--flops {flops:g}: too few for any size on {self.data:g} interactions")
-        return self.for_size(size)
+        spent = f"any size on {self.data:g} interactions"
+        return self.for_size(_affordable(lambda size: self.data * self._flops_of(size), flops, spent))
 
 
 class FlopsChooser:
@@ -271,14 +254,30 @@ def _least(predictor: Predictor, loss: float) -> float:
             f"--loss {loss:g}: not reached; the expected loss is {outlook(predictor, times=most).predicted:.4g} at a "
             "million times the largest fitted value, and never less than the floor"
         )
-    return found * float(longest(predictor.points)["x"].to_numpy().max())
+    return found * float(means["x"].to_numpy()[-1])
+
+
+def _affordable(cost: Callable[[float], float], flops: float, spent: str) -> float:
+    """The size whose cost is the budget; UserError if the budget does not even pay for a size of 1."""
+    size = _bisect(lambda size: flops - cost(size), 1.0, max(flops, 10.0))
+    if size is None or cost(1.0) > flops:
+        raise UserError(f"--flops {flops:g}: too few for {spent}")
+    return size
 
 
 def _bisect(function: Callable[[float], float], low: float, high: float) -> float | None:
-    """The place where a falling function reaches zero, by bisection in the logarithm; None if it stays above zero."""
-    if function(high) > 0:
+    """The place where a falling function reaches zero, by bisection in the logarithm; None if it stays above zero. A
+    function is above zero where it raises a UserError, because FLOPs are too few."""
+
+    def is_above(place: float) -> bool:
+        try:
+            return function(place) > 0
+        except UserError:
+            return True
+
+    if is_above(high):
         return None
     for _ in range(60):
         middle = float(np.sqrt(low * high))
-        low, high = (middle, high) if function(middle) > 0 else (low, middle)
+        low, high = (middle, high) if is_above(middle) else (low, middle)
     return high

@@ -83,7 +83,7 @@ class LawCurve:
 
     def curve(self, x: Sequence[float] | Array) -> Array:
         """The loss at x, (N,) or (N, V)."""
-        z_NV = np.log(as_columns(self.law, np.asarray(x, dtype=float)) / self.unit_V)
+        z_NV = np.log(as_columns(self.law, x) / self.unit_V)
         return np.exp(self.law.log_loss(self.theta_T[None], z_NV)[0])
 
     def problem(self, objective: Objective | None = None) -> Problem:

@@ -36,10 +36,9 @@ class Noise(NamedTuple):
         return float(stdtrit(self.dof, (1 + LEVEL) / 2))
 
 
-def noise_of(groups: Sequence[Sequence[float]], beliefs: Beliefs | None = None) -> Noise:
+def noise_of(groups: Sequence[Sequence[float]]) -> Noise:
     """The noise, from groups of losses that differ only in the seed and from the belief about it (`Beliefs.noise`)."""
-    believed = beliefs or Beliefs()
-    logs = [np.log(group) for group in groups]
+    believed, logs = Beliefs(), [np.log(group) for group in groups]
     dof = believed.noise_dof + sum(len(log_R) - 1 for log_R in logs)
     squares = believed.noise_dof * believed.noise**2 + sum(float(((log_R - log_R.mean()) ** 2).sum()) for log_R in logs)
     return Noise(math.sqrt(squares / dof), dof)

@@ -11,6 +11,7 @@ Shapes: G shapes of the grid, N points, P places, K coefficients.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import polars as pl
@@ -128,8 +129,10 @@ class Forecast:
         here_GP, _ = mixture.at(self._basis(known_PV, self._shape_GH))
         noise_G1, distance_P = mixture.variance_G[:, None], farther_PV.sum(1)
         places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
-        best = {place: naive(self.points, dict(place)) for place in {self._data_of(each) for each in places}}
-        best_P = np.log([best[self._data_of(place)] for place in places])
+        # Without several lengths, only u decides the no-gain baseline.
+        limits = [tuple((name, value) for name, value in at.items() if self._lengths or name != "x") for at in places]
+        best = {limit: naive(self.points, dict(limit)) for limit in set(limits)}
+        best_P = np.log([best[limit] for limit in limits])
         # The caution grows from nothing at the largest x to its full amount at twice the largest x.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
         beyond_P = np.clip(distance_P / np.log(2), 0, 1)
@@ -146,20 +149,12 @@ class Forecast:
             for share, inner in (((1 - LEVEL) / 2, np.minimum), ((1 + LEVEL) / 2, np.maximum)):
                 ends.append(np.exp(inner(mixture.quantile(share, mean_GP, np.sqrt(variance_GP)), log_P)))
         cautious_P = np.maximum(np.exp(log_P), np.minimum((np.exp(log_P) + ends[3]) / 2, np.exp(best_P)))
-        losses = np.column_stack([np.exp(log_P), np.transpose(ends)]).tolist()
-        return [
-            Prediction(place["x"], loss, mean_low, mean_high, low, high, place.get("d"), place.get("u"), cautious)
-            for place, (loss, mean_low, mean_high, low, high), cautious in zip(
-                places, losses, cautious_P.tolist(), strict=True
-            )
-        ]
+        names = ("predicted", "mean_low", "mean_high", "low", "high", "cautious")
+        losses = np.column_stack([np.exp(log_P), np.transpose(ends), cautious_P]).tolist()
+        return [Prediction(**at, **dict(zip(names, row, strict=True))) for at, row in zip(places, losses, strict=True)]
 
     def curve(self, x: Sequence[float] | Array) -> Array:
         return np.array([prediction.predicted for prediction in self.predict(x)])
-
-    def _data_of(self, place: dict[str, float]) -> tuple[tuple[str, float], ...]:
-        """The values of a place that decide its no-gain baseline: x and d with several lengths, otherwise only u."""
-        return tuple((name, value) for name, value in place.items() if self._lengths or name != "x")
 
     def _parts(
         self, place_NV: Array, errors: list[Errors], shape_GH: Array, log_prior_G: Array, errors_G: Array, off_G: Array
@@ -184,17 +179,11 @@ class Forecast:
         ends = [(np.inf, 1.0, np.log(1 - self._stops))]
         if self._stops:
             exponents = DATA_EXPONENTS if "u" in self.columns else (0.0,)
-            each = self._stops / (STOPS * len(exponents))
-            ends += [
-                (stop, exponent, np.log(each))
-                for stop in np.linspace(-span, FARTHEST_STOP, STOPS)
-                for exponent in exponents
-            ]
+            log_each = np.log(self._stops / (STOPS * len(exponents)))
+            ends += [(*end, log_each) for end in product(np.linspace(-span, FARTHEST_STOP, STOPS), exponents)]
         of_lengths = around(self.beliefs.damping) if self._lengths else [(1.0, 0.0)]
-        rows = [
-            (k, g, e, of_d, a + b + c) for k, a in around(self._damping) for g, e, b in ends for of_d, c in of_lengths
-        ]
-        grid_G5 = np.array(rows)
+        every = product(around(self._damping), ends, of_lengths)
+        grid_G5 = np.array([(k, g, e, of_d, a + b + c) for (k, a), (g, e, b), (of_d, c) in every])
         return grid_G5[:, :4], grid_G5[:, 4]
 
     def _basis(self, place_PV: Array, shape_GH: Array) -> Array:

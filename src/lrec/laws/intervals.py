@@ -102,7 +102,7 @@ class Profile:
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each x, with both intervals. They always contain the fit's own curve."""
-        x_PV = as_columns(self._law, np.asarray(x, dtype=float))
+        x_PV = as_columns(self._law, x)
         places = max(1, AT_ONCE // (len(self._shape_GH) * self._law.n_coefficients))
         if len(x_PV) > places:
             parts = np.split(x_PV, range(places, len(x_PV), places))

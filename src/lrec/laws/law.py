@@ -8,7 +8,7 @@ z = ln(variable / unit). The unit is the variable's geometric mean, which keeps 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -114,7 +114,7 @@ class Law(ABC):
         return np.exp(self.log_loss(self.theta(p, unit_V)[None], np.log(x_NV))[0])
 
 
-def as_columns(law: Law, x: Array) -> Array:
+def as_columns(law: Law, x: Sequence[float] | Array) -> Array:
     """x with a column for each variable of the law, (N, V)."""
     x_NV = np.asarray(x, dtype=float)
     x_NV = x_NV[:, None] if x_NV.ndim == 1 else x_NV

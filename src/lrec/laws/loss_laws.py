@@ -38,22 +38,30 @@ class Chinchilla(Law):
 
     name = "chinchilla"
     formula = "L(N, D) = E + A/N^a + B/D^b"
-    variables = ("N", "D")
-    parameters = ("E", "A", "B", "a", "b")
-    shape_bounds = (EXPONENT, EXPONENT)
-    shape_starts = ((0.1, 0.3, 0.8), (0.1, 0.3, 0.8))
+    variables: tuple[str, ...] = ("N", "D")
+    parameters: tuple[str, ...] = ("E", "A", "B", "a", "b")
+    shape_bounds: tuple[tuple[float, float], ...] = (EXPONENT, EXPONENT)
+    shape_starts: tuple[tuple[float, ...], ...] = ((0.1, 0.3, 0.8), (0.1, 0.3, 0.8))
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
         (size_N, data_N), (a_G1, b_G1) = z_NV.T, by_column(shape_GH)
         return stack(0.0, -a_G1 * size_N, -b_G1 * data_N)
 
+    def units_of(self, shape_H: Array, unit_V: Array) -> list[float]:
+        """The value, in the units of the data, of each coefficient that is 1 in the law's own units."""
+        return [
+            1.0,
+            *(power_of(np.log(unit), exponent) for unit, exponent in zip(unit_V[:2], shape_H[:2], strict=True)),
+        ]
+
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        (floor, size, data), (a, b), log_unit_V = coefficients_K, shape_H, np.log(unit_V)
-        size, data = float(size) * power_of(log_unit_V[0], a), float(data) * power_of(log_unit_V[1], b)
-        return {"E": float(floor), "A": size, "B": data, "a": float(a), "b": float(b)}
+        units = zip(coefficients_K, self.units_of(shape_H, unit_V), strict=True)
+        return dict(zip(self.parameters, [*(float(c) * unit for c, unit in units), *map(float, shape_H)], strict=True))
 
     def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        return [p["E"], p["A"] * unit_V[0] ** -p["a"], p["B"] * unit_V[1] ** -p["b"]], [p["a"], p["b"]]
+        names, shape = self.parameters, [p[name] for name in self.parameters[self.n_coefficients :]]
+        units = self.units_of(-np.array(shape), unit_V)
+        return [p[name] * unit for name, unit in zip(names, units, strict=False)], shape
 
 
 class Kaplan(Law):
@@ -83,7 +91,7 @@ class Kaplan(Law):
         return [p["E"], data ** p["aD"]], [size ** (p["aN"] / p["aD"]) / data, p["aN"], p["aD"]]
 
 
-class RepeatedData(Law):
+class RepeatedData(Chinchilla):
     """Chinchilla with D' in place of D: the worth of D/U passes over U, D' = U + U R*(1 - exp(-R/R*)), R = D/U - 1."""
 
     name = "repeated_data"
@@ -97,13 +105,6 @@ class RepeatedData(Law):
         (size_N, data_N, unique_N), (a_G1, b_G1, star_G1) = z_NV.T, by_column(shape_GH)
         worth_GN = _log_worth(_log_repeats(data_N - unique_N), star_G1)
         return stack(0.0, -a_G1 * size_N, -b_G1 * (unique_N + worth_GN))
-
-    def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        return Chinchilla().named(coefficients_K, shape_H[:2], unit_V) | {"R_D": float(shape_H[2])}
-
-    def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        coefficients, shape = Chinchilla().internal(p, unit_V)
-        return coefficients, [*shape, p["R_D"]]
 
 
 class Muennighoff(Law):
@@ -142,7 +143,7 @@ class Muennighoff(Law):
         return [floor, size], [q, p["a"], p["b"], p["R_D"], p["R_N"]]
 
 
-class Overfitting(Law):
+class Overfitting(Chinchilla):
     """Chinchilla plus a penalty that grows with repeats and with parameters per unique interaction."""
 
     name = "overfitting"
@@ -159,15 +160,8 @@ class Overfitting(Law):
         np.add(d_G1 * log_repeats_N, k_G1 * (size_N - unique_N), out=penalty_GN, where=log_repeats_N > -600)
         return stack(0.0, -a_G1 * size_N, -b_G1 * data_N, penalty_GN)
 
-    def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
-        d, k = (float(value) for value in shape_H[2:])
-        penalty = float(coefficients_K[3]) * power_of(np.log(unit_V[2] / unit_V[0]), k)
-        values = Chinchilla().named(coefficients_K[:3], shape_H[:2], unit_V) | {"P": penalty, "d": d, "k": k}
-        return {name: values[name] for name in self.parameters}
-
-    def internal(self, p: Values, unit_V: Array) -> tuple[list[float], list[float]]:
-        coefficients, shape = Chinchilla().internal(p, unit_V)
-        return [*coefficients, p["P"] * (unit_V[0] / unit_V[2]) ** p["k"]], [*shape, p["d"], p["k"]]
+    def units_of(self, shape_H: Array, unit_V: Array) -> list[float]:
+        return [*super().units_of(shape_H, unit_V), power_of(np.log(unit_V[2] / unit_V[0]), shape_H[3])]
 
 
 def _log_worth(log_repeats: Array, star_G1: Array) -> Array:
@@ -198,8 +192,7 @@ def law_named(name: str) -> Law:
     kind = imported(name, "--law")
     if not (isinstance(kind, type) and issubclass(kind, Law)):
         raise UserError(f"--law {name} is no subclass of lrec.laws.law.Law")
-    stated = ("name", "formula", "variables", "parameters", "shape_bounds", "shape_starts")
-    silent = [attribute for attribute in stated if not hasattr(kind, attribute)]
+    silent = [attribute for attribute in Law.__annotations__ if not hasattr(kind, attribute)]
     for what, missing in (("define", sorted(kind.__abstractmethods__)), ("say its", silent)):
         if missing:
             raise UserError(f"--law {name} does not {what} {', '.join(missing)}")

@@ -44,9 +44,7 @@ def expected_metrics(
     """The expected metrics at the places of predicted losses: all metrics of the points, or those in `names`. Metrics
     that too few sizes have are left out."""
     found = {}
-    for metric in metrics_in(points):
-        if names is not None and metric not in names:
-            continue
+    for metric in (name for name in metrics_in(points) if names is None or name in names):
         with suppress(UserError):
             found[metric] = _expected(points, metric, losses)
     return found

@@ -17,10 +17,10 @@ from lrec.laws.choosers import Choice, Chooser, DataChooser, FlopsChooser, SizeC
 from lrec.laws.fit import Fit
 from lrec.laws.fit_json import finite, of_ten, read_fit
 from lrec.laws.intervals import Prediction
-from lrec.laws.law import Array
+from lrec.laws.law import MEANINGFUL, Array
 from lrec.laws.metric_forecasts import outlook_metrics
 from lrec.laws.predict import Predictor
-from lrec.laws.table import longest, metrics_in, points_of_most_data
+from lrec.laws.table import metrics_in, points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
 
 HR10 = "HR@10"
@@ -70,7 +70,7 @@ def plan_command(
         raise UserError("name one of --flops, --loss, --size, --hours and --hr10")
     others = {"unique": unique, "epochs": epochs, "peak_flops": peak_flops, "price_per_hour": price_per_hour}
     for name, value in (request | others).items():
-        check_range(f"--{name}", value, above=0, below=math.inf)
+        check_range(f"--{name}", value, above=0, below=MEANINGFUL)
     check_range("--mfu", mfu, above=0, at_most=1)
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
@@ -91,7 +91,8 @@ def plan_command(
     planned["price"] = None if price_per_hour is None else price_per_hour * planned["hours"]
     planned |= _expected(fitted, predictor, content, chooser, choice)
     if flops is not None:
-        planned["cheapest"] = _cheapest(chooser, choice, planned["loss"]["predicted"], speed)
+        if not planned["measured_runs"]:  # the law does not know what was measured
+            planned["cheapest"] = _cheapest(chooser, choice, planned["loss"]["predicted"], speed)
         if choice.flops < 0.99 * flops:
             left = f"{1 - choice.flops / flops:.0%} of the budget is left, because it would not lower the loss"
             planned["notes"].append(left)
@@ -141,17 +142,15 @@ def _expected(
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
     notes = _notes(fit, content, chooser, choice, loss)
     if not metrics:
-        notes.append("the points have no metrics, so none is expected")
-    doubled, limited = None, None
-    if isinstance(chooser, DataChooser):
-        doubled, limited = chooser.doubled(choice), chooser.data_limited_from(choice)
+        notes.append("too few sizes have metrics, so none is expected")
+    of_data = chooser if isinstance(chooser, DataChooser) else None
     return {
         "loss": asdict(loss),
         "measured_runs": len(measured),
         "metrics": metrics,
         "cheapest": None,
-        "doubled": doubled,
-        "data_limited_from": limited,
+        "doubled": of_data and of_data.doubled(choice),
+        "data_limited_from": of_data and of_data.data_limited_from(choice),
         "notes": notes,
     }
 
@@ -162,7 +161,7 @@ def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[
     if isinstance(predictor, Fit) and "d" in predictor.columns:
         return list(losses), False
     points = points_of_most_data(predictor.points)
-    largest = float(longest(predictor.points)["x"].to_numpy().max())
+    largest = float(points["x"].to_numpy().max())
     bounded = []
     for loss in losses:
         smaller = points.filter(pl.col("x") <= loss.x).group_by("x").agg(pl.col("y").mean())["y"].to_numpy()
@@ -185,7 +184,10 @@ def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
         return float(found[0])
     size_G = float(points["x"].to_numpy().max()) * np.geomspace(1, FAR, 60)[1:]
     losses, turned = _at_sizes(predictor, predictor.predict(size_G))
-    expected_G = np.array([each.predicted for each in outlook_metrics(predictor.points, losses, turned, [HR10])[HR10]])
+    expected = outlook_metrics(predictor.points, losses, turned, [HR10])
+    if not expected:
+        raise UserError(f"--hr10 {hr10:g}: not measured, and too few sizes have an {HR10} above 0 to expect more")
+    expected_G = np.array([each.predicted for each in expected[HR10]])
     if not (expected_G >= hr10).any():
         raise UserError(f"--hr10 {hr10:g}: only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size")
     return float(size_G[int((expected_G >= hr10).argmax())])

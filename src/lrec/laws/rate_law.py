@@ -17,6 +17,7 @@ from scipy.optimize import least_squares, minimize_scalar
 from scipy.stats import norm
 
 from lrec.errors import UserError
+from lrec.laws.intervals import LEVEL
 from lrec.laws.law import Array
 
 NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D", "slope", "c_low", "c_high", "c_batch")
@@ -34,7 +35,6 @@ SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting aroun
 # keeps its best three runs.
 NEAR, LEAST_RATES = 0.03, 3
 NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L around the parabola: the first guess, and the lowest value
-LEVEL = 0.9
 
 
 @dataclass(frozen=True)

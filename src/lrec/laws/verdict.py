@@ -12,7 +12,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import OUTLYING, Prediction
 from lrec.laws.law import Law
 from lrec.laws.predict import Comparison, Holdout, Predictor
-from lrec.laws.table import flops_per_interaction, longest
+from lrec.laws.table import flops_per_interaction, longest, points_of_most_data
 
 FAILS = "does not hold"
 """The verdict says this if the best or the median loss of the small sizes is the better prediction of the held-out
@@ -38,8 +38,7 @@ def outlook(predictor: Predictor, floor: float | None = None, times: float = AHE
 
     If the loss `turns`, it is also not below the loss of the largest size.
     """
-    columns, points = predictor.columns, longest(predictor.points)
-    largest = max(points.select(columns).iter_rows())
+    _, largest = _reached(predictor)
     ahead = predictor.predict(np.array([[times * largest[0], *largest[1:]]]))[0]
     losses = {name: value for name, value in vars(ahead).items() if name not in ("x", "d", "u") and value is not None}
     if turns(predictor, ahead):
@@ -57,10 +56,16 @@ def turns(predictor: Predictor, ahead: Prediction) -> bool:
 
 def _means(predictor: Predictor) -> list[float]:
     """The mean loss of each size at the most data, sorted by size."""
-    columns, points = predictor.columns, longest(predictor.points)
-    largest = max(points.select(columns).iter_rows())
-    means = points.group_by(columns).agg(pl.col("y").mean()).sort("x").iter_rows()
+    points, largest = _reached(predictor)
+    means = points.group_by(predictor.columns).agg(pl.col("y").mean()).sort("x").iter_rows()
     return [float(row[-1]) for row in means if row[1:-1] == largest[1:]]
+
+
+def _reached(predictor: Predictor) -> tuple[pl.DataFrame, tuple[float, ...]]:
+    """The longest runs, of a forecast only those on the most data, and the variables of the largest of them."""
+    points = predictor.points
+    points = points_of_most_data(points) if isinstance(predictor, Forecast) else longest(points)
+    return points, max(points.select(predictor.columns).iter_rows())
 
 
 def doublings(forecast: Forecast, x: str) -> list[str]:

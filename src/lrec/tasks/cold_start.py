@@ -35,7 +35,7 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     if outside := int((cases.targets_C < 0).sum()):
         notes.append(f"New users: {outside} of {len(cases):,} targets lie outside the catalogue and count as misses")
     groups = {f"last {n}": cases.last(n) for n in lengths}
-    compared = f"last {min(HARD_LENGTH, lengths[0])}", f"last {lengths[0]}"
+    compared = (f"last {HARD_LENGTH}", f"last {lengths[0]}") if lengths[0] > HARD_LENGTH else None
     return assess("Users never seen in training, by length of the history", groups, ladder, seed, True, compared)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from lrec.common.files import write_json, write_text
+from lrec.common.files import remove, write_json, write_text
 from lrec.common.pictures import draw_frame, new_figure, write_png
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.evaluation.cases import LIST_LENGTH
@@ -40,8 +40,11 @@ class Report:
     def write(self, out: Path) -> None:
         """Write tasks.json, tasks.md and the figures into a folder, created if absent."""
         for result in self.results:
+            picture = out / f"{result.name}.png"
             if result.sections:
-                write_png(out / f"{result.name}.png", task_figure(result))
+                write_png(picture, task_figure(result))
+            else:  # one of an earlier report
+                remove(picture)
         write_json(out / "tasks.json", self.content())
         write_text(out / "tasks.md", self.markdown())
 

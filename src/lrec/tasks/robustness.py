@@ -95,17 +95,12 @@ def robustness(ladder: Ladder, seed: int) -> TaskResult:
     """Every metric on clean and corrupted test histories, and the share of NDCG@10 and HR@10 that is lost."""
     result = TaskResult("robustness", "Robustness")
     cases = cases_of_test(ladder.split, ladder.max_len)
-    if not len(cases):
-        result.notes.append("there is no test target with a history")
-        return result
     groups = corrupted(cases, len(ladder.counts_V), ladder.max_len, seed)
-    section = assess("Corruption of the history, and its rate", groups, ladder, seed)
-    _add_losses(section)
-    result.sections.append(section)
+    result.add(lambda: _with_losses(assess("Corruption of the history, and its rate", groups, ladder, seed)))
     return result
 
 
-def _add_losses(section: Section) -> None:
+def _with_losses(section: Section) -> Section:
     """Add the lost share, 1 - corrupted / clean, to the metrics of every group except the clean one; add findings."""
     clean = section.groups[CLEAN].draws
     for group in (group for name, group in section.groups.items() if name != CLEAN):
@@ -117,11 +112,14 @@ def _add_losses(section: Section) -> None:
     section.drawn = [f"{name} {MIX_RATE}" for name in DRAWN]
     if len(section.names) < 2:
         section.findings = ["There is only one size, so there is no gain with size."]
-        return
+        return section
     words = {"gains": "grows with size", "loses": "falls with size: larger models are more robust"}
     at_one_rate = [f"{name} {MIX_RATE}" for name in ("mix", *CORRUPTIONS)]
     for name in at_one_rate:
         change = estimate(section.slope(name, lost))
+        if not np.isfinite(change.value):
+            section.findings.append(f"{name}: the lost share is undefined, because a size scores 0 on clean histories.")
+            continue
         says = words.get(trend(change), "does not change measurably with size")
         scorers = section.groups[name].draws
         smallest, largest = (100 * scorers[size][lost][0] for size in (section.names[0], section.names[-1]))
@@ -134,3 +132,4 @@ def _add_losses(section: Section) -> None:
         section.findings.append(
             "NDCG@10 on clean histories falls with size: a smaller lost share then means less to lose, not robustness."
         )
+    return section

@@ -85,13 +85,12 @@ class Ladder:
         return rows
 
 
+@dataclass
 class Data:
     """The data of runs, each opened once."""
 
-    def __init__(self, trust: bool = False) -> None:
-        """With `trust`, import classes that are not lrec's own, and prepare stores that do not exist."""
-        self.trust = trust
-        self._opened: dict[str, SequenceDataModule] = {}
+    trust: bool = False  # import classes that are not lrec's own, and prepare stores that do not exist
+    _opened: dict[str, SequenceDataModule] = field(default_factory=dict)
 
     def of(self, run: Run) -> SequenceDataModule:
         """The DataModule of a run, set up. Without `trust`, nothing is written to the folder of its data."""

@@ -1,6 +1,7 @@
 """Plans against closed forms and brute force, and the questions a law cannot answer."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,15 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
         plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
 
+def test_a_hit_rate_that_few_sizes_have_cannot_be_planned(tmp_path: Path) -> None:
+    _, points = of_a_study(tmp_path)
+    points = points.with_columns(pl.when(pl.col("x") > 3e5).then("HR@10").otherwise(0.0))
+    analysis = analyse(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    write_fit(tmp_path, analysis)
+    with pytest.raises(UserError, match=r"--hr10 0\.9: .* too few sizes have an HR@10 above 0"):
+        plan_command(tmp_path / "fit.json", hr10=0.9)
+
+
 def of_losses(folder: Path, losses: list[float], lengths: tuple[float, ...] = (1.0,)) -> tuple[Path, pl.DataFrame]:
     """A forecast from sizes of these losses; runs of half of the length have a loss that is 0.1 higher."""
     sizes = (1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6)
@@ -290,12 +300,36 @@ def test_runs_on_a_sample_of_the_data_do_not_bound_the_loss_of_others(tmp_path: 
     assert json.loads((tmp_path / "plan.json").read_text())["loss"]["predicted"] > 4.1
 
 
+def test_a_larger_size_is_planned_with_all_data_even_if_the_largest_had_a_sample(tmp_path: Path) -> None:
+    _, points = of_losses(tmp_path, [5.0, 4.8, 4.65, 4.52, 4.4, 4.3, 4.2], (0.5, 1.0))
+    points = (
+        points.with_columns(u=pl.col("horizon") * 1e7).drop("horizon").filter((pl.col("x") < 1e6) | (pl.col("u") < 1e7))
+    )
+    predictor, _ = holdout_report(None, points, 0)
+    names = {"x": "N_body", "u": "U", "y": "test_loss"}
+    write_fit(tmp_path, analyse(predictor, None, points, names, with_others=False))
+    plan_command(tmp_path / "fit.json", size=1e7)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["U"] == plan["loss"]["u"] == 1e7
+    assert plan["loss"]["predicted"] == pytest.approx(predictor.predict(np.array([[1e7, 1e7]]))[0].predicted)
+
+
 def test_passes_that_a_small_budget_does_not_pay_for_do_not_stop_a_plan_for_a_loss() -> None:
     points = points_of(grid()).with_columns(flops=(6 * pl.col("x") + 4e5) * pl.col("d"))
     chooser = DataChooser(fit_points(LAWS["chinchilla"], points), unique=1e7, epochs=1)
     choice = chooser.for_loss(5.0)
     assert choice.data == pytest.approx(1e7)
     assert float(chooser.loss(choice.size, choice.data)) == pytest.approx(5.0, rel=1e-4)
+
+
+def test_the_item_table_counts_in_the_budgets_that_are_searched() -> None:
+    """Here the item table takes nearly all FLOPs, as with a large catalogue."""
+    points = points_of(grid()).with_columns(flops=(6 * pl.col("x") + 4e10 * pl.col("x") ** 0.1) * pl.col("d"))
+    chooser = DataChooser(fit_points(LAWS["chinchilla"], points))
+    most = 1e6 * float(points["flops"].to_numpy().max())
+    assert chooser.for_size(100.0).size == 100
+    with pytest.raises(UserError, match=re.escape(f"not reached with {most:.2g} FLOPs, a million times the largest")):
+        chooser.for_loss(1.9)
 
 
 def test_a_law_of_unique_data_counts_every_pass(tmp_path: Path) -> None:
@@ -323,6 +357,16 @@ def test_a_much_cheaper_plan_that_is_nearly_as_good_stands_beside_the_best(tmp_p
     assert plan["cheapest"]["flops"] < plan["flops"] / 10
     cheap = chinchilla().curve(np.array([[plan["cheapest"]["N"], plan["cheapest"]["D"]]]))[0]
     assert cheap == pytest.approx(1.001 * plan["loss"]["predicted"], rel=1e-5)
+
+
+def test_a_trained_setting_that_did_better_than_the_law_is_planned_for_its_budget(tmp_path: Path) -> None:
+    lucky = (pl.col("x") == 1e5) & (pl.col("u") == 1e7)
+    points = points_of(grid((2.0,))).with_columns(y=pl.when(lucky).then(0.97 * pl.col("y")).otherwise("y"))
+    fit = written(tmp_path, fit_points(LAWS["chinchilla"], points))
+    plan_command(fit, flops=6 * 1e5 * 2e7, unique=1e7, epochs=2)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["loss"]["predicted"] == points.filter(lucky)["y"].item()
+    assert (plan["measured_runs"], plan["cheapest"]) == (1, None)
 
 
 def test_hours_follow_from_the_measured_throughput(tmp_path: Path) -> None:
@@ -356,6 +400,7 @@ def test_a_plan_has_the_interval_of_the_fit(tmp_path: Path) -> None:
         ({}, "name one of --flops, --loss, --size, --hours and --hr10"),
         ({"size": 1e6, "flops": 1e12}, "name one of --flops, --loss, --size, --hours and --hr10"),
         ({"size": -1.0}, "--size must be above 0"),
+        ({"size": 1e160}, "--size must be above 0 and below 1e\\+30"),
         ({"loss": 1.5}, "--loss 1.5: not reached"),
         ({"size": 1e6, "unique": 1e6, "epochs": 40.0}, "runs of 1 to 16 passes"),
         ({"size": 1e6, "epochs": 4.0}, "with --unique"),

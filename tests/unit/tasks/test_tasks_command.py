@@ -61,7 +61,10 @@ def test_cases_that_do_not_exist_get_a_line_and_the_rest_is_done(
     make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     options = {"data__split__trajectory": 0, "data__split__held_out_users": 0, "data__domain_column": "null"}
-    make_run(tmp_path / "plain", "0.8k", 1, **options)
+    for size in ("0.8k", "3k"):
+        make_run(tmp_path / "plain" / size, size, 1, **options)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "trajectory.png").write_bytes(b"of an earlier report")
     lrec("tasks", "--runs", tmp_path / "plain", "--out", tmp_path / "out")
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())["tasks"]
     notes = {name: " ".join(task["notes"]) for name, task in tasks.items()}
@@ -70,7 +73,10 @@ def test_cases_that_do_not_exist_get_a_line_and_the_rest_is_done(
     assert "The data have no domains" in notes["transfer"]
     assert "Pre-training: no run is of one domain alone" in notes["transfer"]
     assert {name for name, task in tasks.items() if task["sections"]} == {"cold_start", "long_tail", "robustness"}
+    findings = tasks["robustness"]["sections"][0]["findings"]  # every user's last item is new, so nobody scores
+    assert findings[0] == "mix 0.3: the lost share is undefined, because a size scores 0 on clean histories."
     page = (tmp_path / "out" / "tasks.md").read_text()
+    assert "nan" not in page
     assert all(note + "." in page for task in tasks.values() for note in task["notes"])
     assert not (tmp_path / "out" / "trajectory.png").exists()
 
@@ -86,9 +92,12 @@ def test_it_says_why_there_is_no_trajectory(
     options: dict, why: str, make_run: MakeRun, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     make_run(tmp_path / "short", "0.8k", 1, **options)
-    said = lrec("tasks", "--runs", tmp_path / "short", "--tasks", "trajectory,long_tail", "--out", tmp_path / "out")
+    names = "trajectory,long_tail,cold_start"
+    said = lrec("tasks", "--runs", tmp_path / "short", "--tasks", names, "--out", tmp_path / "out")
     assert why in said
     assert "G4" in said
+    new_users, _ = json.loads((tmp_path / "out" / "tasks.json").read_text())["tasks"]["cold_start"]["sections"]
+    assert bool(new_users["findings"]) == ("data__max_len" not in options)  # no history is longer than five items
 
 
 def test_a_user_s_own_task(
