@@ -64,6 +64,10 @@ def run_lightning(arguments: Sequence[str]) -> None:
             evaluate(cli)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning would end with 1 and without a word
+            raise error.__context__ from None
+        raise
     except RuntimeError as error:
         if not is_loss_of_a_process(error):
             raise
