@@ -102,11 +102,11 @@ class BestAndLast(ModelCheckpoint):
 
 
 class LastCheckpoint(Callback):
-    """Keep RUN/checkpoints/last.ckpt recent, and save before a scheduler's signal ends the run.
+    """Keep RUN/checkpoints/last.ckpt recent, and save before a signal ends the run.
 
-    On Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with code 75.
-    To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets a signal
-    exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
+    On Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with
+    code 75. To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets
+    a signal exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:

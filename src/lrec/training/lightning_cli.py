@@ -274,8 +274,8 @@ def _test_the_best(cli: CommandLine) -> None:
             target_losses.main(cli.run.folder)
     elif "val/loss" not in cli.trainer.callback_metrics:
         say(
-            "training ended before an evaluation, so there is no best checkpoint to test: "
-            "give more --trainer.max_steps or a smaller --trainer.val_check_interval"
+            "training ended without an evaluation, so there is no best checkpoint to test: see --trainer.max_steps, "
+            "val_check_interval, check_val_every_n_epoch and limit_val_batches"
         )
 
 

@@ -69,7 +69,7 @@ ALONE = Ranks()
 
 
 def _apart(worker: int) -> None:
-    """In a worker: leave the group of processes that Ctrl-C and `timeout` signal, as a run that is told to stop may need
+    """In a worker: leave the group of processes that Ctrl-C and `timeout` signal. A run that is told to stop may need
     more batches before it can save."""
     os.setpgrp()
 

@@ -123,9 +123,7 @@ def test_after_a_limited_epoch_the_next_one_begins(
         assert longer.seen == whole.seen[of_epoch:]
 
 
-def test_batches_read_ahead_by_workers_do_not_count(
-    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_read_ahead_by_workers_do_not_count(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: set[int] = set()
 
     def note_groups(*_: Any) -> None:
