@@ -1,6 +1,6 @@
 """What a model adds to its checkpoints, which checkpoints it accepts, and the model from a checkpoint alone.
 
-Shape suffix: V catalogue.
+Shape suffixes: R processes, V catalogue.
 """
 
 import json
