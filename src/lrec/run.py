@@ -221,6 +221,7 @@ class Run:
 
     def write_end(self, how: Literal["finished", "interrupted"]) -> None:
         """Write how the attempt to train the run has ended. With several machines, no exit code says this."""
+        self.progress_file.unlink(missing_ok=True)
         write_text(self.ended_file, f"{how}\n")
 
     def write_progress(self, doing: str) -> None:

@@ -1,6 +1,7 @@
 """A run's checkpoints on the command line: resumed, exported, refused."""
 
 import json
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
     assert steps_of(tmp_path / "run") == [1, 2]
     lrec("fit", *options, "--ckpt_path=last")
     assert steps_of(tmp_path / "run") == list(range(1, 9))
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    press = "os.kill(os.getpid(), signal.SIG{})"
+    (tmp_path / "presses.py").write_text(STOPS.replace(press.format("TERM"), "; ".join([press.format("INT")] * 2)))
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGINT)
+    where = [f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *OPTIONS, *where, "--trainer.callbacks+=presses.Stops"])
+    assert stop.value.code == 130
+    assert "lrec: interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_run_whose_steps_ended_within_an_epoch_goes_on_as_if_it_had_not(

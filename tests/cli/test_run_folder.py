@@ -62,11 +62,14 @@ def test_a_run_reports_its_progress(run: Path, tmp_path: Path, monkeypatch: pyte
     told: list[str] = []
     monkeypatch.setattr("lrec.training.callbacks.Progress.TELL_S", 0.0)
     monkeypatch.setattr(Run, "write_progress", lambda _, doing: told.append(doing))
-    main(["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'run'}"])
+    fit = ["fit", f"--config={run / 'config.yaml'}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    main(fit)
     assert told[0] == "training: step 1 of 24"
     assert re.fullmatch(r"training: step 24 of 24, at most \d+ s left", next(t for t in told if "step 24 " in t))
     assert {"evaluating: batch 1 of 1", "testing: batch 1 of 1"} <= set(told)
-    assert not (run / "progress").exists()
+    (tmp_path / "run" / "progress").touch()  # as if the run had been killed during its test
+    main([*fit, "--ckpt_path=last"])
+    assert not (tmp_path / "run" / "progress").exists()
 
 
 @pytest.mark.parametrize("group", ["checkpoint", "early_stopping"])

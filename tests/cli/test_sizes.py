@@ -37,7 +37,10 @@ def test_the_page_shows_what_the_command_prints(lrec: Callable[..., str]) -> Non
         assert lrec(*shlex.split(command)).strip() in page, command
 
 
-def test_json_holds_the_table_and_what_it_assumes(tmp_path: Path, lrec: Callable[..., str]) -> None:
+def test_json_holds_the_table_and_what_it_assumes(
+    tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    assert f"--out {tmp_path} is a folder" in refused("sizes", f"--out={tmp_path}")
     out = tmp_path / "sizes.json"
     options = ["--ranks=4", "--precision=bf16-mixed", "--checkpointing=true", "--architecture.mlp=swiglu"]
     lrec("sizes", "--sizes=[1.6m,829m]", *options, f"--out={out}")

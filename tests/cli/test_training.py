@@ -257,11 +257,11 @@ def test_a_run_whose_steps_end_before_an_evaluation_says_so(
 ) -> None:
     folder = tmp_path / "short"
     printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--trainer.max_steps=2")
-    assert "training ended before an evaluation" in printed
+    assert "training ended without an evaluation" in printed
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert points_of(folder) == []
     trial = f"--trainer.default_root_dir={tmp_path / 'trial'}"
-    assert "before an evaluation" not in lrec("fit", *options, trial, "--trainer.fast_dev_run=true")
+    assert "without an evaluation" not in lrec("fit", *options, trial, "--trainer.fast_dev_run=true")
 
 
 def test_a_diverged_run_stops_and_says_so(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:

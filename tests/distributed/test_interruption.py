@@ -92,7 +92,7 @@ def test_two_processes_stopped_and_killed_end_as_if_undisturbed(folder: Path, fi
     assert (run / "ended").read_text() == "finished\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_one_process_saves_on_a_signal(number: signal.Signals, folder: Path) -> None:
     run = folder / f"told-{number.name}"
     process = start(fit_command(folder, run, 0, "--trainer.max_steps=2000", "--last.every_n_steps=3"))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # with which a scheduler stops a process
+# With which a scheduler or, by Ctrl-C, a person stops a process.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h, as exit code: start the same command again
 
 
@@ -25,9 +26,16 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def on_signals(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Call `handler` on each of SIGNALS, then restore the earlier handlers; outside the main thread, do nothing."""
+    """Call `handler` on each of SIGNALS, then restore the earlier handlers; outside the main thread, do nothing. A
+    second Ctrl-C raises KeyboardInterrupt, for people who do not want to wait."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        handler(number, frame)
+
     here = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in (SIGNALS if here else ())}
+    before = {number: signal.signal(number, handle) for number in (SIGNALS if here else ())}
     try:
         yield
     finally:

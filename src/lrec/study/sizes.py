@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from lrec.common.files import write_json
+from lrec.common.files import check_writable, write_json
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store
@@ -74,6 +74,7 @@ def sizes(
         }
         rows.append(shape | figures)
     if out is not None:
+        check_writable(out, "--out")
         more: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing, "device": device}
         more |= {"architecture": asdict(architecture), "dropout": asdict(dropout)}
         counts |= {"shards": shards, "accumulation": accumulation}

@@ -187,11 +187,6 @@ class Progress(Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    @rank_zero_only
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._from is not None:
-            _run(trainer).progress_file.unlink(missing_ok=True)
-
     def _is_due(self, trainer: Trainer) -> bool:
         now = time.monotonic()
         due = trainer.is_global_zero and now >= self._told + self.TELL_S

@@ -102,11 +102,11 @@ class BestAndLast(ModelCheckpoint):
 
 
 class LastCheckpoint(Callback):
-    """Keep RUN/checkpoints/last.ckpt recent, and save before a scheduler's signal ends the run.
+    """Keep RUN/checkpoints/last.ckpt recent, and save before a signal ends the run.
 
-    On SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with code 75.
-    To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets a signal
-    exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
+    On Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with
+    code 75. To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets
+    a signal exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -197,10 +197,11 @@ class LastCheckpoint(Callback):
             self._leave(trainer)
 
     def _leave(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not self._fits:
+            print("\nlrec: interrupted", file=sys.stderr)
+        elif trainer.is_global_zero:
             print(f"\nlrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
-            if self._fits:
-                Run(Path(trainer.default_root_dir)).write_end("interrupted")
+            Run(Path(trainer.default_root_dir)).write_end("interrupted")
         if self._training:
             self._told_anywhere.now(True)  # no process ends before the first has written
         # Only the first exits with 75: Lightning kills it as soon as a process that it has started fails.

@@ -64,6 +64,10 @@ def run_lightning(arguments: Sequence[str]) -> None:
             evaluate(cli)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning would end with 1 and without a word
+            raise error.__context__ from None
+        raise
     except RuntimeError as error:
         if not is_loss_of_a_process(error):
             raise
@@ -270,8 +274,8 @@ def _test_the_best(cli: CommandLine) -> None:
             target_losses.main(cli.run.folder)
     elif "val/loss" not in cli.trainer.callback_metrics:
         say(
-            "training ended before an evaluation, so there is no best checkpoint to test: "
-            "give more --trainer.max_steps or a smaller --trainer.val_check_interval"
+            "training ended without an evaluation, so there is no best checkpoint to test: see --trainer.max_steps, "
+            "val_check_interval, check_val_every_n_epoch and limit_val_batches"
         )
 
 

@@ -88,6 +88,8 @@ def check_options(command: str, options: Namespace) -> None:
     if not isinstance(interval, int | float | None):
         raise UserError(f"--trainer.val_check_interval {interval}: give a number of batches, or a share of an epoch")
     check_range("--trainer.val_check_interval", interval, above=0)
+    if command == "fit" and trainer.limit_test_batches == 0:
+        raise UserError("--trainer.limit_test_batches 0: to leave out the test, give --points.test false")
     _check_processes(trainer)
     strategy = _class_or_name(trainer.strategy)
     check_strategy(strategy)

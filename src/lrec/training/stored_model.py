@@ -1,6 +1,6 @@
 """What a model adds to its checkpoints, which checkpoints it accepts, and the model from a checkpoint alone.
 
-Shape suffix: V catalogue.
+Shape suffixes: R processes, V catalogue.
 """
 
 import json
@@ -109,7 +109,7 @@ class StoredModel(LightningModule):
             "repeats": self.data.repeats,
             "event_names": self.data.store.event_types,
             "diverged": self.diverged,
-            "train_loss": self._since_evaluation.totals(self),
+            "train_loss": self._since_evaluation.by_rank(self),
             "model": class_path(type(self)),
             "not_stored": not_stored,
             **as_plain(self.data.learned.vocabularies),
@@ -136,8 +136,12 @@ class StoredModel(LightningModule):
             made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             _refuse_other_optimizer(made_with.get("optimizer"), self.optimizer)
             self.diverged = saved["diverged"]
-            loss_sum, targets = saved["train_loss"] if self.trainer.is_global_zero else (0.0, 0)
-            self._since_evaluation = LossSum(torch.tensor(loss_sum, dtype=torch.float32, device=self.device), targets)
+            sums_R2 = torch.tensor(saved["train_loss"], dtype=torch.float64).reshape(-1, 2)
+            if len(sums_R2) == self.trainer.world_size:
+                loss_sum, targets = sums_R2[self.trainer.global_rank]
+            else:  # written by another number of processes
+                loss_sum, targets = sums_R2.sum(0) * self.trainer.is_global_zero
+            self._since_evaluation = LossSum(loss_sum.float().to(self.device), int(targets))
         elif "current_model_state" in checkpoint:
             # A callback that averages weights would restore the unaveraged ones. Evaluation needs the averages.
             checkpoint["current_model_state"] = checkpoint["state_dict"]

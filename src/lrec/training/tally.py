@@ -22,16 +22,16 @@ class LossSum:
         self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
         self.targets += targets
 
-    def totals(self, module: LightningModule) -> tuple[float, int]:
-        """The sum of the loss and the number of targets, over all ranks."""
+    def by_rank(self, module: LightningModule) -> list[list[float]]:
+        """The sum of the loss and the number of targets of each rank."""
         loss_sum = self.loss_sum if self.loss_sum is not None else torch.zeros((), device=module.device)
         here = torch.stack([loss_sum.double(), loss_sum.new_tensor(self.targets, dtype=torch.float64)])
-        loss_total, targets = module.trainer.strategy.reduce(here, reduce_op="sum").tolist()
-        return loss_total, int(targets)
+        gathered: Tensor = module.trainer.strategy.all_gather(here)
+        return gathered.reshape(-1, 2).tolist()
 
     def mean(self, module: LightningModule) -> float:
         """The mean loss over the targets of all ranks. Resets the sum to zero."""
-        loss_total, targets = self.totals(module)
+        loss_total, targets = map(sum, zip(*self.by_rank(module), strict=True))
         self.loss_sum, self.targets = None, 0
         return loss_total / max(targets, 1)
 

@@ -7,6 +7,7 @@ Items in batches are catalogue indices. Rows are right-padded with item 0; padde
 positions_M. Attention is causal, so no mask is needed.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +68,12 @@ class Ranks(NamedTuple):
 ALONE = Ranks()
 
 
+def _apart(worker: int) -> None:
+    """In a worker: leave the group of processes that Ctrl-C and `timeout` signal. A run that is told to stop may need
+    more batches before it can save."""
+    os.setpgrp()
+
+
 class ServedLoader:
     """The batches of these keys. Workers stay alive from pass to pass, and each pass may have other keys. The class is
     not a DataLoader, because Lightning would replace the sampler of a DataLoader."""
@@ -81,6 +88,7 @@ class ServedLoader:
             pin_memory=pin_memory,
             # Without its own generator, DataLoader would draw from the global one and so change the training.
             generator=torch.Generator().manual_seed(0),
+            worker_init_fn=_apart,
         )
 
     def __len__(self) -> int:

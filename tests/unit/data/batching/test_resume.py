@@ -1,6 +1,7 @@
 """The loaders in Lightning's Trainer: resuming from any checkpoint equals training without a break."""
 
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,21 @@ def test_after_a_limited_epoch_the_next_one_begins(
         assert longer.seen == whole.seen[of_epoch:]
 
 
-def test_batches_read_ahead_by_workers_do_not_count(log: Path, tmp_path: Path) -> None:
+def test_batches_read_ahead_by_workers_do_not_count(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: set[int] = set()
+
+    def note_groups(*_: Any) -> None:
+        groups.update(os.getpgid(worker.pid or 0) for worker in multiprocessing.active_children())
+
     every = {"every_n_train_steps": 3}
     straight = fit(log, tmp_path / "straight", every)
     checkpoint = next((tmp_path / "straight").glob("*step=3.ckpt"))
     loader_state = torch.load(checkpoint, weights_only=False)["InteractionsDataModule"]
     assert loader_state == {"epoch": 0, "step": 3, "accumulation": 1, "seed": 0, "targets_per_step": 120}
+    monkeypatch.setattr(Tiny, "on_train_batch_end", note_groups)
     resumed = fit(log, tmp_path / "resumed", every, ckpt_path=checkpoint, weights_only=False, workers=2)
     assert resumed.seen == straight.seen[3:]
     assert torch.equal(resumed.table, straight.table)
     assert multiprocessing.active_children() == []  # the workers end with the fit
+    assert groups.isdisjoint({os.getpgrp()}), "a signal to the group of a run leaves its workers alone"
+    assert groups
