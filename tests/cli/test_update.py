@@ -184,6 +184,12 @@ def test_what_is_refused_changes_nothing(name: str, desk: Path, refused: Callabl
     assert snapshot(desk) == before
 
 
+def test_a_log_that_has_grown_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
+    pl.concat([pl.read_csv("old.csv"), pl.read_csv("new.csv")]).write_csv("old.csv")
+    lrec("data", "prepare", "--config", "run/config.yaml")
+    assert "was trained on other data than" in refused("update", "run", "--data", "newer.csv")
+
+
 def test_a_k_core_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     options = {"data__k_core": 2, "model__size": "0.8k", "trainer__max_epochs": 1}
     lrec(*fit_arguments(desk / "core", desk / "old.csv", **options))

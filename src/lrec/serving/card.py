@@ -37,11 +37,13 @@ def card_of(model: Model, ckpt_path: Path) -> str:
     if model.about["D"] != point.D:
         raise UserError(f"--card: {checkpoint} is not the best checkpoint of its run: give --ckpt_path {run.folder}")
     scorers, data = {name: found[name] for name in SCORERS if name in found}, found.get("data")
-    most = scorers["model"]["HR@10"]
+    most, n_items = scorers["model"]["HR@10"], len(model.item_ids)
+    n_new = 0 if model.counts_V is None else int((model.counts_V == 0).sum())
     shown = {
         "point": point,
         "about": model.about,
-        "n_items": len(model.item_ids),
+        "n_items": n_items - n_new,
+        "n_new": n_new,
         "found": found,
         "data": data,
         "statistics": in_words(data["statistics"], data["facts"]) if data else [],

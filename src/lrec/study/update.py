@@ -137,7 +137,13 @@ def _base(folder: Path, trust: bool) -> Base:
         store = data.open_store()
         if store.times_N is None:
             raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
-        cuts = data.cut(store)
+        data.setup("test")
+        if {point.data_hash for point in run.points} - {data.data_hash, ""}:
+            raise UserError(
+                f"{folder} was trained on other data than {store.path} holds: bring back the file that it was trained "
+                "on, and give the new rows as a file of their own"
+            )
+        cuts = data.cuts
         trains_U = cuts.train_U > 0
         last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
         assert cuts.store.times_N is not None
