@@ -146,8 +146,8 @@ def _updates_table(updates: list[dict[str, Any]]) -> str:
         rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
     note = (
         "Figures are over the targets that all updates have in all windows but the first, each with the network that "
-        f"serves then. Gain kept: the share of what training anew gains in {METRIC} over no update, if this is certainly a "
-        "gain. Training: the time of all networks after the first."
+        f"serves then. Gain kept: the share of what training anew gains in {METRIC} over no update, if this gain is "
+        "certain. Training: the time of all networks after the first."
     )
     return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
 
