@@ -11,7 +11,7 @@ from lrec.common.files import read_json
 from lrec.common.text_tables import counted
 from lrec.data.store.statistics import in_words
 from lrec.errors import UserError
-from lrec.run import Point, Run
+from lrec.run import Point, Run, served
 from lrec.serving.recommender import Model
 
 METRICS = ("loss", "HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
@@ -23,6 +23,7 @@ def card_of(model: Model, ckpt_path: Path) -> str:
     """The card of a run's best network; UserError if the run's last test was of another one, or of other data."""
     from lrec.common.pages import rendered  # imported here, because loading a network does not need it
 
+    ckpt_path = served(ckpt_path)
     run = Run(ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent)
     if not run.config_file.is_file():
         raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
