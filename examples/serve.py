@@ -38,7 +38,8 @@ def server(model: Model, port: int) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
             if not length.isdecimal():
-                return self.reply(411, json.dumps({"error": "a request needs its Content-Length, a number of bytes"}))
+                self.reply(411, json.dumps({"error": "a request needs its Content-Length, a number of bytes"}))
+                return
             body = self.rfile.read(int(length))
             with one_at_a_time:
                 status, text = answer(model, body)
