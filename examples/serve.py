@@ -19,7 +19,7 @@ def answer(model: Model, body: bytes) -> tuple[int, str]:
     """Status and JSON for a request. Its keys are the arguments of Model.recommend: histories, k, exclude, ..."""
     try:
         request = json.loads(body)
-    except ValueError as wrong:
+    except (ValueError, RecursionError) as wrong:
         return 400, json.dumps({"error": f"the body is no JSON ({wrong}): send an object such as {EXAMPLE}"})
     try:
         return 200, model.recommend(**request).write_json()
@@ -36,7 +36,11 @@ def server(model: Model, port: int) -> ThreadingHTTPServer:
         timeout = 10  # seconds to wait for the rest of a request
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = self.headers.get("Content-Length", "")
+            if not length.isdecimal():
+                self.reply(411, json.dumps({"error": "a request needs its Content-Length, a number of bytes"}))
+                return
+            body = self.rfile.read(int(length))
             with one_at_a_time:
                 status, text = answer(model, body)
             self.reply(status, text)
@@ -50,7 +54,10 @@ def server(model: Model, port: int) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(text.encode())
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # clients that may wait for a connection at once
+
+    return Server(("127.0.0.1", port), Handler)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.path.append(here)
     try:
         _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        print("lrec: error: the program that reads the output has ended", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("lrec: interrupted", file=sys.stderr)
         sys.exit(130)

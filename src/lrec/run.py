@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from lrec.common.files import json_hash, locked, replacing, write_json, write_text
+from lrec.common.files import json_hash, locked, read_json, replacing, write_json, write_text
 from lrec.errors import UserError
 from lrec.options.config_files import read_config
 
@@ -238,6 +238,13 @@ class Run:
 
     def write_metrics(self, figures: dict[str, Any]) -> None:
         write_json(self.folder / "metrics.json", figures)
+
+
+def served(folder: Path) -> Path:
+    """The run that the folder of an update serves: one inside it, wherever it was moved, or else the old one. For other
+    folders, the folder itself."""
+    record = read_json(folder / UPDATE, {"kept": ".", "serve": folder})
+    return inside if (inside := folder / record["kept"]).is_dir() else Path(record["serve"])
 
 
 def run_of_study(out: Path, name: str) -> Run:

@@ -1,6 +1,9 @@
 """Every mistake ends in one line that names it, exit code 2, and nothing half-written."""
 
 import gzip
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,3 +200,12 @@ def test_too_few_points(tmp_path: Path, refused: Callable[..., str]) -> None:
     error = refused("scaling", "fit", "--points", path, "--holdout=0", f"--out={tmp_path / 'fit'}")
     assert "at least 4 distinct sizes, but there are 3" in error
     assert not (tmp_path / "fit").exists()
+
+
+def test_output_that_nobody_reads_ends_in_one_line() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "lrec", "--help"]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (2, "lrec: error: the program that reads the output has ended\n")

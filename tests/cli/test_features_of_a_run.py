@@ -171,7 +171,9 @@ def test_predict_knows_them(run: Path, lrec: Callable[..., str], folder: Path, t
 
 
 def test_exported_networks_read_them(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
-    lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.safetensors")
+    lrec("export", f"--ckpt_path={run}", f"--out={tmp_path}/model.safetensors", "--card")
+    known = "the 12 items of its training data, and 2 newer items with vectors or features."
+    assert known in (tmp_path / "model.md").read_text()
     model = library.load(tmp_path / "model.safetensors")
     assert model.recommend(HISTORIES).equals(library.load(run).recommend(HISTORIES))
 
@@ -236,7 +238,10 @@ def test_a_run_goes_on_with_the_same_features_alone(
     best = f"--ckpt_path={run}/checkpoints/best.ckpt"
     (tmp_path / "items.csv").write_text((folder / "items.csv").read_text().replace("i3,odd|t0,3", "i3,odd|t0,4"))
     other = f"{{path: {tmp_path / 'items.csv'}, lists: [tags], numbers: [weight]}}"
-    said = refused("test", *arguments(tmp_path / "again", data__item_features=other)[1:], best)
-    assert "was trained on other data" in said
+    (tmp_path / "users.csv").write_text((folder / "users.csv").read_text().replace("u3,c1", "u3,c9"))  # one value more
+    others = f"{{path: {tmp_path / 'users.csv'}, categories: [country]}}"
+    for changed in ({"data__item_features": other}, {"data__user_features": others}):
+        said = refused("test", *arguments(tmp_path / "again", **changed)[1:], best)
+        assert "was trained on other data" in said
     said = refused(*arguments(tmp_path / "vectors", model__item_vectors=tmp_path / "v.npy"))
     assert "give data.item_features or model.item_vectors, not both" in said

@@ -46,6 +46,9 @@ def test_a_card_tells_the_data_and_the_test(run: Path, tmp_path: Path, lrec: Cal
     better = [name for name in ("popularity", "markov") if tested[name]["HR@10"] >= tested["model"]["HR@10"]]
     assert all(name in card.partition("## Limits")[2] for name in better)
     assert "trained alone: no study" in card
+    (update := tmp_path / "day1").mkdir()
+    (update / "update.json").write_text(json.dumps({"kept": "old", "serve": str(run)}))
+    assert card_of(update, tmp_path / "model", lrec) == card, "the folder of an update has the card of the kept run"
 
 
 def test_a_card_tells_what_its_study_forecast(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:

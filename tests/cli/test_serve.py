@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,10 @@ def test_the_lists_are_those_of_the_model(model: Model, address: str) -> None:
         (b"not JSON", "the body is no JSON (Expecting value: line 1 column 1 (char 0)): send an object such as {"),
         (b"{}", "histories"),
         (b"[1]", "must be a mapping"),
+        (b"[" * 100_000, "the body is no JSON"),
         (b'{"histories": 3}', "expected"),
+        (b'{"histories": [{"items": ["SKU-1"]}]}', "a list of lists is expected"),
+        (b'{"histories": [[["SKU-1"]]]}', "an item is a raw id, not ['SKU-1']"),
         (b'{"histories": [["SKU-1"]], "k": 0}', "k must be at least 1"),
         (b'{"histories": [["SKU-1"]], "path": "/"}', "path"),
     ],
@@ -81,6 +85,27 @@ def test_a_get_request_is_told_what_to_post(address: str) -> None:
     status, reply = ask(address, None)
     assert status == 405
     assert reply["error"].startswith('POST a JSON object such as {"histories"')
+
+
+@pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: -1", "Content-Length: many"])
+def test_a_request_of_unknown_length_is_refused(length: str, address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(f"POST / HTTP/1.1\r\n{length}\r\n\r\n".encode())
+        assert client.makefile().readline().split()[1] == "411"
+
+
+def test_many_clients_at_once_are_all_answered(model: Model) -> None:
+    service = runpy.run_path(str(EXAMPLE))["server"](model, 0)
+    with service, ThreadPoolExecutor(40) as pool:
+        address, body = f"http://127.0.0.1:{service.server_port}", b'{"histories": [["SKU-1"]]}'
+        replies = [pool.submit(ask, address, body) for _ in range(40)]
+        time.sleep(0.2)  # all of them wait before the server accepts the first
+        threading.Thread(target=service.serve_forever).start()
+        try:
+            assert {reply.result()[0] for reply in replies} == {200}
+        finally:
+            service.shutdown()
 
 
 def test_an_incomplete_request_keeps_nobody_waiting(address: str) -> None:

@@ -101,6 +101,8 @@ def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused
 
     assert lrec(*command) == printed
     assert "holds another update" in refused(*command, "--steps", "5")
+    Path("run/checkpoints/best.ckpt").write_bytes(Path("day1/updated/checkpoints/best.ckpt").read_bytes())
+    assert "holds another update" in refused(*command), "the run was trained again"
 
     lrec("update", "day1", "--data", "newer.csv", "--out", "day2", "--steps", "5", "--replay", "1")
     second = record("day2")
@@ -113,15 +115,25 @@ def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused
 
 @pytest.mark.parametrize("lr", [0.5, pytest.param(1e30, marks=pytest.mark.slow)])
 def test_a_worse_model_is_not_kept(lr: float, desk: Path, lrec: Callable[..., str]) -> None:
-    lrec("update", "run", "--data", "new.csv", "--lr", lr, "--steps", "30")
-    found = record("run-updated")
+    Path("current").symlink_to("run")
+    lrec("update", "current", "--data", "new.csv", "--lr", lr, "--steps", "30")
+    found = record("current-updated")
     assert found["kept"] == "old"
-    assert found["serve"] == str(desk / "run")
+    assert found["serve"] == str(desk / "run"), "and not the link, which may soon name another folder"
     if lr > 1:
         assert found["diverged"] == ["updated"]
     else:
         assert found["models"]["updated"]["difference"] < 0
     assert Store.open(Path(found["store"])).statistics["interactions"] == 1920
+
+
+@pytest.mark.parametrize("command", ["copytree", "move"])
+def test_a_moved_or_copied_update_serves_its_own_model(command: str, desk: Path) -> None:
+    shutil.move("run", "day1/updated")
+    Path("day1/update.json").write_text(json.dumps({"kept": "updated", "serve": str(desk / "day1" / "updated")}))
+    getattr(shutil, command)("day1", "elsewhere")
+    shutil.rmtree("day1", ignore_errors=True)
+    assert package.load("elsewhere").about["step"] > 0
 
 
 def test_a_model_is_judged_as_lrec_test_judges_it(desk: Path) -> None:
@@ -170,6 +182,12 @@ def test_what_is_refused_changes_nothing(name: str, desk: Path, refused: Callabl
     before = snapshot(desk)
     assert says in refused("update", *(options or ["run"]), *([] if "--data" in options else ["--data", "more.csv"]))
     assert snapshot(desk) == before
+
+
+def test_a_log_that_has_grown_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
+    pl.concat([pl.read_csv("old.csv"), pl.read_csv("new.csv")]).write_csv("old.csv")
+    lrec("data", "prepare", "--config", "run/config.yaml")
+    assert "was trained on other data than" in refused("update", "run", "--data", "newer.csv")
 
 
 def test_a_k_core_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:

@@ -141,7 +141,7 @@ def _on_common_targets(tables: dict[Update, Tables]) -> dict[Update, Tables]:
 
 def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float]:
     """(own - none) / (full - none) of the metric, and its standard error over users by the ratio's linear
-    approximation."""
+    approximation; nan if full - none is not certainly above zero."""
     one, *others = (
         pl.concat(tables).group_by(KEY, maintain_order=True).agg(pl.col(METRIC).mean().alias(name))
         for name, tables in (("none", none), ("own", own), ("full", full))
@@ -150,7 +150,7 @@ def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float
         one = one.join(other, on=KEY, maintain_order="left")
     mine, whole = one["own"] - one["none"], one["full"] - one["none"]
     of_all = mean_or_nan(whole)
-    if of_all == 0:
+    if not of_all > Z * standard_error(one.select("user", whole=whole), "whole"):
         return math.nan, math.nan
     share = mean_or_nan(mine) / of_all
     above = one.select("user", above=mine - share * whole)

@@ -139,14 +139,15 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
 def _updates_table(updates: list[dict[str, Any]]) -> str:
     rows = [["size", "update", "loss", "HR@10", METRIC, "gain kept", "training", "of training anew"]]
     for row in updates:
-        kept = f"{row['gain_kept']:.2f} ± {Z * row['gain_kept_se']:.2f}" if "gain_kept" in row else ""
+        share = row.get("gain_kept", math.nan)
+        kept = "" if math.isnan(share) else f"{share:.2f} ± {Z * row['gain_kept_se']:.2f}"
         cost = f"{100 * row['cost']:.0f} %" if "cost" in row else ""
         figures = [f"{row[name]:.4f}" for name in ("loss", "HR@10", METRIC)]
         rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
     note = (
         "Figures are over the targets that all updates have in all windows but the first, each with the network that "
-        f"serves then. Gain kept: the share of what training anew gains in {METRIC} over no update. Training: the time "
-        "of all networks after the first."
+        f"serves then. Gain kept: the share of what training anew gains in {METRIC} over no update, if this gain is "
+        "certain. Training: the time of all networks after the first."
     )
     return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
 

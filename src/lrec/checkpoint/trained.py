@@ -68,11 +68,11 @@ def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None) -> None:
     """Raise UserError if a trained network has another shape than the config, or was trained on other data."""
+    if data_hash is not None and trained["data_hash"] != data_hash:
+        raise UserError("the checkpoint was trained on other data, another split or another reduction")
     for name, value in config.to_dict().items():
         if trained[name] != value:
             raise UserError(f"the checkpoint has {name} {trained[name]}, the config {value}: use the run's own config")
-    if data_hash is not None and trained["data_hash"] != data_hash:
-        raise UserError("the checkpoint was trained on other data, another split or another reduction")
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:

@@ -134,12 +134,15 @@ def _lists(histories: Any) -> pl.Series:
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(getattr(histories.dtype, "inner", pl.String)))
 
-    def id_of(item: Any) -> str:
-        return str(int(item) if isinstance(item, float) and item.is_integer() else item)
+    def id_of(item: Any) -> str | None:
+        if isinstance(item, list | dict):
+            raise UserError(f"histories: an item is a raw id, not {item!r:.50}")
+        plain = int(item) if isinstance(item, float) and item.is_integer() else item
+        return None if plain is None else str(plain)  # like a null in a table: an unknown item
 
     try:
         rows = list(histories)
-        if any(isinstance(row, str) for row in rows):
+        if any(isinstance(row, str | dict) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
         return pl.Series([[id_of(item) for item in row] for row in rows], dtype=pl.List(pl.String))
     except TypeError:

@@ -11,7 +11,7 @@ from lrec.common.files import read_json
 from lrec.common.text_tables import counted
 from lrec.data.store.statistics import in_words
 from lrec.errors import UserError
-from lrec.run import Point, Run
+from lrec.run import Point, Run, served
 from lrec.serving.recommender import Model
 
 METRICS = ("loss", "HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
@@ -23,6 +23,7 @@ def card_of(model: Model, ckpt_path: Path) -> str:
     """The card of a run's best network; UserError if the run's last test was of another one, or of other data."""
     from lrec.common.pages import rendered  # imported here, because loading a network does not need it
 
+    ckpt_path = served(ckpt_path)
     run = Run(ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent)
     if not run.config_file.is_file():
         raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
@@ -37,11 +38,13 @@ def card_of(model: Model, ckpt_path: Path) -> str:
     if model.about["D"] != point.D:
         raise UserError(f"--card: {checkpoint} is not the best checkpoint of its run: give --ckpt_path {run.folder}")
     scorers, data = {name: found[name] for name in SCORERS if name in found}, found.get("data")
-    most = scorers["model"]["HR@10"]
+    most, n_items = scorers["model"]["HR@10"], len(model.item_ids)
+    n_new = 0 if model.counts_V is None else int((model.counts_V == 0).sum())
     shown = {
         "point": point,
         "about": model.about,
-        "n_items": len(model.item_ids),
+        "n_items": n_items - n_new,
+        "n_new": n_new,
         "found": found,
         "data": data,
         "statistics": in_words(data["statistics"], data["facts"]) if data else [],

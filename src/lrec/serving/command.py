@@ -83,8 +83,9 @@ def recommend(
     if out is not None:
         if out.suffix not in WRITERS:
             raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
-        if out.resolve() == histories.resolve():
-            raise UserError(f"--out {out} is the file of the histories: it would be lost")
+        read = {"histories": histories, "titles": titles, "user_features": user_features, "item_vectors": item_vectors}
+        if lost := [name for name, path in read.items() if path is not None and path.resolve() == out.resolve()]:
+            raise UserError(f"--out {out} is the file of --{lost[0]}: it would be lost")
         check_writable(out, "--out")
     model = load(ckpt_path, trust=trust, item_vectors=item_vectors)
     if torch.cuda.is_available():

@@ -17,7 +17,7 @@ from lrec.checkpoint.reading import CHECKSUM, STATE, checksum, refuse_damage
 from lrec.checkpoint.reading import read as read_checkpoint
 from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_tensors, items_of, trained_in
 from lrec.checkpoint.writing import save_tensors
-from lrec.common.files import check_writable, read_json, replacing, write_json, write_text
+from lrec.common.files import check_writable, replacing, write_json, write_text
 from lrec.common.text_tables import counted
 from lrec.data.features import vectors_of_file
 from lrec.data.vocabulary import vocabularies_of
@@ -26,7 +26,7 @@ from lrec.model.config import TransformerConfig
 from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
 from lrec.model.item_vectors import scaled, vectors_of
 from lrec.options.class_paths import check_trusted
-from lrec.run import UPDATE, Run
+from lrec.run import Run, served
 from lrec.serving.card import card_of
 from lrec.serving.recommender import Model
 
@@ -165,7 +165,7 @@ def file_of(path: Path) -> Path:
     run that it serves, in an exported folder model.safetensors. For other paths, the path itself."""
     if not path.is_dir() or (path / STATE).exists():
         return path
-    path = Path(read_json(path / UPDATE, {"serve": path})["serve"])
+    path = served(path)
     exported, best = path / "model.safetensors", Run(path).best
     if found := next((file for file in (exported, best) if file.exists()), None):
         return found

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lrec.common.files import check_folder, locked, read_json, remove, sibling, write_json, write_text
+from lrec.checkpoint.reading import STATE
+from lrec.common.files import check_folder, file_hash, locked, read_json, remove, sibling, write_json, write_text
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
@@ -28,7 +29,7 @@ from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
 from lrec.laws.fit_json import finite
 from lrec.options.class_paths import check_trusted
-from lrec.run import UPDATE, Point, Run, RunConfig
+from lrec.run import UPDATE, Point, Run, RunConfig, served
 from lrec.serving.export import load
 from lrec.study.launch import lock_of
 from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
@@ -79,7 +80,10 @@ def update(
     base = _base(run, trust)
     split, late = _windows(base, data, judge)
     config, new = base.config, _reader(base, data)
-    asked: dict[str, Any] = {"run": str(base.run.folder.absolute()), "store": base.store.hash, "new": new.source()}
+    best = base.run.best
+    network = file_hash(best / STATE if best.is_dir() else best)  # the run may have been trained again
+    asked: dict[str, Any] = {"run": str(base.run.folder), "network": network}
+    asked |= {"store": base.store.hash, "new": new.source()}
     asked |= {"recipe": asdict(recipe), "split": asdict(split), "full": full}
     plan = out / PLAN
     held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
@@ -91,7 +95,7 @@ def update(
     with locked(lock_of(out.absolute()), taken):
         write_json(plan, asked)
         since = base.trained_until + 1
-        options = {UPDATED: warm_options(config, base.run.folder.absolute(), store, split, since, recipe)}
+        options = {UPDATED: warm_options(config, base.run.folder, store, split, since, recipe)}
         options |= {FULL: windowed(config, store, split)} if full else {}
         points = dict[str, Point]()
         for name, each in options.items():
@@ -119,11 +123,11 @@ def update(
 def _base(folder: Path, trust: bool) -> Base:
     """The run to begin with, its data and the time of its last training row. UserError if they cannot be updated."""
     if earlier := read_json(folder / UPDATE):
-        kept, config = Run(Path(earlier["serve"])), RunConfig(earlier["options"])
+        kept, config = Run(served(folder).resolve()), RunConfig(earlier["options"])
         _refuse_untrusted(config, trust, folder / UPDATE)
         base = Base(kept, config, Store.open(Path(earlier["store"])), earlier["trained_until"])
     else:
-        run = Run(folder)
+        run = Run(folder.resolve())  # a link may name another folder later
         _refuse_untrusted(run.config, trust, run.config_file)
         if run.config.value("data.reduction.since") is not None:
             raise UserError(
@@ -133,7 +137,13 @@ def _base(folder: Path, trust: bool) -> Base:
         store = data.open_store()
         if store.times_N is None:
             raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
-        cuts = data.cut(store)
+        data.setup("test")
+        if {point.data_hash for point in run.points} - {data.data_hash, ""}:
+            raise UserError(
+                f"{folder} was trained on other data than {store.path} holds: bring back the file that it was trained "
+                "on, and give the new rows as a file of their own"
+            )
+        cuts = data.cuts
         trains_U = cuts.train_U > 0
         last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
         assert cuts.store.times_N is not None

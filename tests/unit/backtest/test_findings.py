@@ -126,6 +126,12 @@ def test_the_error_of_a_share_agrees_with_resampled_users() -> None:
     assert error == pytest.approx(pl.Series(drawn).std(), rel=0.15)
 
 
+@pytest.mark.parametrize("full", [[11.0, 11.0, 11.0, 11.0, 11.0], [1.0, 11.0, 11.0, 11.0, 3.0]])
+def test_a_gain_that_is_not_certain_has_no_shares(full: list[float]) -> None:
+    none, own, full_table = (figures_of(targets(1, mine)) for mine in ([11.0] * 4 + [2.0], [1.0] * 5, full))
+    assert all(math.isnan(each) for each in share_of_gain([none], [own], [full_table]))
+
+
 @pytest.mark.parametrize(
     ("first", "later", "said"),
     [
