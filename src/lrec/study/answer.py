@@ -85,7 +85,8 @@ def answer_of(
     size, today = sizes[-1]
     if not today:  # no hit: nothing has a gain over it
         return None
-    measured = tuple(point.metric(f"test/{name}") for name in BESIDE)
+    seeds = [points[r.name] for r in runs if points[r.name].N_body == point.N_body]
+    measured = tuple(mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE)
     columns = [Column("largest trained", size, today, None, None, measured, 0.0, price_of(study, run))]
     for index, times in enumerate(TIMES):
         mine = expected[METRIC][index]

@@ -154,6 +154,24 @@ def test_the_picture_names_the_parameters_that_the_study_counts(tmp_path: Path) 
         assert axes.get_xlabel() == label
 
 
+def test_every_metric_of_the_largest_network_is_a_mean_over_its_seeds(tmp_path: Path) -> None:
+    runs, *_ = runs_of(tmp_path, "go")
+    (point,) = run_of_study(tmp_path, runs[-1].name).points
+    again = replace(runs[-1], name="again", seed=2)
+    halved = {name: value and value / 2 for name, value in point.metrics.items()}
+    Path(run_of_study(tmp_path, "again").folder).mkdir()
+    run_of_study(tmp_path, "again").write_points([replace(point, run="again", seed=2, metrics=halved)])
+    runs = [*runs, again]
+    points = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in runs}
+    found = answer_of(
+        Study(out=tmp_path, sizes=["3k"], holdout=0, law=None), analysis_of(tmp_path, runs), runs, points, []
+    )
+    assert found is not None
+    today = found.columns[0]
+    measured = [point.metric(f"test/{name}") for name in ("HR@10", "HR@10_unseen", "NDCG@10")]
+    assert (today.value, *today.beside) == pytest.approx([0.75 * value for value in measured])
+
+
 def test_without_a_hit_of_the_largest_network_there_is_no_answer(tmp_path: Path) -> None:
     runs, *_ = runs_of(tmp_path, "go")
     largest = run_of_study(tmp_path, runs[-1].name)
