@@ -51,7 +51,10 @@ def compare(
         for name, (files, large) in _ladders(path).items():
             values = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
             held_out = [(float(size), float(loss)) for size, loss in values if loss is not None]
-            ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
+            try:
+                ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
     contrasts: dict[tuple[str, str], Contrast | str] = {}
     for one, two in combinations(ladders, 2):
         try:
