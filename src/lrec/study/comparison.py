@@ -128,5 +128,5 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
             elif run.get("horizon", 1.0) == longest:
                 large.append(trained.result)
     if not ladders:
-        raise UserError(f"--studies {path}: none of its runs is finished")
+        raise UserError(f"--studies {path}: none of its runs is finished here: start the study again")
     return ladders
