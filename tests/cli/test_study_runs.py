@@ -147,7 +147,7 @@ def test_a_second_study_in_a_folder_is_refused(
 def test_the_progress_of_a_study_in_a_folder_of_others_is_shown(
     lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
     assert "0.8k-seed1" in lrec("scaling", "study", "--config", "runs.yaml", "--status")
     assert "cannot be written to" in refused("scaling", "study", "--config", "runs.yaml")
 

@@ -49,9 +49,18 @@ def analysis_of(out: Path, runs: list[PlannedRun], x: str = "N_body") -> Analysi
 
 
 def answer_to(
-    out: Path, study: str, x: Literal["N_body", "N_total"] = "N_body", starts_from: str = "", **changed: float
+    out: Path,
+    study: str,
+    x: Literal["N_body", "N_total"] = "N_body",
+    starts_from: str = "",
+    only_points: bool = False,
+    **changed: float,
 ) -> Answer:
     runs, *_ = runs_of(out, study, **changed)
+    for trained in (run_of_study(out, run.name) for run in runs if not only_points):
+        trained.checkpoints.mkdir()
+        trained.config_file.touch()
+        trained.best.touch()
     points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
     sizes = list(dict.fromkeys(run.size for run in runs))
     asked = Study(sizes=sizes, configs=["data/synthetic.yaml", "trainer/laptop.yaml"], holdout=0, law=None, x=x)
@@ -215,6 +224,13 @@ def test_a_larger_network_does_not_start_from_a_smaller_one_s_source(
     command = answer_to(Path(), "go").command  # of a study in the current folder
     assert "warm_start" not in command
     assert command.endswith(f"--trainer.default_root_dir {tmp_path / 'cold-next'}")
+
+
+def test_a_command_that_needs_more_than_the_points_that_were_kept_is_not_printed(tmp_path: Path) -> None:
+    found = answer_to(tmp_path, "go", only_points=True)
+    needed = run_of_study(tmp_path, "2x352-users-0.25-seed1").config_file
+    assert found.next_step == f"Train ten times the size. This needs {needed}, which is not on this machine."
+    assert found.command == "lrec fit --help"
 
 
 def test_prices_are_numbers_that_a_manager_reads() -> None:
