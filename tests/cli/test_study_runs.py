@@ -147,7 +147,8 @@ def test_a_second_study_in_a_folder_is_refused(
 def test_the_progress_of_a_study_in_a_folder_of_others_is_shown(
     lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
     assert "0.8k-seed1" in lrec("scaling", "study", "--config", "runs.yaml", "--status")
     assert "cannot be written to" in refused("scaling", "study", "--config", "runs.yaml")
 
