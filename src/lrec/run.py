@@ -256,7 +256,8 @@ def find_points(folder: Path) -> list[Path]:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in or under these folders, each once; UserError if there is none, or if one has no best checkpoint."""
+    """The runs in or under these folders, each once; UserError if there is none, or if one has no best checkpoint. A
+    run that diverged may have none."""
     runs: dict[Path, Run] = {}
     for path in paths:
         if not path.is_dir():
@@ -265,6 +266,6 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         if not found:
             raise UserError(f"--runs {path}: no run in or under this folder (a run has a {CONFIG})")
         runs |= {folder.resolve(): Run(folder) for folder in found}
-    if unfinished := [run for run in runs.values() if not run.best.exists()]:
+    if unfinished := [run for run in runs.values() if not (run.best.exists() or run.diverged)]:
         raise UserError(f"{unfinished[0].folder} has no checkpoints/{BEST}: finish the run, or leave it out of --runs")
     return list(runs.values())

@@ -207,6 +207,8 @@ def test_hours_are_those_of_what_is_given(planned: Callable[..., tuple[Study, st
         ({"cores": 0}, "--cores must be at least 1"),
         ({"horizons": ()}, "--horizons .*name at least one"),
         ({"fractions": ()}, "--fractions .*name at least one"),
+        ({"holdout_seeds": (2, 2)}, "--holdout_seeds .*each once"),
+        ({"size_seeds": {"3k": ()}}, "--size_seeds.3k .*name at least one"),
         ({"options": {"trainer.max_steps": 500}}, "--hours: say by --options.trainer.max_epochs, and nothing else"),
     ],
 )

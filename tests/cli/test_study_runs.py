@@ -134,10 +134,23 @@ def test_a_second_study_in_a_folder_is_refused(
     folder: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
     command = ["scaling", "study", "--config", "runs.yaml"]
-    with locked(lock_of(folder.absolute())):
+    folder.mkdir(parents=True, exist_ok=True)
+    Path("link").symlink_to(folder.absolute())
+    with locked(lock_of(folder)):
         assert UNDER_WAY in refused(*command)
+        assert "another study is under way in link" in refused(*command, "--out", "link")
         assert "0.8k-seed1" in lrec(*command, "--status", "true")
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_progress_of_a_study_in_a_folder_of_others_is_shown(
+    lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    assert "0.8k-seed1" in lrec("scaling", "study", "--config", "runs.yaml", "--status")
+    assert "cannot be written to" in refused("scaling", "study", "--config", "runs.yaml")
 
 
 @pytest.mark.slow

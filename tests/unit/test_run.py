@@ -138,6 +138,9 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     for run in runs:
         run.best.touch()
     assert find_runs([tmp_path, tmp_path / "study"]) == runs
+    runs[0].best.unlink()
+    runs[0].write_points([Point(status="diverged")])
+    assert find_runs([tmp_path]) == runs
     with pytest.raises(UserError, match="no such folder"):
         find_runs([tmp_path / "absent"])
     with pytest.raises(UserError, match="no run in or under this folder"):

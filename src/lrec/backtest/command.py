@@ -40,7 +40,7 @@ def backtest(options: Backtest) -> None:
     memory_gib = budget.check(study, (study, record.runs))
     if options.dry_run:
         return
-    with locked(lock_of(study.folder.absolute()), f"another backtest is under way in {study.folder}: wait for its end"):
+    with locked(lock_of(study.folder), f"another backtest is under way in {study.folder}: wait for its end"):
         runs = record.enter(options.restart, ())
         record.check_data(runs)
         Work(study, memory_gib).train(record, runs, "network")

@@ -124,8 +124,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, default: Any = None) -> Any:
-    """The value in a JSON file; `default` if the file does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    """The value in a JSON file; `default` if the file does not exist, UserError if it is no JSON, as after a merge."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): restore or remove it") from error
 
 
 def file_hash(path: Path) -> str:

@@ -86,7 +86,9 @@ def doublings(forecast: Forecast, x: str) -> list[str]:
     flops = flops_per_interaction(points)
     rows = [["compared with the largest", "loss", "90 % low", "90 % high", "fall", "FLOPs"]]
     per_flop: dict[str, float] = {}
-    here, *_ = predictions = forecast.predict(np.array([*places.values()]))
+    here, _, longer, _ = predictions = forecast.predict(np.array([*places.values()]))
+    if turns(forecast, outlook(forecast)):  # as in the outlook, size brings nothing
+        predictions = [here, here, longer, longer]
     for (name, place), p in zip(places.items(), predictions, strict=True):
         times, fall = float(flops(place[0]) * place[1] / (flops(size) * length)), here.predicted - p.predicted
         rows.append([name, *(f"{loss:.4f}" for loss in (p.predicted, p.low, p.high)), f"{fall:.4f}", f"{times:.2f}"])

@@ -6,6 +6,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 
 import polars as pl
@@ -85,7 +86,8 @@ def answer_of(
     size, today = sizes[-1]
     if not today:  # no hit: nothing has a gain over it
         return None
-    measured = tuple(point.metric(f"test/{name}") for name in BESIDE)
+    seeds = [points[r.name] for r in runs if points[r.name].N_body == point.N_body]
+    measured = tuple(mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE)
     columns = [Column("largest trained", size, today, None, None, measured, 0.0, price_of(study, run))]
     for index, times in enumerate(TIMES):
         mine = expected[METRIC][index]
@@ -208,16 +210,20 @@ def _next(
         good = [r for r in runs if getattr(points[r.name], study.x) >= near]
         run = min(good, key=lambda r: points[r.name].N_body)
         export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": sibling(study.folder, "model")}
-        return "Use the smallest network that is as good.", _command("export", export)
+        return _command("Use the smallest network that is as good.", "export", export)
     else:
         why, changes = "Train ten times the size.", {"model.size": ten.price.size}
         changes |= ruled_options(study, ten.price.size, largest.fraction)
         changes |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
     config = run_of_study(study.folder, largest.name).config_file
     changes |= {"trainer.default_root_dir": sibling(study.folder, "next")}
-    return why, _command("fit", {"config": config, **changes})
+    return _command(why, "fit", {"config": config, **changes})
 
 
-def _command(name: str, options: Mapping[str, object]) -> str:
+def _command(why: str, name: str, options: Mapping[str, object]) -> tuple[str, str]:
+    """The sentence, and the command with these options, the first of which names a file of a run. It is missing if only
+    the points of a study were kept."""
     words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
-    return shlex.join(["lrec", name, *words])
+    if not Path(words[1]).exists():
+        return f"{why} This needs {words[1]}, which is not on this machine.", f"lrec {name} --help"
+    return why, shlex.join(["lrec", name, *words])

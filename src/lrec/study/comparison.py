@@ -51,7 +51,10 @@ def compare(
         for name, (files, large) in _ladders(path).items():
             values = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
             held_out = [(float(size), float(loss)) for size, loss in values if loss is not None]
-            ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
+            try:
+                ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
     contrasts: dict[tuple[str, str], Contrast | str] = {}
     for one, two in combinations(ladders, 2):
         try:
@@ -125,5 +128,5 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
             elif run.get("horizon", 1.0) == longest:
                 large.append(trained.result)
     if not ladders:
-        raise UserError(f"--studies {path}: none of its runs is finished")
+        raise UserError(f"--studies {path}: none of its runs is finished here: start the study again")
     return ladders

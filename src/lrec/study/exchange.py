@@ -105,7 +105,7 @@ def exchange(
     if dry_run:
         return
     start_server()
-    with locked(lock_of(folder.absolute()), f"another lrec scaling exchange is under way in {folder}: wait for it"):
+    with locked(lock_of(folder), f"another lrec scaling exchange is under way in {folder}: wait for it"):
         record.enter((), ())
         work = Work(of_steps, memory_gib)
         work.train(record, [run for run in record.runs if run.variant in alone], "steps")

@@ -38,7 +38,7 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     means = points_of_most_data(every).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
     x_S, value_S = means.to_numpy().T
     losses = [outlook(analysis.of_all, times=times) for times in np.geomspace(1, TIMES[-1], 12)]
-    ahead = outlook_metrics(every, losses, turns(analysis.of_all, losses[-1]), [metric])[metric]
+    ahead = outlook_metrics(every, losses, turns(analysis.of_all, outlook(analysis.of_all)), [metric])[metric]
     x_P, middle_P, low_P, high_P = np.array([(p.x, p.predicted, p.low, p.high) for p in ahead]).T
     best = best_measured(every, metric)
     figure = new_figure(4.4, 3.2, alt)

@@ -54,7 +54,9 @@ def is_running(folder: Path) -> bool:
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock file that a process holds while it trains the run or the study in `folder`."""
+    """The lock file that a process holds while it trains the run or the study in `folder`, beside the folder itself:
+    links to it have no other lock."""
+    folder = folder.resolve()
     return folder.with_name(f".{folder.name}.lock")
 
 

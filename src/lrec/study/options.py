@@ -145,13 +145,13 @@ class Study(Runs):
         for size in [*(sizes or ()), *self.size_seeds, *self.size_options]:
             find_size(size)
         lists = {"sizes": sizes, "seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
+        lists |= {"holdout_seeds": self.holdout_seeds if self.holdout else None}
+        lists |= {f"size_seeds.{size}": seeds for size, seeds in self.size_seeds.items()}
         for option, values in lists.items():
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise UserError(f"--{option} {list(values)}: name at least one, and each once")
         if len(self.horizons) == 1 and self.horizons != (1.0,):
             raise UserError(f"--horizons {list(self.horizons)}: for one, set the length of the training instead")
-        if self.holdout and not self.holdout_seeds:
-            raise UserError("--holdout_seeds: name at least one")
         if self.tune and "lr" not in self.tune:
             raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
         variants = self.every_variant

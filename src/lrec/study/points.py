@@ -93,6 +93,11 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
         if column not in present:
             raise UserError(f"{file}: no column '{column}' (--{name}); it has {', '.join(present)}")
     own = present.keys() >= OWN_COLUMNS
+    if own and file.suffix in {".csv", ".tsv"}:  # where every value is text
+        raise UserError(
+            f"{file}: lrec's own points are read from .jsonl or .parquet files; or keep a row for each run, and leave "
+            f"out the columns {', '.join(sorted(OWN_COLUMNS))}"
+        )
     last_of_run = {row.get("run"): row for _, row in rows} if own else {}
     points = []
     for number, row in rows:
@@ -142,7 +147,7 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # texts may hold the other line breaks of Unicode
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ def fit_ladder(study: Study, runs: list[PlannedRun], all_runs: list[PlannedRun])
 
 def write_prediction(study: Study, ladders: list[LadderFit], runs: list[PlannedRun]) -> None:
     """Save prediction.json before the large runs are read. If it already has a prediction from the same points for the
-    same held-out runs, it stays. Any other earlier prediction (the study was extended) is renamed with a number. The
+    same held-out sizes, it stays. Any other earlier prediction (the study was extended) is renamed with a number. The
     new one lists the held-out runs that had points before it."""
     out, path = study.folder, study.folder / "prediction.json"
     held_out = [run for run in runs if run.held_out]
@@ -86,16 +86,21 @@ def write_prediction(study: Study, ladders: list[LadderFit], runs: list[PlannedR
     if earlier := read_json(path):
         if _same_prediction(earlier, prediction):
             return
-        path.rename(out / f"prediction-{1 + len(list(out.glob('prediction-*.json')))}.json")
+        names = (out / f"prediction-{number}.json" for number in count(1))
+        path.rename(next(name for name in names if not name.exists()))
     write_json(path, prediction)
 
 
 def _same_prediction(earlier: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether both are from the same points for the same runs. Predicted digits may differ between machines."""
-
+    """Whether both are from the same points, and the earlier one is for all sizes of the present one. Predicted digits
+    may differ between machines, and other seeds of a size have the same prediction."""
     names = ("ladder", "law", "x", "y", "source_hash")
     before, after = ([[ladder[name] for name in names] for ladder in each["ladders"]] for each in (earlier, now))
+    had, has = (
+        {(ladder["ladder"], p["x"], p["d"], p["u"]) for ladder in each["ladders"] for p in ladder["predictions"]}
+        for each in (earlier, now)
+    )
     runs, others = now["held_out_runs"], earlier["held_out_runs"]
-    return (before, others.keys()) == (after, runs.keys()) and not any(
-        changed_options(RunConfig(others[name]), RunConfig(runs[name])) for name in runs
+    return (before == after and has <= had) and not any(
+        changed_options(RunConfig(others[name]), RunConfig(runs[name])) for name in runs.keys() & others.keys()
     )

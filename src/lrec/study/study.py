@@ -30,7 +30,8 @@ def run_study(study: Study) -> None:
     Args:
         study: What is trained, and how.
     """
-    check_folder(study.folder, "--out")
+    if not study.status:  # which may be of a study that only others can write to
+        check_folder(study.folder, "--out")
     if not (study.dry_run or study.status or study.cluster):
         start_server()
     plan = plan_of(study) if study.sizes is None else None
@@ -65,7 +66,7 @@ def run_study(study: Study) -> None:
     if study.dry_run:
         return
     taken = f"another study is under way in {study.folder}: wait for its end, or choose another --out"
-    with locked(lock_of(study.folder.absolute()), taken):
+    with locked(lock_of(study.folder), taken):
         if plan is not None:
             write_json(study.folder / PLAN, plan)
         _carry_out(study, tuner, record, Work(study, memory_gib))

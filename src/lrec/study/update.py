@@ -92,7 +92,7 @@ def update(
     warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse before it writes
     store = _appended(base, new, split)
     taken = f"another update is under way in {out}: wait for its end, or choose another --out"
-    with locked(lock_of(out.absolute()), taken):
+    with locked(lock_of(out), taken):
         write_json(plan, asked)
         since = base.trained_until + 1
         options = {UPDATED: warm_options(config, base.run.folder, store, split, since, recipe)}

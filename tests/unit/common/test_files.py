@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.common.files import json_hash, locked, replacing, write_json
+from lrec.common.files import json_hash, locked, read_json, replacing, write_json
 from lrec.errors import UserError
 
 
@@ -94,6 +94,12 @@ def test_what_a_killed_process_left_goes_with_the_next_write(name: str, tmp_path
 def test_a_lock_that_another_process_holds_is_not_waited_for(tmp_path: Path) -> None:
     with locked(tmp_path / "lock"), pytest.raises(UserError, match="taken"), locked(tmp_path / "lock", "taken"):
         pass
+
+
+def test_json_with_the_marks_of_a_merge_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text("<<<<<<< HEAD\n{}\n")
+    with pytest.raises(UserError, match=r"study\.json is damaged .*: restore or remove it"):
+        read_json(tmp_path / "study.json")
 
 
 def test_a_lock_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:

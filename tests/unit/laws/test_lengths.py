@@ -130,3 +130,13 @@ def test_doublings_are_priced_and_the_cheapest_is_named() -> None:
     assert 1 < float(rows["twice N_body"][-1]) < 1.5  # the item table does not grow with the body
     assert cheapest == "The largest fall of the loss per FLOP is expected from twice N_body."
     assert doublings(Forecast(points.filter(pl.col("horizon") == 1)), "N_body") == []
+
+
+def test_doublings_expect_nothing_from_size_if_two_larger_sizes_did_worse() -> None:
+    """As the outlook of the same report."""
+    points = grid("a sum", sigma=0).with_columns(pl.col("y") + 0.5 * (pl.col("x") > 1e4))
+    _, table, cheapest = doublings(Forecast(points), "N_body")
+    same, twice_size, twice_data, both = ([c.strip() for c in line.split("|")][2:] for line in table.splitlines()[2:])
+    assert twice_size[:4] == same[:4]
+    assert both[:4] == twice_data[:4]
+    assert "twice the data" in cheapest

@@ -49,6 +49,14 @@ def test_exponents_and_the_crossing_stand_side_by_side(tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
 
 
+def test_a_ladder_with_too_few_sizes_is_named(tmp_path: Path) -> None:
+    folder = study(tmp_path / "study")
+    runs = json.loads((folder / "study.json").read_text())["grid"]["runs"]
+    (folder / "study.json").write_text(json.dumps({"grid": {"runs": runs[:-4]}}))
+    with pytest.raises(UserError, match=f"^{folder} hstu: the law lsrm needs at least 4 distinct sizes"):
+        compare([folder], out=tmp_path / "out")
+
+
 def test_a_loss_that_the_runs_do_not_have_is_refused(tmp_path: Path) -> None:
     folder = study(tmp_path / "study")
     record = json.loads((folder / "study.json").read_text())

@@ -50,6 +50,20 @@ def test_an_answer_tests_the_forecast_of_the_longest_runs_alone(tmp_path: Path) 
     assert [line.get_xdata()[0] for line in drawn] == sizes[6:].tolist()  # type: ignore[index]
 
 
+def test_the_picture_of_a_flat_ladder_ends_at_the_answer_s_number(tmp_path: Path) -> None:
+    """Ten times the size is expected to be no better here, and so no larger size either."""
+    losses = [3.011, 3.0, 3.011, 3.019, 3.001, 2.998, 3.001]
+    points = pl.DataFrame({"x": [1e4 * 2**i for i in range(7)], "y": losses}).with_columns(may_stop=False)
+    points = points.with_columns((0.9 - 0.1 * pl.col("y")).alias("HR@10"))
+    analysis = analyse(*holdout_report(None, points, 0), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
+    largest = PlannedRun("a", "3k", 1, 1.0, "", "", False, {})
+    found = answer_of(study, analysis, [largest], {"a": Point(run="a", N_body=640_000)}, [])
+    assert found is not None
+    (drawn,) = (line for line in answer_figure(analysis, "HR@10", "").axes[0].lines if line.get_linewidth() == 2)
+    assert drawn.get_ydata()[-1] == found.columns[-1].value  # type: ignore[index]
+
+
 def test_the_envelope_lies_under_every_run() -> None:
     runs = [run(size) for size in (1000, 2000, 4000, 8000)]
     flops_G, loss_G = envelope(runs)

@@ -38,6 +38,18 @@ def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:
     assert len(read_points([tmp_path, file])) == 1
 
 
+def test_a_text_in_json_lines_may_hold_the_line_breaks_of_unicode(tmp_path: Path) -> None:
+    file = tmp_path / "points.jsonl"
+    file.write_text(json.dumps({"N_body": 10, "test_loss": 5.0, "run": "a\u2028b"}, ensure_ascii=False) + "\r\n")
+    assert read_points([file])["run"].to_list() == ["a\u2028b"]
+
+
+def test_own_points_in_a_table_of_texts_are_refused(tmp_path: Path) -> None:
+    pl.DataFrame([own_row(10, 5.0)]).write_csv(tmp_path / "points.csv")
+    with pytest.raises(UserError, match=r"points\.csv: .*own points .* leave out the columns best, schema, status"):
+        read_points([tmp_path / "points.csv"])
+
+
 def test_a_law_of_size_sees_only_the_largest_amount_of_data(tmp_path: Path) -> None:
     rows = [own_row(n, 5.0, U=u, D=u) for n in (10, 20) for u in (500, 1000)]
     file = write_lines(tmp_path / "points.jsonl", rows)

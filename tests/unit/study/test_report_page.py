@@ -49,9 +49,18 @@ def analysis_of(out: Path, runs: list[PlannedRun], x: str = "N_body") -> Analysi
 
 
 def answer_to(
-    out: Path, study: str, x: Literal["N_body", "N_total"] = "N_body", starts_from: str = "", **changed: float
+    out: Path,
+    study: str,
+    x: Literal["N_body", "N_total"] = "N_body",
+    starts_from: str = "",
+    only_points: bool = False,
+    **changed: float,
 ) -> Answer:
     runs, *_ = runs_of(out, study, **changed)
+    for trained in (run_of_study(out, run.name) for run in runs if not only_points):
+        trained.checkpoints.mkdir()
+        trained.config_file.touch()
+        trained.best.touch()
     points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
     sizes = list(dict.fromkeys(run.size for run in runs))
     asked = Study(sizes=sizes, configs=["data/synthetic.yaml", "trainer/laptop.yaml"], holdout=0, law=None, x=x)
@@ -154,6 +163,24 @@ def test_the_picture_names_the_parameters_that_the_study_counts(tmp_path: Path) 
         assert axes.get_xlabel() == label
 
 
+def test_every_metric_of_the_largest_network_is_a_mean_over_its_seeds(tmp_path: Path) -> None:
+    runs, *_ = runs_of(tmp_path, "go")
+    (point,) = run_of_study(tmp_path, runs[-1].name).points
+    again = replace(runs[-1], name="again", seed=2)
+    halved = {name: value and value / 2 for name, value in point.metrics.items()}
+    Path(run_of_study(tmp_path, "again").folder).mkdir()
+    run_of_study(tmp_path, "again").write_points([replace(point, run="again", seed=2, metrics=halved)])
+    runs = [*runs, again]
+    points = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in runs}
+    found = answer_of(
+        Study(out=tmp_path, sizes=["3k"], holdout=0, law=None), analysis_of(tmp_path, runs), runs, points, []
+    )
+    assert found is not None
+    today = found.columns[0]
+    measured = [point.metric(f"test/{name}") for name in ("HR@10", "HR@10_unseen", "NDCG@10")]
+    assert (today.value, *today.beside) == pytest.approx([0.75 * value for value in measured])
+
+
 def test_without_a_hit_of_the_largest_network_there_is_no_answer(tmp_path: Path) -> None:
     runs, *_ = runs_of(tmp_path, "go")
     largest = run_of_study(tmp_path, runs[-1].name)
@@ -197,6 +224,13 @@ def test_a_larger_network_does_not_start_from_a_smaller_one_s_source(
     command = answer_to(Path(), "go").command  # of a study in the current folder
     assert "warm_start" not in command
     assert command.endswith(f"--trainer.default_root_dir {tmp_path / 'cold-next'}")
+
+
+def test_a_command_that_needs_more_than_the_points_that_were_kept_is_not_printed(tmp_path: Path) -> None:
+    found = answer_to(tmp_path, "go", only_points=True)
+    needed = run_of_study(tmp_path, "2x352-users-0.25-seed1").config_file
+    assert found.next_step == f"Train ten times the size. This needs {needed}, which is not on this machine."
+    assert found.command == "lrec fit --help"
 
 
 def test_prices_are_numbers_that_a_manager_reads() -> None:
