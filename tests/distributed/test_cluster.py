@@ -144,7 +144,7 @@ def test_both_nodes_end_when_one_is_told_to(told: int, folder: Path, cluster: di
     assert 0 < last["global_step"] < 100
 
 
-@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("told", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_both_nodes_end_when_one_is_told_to_before_they_train(told: int, folder: Path, cluster: dict[str, str]) -> None:
     nodes = two_nodes(cluster, [*OPTIONS, f"--data.data_dir={folder / 'data'}", *LONG])
     time.sleep(1)  # they are looking for each other, or have just met
