@@ -136,7 +136,7 @@ def _lists(histories: Any) -> pl.Series:
 
     def id_of(item: Any) -> str | None:
         if isinstance(item, list | dict):
-            raise UserError(f"histories: an item is a raw id, not {item!r:.50}")
+            raise UserError(f"histories: a table or a list of lists is expected, of raw ids, not {item!r:.50}")
         plain = int(item) if isinstance(item, float) and item.is_integer() else item
         return None if plain is None else str(plain)  # like a null in a table: an unknown item
 
