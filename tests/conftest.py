@@ -28,11 +28,6 @@ logging.raiseExceptions = False
 REPOSITORY = Path(__file__).parents[1]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores: tests of several processes wait for each other, and leave a core idle."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture
 def lrec(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run `lrec` with arguments and return what it prints. A UserError ends in SystemExit(2)."""
