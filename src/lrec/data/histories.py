@@ -14,7 +14,7 @@ import polars as pl
 from lrec.common.files import temporary
 from lrec.data.features import ID
 from lrec.data.formats.parsing import Table
-from lrec.data.formats.readers import Columns, Format, format_of, ids_of, read_table, to_interactions
+from lrec.data.formats.readers import Columns, Format, format_of, id_of, ids_of, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
 from lrec.data.store.encoding import FEATURE
@@ -134,17 +134,16 @@ def _lists(histories: Any) -> pl.Series:
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
         return histories.cast(pl.List(getattr(histories.dtype, "inner", pl.String)))
 
-    def id_of(item: Any) -> str | None:
+    def text_of(item: Any) -> str | None:
         if isinstance(item, list | dict):
             raise UserError(f"histories: a table or a list of lists is expected, of raw ids, not {item!r:.50}")
-        plain = int(item) if isinstance(item, float) and item.is_integer() else item
-        return None if plain is None else str(plain)  # like a null in a table: an unknown item
+        return None if item is None else id_of(item)  # like a null in a table: an unknown item
 
     try:
         rows = list(histories)
         if any(isinstance(row, str | dict) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-        return pl.Series([[id_of(item) for item in row] for row in rows], dtype=pl.List(pl.String))
+        return pl.Series([[text_of(item) for item in row] for row in rows], dtype=pl.List(pl.String))
     except TypeError:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
@@ -187,7 +186,7 @@ def _is_json_list(values: pl.Series) -> bool:
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
     columns = {"user": table.column(user_column, "(option user_column)")}
-    for name in {"items", *beside, *features}.intersection(table.frame.columns):
+    for name in (each for each in ("items", *beside, *features) if each in table.frame.columns):
         columns[name] = table.frame[name]
         if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
             try:

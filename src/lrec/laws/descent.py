@@ -78,6 +78,10 @@ class Problem:
     low_T: Array
     high_T: Array
 
+    def rows(self, chosen_S: Array) -> "Problem":
+        """The problem of some rows only; losses that all rows share are not copied."""
+        return self if len(self.y_SN) == 1 else replace(self, y_SN=self.y_SN[chosen_S])
+
     def residuals(self, theta_ST: Array) -> Array:
         """Actual minus fitted, of ln L or of L, depending on the objective, (S, N)."""
         log_loss_SN = self.law.log_loss(theta_ST, self.z_NV)
@@ -110,9 +114,9 @@ def descend(problem: Problem, start_ST: Array) -> tuple[Array, Array]:
     """Descend from the start of each row. Returns where the rows end, theta_ST, and the objective there, value_S."""
     theta_ST = np.clip(start_ST, problem.low_T, problem.high_T)
     value_S, damping_S = problem.values(theta_ST), np.full(len(theta_ST), FIRST_DAMPING)
-    active_S, y_SN = np.arange(len(theta_ST)), np.broadcast_to(problem.y_SN, (len(theta_ST), problem.y_SN.shape[1]))
+    active_S = np.arange(len(theta_ST))
     for _ in range(ROUNDS):
-        part, theta, value = replace(problem, y_SN=y_SN[active_S]), theta_ST[active_S], value_S[active_S]
+        part, theta, value = problem.rows(active_S), theta_ST[active_S], value_S[active_S]
         trial = np.clip(theta + _steps(part, theta, damping_S[active_S]), problem.low_T, problem.high_T)
         reached = part.values(trial)
         falls = reached < value

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch, batch_bounds, history_batch
+from lrec.data.formats.readers import id_of
 from lrec.data.formats.times import in_seconds
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
@@ -274,5 +275,4 @@ def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None)
 def _as_text(ids: RawIds, name: str) -> pl.Series:
     if isinstance(ids, str) or hasattr(ids, "columns"):
         raise UserError(f"{name}: a list or a column of raw ids is expected, not {type(ids).__name__}")
-    plain = (int(each) if isinstance(each, float) and each.is_integer() else each for each in ids)  # 7.0 is 7
-    return pl.Series([str(raw_id) for raw_id in plain], dtype=pl.String)
+    return pl.Series([id_of(raw_id) for raw_id in ids], dtype=pl.String)

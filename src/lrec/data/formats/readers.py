@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -214,6 +214,11 @@ def refuse_types(raw: pl.Series, name: str, *others: type[pl.DataType]) -> None:
     """UserError if a column of the file `name` holds lists, structs, bytes or values of one of the `others`."""
     if raw.dtype.is_nested() or raw.dtype in (pl.Binary, pl.Object, *others):
         raise UserError(f"{name}: column {raw.name} holds {raw.dtype}, not text or numbers")
+
+
+def id_of(raw: Any) -> str:
+    """A raw id of Python as text, as in `ids_of`."""
+    return str(int(raw) if isinstance(raw, float) and raw.is_integer() else raw)
 
 
 def ids_of(raw: pl.Series) -> pl.Series:

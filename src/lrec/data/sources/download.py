@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import re
 import shutil
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from lrec.common.files import locked, replacing, write_json
+from lrec.common.files import locked, read_json, replacing, write_json
 from lrec.errors import UserError
 
 # Path turns s3://bucket into s3:/bucket.
@@ -84,7 +83,7 @@ def copy_here(url: str, folder: Path) -> None:
     known_file = folder / "copied.json"
     try:
         with locked(folder / ".lock"):
-            known = json.loads(known_file.read_text(encoding="utf-8")) if known_file.exists() else {}
+            known = read_json(known_file, {})
             system, root = fsspec.url_to_fs(url)
             # Other URLs may have copied files that this one names too.
             before, checksums = {name: each for copied in known.values() for name, each in copied.items()}, {}
