@@ -53,7 +53,7 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
     prediction = read_json(study / "prediction.json")
     if prediction is None:
         raise UserError(f"--study {study}: it has no prediction.json: train its fitted sizes first")
-    with locked(ledger.with_name(f".{ledger.name}.lock")):
+    with locked(ledger):
         forecasts = _read(ledger)
         name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
         if (name, sha256) not in {(each.study, each.sha256) for each in forecasts}:
