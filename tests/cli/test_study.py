@@ -370,6 +370,7 @@ def test_the_loss_over_trajectories_is_fitted(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_large_run_left_out_for_the_hours_was_predicted(
     undisturbed: Path, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
         forecasts = _read(ledger)
         name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
         if (name, sha256) not in {(each.study, each.sha256) for each in forecasts}:
-            before = not prediction["trained_before"] and not _trained(study) & prediction["held_out_runs"].keys()
+            before = not prediction.get("trained_before") and not _trained(study) & prediction["held_out_runs"].keys()
             now = datetime.now(UTC).isoformat(timespec="seconds")
             stated: dict[str, Any] = {"sha256": sha256, "commit": _commit(), "registered": now, "before": before}
             for ladder in prediction["ladders"]:
