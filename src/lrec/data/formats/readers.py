@@ -92,20 +92,16 @@ def to_interactions(
     tables: Iterable[Table],
     columns: Columns,
     min_rating: float | None = None,
-    duplicates: bool = False,
     features: Mapping[str, bool] | None = None,
 ) -> RawInteractions:
-    """Check the columns that are used, and keep rows with a rating of at least `min_rating`. `duplicates` keeps rows
-    that are identical in every column; without times, they are always kept, because they may be repeats of an item.
-    The tables have the same columns, and the rows of a file are consecutive. `features` names further columns, in which
-    values may be missing, and says whether they are numbers."""
+    """Check the columns that are used, and keep rows with a rating of at least `min_rating`. Rows that are identical in
+    every column become one; without times, they stay, because they may be repeats of an item. The tables have the same
+    columns, and the rows of a file are consecutive. `features` names further columns, in which values may be missing,
+    and says whether they are numbers."""
     units = TimeUnits()
-    wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
-    wanted = {key: column for key, column in wanted.items() if column is not None}
-    exact = [column for key, column in wanted.items() if key not in ("time", "domain")]
-    if min_rating is not None:
-        assert columns.rating is not None
-        wanted["rating"] = columns.rating
+    keys = ["user", "item", "time", "event", "domain", *["rating"] * (min_rating is not None)]
+    wanted = {key: getattr(columns, key) for key in keys if getattr(columns, key) is not None}
+    exact = [wanted[key] for key in ("user", "item", "event") if key in wanted]
 
     def frames() -> Iterator[pl.DataFrame]:
         kept = 0
@@ -116,8 +112,9 @@ def to_interactions(
             if "time" in checked:
                 units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
             for name, is_number in (features or {}).items():
-                checked[f"{FEATURE}{name}"] = _feature(table, name, is_number)
-            if not duplicates and "time" in checked:
+                raw = table.column_or_nulls(name, "that is named as a feature")
+                checked[f"{FEATURE}{name}"] = feature_of(raw, is_number, table.name, table.first_row)
+            if "time" in checked:
                 checked[REST] = _rest(table, exact, wanted["time"], checked["time"])
             frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
             if min_rating is not None:
@@ -158,8 +155,7 @@ def _rest(table: Table, exact: list[str], time_column: str, times: pl.Series) ->
                 continue
             # Two spellings of one number are different texts; only the usual spelling is left out of the hash.
             raw = raw.set(raw == times.cast(pl.String), None)
-        hashes = _hashes(raw, zlib.crc32(column.encode())).to_numpy()
-        total += np.where(raw.is_null().to_numpy(), np.uint64(0), hashes) if raw.null_count() else hashes
+        total += _hashes(raw, zlib.crc32(column.encode())).set(raw.is_null(), 0).to_numpy()
     return pl.Series(total)
 
 
@@ -197,7 +193,7 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
         else:
-            checked[key] = ids_of(raw).cast(pl.String) if key == "domain" else ids_of(raw)
+            checked[key] = raw if raw.dtype.is_integer() and key != "domain" else ids_of(raw)
         bad_N = _blank(checked[key])
         if bad_N.any():
             row = int(bad_N.argmax())
@@ -222,37 +218,19 @@ def id_of(raw: Any) -> str:
 
 
 def ids_of(raw: pl.Series) -> pl.Series:
-    """The ids as integers or text, null if an id is missing or nan. A whole number becomes the text of an integer,
-    because a column of integers with a missing value often arrives as floats, and one of a database as decimals."""
-    if raw.dtype.is_integer():
-        return raw
-    if not raw.dtype.is_numeric():
+    """The ids as text, null if an id is missing or nan. A whole number becomes the text of an integer, because a column
+    of integers with a missing value often arrives as floats, and one of a database as decimals."""
+    if raw.dtype.is_integer() or not raw.dtype.is_numeric():
         return raw.cast(pl.String)
     raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
     whole = raw.cast(pl.Int64, strict=False)
     return whole.cast(pl.String).zip_with((whole == raw).fill_null(False), raw.cast(pl.String))
 
 
-def _feature(table: Table, column: str, numbers: bool) -> pl.Series:
-    raw = table.column_or_nulls(column, "that is named as a feature")
-    return numbers_of(raw, table.name, table.first_row) if numbers else listed_as_text(raw, table.name)
-
-
-def numbers_of(raw: pl.Series, name: str, first_row: int) -> pl.Series:
-    """The values as numbers, null if a value is missing; UserError if a value is not a finite number."""
-    refuse_types(raw, name)
-    numbers = raw.cast(pl.Float64, strict=False)
-    bad_N = (numbers.is_null() | numbers.is_infinite().fill_null(False)).to_numpy() & ~_blank(raw)
-    if bad_N.any():
-        row = int(bad_N.argmax())
-        kind = "a" if numbers[row] is None else "a finite"
-        raise UserError(f"{name}, row {row + first_row}: {raw.name} is not {kind} number: {str(raw[row])[:80]}")
-    return numbers.fill_nan(None)
-
-
-def listed_as_text(raw: pl.Series, name: str) -> pl.Series:
-    """The values as text; a list, also one in JSON text, becomes its values with | between them. `name` is the file."""
-    if isinstance(raw.dtype, pl.List | pl.Array):
+def feature_of(raw: pl.Series, is_number: bool, name: str, first_row: int) -> pl.Series:
+    """The values of a column of the file `name`: finite numbers, null if missing, or text. In text, a list, also one as
+    JSON, becomes its values with | between them."""
+    if not is_number and isinstance(raw.dtype, pl.List | pl.Array):
         refuse_types(pl.Series(raw.name, dtype=raw.dtype.inner), name)
         value, whole = pl.element(), pl.element().cast(pl.Int64, strict=False)
         if raw.dtype.inner.is_float():  # as in `ids_of`
@@ -260,9 +238,17 @@ def listed_as_text(raw: pl.Series, name: str) -> pl.Series:
         texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(value.cast(pl.String))
         return texts.list.join(SEPARATOR, ignore_nulls=True)
     refuse_types(raw, name)
-    texts = ids_of(raw).cast(pl.String)
-    lists = texts.filter(texts.str.starts_with("[")).unique()
-    return texts.replace(lists, pl.Series([_joined(text) for text in lists], dtype=pl.String))
+    if not is_number:
+        texts = ids_of(raw)
+        lists = texts.filter(texts.str.starts_with("[")).unique()
+        return texts.replace(lists, pl.Series([_joined(text) for text in lists], dtype=pl.String))
+    numbers = raw.cast(pl.Float64, strict=False)
+    bad_N = (numbers.is_null() | numbers.is_infinite().fill_null(False)).to_numpy() & ~_blank(raw)
+    if bad_N.any():
+        row = int(bad_N.argmax())
+        kind = "a" if numbers[row] is None else "a finite"
+        raise UserError(f"{name}, row {row + first_row}: {raw.name} is not {kind} number: {str(raw[row])[:80]}")
+    return numbers.fill_nan(None)
 
 
 def _joined(text: str) -> str:
@@ -291,5 +277,5 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     for columns, _ in read_columns(path, file_format, wanted):
         for column in columns.values():
             refuse_types(column, str(path))
-        found.append(pl.DataFrame({key: ids_of(column).cast(pl.String) for key, column in columns.items()}))
+        found.append(pl.DataFrame({key: ids_of(column) for key, column in columns.items()}))
     return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)

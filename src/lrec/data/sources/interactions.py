@@ -97,7 +97,7 @@ class InteractionsDataModule(SequenceDataModule):
             if self.columns.event is not None or self.feature_columns:
                 option = "data.event_column" if self.columns.event is not None else "features of the log"
                 raise UserError(f"{option}: one-user-per-line files have no columns")
-            return to_interactions(tables, Columns("user", "item"), duplicates=True)
+            return to_interactions(tables, Columns("user", "item"))
         return to_interactions(tables, self.columns, self.min_rating, features=self.feature_columns)
 
     def _files(self) -> list[tuple[Path, Format]]:
