@@ -135,10 +135,8 @@ def _refuse_other_year(table: Table, year: int) -> None:
     """Refuse a file of another year: it has a header, or most users look like items and most items do not."""
     if "user_id" in table.frame.row(0):
         raise UserError(f"{table.name} has a header, as Amazon 2023 has: set the option year to 2023")
-
-    def share(column: str) -> float:
-        return float(table.frame.select(pl.col(column).str.contains(_ITEM_ID).mean()).item() or 0.0)
-
-    if share(_COLUMNS[year].user) > 0.5 > share(_COLUMNS[year].item):
+    ids = pl.col(_COLUMNS[year].user, _COLUMNS[year].item)
+    users, items = table.frame.select(ids.str.contains(_ITEM_ID).mean().fill_null(0.0)).row(0)
+    if users > 0.5 > items:
         other = 2014 if year == 2018 else 2018
         raise UserError(f"{table.name} has users where Amazon {year} has items: set the option year to {other}")

@@ -108,13 +108,12 @@ class InteractionsDataModule(SequenceDataModule):
         found = [self.path] if self.path.is_file() else sorted(_data_files(Path(*parts[:n_fixed]), parts[n_fixed:]))
         if self.path.is_dir() and self.format is None:
             found = [file for file in found if infer_format(file.name) is not None]
-        once: dict[Path, Path] = {}  # a file may have several names, such as links and matches of **
-        for file in found:
-            once.setdefault(file.resolve(), file)
+        # A file may have several names, such as links and matches of **: the first is taken.
+        once = sorted({file.resolve(): file for file in reversed(found)}.values())
         if not once:
             problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
             raise UserError(f"{self.path} {problem} (option path)")
-        files = [(file, format_of(file, self.format)) for file in once.values()]
+        files = [(file, format_of(file, self.format)) for file in once]
         if len({file_format == "lines" for _, file_format in files}) > 1:
             raise UserError(f"{self.path} mixes one-user-per-line files with others: choose the option format")
         return files
@@ -139,13 +138,9 @@ def _data_files(folder: Path, parts: Sequence[str], above: tuple[Path, ...] = ()
                 yield from _data_files(entry, parts if part == "**" else rest, above)
         elif not rest and not entry.exists():
             raise UserError(f"{entry} is a link to nothing: correct or remove it")
-        elif not rest and not _is_of_lrec(entry):
-            yield entry
-
-
-def _is_of_lrec(file: Path) -> bool:
-    """Whether lrec wrote the file, in a store or beside the stores of a data_dir."""
-    return file.name == "sources.json" or any((folder / "offsets.npy").exists() for folder in file.parents[:2])
+        elif not rest and entry.name != "sources.json":  # which lies beside the stores of a data_dir
+            if not any((store / "offsets.npy").exists() for store in entry.parents[:2]):
+                yield entry
 
 
 def _partition(file: Path) -> dict[str, str | None]:
@@ -162,6 +157,5 @@ def _partition(file: Path) -> dict[str, str | None]:
 def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
     values = _partition(file)
     for table in read_table(file, file_format, columns.integers):
-        missing = {column: value for column, value in values.items() if column not in table.frame.columns}
-        told = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
-        yield replace(table, frame=table.frame.with_columns(told))
+        told = {column: pl.lit(value, dtype=pl.String) for column, value in values.items() if column not in table.frame}
+        yield replace(table, frame=table.frame.with_columns(**told))
