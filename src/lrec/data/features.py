@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash
-from lrec.data.formats.readers import feature_of, ids_of, infer_format, read_columns, refuse_types
+from lrec.data.formats.readers import infer_format, read_columns
 from lrec.data.splits.rules import Split
 from lrec.data.store.store import Store
 from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
@@ -68,16 +68,9 @@ class Features:
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
-        found, file = [], str(self.path)
-        wanted: dict[str, tuple[str | None, str]] = {ID: (self.id_column, f"({option}.id_column)")}
-        wanted |= {name: (name, f"({option})") for name in self.kinds}
-        for raw, row in read_columns(self.path, file_format, wanted):
-            refuse_types(raw[ID], file)
-            read = {ID: ids_of(raw[ID])}
-            for name, kind in self.kinds.items():
-                read[name] = feature_of(raw[name], kind == "numbers", file, row)
-            found.append(pl.DataFrame(read))
-        frame = pl.concat(found, how="vertical_relaxed").drop_nulls(ID)
+        wanted: dict[str, tuple[str | None, str, bool | None]] = {ID: (self.id_column, f"({option}.id_column)", None)}
+        wanted |= {name: (name, f"({option})", kind == "numbers") for name, kind in self.kinds.items()}
+        frame = read_columns(self.path, file_format, wanted).drop_nulls(ID)
         if (twice := frame[ID].is_duplicated()).any():
             raise UserError(f"{option}.path {self.path}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame

@@ -9,7 +9,6 @@ from csv import reader as csv_reader
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -102,7 +101,8 @@ def _csv_frame(block: Block, separator: str, header: list[str], integers: Collec
     text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
     problem = ""
     try:
-        frame = _read_csv(text, separator, dict.fromkeys(header, pl.String))
+        quote, types = '"' if quoted else None, dict.fromkeys(header, pl.String)
+        frame = pl.read_csv(text, separator=separator, has_header=False, schema=types, quote_char=quote)
         # Polars refuses rows that are too long, but fills short rows with nulls: the number of separators finds these.
         if whole and frame.height == rows:
             return frame
@@ -110,11 +110,6 @@ def _csv_frame(block: Block, separator: str, header: list[str], integers: Collec
         problem = f" ({first_line(error)})"
     _refuse_row(block, separator, len(header))
     raise UserError(f"{block.name}, rows {block.row} to {block.row + rows - 1}: not delimited text{problem}")
-
-
-def _read_csv(text: bytes, separator: str, schema: dict[str, Any]) -> pl.DataFrame:
-    quote = '"' if b'"' in text else None
-    return pl.read_csv(text, separator=separator, has_header=False, schema=schema, quote_char=quote)
 
 
 def _integer_block(block: Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
@@ -127,7 +122,7 @@ def _integer_block(block: Block, separator: str, header: list[str], integers: Co
         return None
     types = {column: pl.Int64 if column in chosen else pl.String for column in header}
     try:
-        frame = _read_csv(block.text, separator, types)
+        frame = pl.read_csv(block.text, separator=separator, has_header=False, schema=types, quote_char=None)
     except PolarsError:
         return None
     length = block.rows * len(header) - 1  # length of the text if all numbers are in the shortest form
@@ -176,12 +171,12 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
     """Parse one JSON object per line into columns of text; nested values become JSON text."""
     for block in row_blocks(parts, name):
         _refuse_half_pairs(block)
-        frame, problem = None, ""
+        frame, problem = pl.DataFrame(), ""
         try:
             frame = pl.read_ndjson(block.text, schema=dict.fromkeys(_keys(block), pl.String))
         except PolarsError as error:
             problem = f" ({first_line(error)})"
-        if frame is None or frame.height != block.rows:
+        if frame.height != block.rows:
             _json_keys(block)
             raise UserError(f"{name}, rows {block.row} to {block.row + block.rows - 1}: not JSON lines{problem}")
         yield Table(name, frame, block.row, keys_vary=True)

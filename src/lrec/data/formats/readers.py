@@ -61,31 +61,40 @@ def format_of(path: Path, chosen: Format | None) -> Format:
 
 
 def read_table(path: Path, file_format: Format, integers: Collection[str] = ()) -> Iterator[Table]:
+    name = str(path)
     match file_format:
-        case "csv" | "tsv":
-            separator = "," if file_format == "csv" else "\t"
-            yield from csv_tables(unpacked(path), str(path), separator, integers=integers)
+        case "csv":
+            return csv_tables(unpacked(path), name, ",", integers=integers)
+        case "tsv":
+            return csv_tables(unpacked(path), name, "\t", integers=integers)
         case "jsonl":
-            yield from jsonl_tables(unpacked(path), str(path))
+            return jsonl_tables(unpacked(path), name)
         case "lines":
-            yield from lines_tables(unpacked(path), str(path))
+            return lines_tables(unpacked(path), name)
         case "parquet":
-            source = io.BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSIONS else path
-            yield from parquet_tables(source, str(path))
+            return parquet_tables(io.BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSIONS else path, name)
 
 
 def read_columns(
-    path: Path, file_format: Format, wanted: Mapping[str, tuple[str | None, str]]
-) -> Iterator[tuple[dict[str, pl.Series], int]]:
-    """The columns that are wanted, block by block, and the number of each block's first row. `wanted` holds, for each
-    key, the name of a column (None: the first of the file) and what tells the user why it is needed."""
-    known: dict[str, None] = {}
+    path: Path, file_format: Format, wanted: Mapping[str, tuple[str | None, str, bool | None]]
+) -> pl.DataFrame:
+    """Some columns of a file. `wanted` holds, for each key, the name of a column (None: the first of the file), what
+    tells the user why it is needed, and whether it is a feature of numbers; None: ids."""
+    known, found = dict[str, None](), []
     for table in read_table(path, file_format):
         known |= dict.fromkeys(table.frame.columns)
-        names = {key: (name or next(iter(known)), said) for key, (name, said) in wanted.items()}
-        yield {key: table.column_or_nulls(*named) for key, named in names.items()}, table.first_row
-    for named in names.values():
-        Table(str(path), pl.DataFrame(schema=list(known)), 1).column(*named)
+        columns = {}
+        for key, (name, said, is_number) in wanted.items():
+            raw = table.column_or_nulls(name or next(iter(known)), said)
+            if is_number is None:
+                refuse_types(raw, table.name)
+                columns[key] = ids_of(raw)
+            else:
+                columns[key] = feature_of(raw, is_number, table.name, table.first_row)
+        found.append(pl.DataFrame(columns))
+    for name, said, _ in wanted.values():
+        Table(str(path), pl.DataFrame(schema=list(known)), 1).column(name or next(iter(known)), said)
+    return pl.concat(found, how="vertical_relaxed")
 
 
 def to_interactions(
@@ -182,9 +191,8 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
     checked: dict[str, pl.Series] = {}
     found: Kind = "number"
     for key, column in wanted.items():
-        if column not in table.frame.columns and table.keys_vary and table.first_row > 1:
-            raise UserError(f"{table.name}, row {table.first_row}: {column} is empty")
-        raw = table.column(column, f"(option {key}_column)")
+        find = table.column if table.first_row == 1 else table.column_or_nulls
+        raw = find(column, f"(option {key}_column)")
         refuse_types(raw, table.name, pl.Duration, pl.Time)
         if key == "time":
             if table.text and kind not in (None, "number") and raw.dtype.is_integer():
@@ -272,10 +280,6 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     file_format = infer_format(path.name)
     if file_format is None or file_format == "lines":
         raise UserError(f"{path}: titles are read from .csv, .tsv, .jsonl and .parquet files and from movies.dat")
-    found = []
-    wanted = {"item": (item_column, "(option title_item_column)"), "title": (title_column, "(option title_column)")}
-    for columns, _ in read_columns(path, file_format, wanted):
-        for column in columns.values():
-            refuse_types(column, str(path))
-        found.append(pl.DataFrame({key: ids_of(column) for key, column in columns.items()}))
-    return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)
+    items, titles = (item_column, "(option title_item_column)", None), (title_column, "(option title_column)", None)
+    found = read_columns(path, file_format, {"item": items, "title": titles}).drop_nulls()
+    return found.unique("item", keep="first", maintain_order=True)

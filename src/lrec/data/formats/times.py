@@ -28,13 +28,9 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
             times = times.set(raw.dt.epoch("ns") % 1000 != 0, None)
         return times, "date"
     if raw.dtype == pl.String:
-        found: dict[Kind, pl.Series] = {}
-        for each in (kind,) if kind else get_args(Kind):  # if two read as much of the text, the first is chosen
-            found[each] = _read(raw.str.strip_chars(), each)
-            if found[each].null_count() == 0:
-                break
-        best = min(found, key=lambda each: found[each].null_count())
-        return found[best], best
+        kinds: tuple[Kind, ...] = (kind,) if kind else get_args(Kind)
+        found = [(_read(raw.str.strip_chars(), each), each) for each in kinds]
+        return min(found, key=lambda times_kind: times_kind[0].null_count())  # of equals, the first
     if raw.dtype.is_numeric():
         return _whole(raw), "number"
     return pl.Series([None] * len(raw), dtype=pl.Int64), "number"

@@ -136,11 +136,12 @@ def _data_files(folder: Path, parts: Sequence[str], above: tuple[Path, ...] = ()
             is_data_dir = part == "**" and (entry / "sources.json").exists()
             if not is_data_dir and entry.resolve() not in above:
                 yield from _data_files(entry, parts if part == "**" else rest, above)
-        elif not rest and not entry.exists():
+        elif rest:
+            continue
+        elif not entry.exists():
             raise UserError(f"{entry} is a link to nothing: correct or remove it")
-        elif not rest and entry.name != "sources.json":  # which lies beside the stores of a data_dir
-            if not any((store / "offsets.npy").exists() for store in entry.parents[:2]):
-                yield entry
+        elif entry.name != "sources.json" and not any((up / "offsets.npy").exists() for up in entry.parents[:2]):
+            yield entry
 
 
 def _partition(file: Path) -> dict[str, str | None]:

@@ -223,18 +223,15 @@ class SyntheticDataModule(SequenceDataModule):
         n_users, length = self.sequences
         items_UL = self.process.sample(n_users, length)
         catalogue_V = np.bincount(items_UL[:, :-2].ravel(), minlength=self.process.n_items) > 0
-        users_U = np.arange(n_users)
-        targets = {"val": Targets(users_U, np.full(n_users, length - 2))}
-        targets["test"] = Targets(users_U, np.full(n_users, length - 1))
+        users_U, positions = np.arange(n_users), {"val": length - 2, "test": length - 1}
+        targets = {part: Targets(users_U, np.full(n_users, position)) for part, position in positions.items()}
+        columns = {
+            "user": _raw_ids(n_users).gather(np.repeat(users_U, length)),
+            "item": _raw_ids(self.process.n_items).gather(items_UL.ravel()),
+            "time": np.tile(np.arange(length), n_users),
+        }
         floor = {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
-        frame = pl.DataFrame(
-            {
-                "user": _raw_ids(n_users).gather(np.repeat(users_U, length)),
-                "item": _raw_ids(self.process.n_items).gather(items_UL.ravel()),
-                "time": np.tile(np.arange(length), n_users),
-            }
-        )
-        return RawInteractions(frame, {"time_unit": "step", "floor": floor})
+        return RawInteractions(pl.DataFrame(columns), {"time_unit": "step", "floor": floor})
 
     @property
     def floor(self) -> dict[str, float]:
