@@ -117,8 +117,8 @@ class EventCodes:
         if store.events_N is not None:
             codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None]], [len(store.event_types)]
         for each in self._events:
-            stored_N, of_text_KS = store.features[each.column][rows_N], self._of_text.get(each.column)
-            codes.append(each.buckets(stored_N) if of_text_KS is None else of_text_KS[stored_N])
+            stored_N = store.features[each.column][rows_N]
+            codes.append(each.buckets(stored_N) if each.kind == "numbers" else self._of_text[each.column][stored_N])
             sizes.append(each.size)
         if self._codes_UF is not None:
             codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])

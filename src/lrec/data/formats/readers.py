@@ -18,7 +18,7 @@ import polars as pl
 
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.formats.streams import COMPRESSIONS, unpacked
-from lrec.data.formats.times import Kind, TimeUnits, not_a_time, parse_times
+from lrec.data.formats.times import TimeUnits, not_a_time, parse_times
 from lrec.data.store.encoding import FEATURE, REST, SEPARATOR
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
@@ -117,9 +117,7 @@ def to_interactions(
         for table in _agreeing(tables):
             if table.frame.is_empty():
                 continue
-            checked, kind = _check(table, wanted, units.kinds.get(table.name))
-            if "time" in checked:
-                units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
+            checked = _check(table, wanted, units)
             for name, is_number in (features or {}).items():
                 raw = table.column_or_nulls(name, "that is named as a feature")
                 checked[f"{FEATURE}{name}"] = feature_of(raw, is_number, table.name, table.first_row)
@@ -187,17 +185,18 @@ def _blank(raw: pl.Series) -> np.ndarray:
     return blank
 
 
-def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dict[str, pl.Series], Kind]:
+def _check(table: Table, wanted: dict[str, str], units: TimeUnits) -> dict[str, pl.Series]:
+    """The columns that are wanted, by their keys; UserError if a value is missing or cannot be read."""
     checked: dict[str, pl.Series] = {}
-    found: Kind = "number"
     for key, column in wanted.items():
         find = table.column if table.first_row == 1 else table.column_or_nulls
         raw = find(column, f"(option {key}_column)")
         refuse_types(raw, table.name, pl.Duration, pl.Time)
         if key == "time":
-            if table.text and kind not in (None, "number") and raw.dtype.is_integer():
+            known = units.kinds.get(table.name)
+            if table.text and known not in (None, "number") and raw.dtype.is_integer():
                 raw = raw.cast(pl.String)
-            checked[key], found = parse_times(raw, kind)
+            checked[key], kind = parse_times(raw, known)
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
         else:
@@ -205,13 +204,15 @@ def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dic
         bad_N = _blank(checked[key])
         if bad_N.any():
             row = int(bad_N.argmax())
-            problem = not_a_time(raw, row, found) if key == "time" else "is not a number"
+            problem = not_a_time(raw, row, kind) if key == "time" else "is not a number"
             is_empty = key not in ("time", "rating") or _blank(raw)[row]
             what = "is empty" if is_empty else f"{problem}: {' '.join(str(raw[row]).split())[:80]}"
             raise UserError(f"{table.name}, row {row + table.first_row}: {column} {what}")
+        if key == "time":
+            units.note(table.name, table.first_row, column, checked[key], kind)
     if table.domain is not None:
         checked["domain"] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
-    return checked, found
+    return checked
 
 
 def refuse_types(raw: pl.Series, name: str, *others: type[pl.DataType]) -> None:

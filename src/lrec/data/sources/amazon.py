@@ -113,7 +113,7 @@ class AmazonDataModule(SequenceDataModule):
             raise UserError(f"{self.path} does not exist (option path)")
         candidates = self.path.iterdir() if self.path.is_dir() else [self.path]
         matches = [(_NAME.fullmatch(path.name), path) for path in candidates if path.is_file()]
-        files = [_File(match["domain"], match["layout"], path) for match, path in matches if match]
+        files = sorted(_File(match["domain"], match["layout"], path) for match, path in matches if match)
         if not files:
             raise UserError(f"{self.path}: no .csv, .json or .jsonl file of Amazon reviews is there (option path)")
         if self.domains is not None:
@@ -121,7 +121,6 @@ class AmazonDataModule(SequenceDataModule):
             if unknown := [domain for domain in self.domains if domain not in known]:
                 raise UserError(f"{self.path} has no file of the domain {unknown[0]}, only {', '.join(sorted(known))}")
             files = [file for file in files if file.domain in self.domains]
-        files.sort()
         for one, other in pairwise(files):
             if one.domain == other.domain:
                 raise UserError(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -146,13 +146,9 @@ def _data_files(folder: Path, parts: Sequence[str], above: tuple[Path, ...] = ()
 
 def _partition(file: Path) -> dict[str, str | None]:
     """Columns and values from the column=value folders directly above a file."""
-    values: dict[str, str | None] = {}
-    for folder in file.parents:
-        column, equals, value = folder.name.partition("=")
-        if not equals:
-            break
-        values[unquote(column)] = None if value == _NO_VALUE else unquote(value)
-    return values
+    named = takewhile(lambda name: "=" in name, (folder.name for folder in file.parents))
+    pairs = (name.split("=", 1) for name in named)
+    return {unquote(column): None if value == _NO_VALUE else unquote(value) for column, value in pairs}
 
 
 def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
