@@ -154,5 +154,6 @@ def _partition(file: Path) -> dict[str, str | None]:
 def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
     values = _partition(file)
     for table in read_table(file, file_format, columns.integers):
-        told = {column: pl.lit(value, dtype=pl.String) for column, value in values.items() if column not in table.frame}
-        yield replace(table, frame=table.frame.with_columns(**told))
+        missing = {column: value for column, value in values.items() if column not in table.frame.columns}
+        told = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
+        yield replace(table, frame=table.frame.with_columns(told))
