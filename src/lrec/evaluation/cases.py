@@ -135,11 +135,7 @@ def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[s
     for chosen_M, counts_B in _shared_rows(cases).batches():
         rows = cases.where(chosen_M[np.cumsum(counts_B) - 1])
         of_items = {"items_BL": rows.items_N, "blank_BL": rows.blank_N, "events_BL": rows.events_N}
-        read = {
-            name: torch.from_numpy(padded(values_N, rows.lengths_C)[0])
-            for name, values_N in of_items.items()
-            if values_N is not None
-        }
+        read = {name: padded(values, rows.lengths_C) for name, values in of_items.items() if values is not None}
         if rows.times_N is not None and rows.asked_C is not None:
             read["times_BT"] = with_request(rows.times_N, rows.lengths_C, rows.asked_C)
         last_M = cases.lengths_C[chosen_M] - 1 if rows.blank_N is None else _last_not_blank(cases.where(chosen_M))
