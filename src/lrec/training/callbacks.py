@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrec.common.files import replacing, temporary
+from lrec.common.files import replacing, temporary, write_json
 from lrec.common.text_tables import counted, lasting
 from lrec.evaluation.evaluator import evaluation_table, verdict
 from lrec.model import cost
@@ -51,7 +51,8 @@ class RunFiles(Callback):
         self.alone.enter_context(run.alone())
         run.ended_file.unlink(missing_ok=True)
         run.write_config(self.config)
-        run.write_items(recommender(pl_module).data.item_table())
+        with replacing(run.items_file) as temporary:
+            recommender(pl_module).data.item_table().write_parquet(temporary)
 
 
 class ScalingPoints(Callback):
@@ -245,7 +246,7 @@ class EvaluationReport(Announcer):
             "config_hash": _run(trainer).config_hash,
             "commit": _commit(),
         }
-        _run(trainer).write_metrics(written)
+        write_json(_run(trainer).metrics_file, written)
 
 
 class PredictionWriter(Announcer, BasePredictionWriter):
@@ -321,11 +322,8 @@ def _run(trainer: Trainer) -> Run:
 def _commit() -> str | None:
     """Commit of the running lrec checkout; None if lrec was not installed from a checkout."""
     here = Path(__file__).resolve()
-    git = ["git", "-C", str(here.parent)]
-    try:
-        # A site-packages folder inside somebody's repository is not a checkout of lrec: its files are not tracked.
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
-        result = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
+    # A site-packages folder inside somebody's repository is not a checkout of lrec: its commits lack this file.
+    git = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.split()[0]
+    return None

@@ -28,7 +28,7 @@ from lrec.common.files import check_folder
 from lrec.common.hardware import auto_precision, kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.evaluation.metrics import metrics_of
+from lrec.evaluation.metrics import best_is, metric_names, metrics_of
 from lrec.model.sharded_table import PATIENCE_MINUTES
 from lrec.run import CONFIG, Run
 from lrec.training import target_losses
@@ -36,7 +36,7 @@ from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
 from lrec.training.lightning_options import HelpAll, LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
-from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
+from lrec.training.schedule import StopAfterSwitch, mode_of
 from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_process
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
@@ -135,7 +135,9 @@ class CommandLine(LightningCLI):
         metrics = metrics_of([each.as_dict() for each in as_list(self.config.model.init_args.get("metrics"))])
         for group in ("checkpoint", "early_stopping"):
             chosen = self.config[group]
-            check_monitored(chosen.monitor, f"--{group}", metrics)
+            if not chosen.monitor.startswith("val/") or best_is(chosen.monitor.removeprefix("val/"), metrics) is None:
+                monitored = [f"val/{name}" for name in metric_names(metrics) if best_is(name, metrics) is not None]
+                raise UserError(f"--{group}.monitor {chosen.monitor}: choose one of {', '.join(monitored)}")
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}", metrics)
         if not self._make:
             self.options, self.config.seed_everything = plain(parser, self.config), False  # no random numbers
@@ -143,12 +145,10 @@ class CommandLine(LightningCLI):
     def _stay_with_the_configuration(self) -> None:
         """Let a copied or moved run use the folder of its config.yaml, not the former folder that this file names."""
         trainer = self.config.trainer
-        for file in filter(None, self.config.config or []):  # None is a configuration given as text
-            run = Run(Path(file).absolute().parent)
-            if Path(file).name != CONFIG or not run.occupied or trainer.default_root_dir is None:
-                continue
-            written = run.config.value("trainer.default_root_dir") == trainer.default_root_dir
-            if written and run.folder.resolve() != Path(trainer.default_root_dir).resolve():
+        for file in map(Path, filter(None, self.config.config or [])):  # None is a configuration given as text
+            run, folder = Run(file.absolute().parent), trainer.default_root_dir
+            own = file.name == CONFIG and run.occupied and run.config.value("trainer.default_root_dir") == folder
+            if own and folder is not None and run.folder.resolve() != Path(folder).resolve():
                 trainer.default_root_dir = str(run.folder)
 
     @property
@@ -169,11 +169,7 @@ class CommandLine(LightningCLI):
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
             # The processes that Lightning starts for further devices inherit this variable, and so the folder. A script
             # may start several runs in the same second, so the name has microseconds.
-            chooser, _, folder = os.environ.get("LREC_RUN", "").partition(" ")
-            if chooser in ("", str(os.getpid())):
-                folder = f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
-                os.environ["LREC_RUN"] = f"{os.getpid()} {folder}"
-            trainer.default_root_dir = folder
+            trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
         # As Lightning does.
         trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
         if self.trial is None:

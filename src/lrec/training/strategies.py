@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
@@ -26,17 +26,6 @@ def is_loss_of_a_process(error: BaseException) -> bool:
     """Whether an error of torch.distributed or gloo says that another process of the run no longer answers."""
     by_gloo = any(words in str(error) for words in ("gloo", "Application timeout caused pair closure"))
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and by_gloo)
-
-
-def check_strategy(chosen: str | type) -> None:
-    """UserError if lrec cannot train with a strategy, given by name or class. Other strategies leave the network
-    unsharded, do not synchronise gradients, or cannot save the network."""
-    if isinstance(chosen, str):
-        name, fits = chosen, chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
-    else:
-        name, fits = chosen.__name__, issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
-    if not fits:
-        raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
 
 
 def precision_of(trainer: Trainer) -> str:

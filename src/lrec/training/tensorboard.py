@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run: train/ and val/ first, its row in the table of runs, its items in the projector."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,6 @@ import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.tensorboard.summary import hparams
@@ -73,20 +72,15 @@ class RunTable(Callback):
             name: value if value is None or isinstance(value, bool | int | float | str) else str(value)
             for name, value in (leading | others).items()
         }
-        table, *row = hparams(columns, dict.fromkeys(map(tag_of, COMPARED)))
-        for summary in (_led_by(leading, table), *row):
+        summaries = hparams(columns, dict.fromkeys(map(tag_of, COMPARED)))
+        # TensorBoard begins with columns that are marked as different between runs, and at first shows at most five.
+        plugin = summaries[0].value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(plugin.content)
+        for column in content.experiment.hparam_infos:
+            column.differs = column.name in leading
+        plugin.content = content.SerializeToString()
+        for summary in summaries:
             loggers[0].experiment.file_writer.add_summary(summary)
-
-
-def _led_by(leading: Collection[str], table: Summary) -> Summary:
-    """The table of runs with these columns first. TensorBoard begins with columns that are marked as different between
-    runs, and at first shows at most five."""
-    (value,) = table.value
-    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
-    for column in content.experiment.hparam_infos:
-        column.differs = column.name in leading
-    value.metadata.plugin_data.content = content.SerializeToString()
-    return table
 
 
 class ItemProjector(Callback):
