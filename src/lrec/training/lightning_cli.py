@@ -15,7 +15,6 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -156,12 +155,9 @@ class CommandLine(LightningCLI):
         return Run(Path(self.config.trainer.default_root_dir))
 
     def instantiate_classes(self) -> None:
-        if self._make:
-            self._settle()
-            super().instantiate_classes()
-
-    def _settle(self) -> None:
-        """Choose the run's folder and precision. A trial (fast_dev_run) gets a temporary folder for its files."""
+        """Choose the run's folder and precision first. A trial (fast_dev_run) gets a temporary folder for its files."""
+        if not self._make:
+            return
         trainer = self.config.trainer
         self.trial = TemporaryDirectory(prefix="lrec-") if trainer.fast_dev_run else None
         if trainer.default_root_dir is None:
@@ -180,6 +176,7 @@ class CommandLine(LightningCLI):
             trainer.precision = self._settled_precision()
         # config.yaml says how a run is trained, not from which checkpoint an attempt started.
         self.ckpt_path, self.config.ckpt_path = self.config.ckpt_path, None
+        super().instantiate_classes()
 
     def _settled_precision(self) -> str | None:
         """The precision of the run that is already in this folder, else the choice of `auto` on this machine."""
@@ -234,9 +231,6 @@ def fit(cli: CommandLine) -> None:
         )
     if checkpoint is not None:
         cli.model.warm_start = None  # it was done before the checkpoint
-    for callback in as_list(cli.config_init.trainer.callbacks):
-        if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
-            mode_of(callback.monitor, callback.mode, type(callback).__name__, cli.model.metrics)
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
     trainer: Any = cli.trainer

@@ -4,6 +4,7 @@ anything is written, and the warnings."""
 import argparse
 import math
 import os
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -18,8 +19,7 @@ from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.options.class_paths import imported
-from lrec.options.parser import OneLineParser
-from lrec.options.used_most import beginning
+from lrec.options.parser import OneLineParser, beginning
 from lrec.training.callbacks import is_partial
 from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
@@ -126,33 +126,26 @@ def check_options(command: str, options: Namespace) -> None:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
 
 
-def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> list[str]:
+def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Iterator[str]:
     """What fit does with these options that a user may not expect, one line each."""
-    trainer = options.trainer
-    warnings = []
+    trainer, precision, limit = options.trainer, str(options.trainer.precision), options.trainer.limit_val_batches
     if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
-        warnings.append(few)
+        yield few
     if isinstance(loss, FullSoftmax) and data.n_items > MANY_ITEMS:
-        warnings.append(
+        yield (
             f"each target is compared with all {data.n_items:,} items, which takes most of the time: "
             "--model.loss SampledSoftmax compares it with a few"
         )
-    if trainer.limit_val_batches is not None and is_partial(trainer.limit_val_batches):
-        warnings.append(
-            f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"
-        )
+    if limit is not None and is_partial(limit):
+        yield f"--trainer.limit_val_batches {limit}: the first users alone choose the best checkpoint"
     kind = kind_of(trainer.accelerator)
-    if str(trainer.precision).startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
-        warnings.append(
-            f"--trainer.precision {trainer.precision}: this processor has no instructions for bfloat16, "
-            "32-true is faster here"
+    if precision.startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
+        yield f"--trainer.precision {precision}: this processor has no bfloat16 instructions, 32-true is faster here"
+    if precision in HALF:
+        yield (
+            f"--trainer.precision {precision} keeps the parameters themselves in 16 bits, which rounds most steps away, "
+            "so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
         )
-    if str(trainer.precision) in HALF:
-        warnings.append(
-            f"--trainer.precision {trainer.precision} keeps the parameters themselves in 16 bits, which rounds most "
-            "steps away, so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
-        )
-    return warnings
 
 
 def epochs_in_all(max_steps: int | None, max_epochs: float | None, steps_per_epoch: int) -> float:

@@ -39,9 +39,8 @@ from lrec.model.sharded_table import Table, local_range, whole
 from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
-from lrec.training.checkpoint_callbacks import StableCheckpoint
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
-from lrec.training.schedule import ENDLESS, OptimizerSwitch, schedule_position, schedule_steps
+from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_position, schedule_steps
 from lrec.training.stored_model import StoredModel
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
@@ -135,10 +134,12 @@ class SequentialRecommender(StoredModel):
         width of the items' vectors; by default, that of the file `item_vectors`."""
         shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.parametrisation)
         shape = replace(shape, event_types=event_types)
-        if self.item_vectors_use == "initial" or (vector_width is None and self.item_vectors is None):
+        if self.item_vectors_use == "initial":
             return shape
-        width = read_width(self.item_vectors) if vector_width is None else vector_width
-        return replace(shape, vector_width=width, own_rows=self.item_vectors_use == "added")
+        if vector_width is None and self.item_vectors is not None:
+            vector_width = read_width(self.item_vectors)
+        own_rows = vector_width is None or self.item_vectors_use == "added"
+        return replace(shape, vector_width=vector_width, own_rows=own_rows)
 
     @property
     def counts_V(self) -> Tensor:
@@ -174,7 +175,8 @@ class SequentialRecommender(StoredModel):
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
-        """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have.
+        """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have, or
+        takes its worst value for the best.
 
         The objects that exist by now are excluded from garbage collection: going through them takes two thirds of the
         time of logging an evaluation. On a CPU, freed memory is kept for the next batches.
@@ -185,9 +187,11 @@ class SequentialRecommender(StoredModel):
         if stage == "fit":
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                name = str(getattr(callback, "monitor", None)).removeprefix("val/")
+                monitor = str(getattr(callback, "monitor", None))
+                mode_of(monitor, getattr(callback, "mode", None), type(callback).__name__, self.metrics)
+                name = monitor.removeprefix("val/")
                 if best_is(name, self.metrics) is not None and name not in there:
-                    raise UserError(f"monitor val/{name}: validation on targets of this kind does not have this metric")
+                    raise UserError(f"monitor {monitor}: validation on targets of this kind does not have this metric")
             end_with_a_step(self.trainer, self.data.steps_per_epoch)
 
     def configure_model(self) -> None:
@@ -196,9 +200,7 @@ class SequentialRecommender(StoredModel):
         if features is not None and self.item_vectors is not None:
             raise UserError("give data.item_features or model.item_vectors, not both")
         if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
-            raise UserError(
-                "model.item_vectors_use initial and model.warm_start both set the initial rows: give only one of them"
-            )
+            raise UserError("model.item_vectors_use initial and model.warm_start both set the first rows: give one")
         width = self._trained["vector_width"] if self._trained is not None else None
         width = width if features is None else features[1].shape[1]
         config = self.network_config(self.data.n_items, self.data.max_len, len(self.data.event_rows), width)
@@ -270,10 +272,9 @@ class SequentialRecommender(StoredModel):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """A callback for the optimizer's switch, or for the checkpoint before the rate falls."""
-        if isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None:
-            return [OptimizerSwitch(self.optimizer.switch)]
-        return [StableCheckpoint()] if isinstance(self.optimizer, Optimizer) and self.optimizer.decay == "wsd" else []
+        """A callback for the optimizer's switch."""
+        switch = self.optimizer.switch if isinstance(self.optimizer, Optimizer) else None
+        return [] if switch is None else [OptimizerSwitch(switch)]
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Free the gradients of the last step; Lightning would keep them until the gradients of this step exist.

@@ -191,7 +191,7 @@ class Optimizer(OptimizerConfig):
             return group["sgd_lr"] / group["initial_lr"] * fall
 
         indices = range(len(optimizer.param_groups))
-        factors: list[Callable[[int], float]] = [lambda step, index=index: factor(step, index) for index in indices]
+        factors: list[Any] = [lambda step, index=index: factor(step, index) for index in indices]
         return optimizer, LambdaLR(optimizer, factors)
 
 
@@ -263,18 +263,11 @@ class AdamWThenSGD(AdamW):
                 muon_matrices(group["params"], self.state, group)
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
             if moving and not in_adamw:
-                sgd(
-                    moving,
-                    [parameter.grad for parameter in moving],
-                    [self.state[parameter]["exp_avg"] for parameter in moving],
-                    foreach=True,  # the fused kernel does not support sharded tensors
-                    weight_decay=group["sgd_weight_decay"],
-                    momentum=group["momentum"],
-                    lr=group["lr"],
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
-                )
+                gradients = [parameter.grad for parameter in moving]
+                buffers = [self.state[parameter]["exp_avg"] for parameter in moving]
+                of_group = {"lr": group["lr"], "momentum": group["momentum"], "weight_decay": group["sgd_weight_decay"]}
+                # The fused kernel does not support sharded tensors.
+                sgd(moving, gradients, buffers, foreach=True, dampening=0.0, nesterov=False, maximize=False, **of_group)
         if in_adamw:
             super().step()
         return loss

@@ -24,7 +24,7 @@ from lrec.checkpoint.trained import (
     trained_in,
 )
 from lrec.data.datamodule import SequenceDataModule
-from lrec.data.vocabulary import as_plain
+from lrec.data.vocabulary import as_plain, vocabularies_of
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import NewItems, refuse_other_vectors
@@ -44,6 +44,7 @@ class StoredModel(LightningModule):
     config: TransformerConfig
     optimizer: OptimizerConfig | OfParameters
     item_ids: pl.Series
+    item_vectors: Path | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,8 +91,9 @@ class StoredModel(LightningModule):
         check_trusted(stored, trust, path)
         model = from_plain(cls, stored, changed)
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
-        shape = (about[name] for name in ("n_items", "max_len", "event_types", "vector_width"))
-        model.config = model.network_config(*shape)
+        has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
+        width = about["vector_width"] if has_vectors else None
+        model.config = model.network_config(about["n_items"], about["max_len"], about["event_types"], width)
         refuse_other_network(about, model.config)
         model.net, model._new_items = build_network(model.config, parameters, path), new_items
         return model
@@ -160,7 +162,7 @@ _KEPT = ("lr", "weight_decay", "betas", "muon", "switch.lr", "switch.momentum", 
 def _refuse_other_optimizer(stored: Any, optimizer: OptimizerConfig | OfParameters) -> None:
     """UserError if the stored optimizer has another class, or another value of an option that its state keeps: the run
     would go on with the old one. An object that no checkpoint can hold is not compared."""
-    both = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
+    both: tuple[Any, Any] = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
     if None in both:
         return
     theirs, mine = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)

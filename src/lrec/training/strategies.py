@@ -143,27 +143,24 @@ class FSDP2(ModelParallelStrategy):
         super().teardown()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        assert self.lightning_module is not None
-        drop_gathered(self.lightning_module)
-        fits = self.lightning_module.trainer.state.fn == "fit"
-        return read_together(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
+        """Read the rows that this process holds."""
+        mine = self.lightning_module_state_dict()
 
-    def _local_range(self, name: str, n: int) -> slice:
-        """Which of the n rows of a checkpoint's tensor this process holds."""
+        def rows(name: str, n: int) -> slice:
+            match name.split("/"):
+                case ["optimizer_states", which, "state", index, *_]:
+                    return local_range(_parameters_of(self.optimizers[int(which)])[int(index)])
+                case [_, own] if own in mine:
+                    return local_range(mine[own])
+            return slice(0, n)
+
         assert self.lightning_module is not None
-        match name.split("/"):
-            case ["optimizer_states", which, "state", index, *_]:
-                return local_range(_parameters_of(self.optimizers[int(which)])[int(index)])
-            case [_, own]:
-                parameter = dict(self.lightning_module.named_parameters()).get(own)
-                return slice(0, n) if parameter is None else local_range(parameter)
-        return slice(0, n)
+        fits = self.lightning_module.trainer.state.fn == "fit"
+        return read_together(Path(self.broadcast(str(checkpoint_path))), rows, optimizer=fits)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        assert self.lightning_module is not None
-        drop_gathered(self.lightning_module)
-        for name, parameter in self.lightning_module.state_dict().items():
+        for name, parameter in self.lightning_module_state_dict().items():
             local_rows(parameter).copy_(checkpoint["state_dict"][name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -19,8 +19,7 @@ from lrec.data.formats.readers import read_titles
 from lrec.errors import check_range
 from lrec.model import cost
 from lrec.model.item_table import whole_table
-from lrec.run import Run
-from lrec.training.checkpoint_callbacks import best_of
+from lrec.training.checkpoint_callbacks import best_of, run_of
 from lrec.training.module import recommender
 
 # The curves that TensorBoard shows first.
@@ -55,7 +54,7 @@ class RunTable(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the options; TensorBoard takes the metrics from the curves of the same names."""
-        run = Run(Path(trainer.default_root_dir))
+        run = run_of(trainer)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not run.config_file.is_file() or not loggers:
             return
@@ -108,7 +107,7 @@ class ItemProjector(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write RUN/projector/ and RUN/projector_config.pbtxt, which names it."""
-        kept, run = best_of(trainer), Path(trainer.default_root_dir)
+        kept, folder = best_of(trainer), run_of(trainer).folder
         if self.items == 0 or kept is None or not kept.best_model_path:
             return
         table = recommender(pl_module).data.item_table()
@@ -121,12 +120,12 @@ class ItemProjector(Callback):
         shown = shown.select(column for column in shown if not column.is_null().all())
         # Each row must be one line of the file, whatever a title contains.
         text = pl.all().cast(pl.String).fill_null("").str.replace_all(r"\s+", " ").str.strip_chars()
-        with replacing(run / "projector" / "items.tsv") as temporary:
+        with replacing(folder / "projector" / "items.tsv") as temporary:
             shown.select(text).write_csv(temporary, separator="\t", quote_style="never")
         # SummaryWriter.add_embedding would write text, which is five times as large and takes a hundred times as long.
-        with replacing(run / "projector" / "vectors.bytes") as temporary:
+        with replacing(folder / "projector" / "vectors.bytes") as temporary:
             np.ascontiguousarray(vectors).tofile(temporary)
         config = ProjectorConfig()
         shown_by = config.embeddings.add(tensor_name="items", tensor_shape=vectors.shape)
         shown_by.tensor_path, shown_by.metadata_path = "projector/vectors.bytes", "projector/items.tsv"
-        write_text(run / "projector_config.pbtxt", str(config))
+        write_text(folder / "projector_config.pbtxt", str(config))

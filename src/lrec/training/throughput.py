@@ -4,7 +4,6 @@ import resource
 import sys
 import time
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lrec.common.files import write_json
 from lrec.training.callbacks import Announcer
+from lrec.training.checkpoint_callbacks import run_of
 from lrec.training.module import recommender
 from lrec.training.strategies import precision_of
 from lrec.training.tally import logs_now
@@ -69,7 +69,7 @@ class Throughput(Announcer):
                 f"{rate['flops_per_s'] / 1e9:,.1f} GFLOP/s = {rate['mfu']:.0%} of the {self._products} products' "
                 f"{self._peak_flops_per_s / 1e9:,.0f} on each rank{nominal}, {rate['memory_gib']:.2f} GiB"
             )
-            write_json(Path(trainer.default_root_dir) / "throughput.json", rate)
+            write_json(run_of(trainer).folder / "throughput.json", rate)
 
     def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
         """Targets and FLOPs of all ranks, positions of this rank, how many of them are real, and seconds, so far."""

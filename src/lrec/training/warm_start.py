@@ -66,11 +66,9 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
         _leave_to_vectors(net, net.items.vectors, rows_HD, is_known_H, mean_D)
     if net.items.weight is not None:
         parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
-    kept, old = int((place_V >= 0).sum()), sum(map(len, pieces))
-    return (
-        f"warm start from {path}: {kept} items keep their embeddings, {len(raw_ids) - kept} are new, {old - kept} are "
-        "gone"
-    )
+    kept = int((place_V >= 0).sum())
+    new, gone = len(raw_ids) - kept, sum(map(len, pieces)) - kept
+    return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"
 
 
 def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
