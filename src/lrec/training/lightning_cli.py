@@ -56,11 +56,8 @@ _NOT_FOR_USERS = (
 def run_lightning(arguments: Sequence[str]) -> None:
     command, *options = arguments
     try:
-        cli = CommandLine(command, options)
-        if command == "fit":
-            fit(cli)
-        else:
-            evaluate(cli)
+        run = fit if command == "fit" else evaluate
+        run(CommandLine(command, options))
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as error:

@@ -143,8 +143,8 @@ def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Ite
         yield f"--trainer.precision {precision}: this processor has no bfloat16 instructions, 32-true is faster here"
     if precision in HALF:
         yield (
-            f"--trainer.precision {precision} keeps the parameters themselves in 16 bits, which rounds most steps away, "
-            "so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
+            f"--trainer.precision {precision} keeps the parameters themselves in 16 bits, which rounds most steps "
+            "away, so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
         )
 
 
