@@ -3,8 +3,6 @@
 Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
 """
 
-import gc
-import hashlib
 import math
 from dataclasses import replace
 from functools import partial
@@ -23,7 +21,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
-from lrec.common.hardware import keep_freed_memory
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError, check_range
@@ -40,6 +37,7 @@ from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
+from lrec.training.process import ProcessSetup
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_position, schedule_steps
 from lrec.training.stored_model import StoredModel
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
@@ -176,14 +174,7 @@ class SequentialRecommender(StoredModel):
 
     def setup(self, stage: str) -> None:
         """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have, or
-        takes its worst value for the best.
-
-        The objects that exist by now are excluded from garbage collection: going through them takes two thirds of the
-        time of logging an evaluation. On a CPU, freed memory is kept for the next batches.
-        """
-        gc.freeze()
-        if cpu_threads.is_cpu(self.trainer.strategy.root_device):
-            keep_freed_memory()
+        takes its worst value for the best."""
         if stage == "fit":
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -272,24 +263,14 @@ class SequentialRecommender(StoredModel):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """A callback for the optimizer's switch."""
+        """Callbacks for the process, and for the optimizer's switch."""
         switch = self.optimizer.switch if isinstance(self.optimizer, Optimizer) else None
-        return [] if switch is None else [OptimizerSwitch(switch)]
+        return [ProcessSetup(), *([] if switch is None else [OptimizerSwitch(switch)])]
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
-        """Free the gradients of the last step; Lightning would keep them until the gradients of this step exist.
-
-        Seed dropout from (seed, micro-step, rank). So a resumed run has the same dropout as an uninterrupted one,
-        although checkpoints do not hold the state of the generators.
-        """
+        """Free the gradients of the last step; Lightning would keep them until the gradients of this step exist."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
-        key = f"{self.data.seed}/{self.trainer.fit_loop.total_batch_idx}/{self.trainer.global_rank}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-        # torch.manual_seed would seed every kind of device, and keep a stack trace for each unused kind.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """This micro-batch's share of the mean loss over the global step's targets."""
@@ -358,9 +339,6 @@ class SequentialRecommender(StoredModel):
         users_M, items_MK, scores_MK = (part[real_M].cpu().numpy() for part in parts)
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.store.raw_user_ids.gather(users_M), **lists})
-
-    def teardown(self, stage: str) -> None:
-        gc.unfreeze()
 
     def _log_evaluation(self, stage: str) -> None:
         """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer.
