@@ -106,7 +106,7 @@ class Report:
         lines = []
         for result in self.results:
             for section in result.sections:
-                lines += ["", f"{result.title}. {section.title}", *_short_table(section), *section.findings]
+                lines += ["", f"{result.title}. {section.title}", _short_table(section), *section.findings]
             lines += [] if result.sections else ["", f"{result.title}."]
             lines += [f"{note}." for note in result.notes]
         return "\n".join(lines).strip()
@@ -122,8 +122,7 @@ def _content(section: Section) -> dict[str, Any]:
         }
         for name, group in section.groups.items()
     }
-    sizes = dict(zip(section.names, section.n_body_S.tolist(), strict=True))
-    return {"title": section.title, "sizes": sizes, "groups": groups, "findings": section.findings}
+    return {"title": section.title, "sizes": section.sizes, "groups": groups, "findings": section.findings}
 
 
 def _plain(shown: Estimate) -> dict[str, float | None]:
@@ -145,13 +144,13 @@ def _table(section: Section, metric: str) -> str:
     return rows_table(rows, text=(0,))
 
 
-def _short_table(section: Section) -> list[str]:
+def _short_table(section: Section) -> str:
     """The first metric of the drawn groups, without intervals."""
     metric, groups = section.shown[0], [(name, section.groups[name]) for name in section.drawn_groups]
     rows = [[metric, "cases", *groups[0][1].draws]]
     for name, group in groups:
         rows.append([name, f"{group.cases:,}", *(f"{draws[metric][0]:.4f}" for draws in group.draws.values())])
-    return [on_terminal(rows_table(rows, text=(0,)))]
+    return on_terminal(rows_table(rows, text=(0,)))
 
 
 def _cell(draws_R: np.ndarray, sign: str = "") -> str:
@@ -190,12 +189,13 @@ def _draw(axes: "Axes", section: Section) -> None:
 
     metric, groups = section.shown[0], section.drawn_groups
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
-    decades = float(np.ptp(np.log10(section.n_body_S))) or 1.0
+    n_body_S = np.array(list(section.sizes.values()))
+    decades = float(np.ptp(np.log10(n_body_S))) or 1.0
     axes.set_xscale("log")
     for place, (name, colour) in enumerate(zip(groups, colours, strict=True)):
         draws = section.groups[name].draws
         values, lows, highs = np.transpose([estimate(draws[size][metric]) for size in section.names])
-        shifted = section.n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * decades)
+        shifted = n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * decades)
         # A percentile interval may be on one side of the value, but a bar cannot have a negative length.
         bars = np.nan_to_num([np.maximum(values - lows, 0), np.maximum(highs - values, 0)], posinf=0.0)
         axes.errorbar(

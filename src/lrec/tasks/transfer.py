@@ -13,7 +13,7 @@ from lrec.data.splits.rules import Split
 from lrec.evaluation.cases import cases_of_test
 from lrec.tasks.intervals import UserResamples, estimate
 from lrec.tasks.results import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
-from lrec.tasks.trained_runs import BySize, DomainRuns, Ladder, TrainedRun
+from lrec.tasks.trained_runs import DomainRuns, Ladder
 
 MIX, DIFF = "mix", "diff"
 ALONE, ZERO_SHOT, FINE_TUNED = "alone", "zero-shot", "fine-tuned"
@@ -69,22 +69,20 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
     among_all = replace(among_all, items_N=index_W[among_all.items_N], targets_C=targets_C)
     resamples, own_counts_V = UserResamples(cases.users_C, seed), runs.split.counts_V
 
-    def of(by_size: BySize) -> list[list[TrainedRun]]:
-        return [by_size[n_body] for n_body in sizes]
-
-    all_domains = of(ladder.runs)
+    all_domains, alone, fine_tuned = (
+        {n_body: way[n_body] for n_body in sizes if way} for way in (ladder.runs, runs.alone, runs.fine_tuned)
+    )
     groups = {
-        ALONE: measure(resamples, cases, of(runs.alone), own_counts_V, ladder.metrics),
+        ALONE: measure(resamples, cases, alone, own_counts_V, ladder.metrics),
         ZERO_SHOT: measure(resamples, among_all, all_domains, ladder.counts_V, ladder.metrics, candidates_V=index_W),
     }
-    if runs.fine_tuned:
-        groups[FINE_TUNED] = measure(resamples, cases, of(runs.fine_tuned), own_counts_V, ladder.metrics)
+    if fine_tuned:
+        groups[FINE_TUNED] = measure(resamples, cases, fine_tuned, own_counts_V, ladder.metrics)
     title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
-    section = Section(title, [same[0].name for same in all_domains], np.array(sizes, dtype=np.float64), groups)
+    section = Section(title, {name: x for name, x in ladder.sizes.items() if x in sizes}, groups)
     section.shown = ("NDCG@10", f"NDCG@10{OVER}", "HR@10", f"HR@10{OVER}")
-    for name in groups:
-        if name != ALONE:
-            _compare_with_alone(section, name)
+    for name in [*groups][1:]:
+        _compare_with_alone(section, name)
     return section
 
 
@@ -99,7 +97,7 @@ def _read_as_of_all_domains(split: Split, whole: Split) -> Split:
 
 def _sizes(domain: str, runs: DomainRuns, ladder: Ladder, notes: list[str]) -> list[int]:
     """The values of N_body that were trained in every way."""
-    ways = [ladder.runs, runs.alone, *([runs.fine_tuned] if runs.fine_tuned else [])]
+    ways = [way for way in (ladder.runs, runs.alone, runs.fine_tuned) if way]
     if not runs.fine_tuned:
         notes.append(f"Domain {domain}: no run started from a trained network (--model.warm_start)")
     sizes = [n_body for n_body in runs.alone if all(n_body in way for way in ways)]
