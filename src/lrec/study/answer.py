@@ -89,13 +89,12 @@ def answer_of(
     seeds = [points[r.name] for r in runs if points[r.name].N_body == point.N_body]
     measured = tuple(mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE)
     columns = [Column("largest trained", size, today, None, None, measured, 0.0, price_of(study, run))]
-    for index, times in enumerate(TIMES):
-        mine = expected[METRIC][index]
+    for index, (times, at) in enumerate(zip(TIMES, expected[METRIC], strict=True)):
         beside = tuple(expected[name][index].predicted if name in expected else math.nan for name in BESIDE)
-        forecast = mine.x, mine.predicted, mine.low, mine.high, beside, mine.predicted / today - 1
+        forecast = at.x, at.predicted, at.low, at.high, beside, at.predicted / today - 1
         columns.append(Column(f"{times} times", *forecast, price_of(study, run, times)))
-    of_baselines = ((point.metric(f"test/{name}/{METRIC}"), name) for name in BASELINES)
-    baselines = sorted((each for each in of_baselines if math.isfinite(each[0])), reverse=True)
+    shares = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
+    baselines = sorted(((share, name) for name, share in shares.items() if math.isfinite(share)), reverse=True)
     judged, best = analysis.tested(METRIC), best_measured(analysis.points, METRIC)
     within = sum(each.inside for each in judged)
     fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
