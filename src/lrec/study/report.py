@@ -32,7 +32,6 @@ from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
-from lrec.study.price import price_rows
 from lrec.study.tuning import Tuned
 
 # Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
@@ -98,7 +97,6 @@ def write_report(
     shown: dict[str, Any] = {"name": study.name, "answer": answer, "metric": METRIC, "beside": BESIDE}
     short = list[str]()
     if answer is not None and of_answer is not None:
-        shown["prices"] = price_rows([column.price for column in answer.columns])
         short = [rendered("study", "answer.md.j2", shown, amount=amount)]
         figure = answer_figure(of_answer, METRIC, answer.finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
@@ -176,12 +174,11 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
     links = []
     finished = [run for run in runs if not points[run.name].diverged]
     for variant in dict.fromkeys(run.variant for run in finished):
-        mine = {run.name: run for run in finished if run.variant == variant}
-        every = {name: run_of_study(out, name).points for name in mine}
-        most = max(run.fraction for run in mine.values())
-        whole = [every[name] for name, run in mine.items() if run.fraction == most]
+        every = [(run.fraction, run_of_study(out, run.name).points) for run in finished if run.variant == variant]
+        most = max(fraction for fraction, _ in every)
+        whole = [points_of_run for fraction, points_of_run in every if fraction == most]
         drawn = {"compute": compute_figure(whole), "iso_flop": iso_flop_figure(whole)}
-        for name, figure in (drawn | {"repetition": repetition_figure([*every.values()])}).items():
+        for name, figure in (drawn | {"repetition": repetition_figure([each for _, each in every])}).items():
             if figure is not None:
                 path = out / "figures" / variant / f"{name}.png"
                 save_figure(path, figure)
@@ -258,8 +255,8 @@ def _runs_table(runs: list[PlannedRun], points: Mapping[str, Point]) -> str:
     if finished := [point for point in mine if not point.diverged]:
         point = finished[0]  # all have the same baselines
         found = (re.fullmatch("test/([^/]+)/loss", name) for name in point.metrics)
-        losses = {name[1]: loss for name in found if name and math.isfinite(loss := point.metric(name[0]))}
-        for name in dict.fromkeys(["popularity", *sorted(losses, key=losses.__getitem__)[:1]]):  # and the best one
+        known = {name[1]: loss for name in found if name and math.isfinite(loss := point.metric(name[0]))}
+        for name in dict.fromkeys(["popularity", *sorted(known, key=known.__getitem__)[:1]]):  # and the best one
             row = [name, *[""] * 5, f"{point.metric(f'test/{name}/loss'):.4f}", *[""] * len(extra)]
             rows.append(row + [f"{point.metric(f'test/{name}/{column}'):.4f}" for column in columns])
     return rows_table(rows, text=(0,))

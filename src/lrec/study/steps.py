@@ -17,11 +17,10 @@ from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
 from lrec.run import Point, run_of_study
-from lrec.study.answer import METRIC
+from lrec.study.answer import METRIC, wider
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import as_argument, ladder_n_body
 from lrec.study.points import REPEATED
-from lrec.study.price import wider
 from lrec.study.tuning import LR
 
 EPOCHS, LENGTH, USERS = "trainer.max_epochs", "data.max_len", "data.reduction.users"
@@ -143,20 +142,15 @@ class Ladder:
 
     def check_targets(self, runs: Sequence[PlannedRun]) -> None:
         """Raise UserError if a step would be tested on other targets, or with another catalogue, than this size."""
-        hashes: dict[str, str] = {}
+        hashes: dict[str, bytes] = {}  # by options of the data: of users and items of the targets, and of the catalogue
         for run in (self.runs[0], *runs):
             key = json.dumps(run.config.nested["data"] | {"seed": 0}, default=str)
-            hashes[key] = hashes.get(key) or _targets_hash(run)
+            if key not in hashes:
+                data = run.open_data()
+                cuts, (tested, _) = data.cuts, data.evaluated("test")
+                raw_ids, digest = cuts.store.item_table["raw_id"], sha256(tested.users_T.tobytes())
+                for items in (cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V):
+                    digest.update("\n".join(raw_ids.gather(items)).encode())
+                hashes[key] = digest.digest()
             if hashes[key] != next(iter(hashes.values())):
                 raise UserError(f"step {run.variant}: other test targets or items than in the study, not comparable")
-
-
-def _targets_hash(run: PlannedRun) -> str:
-    """A hash of the test targets of a run (users and items), and of its catalogue."""
-    data = run.open_data()
-    cuts, (tested, _) = data.cuts, data.evaluated("test")
-    raw_ids = cuts.store.item_table["raw_id"]
-    digest = sha256(tested.users_T.tobytes())
-    for items in (cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V):
-        digest.update("\n".join(raw_ids.gather(items)).encode())
-    return digest.hexdigest()
