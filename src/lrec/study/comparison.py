@@ -55,13 +55,16 @@ def compare(
                 ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
-    contrasts: dict[tuple[str, str], Contrast | str] = {}
+    contrasts, said, crossings = list[dict[str, Any]](), list[str](), list[float]()
     for one, two in combinations(ladders, 2):
         try:
-            contrasts[one, two] = contrast(ladders[one][0], ladders[two][0])
+            found = contrast(ladders[one][0], ladders[two][0])
+            contrasts.append({"ladders": (one, two), **asdict(found)})
+            said.append(f"{one} against {two}: {_in_words(found, chosen.parameters[chosen.n_coefficients], x)}")
+            crossings += [found.crossing] if found.crossing else []
         except UserError as error:  # it says why there is no contrast
-            contrasts[one, two] = str(error)
-    crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
+            contrasts.append({"ladders": (one, two), "unknown": str(error)})
+            said.append(f"{one} against {two}: {error}")
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
     rows, content = [["ladder", *chosen.parameters]], dict[str, Any]()
     for name, (fitted, held_out) in ladders.items():
@@ -72,17 +75,10 @@ def compare(
         for parameter, value in fitted.parameters.items():
             low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])
             rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
-    pairs = [
-        {"ladders": names, **(asdict(each) if isinstance(each, Contrast) else {"unknown": each})}
-        for names, each in contrasts.items()
-    ]
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
-    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
-    print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
-    exponent = chosen.parameters[chosen.n_coefficients]
-    for (one, two), each in contrasts.items():
-        print(f"\n{one} against {two}: {_in_words(each, exponent, x) if isinstance(each, Contrast) else each}")
-    print(f"\n{out / 'compare.png'}")
+    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": contrasts}))
+    table = on_terminal(rows_table(rows, text=(0,)))
+    print("\n\n".join([chosen.formula, table, *said, str(out / "compare.png")]))
 
 
 def _in_words(found: Contrast, exponent: str, x: str) -> str:

@@ -84,22 +84,19 @@ class Report:
             rows_table(rows, text=(0, 2, 3)),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
+        own = [metric for metric in ladder.metrics if metric not in METRICS]
+        labels = [f"{metric.name}@{LIST_LENGTH}" if metric.at_k else metric.name for metric in own]
         for result in self.results:
             blocks.append(f"## {result.title}")
             blocks += [f"![{alt_of(result)}]({result.name}.png)"] if result.sections else []
             for section in result.sections:
                 blocks.append(f"### {section.title}")
-                blocks += [_table(section, metric) for metric in (*section.shown, *self._own(section))]
+                known = next(iter(section.groups.values())).draws[section.names[0]]
+                shown = [*section.shown, *(label for label in labels if label in known)]
+                blocks += [_table(section, metric) for metric in shown]
                 blocks.append("\n".join(f"- {finding}" for finding in section.findings))
             blocks.append("\n".join(f"- {note}." for note in result.notes))
         return "\n\n".join(block for block in blocks if block) + "\n"
-
-    def _own(self, section: Section) -> list[str]:
-        """The figures of the user's metrics that the section has."""
-        own = [metric for metric in self.ladder.metrics if metric not in METRICS]
-        labels = [f"{metric.name}@{LIST_LENGTH}" if metric.at_k else metric.name for metric in own]
-        draws = next(iter(section.groups.values())).draws[section.names[0]]
-        return [label for label in labels if label in draws]
 
     def summary(self) -> str:
         """The first metric of each section, its findings, and the notes, for a terminal."""

@@ -120,20 +120,18 @@ def load_run(run: Run, data: Data) -> TrainedRun:
 def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:
     """Sort runs by size, with at most `most_users` of their users, drawn by the seed; UserError if the runs cannot be
     compared."""
-    first, base = runs[0].run, data.of(runs[0].run)
-    shared = _shared_by_runs(base)
-    for other in (trained.run for trained in runs[1:]):
-        for what, own in _shared_by_runs(data.of(other)).items():
+    first, by_domain, own_metrics = runs[0].run, dict[str, list[TrainedRun]](), list[dict[str, Any]]()
+    shared = _shared_by_runs(data.of(first))
+    for trained in runs:
+        run = trained.run
+        for what, own in _shared_by_runs(data.of(run)).items():
             if own != (one := shared[what]):
                 raise UserError(
-                    f"{first.folder} and {other.folder} differ in their {what} ({one}, {own}): compare runs that agree"
+                    f"{first.folder} and {run.folder} differ in their {what} ({one}, {own}): compare runs that agree"
                 )
-    by_domain: dict[str, list[TrainedRun]] = {}  # "": all domains
-    own_metrics: list[dict[str, Any]] = []
-    for trained in runs:
-        by_domain.setdefault(trained.run.config.value("data.only_domain") or "", []).append(trained)
-        own = trained.run.config.nested["model"].get("metrics") or []
-        check_trusted({"metrics": own}, data.trust, trained.run.config_file)
+        by_domain.setdefault(run.config.value("data.only_domain") or "", []).append(trained)  # "": all domains
+        own = run.config.nested["model"].get("metrics") or []
+        check_trusted({"metrics": own}, data.trust, run.config_file)
         own_metrics += [each for each in (own if isinstance(own, list) else [own]) if each not in own_metrics]
     whole = by_domain.pop("", [])
     if not whole:
@@ -144,7 +142,7 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
         tuned = [trained for trained in mine if trained not in alone]
         domains[name] = DomainRuns(cut(data.of(mine[0].run).cuts), _by_size(alone), _by_size(tuned))
     split = cut(data.of(whole[0].run).cuts)
-    return Ladder(split, base.max_len, _by_size(whole), domains, most_users, metrics_of(own_metrics))
+    return Ladder(split, shared["max_len"], _by_size(whole), domains, most_users, metrics_of(own_metrics))
 
 
 def _shared_by_runs(data: SequenceDataModule) -> dict[str, Any]:

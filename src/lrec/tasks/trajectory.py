@@ -66,17 +66,16 @@ def trajectories(ladder: Ladder) -> Trajectories:
             f"A network of max_len {ladder.max_len} has no room for a history before {steps} steps; "
             f"train with --data.max_len above {steps}"
         )
-    histories = cases_before(split, users_C, first_C, ladder.max_len - steps)
     seen = cases_before(split, users_C, first_C, int(first_C.max()))
-    if not len(histories):
+    if not len(seen):
         raise NoCasesError("No user with a trajectory has an item of the catalogue before it")
-    store, users_C = split.store, histories.users_C
+    store, users_C = split.store, seen.users_C
     rows_CT = (store.offsets_U1[users_C] + split.trajectory_U[users_C])[:, None] + np.arange(steps)
     truth_CT = split.catalogue_index_I[store.items_N[rows_CT]]
     times_CT = None if store.times_N is None else store.seconds(rows_CT)
     events = split.events(rows_CT.ravel())
     events_CT = None if events is None else events.reshape(*rows_CT.shape, *events.shape[1:])
-    return Trajectories(histories, seen, truth_CT, times_CT, events_CT)
+    return Trajectories(seen.last(ladder.max_len - steps), seen, truth_CT, times_CT, events_CT)
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 
 from lrec.data.splits.domain import DomainStore
-from lrec.data.splits.rules import Split
 from lrec.evaluation.cases import cases_of_test
 from lrec.tasks.intervals import UserResamples, estimate
 from lrec.tasks.results import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
@@ -64,7 +63,12 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
         raise NoCasesError(f"Domain {domain}: no test target has an item of the domain before it")
     # Indices of the domain's items in the networks of all domains; both catalogues have the same order.
     index_W = ladder.split.catalogue_index_I[runs.split.catalogue_V]
-    among_all = cases_of_test(_read_as_of_all_domains(runs.split, ladder.split), ladder.max_len)
+    split, code = runs.split, ladder.split.features
+    if code is not None:  # the events have the codes that the networks of all domains know
+        assert isinstance(split.store, DomainStore)
+        row_in_whole_N = np.flatnonzero(split.store.kept_N)
+        split = replace(split, features=lambda rows_N: code(row_in_whole_N[rows_N]))
+    among_all = cases_of_test(split, ladder.max_len)
     targets_C = np.where(among_all.targets_C >= 0, index_W[among_all.targets_C], -1)
     among_all = replace(among_all, items_N=index_W[among_all.items_N], targets_C=targets_C)
     resamples, own_counts_V = UserResamples(cases.users_C, seed), runs.split.counts_V
@@ -84,15 +88,6 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
     for name in [*groups][1:]:
         _compare_with_alone(section, name)
     return section
-
-
-def _read_as_of_all_domains(split: Split, whole: Split) -> Split:
-    """The split of a domain, whose events have the codes that the networks of all domains know."""
-    if whole.features is None:
-        return split
-    assert isinstance(split.store, DomainStore)
-    code, row_in_whole_N = whole.features, np.flatnonzero(split.store.kept_N)
-    return replace(split, features=lambda rows_N: code(row_in_whole_N[rows_N]))
 
 
 def _sizes(domain: str, runs: DomainRuns, ladder: Ladder, notes: list[str]) -> list[int]:
