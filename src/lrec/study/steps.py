@@ -84,11 +84,11 @@ class Ladder:
         """The results of finished runs, on the test targets, or also on trajectories if y says so. UserError if one
         diverged, or if its losses are missing."""
         trained, points, tables = [run_of_study(folder, run.name) for run in runs], list[Point](), list[pl.DataFrame]()
-        for run, step in zip(trained, runs, strict=True):
+        for run, planned in zip(trained, runs, strict=True):
             assert run.result is not None
             if run.result.diverged:
                 way_out = "leave it out, give it a smaller learning rate, or choose another --size"
-                raise UserError(f"step {step.variant} diverged: {way_out}")
+                raise UserError(f"step {planned.variant} diverged: {way_out}")
             file = run.target_losses_file
             if not file.is_file():
                 raise UserError(f"{file} is missing, but steps are compared target by target: train the study here")
