@@ -52,7 +52,7 @@ def compare(
             held_out = [(float(size), float(loss)) for size, loss in values if loss is not None]
             try:
                 points = read_points(files, "N_body" if x == "flops" else x, y)
-                if x == "flops":  # a ladder's runs have the same data, so all count, even if one with fewer is better
+                if x == "flops":  # every run counts, even if one with fewer FLOPs is better
                     if "flops" not in points.columns:
                         raise UserError(f"{files[0]}: --x flops is for points that lrec wrote")
                     points = points.with_columns(x=points["flops"])
