@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from lrec.backtest.options import Windows
 from lrec.common.files import replacing
 from lrec.data.batching.eval_batches import EvalBatch, EvalBatches, shared_rows
 from lrec.data.datamodule import SequenceDataModule
@@ -26,7 +27,6 @@ from lrec.run import Run
 from lrec.serving.export import load
 
 Scorer = Callable[[EvalBatch], Scores]
-Windows = dict[int, tuple[int, int]]  # by number from 1: begin and end (exclusive) of each window
 
 
 def measured(run: Run, windows: Windows) -> pl.DataFrame:
@@ -45,7 +45,7 @@ def measured(run: Run, windows: Windows) -> pl.DataFrame:
 
 
 def baselines(run: Run, windows: Windows) -> pl.DataFrame:
-    """The same for every baseline, counted in the training part before the run's origin."""
+    """The same for every baseline, which counts the training part before the run's origin."""
 
     def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
         found = Baselines(data.cuts, device(), data.recent_popularity)
