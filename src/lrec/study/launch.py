@@ -74,12 +74,19 @@ def train(
     running ones save and stop. `carry_out` trains one run; by default, a process on this machine trains it.
     """
     waiting = sorted(runs, key=attrgetter("wave"))
-    gpus_of = {run.name: _gpus(run, study) for run in runs}
     free, processes = list(study.every_gpu), Processes()
-    running: dict[Future[Outcome], Training] = {}
+    running: dict[Future[Outcome], tuple[PlannedRun, list[str]]] = {}  # with the GPUs that it sees
+    gpus_of = dict[str, int]()
+    for run in runs:
+        place = study.placement(run.config)
+        if place.nodes > 1:
+            raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
+        if place.gpus > len(free):
+            raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(free)}")
+        gpus_of[run.name] = place.gpus
 
     def may_start(run: PlannedRun) -> bool:
-        others = [training.run.name for training in running.values()]
+        others = [other.name for other, _ in running.values()]
         needed = sum(memory_gib.get(name, 0) for name in (run.name, *others))
         fits = not others or study.memory_gib is None or needed <= study.memory_gib
         free_now = len(others) < study.n_jobs and gpus_of[run.name] <= len(free)
@@ -93,28 +100,19 @@ def train(
                     processes.stop()
                 while waiting and may_start(waiting[0]):
                     run = waiting.pop(0)
-                    gpus = tuple(free.pop(0) for _ in range(gpus_of[run.name]))
+                    gpus = [free.pop(0) for _ in range(gpus_of[run.name])]
+                    visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
                     folder = study.folder / "runs" / run.name
-                    training = Training(run, folder, study.name, study.threads, study.retries, gpus, processes)
-                    running[pool.submit(carry_out or Training.carry_out, training)] = training
+                    training = Training(run, folder, study.name, study.threads, study.retries, processes, visible)
+                    running[pool.submit(carry_out or Training.carry_out, training)] = run, gpus
                 done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
-                    training = running.pop(future)
-                    free += training.gpus
-                    yield training.run, future.result()
+                    run, gpus = running.pop(future)
+                    free += gpus
+                    yield run, future.result()
         except BaseException:
             processes.stop()
             raise
-
-
-def _gpus(run: PlannedRun, study: Study) -> int:
-    """Number of GPUs of a run here; UserError if there are too few, or if the run needs several machines."""
-    place = study.placement(run.config)
-    if place.nodes > 1:
-        raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
-    if place.gpus > len(study.every_gpu):
-        raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(study.every_gpu)}")
-    return place.gpus
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,6 @@ class Training:
     study: str
     threads: int  # cores that it may use
     retries: int = 0  # after failures
-    gpus: tuple[str, ...] = ()  # GPUs that it sees, as CUDA_VISIBLE_DEVICES names them; if empty, it sees all
     processes: Processes = field(default_factory=Processes)  # running processes of this machine, its own included
     variables: Mapping[str, str] = field(default_factory=dict)  # additional environment variables
 
@@ -169,8 +166,7 @@ class Training:
         return Outcome("stopped") if self.processes.stopping else _unfinished(trained.log_file, code)
 
     def _process(self, arguments: list[str], log: Path, lock: int) -> int:
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
-        return self.processes.run(arguments, log, self.threads, lock, {**visible, **self.variables})
+        return self.processes.run(arguments, log, self.threads, lock, self.variables)
 
     def _fit(self, config: Path) -> list[str]:
         run, checkpoint = self.run, "last"

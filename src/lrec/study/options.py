@@ -141,10 +141,10 @@ class Study(Runs):
         check_range("--retries", self.retries, at_least=0)
         if self.sizes is None and self.hours is None:
             raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
-        sizes = None if self.sizes is None else self.ladder
-        for size in [*(sizes or ()), *self.size_seeds, *self.size_options]:
+        for size in (*self.size_seeds, *self.size_options):
             find_size(size)
-        lists = {"sizes": sizes, "seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
+        lists = {"seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
+        lists |= {"sizes": None if self.sizes is None else self.ladder}
         lists |= {"holdout_seeds": self.holdout_seeds if self.holdout else None}
         lists |= {f"size_seeds.{size}": seeds for size, seeds in self.size_seeds.items()}
         for option, values in lists.items():
@@ -194,13 +194,12 @@ class Study(Runs):
 
     @property
     def n_jobs(self) -> int:
-        return 1 if self.jobs is None else self.jobs
+        return self.jobs or 1
 
     @property
     def n_cores(self) -> int:
-        if self.cores is not None:
-            return self.cores
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return self.cores or here or 1
 
     @property
     def threads(self) -> int:
@@ -226,14 +225,6 @@ class Study(Runs):
         """Options of all runs, by dotted name: those that horizons need, those of the data, and all others."""
         needed = {DECAY: "wsd"} if len(self.horizons) > 1 else {}
         return needed | dotted({"data": self.data}) | dotted(self.options)
-
-    @property
-    def times_of_horizons(self) -> float:
-        """The training of all horizons of a size together, as a multiple of its whole training."""
-        from lrec.training.optim import WSD_FALL
-
-        *shorter, longest = sorted(self.horizons)
-        return longest + WSD_FALL * sum(shorter)
 
     @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
@@ -287,18 +278,18 @@ def ladder_n_body(size: str) -> int:
 
 def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every variant with every combination of the options' values, and named after both, such as `both-lr-0.01`."""
-    axes = []
-    for option, several in dotted(values).items():
+    grid = dotted(values)
+    for option, several in grid.items():
         if not isinstance(several, list) or not several:
             raise UserError(f"--grid.{option}: {several!r} is not a list of values")
-        axes.append([(option, value) for value in several])
     result: dict[str, dict[str, Any]] = {}
-    for (variant, options), *chosen in product(variants.items(), *axes):
-        parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in chosen]
-        name = "-".join(part for part in (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts)) if part)
+    for (variant, options), *chosen in product(variants.items(), *grid.values()):
+        own = dict(zip(grid, chosen, strict=True))
+        parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in own.items()]
+        name = "-".join(filter(None, (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts))))
         if name in result:
             raise UserError(f"--grid: two combinations would be named {name}: use --variants to name them")
-        result[name] = options | dict(chosen)
+        result[name] = options | own
     return result
 
 

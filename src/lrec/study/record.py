@@ -74,8 +74,9 @@ class Record:
             if run.name in restart:
                 shutil.rmtree(self.trained(run).folder, ignore_errors=True)
             point = self.trained(run).result
-            now = "waiting" if point is None else point.status
-            self.state[run.name] = "skipped" if run.name in skip else now
+            self.state[run.name] = "skipped" if run.name in skip else "waiting" if point is None else point.status
+            if point is None:
+                self.threads[run.name] = self.study.threads
         self._write()
         return [run for run in self.runs if run.name not in skip]
 

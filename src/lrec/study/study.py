@@ -12,7 +12,7 @@ from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators
 from lrec.study.dial import as_text, plan_of, with_plan
-from lrec.study.grid import PlannedRun, limits, of_all_data, planned_runs
+from lrec.study.grid import limits, of_all_data, planned_runs
 from lrec.study.launch import lock_of
 from lrec.study.options import PLAN, Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
@@ -60,9 +60,13 @@ def run_study(study: Study) -> None:
         raise UserError("no run of a fitted size is left: skip fewer runs")
     memory_gib = budget.check(study, *of_trials, (study, runs))
     to_train = [run for run in runs if record.trained(run).result is None]
-    tunes_step = "targets_per_step" in study.tune
-    if to_train and not tunes_step and (few := few_steps(max(to_train, key=lambda run: run.horizon))):
-        print(few)
+    if to_train and "targets_per_step" not in study.tune:
+        from lrec.training.lightning_options import few_steps
+
+        longest = max(to_train, key=lambda run: run.horizon)
+        timed = longest.config.value("trainer.max_time") is not None
+        if not timed and (few := few_steps(*limits(longest.config), longest.open_data())):
+            print(few)
     if study.dry_run:
         return
     taken = f"another study is under way in {study.folder}: wait for its end, or choose another --out"
@@ -70,15 +74,6 @@ def run_study(study: Study) -> None:
         if plan is not None:
             write_json(study.folder / PLAN, plan)
         _carry_out(study, tuner, record, Work(study, memory_gib))
-
-
-def few_steps(run: PlannedRun) -> str | None:
-    """A warning if a run takes too few steps for the loss to show the effect of size; None if it takes enough."""
-    from lrec.training import lightning_options
-
-    if run.config.value("trainer.max_time") is not None:
-        return None
-    return lightning_options.few_steps(*limits(run.config), run.open_data())
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
