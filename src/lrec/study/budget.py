@@ -194,15 +194,11 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
     largest, memory_gib = max(costs, key=lambda c: c.memory_gib), study.memory_gib
     if memory_gib is not None and largest.memory_gib > memory_gib:
         raise UserError(f"--memory_gib {memory_gib:g}: run {largest.run.name} alone needs {largest.memory_gib:.1f} GiB")
-    for option, allowed, needed in (
-        ("budget_hours", study.budget_hours, sum(c.hours for c in costs)),
-        ("budget_disk_gib", study.budget_disk_gib, sum(c.disk_gib for c in costs)),
-    ):
-        if allowed is not None and needed > allowed:
-            raise UserError(
-                f"--{option} {allowed:g}: the study may take {needed:.2f} (see --dry_run true); raise this limit, or "
-                "train fewer or smaller sizes, fewer seeds or fewer epochs"
-            )
+    needs = {"budget_hours": sum(c.hours for c in costs), "budget_disk_gib": sum(c.disk_gib for c in costs)}
+    for option, needed in needs.items():
+        if (allowed := getattr(study, option)) is not None and needed > allowed:
+            less = "train fewer or smaller sizes, fewer seeds or fewer epochs"
+            raise UserError(f"--{option} {allowed:g}: the study may take {needed:.2f}: raise this limit, or {less}")
     return {c.run.name: c.memory_gib for c in costs}
 
 

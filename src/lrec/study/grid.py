@@ -98,10 +98,10 @@ def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> 
         for seed in seeds:
             check_range("--seeds", seed, at_least=0, at_most=2**32 - 1)
             options = _options(study, size, seed, fraction, variant)
-            own = {option: options[option] for option in SIZE_AND_SEEDS}
-            others = tuple(_arguments(study, {option: value for option, value in options.items() if option not in own}))
+            own = {option: options.pop(option) for option in SIZE_AND_SEEDS}
+            others = tuple(_arguments(study, options))
             if others not in composed:
-                composed[others] = compose(_arguments(study, options))
+                composed[others] = compose(_arguments(study, own | options))
             place, options = (size, seed, fraction, variant), changed(composed[others], own)
             start = "" if source is None else _name(study, size, seed, fraction, source, max(study.horizons))
             run = PlannedRun(_name(study, *place), *place, "-".join(ladder), held_out, options, start)
@@ -212,7 +212,5 @@ def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
                 value = float(f"{factor * scale**exponent * fraction ** float(sum(shares)):.4g}")
                 options[option] = round(value) if option == STEP else value
             case _:
-                raise UserError(
-                    f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, share's exponent]"
-                )
+                raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, of share]")
     return options

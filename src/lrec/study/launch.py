@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -38,9 +38,8 @@ def outcome_of(run: Run) -> Outcome | None:
     if point is None:
         return None
     # Without its checkpoint, for example if only its points were kept, the losses cannot be measured any more.
-    untested = point.test_loss is None
-    measured = point.test_loss_se is not None or untested or not run.best.exists()
-    return Outcome(point.status, point) if measured else None
+    unmeasured = point.test_loss is not None and point.test_loss_se is None and run.best.exists()
+    return None if unmeasured else Outcome(point.status, point)
 
 
 def is_running(folder: Path) -> bool:
@@ -124,32 +123,29 @@ class Training:
     retries: int = 0  # after failures
     processes: Processes = field(default_factory=Processes)  # running processes of this machine, its own included
     variables: Mapping[str, str] = field(default_factory=dict)  # additional environment variables
+    node: int = 0  # of the nodes that train the run; only the first one writes to its folder
+
+    def on_node(self, node: int, head: str, port: int) -> "Training":
+        """The part of one node; all processes meet at `head`, the address of the first node."""
+        variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
+        return replace(self, variables=variables, node=node)
 
     def carry_out(self) -> Outcome:
         """Train the run unless it is finished. If another process trains it, wait for that process: it has inherited
         the lock, and may outlive its killed study."""
-        with locked(lock_of(self.folder)) as lock:
-            return self._retried(lambda: self._attempt(lock))
-
-    def help(self, node: int) -> Outcome:
-        """Train the part of a node other than the first. Only the first node, in `carry_out`, writes to the folder."""
-        own = self.folder.with_name(f".{self.folder.name}.node{node}")
-        config, log = own.with_suffix(f"{own.suffix}.yaml"), own.with_suffix(f"{own.suffix}.log")
-        with locked(lock_of(own)) as lock:
-            write_text(config, yaml.safe_dump(self.run.config.options))
-
-            def attempt() -> Outcome:
-                code = self._process(self._fit(config), log, lock)
-                return _unfinished(log, code) if code else Outcome("finished")
-
-            return self._retried(attempt)
-
-    def _retried(self, attempt: Callable[[], Outcome]) -> Outcome:
-        """The outcome of the first attempt that did not fail, or of the last attempt."""
-        left, outcome = self.retries, attempt()
-        while left and outcome.status == "failed":
-            left, outcome = left - 1, attempt()
+        beside = self.folder.with_name(f".{self.folder.name}.node{self.node}")
+        with locked(lock_of(beside if self.node else self.folder)) as lock:
+            for _ in range(self.retries + 1):
+                outcome = self._help(beside, lock) if self.node else self._attempt(lock)
+                if outcome.status != "failed":
+                    break
         return outcome
+
+    def _help(self, beside: Path, lock: int) -> Outcome:
+        config, log = (beside.with_name(f"{beside.name}.{ending}") for ending in ("yaml", "log"))
+        write_text(config, yaml.safe_dump(self.run.config.options))
+        code = self._process(self._fit(config), log, lock)
+        return _unfinished(log, code) if code else Outcome("finished")
 
     def _attempt(self, lock: int) -> Outcome:
         trained, code = Run(self.folder), 0

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -143,8 +144,8 @@ class Study(Runs):
             raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
         for size in (*self.size_seeds, *self.size_options):
             find_size(size)
-        lists = {"seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
-        lists |= {"sizes": None if self.sizes is None else self.ladder}
+        lists: dict[str, Sequence[Any] | None] = {"sizes": None if self.sizes is None else self.ladder}
+        lists |= {"seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
         lists |= {"holdout_seeds": self.holdout_seeds if self.holdout else None}
         lists |= {f"size_seeds.{size}": seeds for size, seeds in self.size_seeds.items()}
         for option, values in lists.items():
@@ -160,10 +161,7 @@ class Study(Runs):
                 raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")
         for variant, source in self.starts_from.items():
             if not {variant, source} <= set(variants) or variant in self.sources_of(source):
-                raise UserError(
-                    f"--starts_from {variant}: {source}: name two of --variants ({', '.join(variants)}), "
-                    "and the second must not start from the first"
-                )
+                raise UserError(f"--starts_from {variant}: {source}: name two of {', '.join(variants)}, in no circle")
         self._check_law()
 
     def _check_law(self) -> None:
@@ -173,20 +171,15 @@ class Study(Runs):
             return
         law = method_named(self.law)
         if law is not None and len(law.variables) > 1:
-            raise UserError(
-                f"--law {self.law}: a study fits laws of the size alone; for others, use lrec scaling fit on its points"
-            )
+            raise UserError(f"--law {self.law}: a study fits laws of size alone: use lrec scaling fit on its points")
         needed, what = LEAST_SIZES, "the forecast"
         if law is not None:
             needed, what = len(law.parameters) + 1, f"the law {self.law}"
         if self.sizes is None:
             return
-        n_sizes = len(self.ladder)
-        if not 0 <= self.holdout <= n_sizes - needed:
-            raise UserError(
-                f"{what} needs at least {needed} fitted sizes: {n_sizes} sizes with --holdout {self.holdout} leave "
-                f"{n_sizes - self.holdout}"
-            )
+        left = len(self.ladder) - self.holdout
+        if self.holdout < 0 or left < needed:
+            raise UserError(f"{what} needs at least {needed} fitted sizes: --holdout {self.holdout} leaves {left}")
 
     @property
     def folder(self) -> Path:

@@ -41,14 +41,11 @@ def run_study(study: Study) -> None:
     record = Record(study, planned_runs(study))
     tuner = Tuner(study) if study.tune else None
     trials = tuner.runs_so_far if tuner else []
-    every_run = [*trials, *record.runs]
-    names, of_ladder = {run.name for run in every_run}, {run.name for run in record.runs}
-    unknown = [name for name in study.restart if name not in names]
-    unknown += [name for name in study.skip if name not in of_ladder]
+    unknown = {*study.restart} - {run.name for run in trials} - record.state.keys()
+    unknown |= {*study.skip} - record.state.keys()
     if unknown:
-        raise UserError(f"{unknown[0]} is none of the study's runs: --status true lists them")
-    if study.cluster is not None:
-        check_accelerators(every_run, study.cluster)
+        raise UserError(f"{min(unknown)} is none of the study's runs: --status true lists them")
+    check_accelerators(study, [*trials, *record.runs])
     if study.status:
         if tuner and trials:
             print(runs_table(trials, tuner.study_of_trials.folder / "runs", {}), end="\n\n")

@@ -53,6 +53,10 @@ class Setting:
     targets_per_step: int
     dropout: float
 
+    @classmethod
+    def of(cls, run: PlannedRun) -> "Setting":
+        return cls(*(run.config.value(option) for option in (LR, STEP, DROPOUTS[0])))
+
 
 class Place(NamedTuple):
     """How far a trial is from the start of its walk: doublings of rate and step, tenths of dropout."""
@@ -73,8 +77,6 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """A finished trial."""
-
     size: str
     n_body: int
     targets: int  # D, unless it stopped early
@@ -84,8 +86,6 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuned:
-    """The result of the tuning."""
-
     rules: dict[str, list[float]]  # rules in the size: the rate (also in the share of the data), and the tuned step
     options: dict[str, Any]  # the dropout of all sizes, if it was tuned
     targets: int  # D of a run of the ladder
@@ -173,13 +173,10 @@ class Tuner:
         # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, *self._others = dict.fromkeys((large[0], large[-1], large[len(large) // 2], *study.held_out))
         self._whole, self._trials = self._whole_of(self._small), list[Trial]()
-        value = self._whole.config.value
-        self._start = Setting(value(LR), value(STEP), value(DROPOUTS[0]))
-        self._scaled = value("model.parametrisation") == "scaled"
+        self._start = Setting.of(self._whole)
+        self._scaled = self._whole.config.value("model.parametrisation") == "scaled"
         if (epochs := epochs_alone(self._whole.config)) is None:
-            raise UserError(
-                f"--tune: trials are a share of a run: say by --options.{EPOCHS}, and nothing else, how long one is"
-            )
+            raise UserError(f"--tune: trials are a share of a run: set its length by --options.{EPOCHS} alone")
         self._epochs = epochs
         self._dropouts = DROPOUTS if "dropout" in study.tune else []
 
@@ -219,7 +216,7 @@ class Tuner:
         for size, share in [*product([self._small], self._shares), *self._rated]:
             around = Place().and_around(self._axes(size))
             places = [place for place in around if self._allowed(place, self._start, share)]
-            runs += self._planned(size, share, [place.of(self._start) for place in places])
+            runs += self._planned(size, share, self._start, places)
         return runs
 
     @property
@@ -281,8 +278,7 @@ class Tuner:
         """The best setting of a walk from `start`."""
 
         def losses_of(places: list[Place]) -> list[float]:
-            settings = [place.of(start) for place in places]
-            runs = self._planned(size, share, settings)
+            runs = self._planned(size, share, start, places)
             if self.study.memory_gib is not None:
                 costs = budget.plan(self.study_of_trials, runs)
                 work.memory_gib |= {cost.run.name: cost.memory_gib for cost in costs}
@@ -292,7 +288,7 @@ class Tuner:
             entered = record.enter(mine.keys() & set(self.study.restart), ())
             record.check_data(entered)
             work.train(record, [run for run in entered if run.name in mine], TRIAL)
-            trials = [self._trial(run, setting) for run, setting in zip(runs, settings, strict=True)]
+            trials = [self._trial(run) for run in runs]
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
@@ -311,11 +307,11 @@ class Tuner:
         much = place.dropout != 0 and not 0 <= setting.dropout <= MOST_DROPOUT
         return 2 * self._data.max_len <= setting.targets_per_step and not few and not much
 
-    def _planned(self, size: str, share: float, settings: list[Setting]) -> list[PlannedRun]:
+    def _planned(self, size: str, share: float, start: Setting, places: list[Place]) -> list[PlannedRun]:
         """Trials on a share of the users, with as many passes as a run has, because dropout only helps with repeats."""
         fraction = float(f"{self.study.most * share:.2g}")
         variants, (options,) = {}, self.study_of_trials.variants.values()
-        for setting in settings:
+        for setting in (place.of(start) for place in places):
             name = f"lr-{setting.lr:.15g}-targets_per_step-{setting.targets_per_step:.15g}"
             name += f"-dropout-{setting.dropout:.15g}" if self._dropouts else ""
             tried = {LR: setting.lr, STEP: setting.targets_per_step} | dict.fromkeys(self._dropouts, setting.dropout)
@@ -323,9 +319,9 @@ class Tuner:
         trials = planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(fraction,), variants=variants))
         return [replace(trial, ladder=f"{fraction:g}") for trial in trials]  # of the same data
 
-    def _trial(self, run: PlannedRun, setting: Setting) -> Trial:
+    def _trial(self, run: PlannedRun) -> Trial:
         points = run_of_study(self.study_of_trials.folder, run.name).points
         losses = [point.val_loss for point in points if point.val_loss is not None]
         loss = None if points[-1].diverged else min(losses, default=None)
         targets = round(self._targets * run.fraction / self.study.most)
-        return Trial(run.size, ladder_n_body(run.size), targets, setting, loss)
+        return Trial(run.size, ladder_n_body(run.size), targets, Setting.of(run), loss)

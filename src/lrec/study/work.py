@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
+from threading import Event
 
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.common.text_tables import counted, lasting
@@ -28,7 +29,7 @@ class Work:
     def __init__(self, study: Study, memory_gib: dict[str, float]) -> None:
         self.study, self.memory_gib = study, memory_gib
         self.records: dict[Path, Record] = {}  # the latest of each folder
-        self.interrupted = False
+        self.interrupted = Event()
         self._began, self._slower = time.monotonic(), 1.0  # time that runs took / time that was expected
         self._tried = 0  # trials so far; their final number is not known yet
 
@@ -67,7 +68,7 @@ class Work:
             raise UserError(f"{failed[0]}{more}. Start the study again to retry{skip}")
         if done < len(runs):
             left = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}; start the study again to continue"
-            if self.interrupted:
+            if self.interrupted.is_set():
                 print(f"lrec: interrupted: {left}", file=sys.stderr)
                 sys.exit(TRY_AGAIN)
             why = f"--budget_hours {self.study.budget_hours:g} are spent" if self._budget_is_spent() else "told to stop"
@@ -97,18 +98,15 @@ class Work:
 
         def watch() -> bool:
             live.show()
-            return not (self.interrupted or self._budget_is_spent())
+            return not (self.interrupted.is_set() or self._budget_is_spent())
 
         jobs = as_local_jobs(study) if here and study.cluster else None
-        with on_signals(self._note_interruption) if here else nullcontext():
+        with on_signals(lambda *_: self.interrupted.set()) if here else nullcontext():
             local = train(study, runs, self.memory_gib, watch, jobs)
             for ended in local if here else train_on_cluster(study, runs, live.show):
                 live.clear()
                 yield ended
         live.clear()
-
-    def _note_interruption(self, *_: object) -> None:
-        self.interrupted = True  # `watch` then also stops the runs
 
     def _budget_is_spent(self) -> bool:
         hours = self.study.budget_hours
