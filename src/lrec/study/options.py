@@ -221,8 +221,20 @@ class Study(Runs):
 
     @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
-        """The options of each variant by name, including those of the grid."""
-        return combined(self.variants or {"": {}}, self.grid)
+        """The options of every variant with every combination of the grid, named after both, such as `both-lr-0.01`."""
+        grid = dotted(self.grid)
+        for option, several in grid.items():
+            if not isinstance(several, list) or not several:
+                raise UserError(f"--grid.{option}: {several!r} is not a list of values")
+        result: dict[str, dict[str, Any]] = {}
+        for (variant, options), *chosen in product((self.variants or {"": {}}).items(), *grid.values()):
+            own = dict(zip(grid, chosen, strict=True))
+            parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in own.items()]
+            name = "-".join(filter(None, (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts))))
+            if name in result:
+                raise UserError(f"--grid: two combinations would be named {name}: use --variants to name them")
+            result[name] = options | own
+        return result
 
     def sources_of(self, variant: str) -> list[str]:
         """The variant, then the variant that it starts from, and so on along the chain, each once."""
@@ -267,23 +279,6 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
 
 def ladder_n_body(size: str) -> int:
     return cost.n_body(TransformerConfig(1, 1, *find_size(size)))
-
-
-def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every variant with every combination of the options' values, and named after both, such as `both-lr-0.01`."""
-    grid = dotted(values)
-    for option, several in grid.items():
-        if not isinstance(several, list) or not several:
-            raise UserError(f"--grid.{option}: {several!r} is not a list of values")
-    result: dict[str, dict[str, Any]] = {}
-    for (variant, options), *chosen in product(variants.items(), *grid.values()):
-        own = dict(zip(grid, chosen, strict=True))
-        parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in own.items()]
-        name = "-".join(filter(None, (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts))))
-        if name in result:
-            raise UserError(f"--grid: two combinations would be named {name}: use --variants to name them")
-        result[name] = options | own
-    return result
 
 
 def as_argument(value: Any) -> str:

@@ -74,9 +74,8 @@ def run_study(study: Study) -> None:
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
-    tuned = None
-    if tuner is not None:
-        tuned = tuner.tuned(work)
+    tuned = tuner.tuned(work) if tuner else None
+    if tuned:
         study = tuned.applied_to(study)
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)

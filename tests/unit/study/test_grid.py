@@ -7,7 +7,7 @@ import pytest
 
 from lrec.errors import UserError
 from lrec.study.grid import PlannedRun, planned_runs, ruled_options
-from lrec.study.options import Study, combined
+from lrec.study.options import Study
 
 
 def study(**changes: Any) -> Study:
@@ -145,7 +145,7 @@ def test_a_rule_is_two_numbers() -> None:
 
 def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
     values = {"model": {"optimizer.betas": [[0.9, 0.98], [0.9, 0.999]]}, "trainer.max_epochs": [1]}
-    named = combined({"both": {"model.size": "3k"}}, values)
+    named = study(variants={"both": {"model.size": "3k"}}, grid=values).every_variant
     assert list(named) == ["both-betas-_0.9_0.98_-max_epochs-1", "both-betas-_0.9_0.999_-max_epochs-1"]
     assert named["both-betas-_0.9_0.98_-max_epochs-1"] == {
         "model.size": "3k",
@@ -153,6 +153,6 @@ def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None
         "trainer.max_epochs": 1,
     }
     with pytest.raises(UserError, match="--grid: two combinations would be named lr-1"):
-        combined({"": {}}, {"model.optimizer.lr": [1, "1"]})
+        study(grid={"model.optimizer.lr": [1, "1"]})
     with pytest.raises(UserError, match="the name 'a/b' must be made of"):
-        study(variants=combined({"a/b": {}}, {}))
+        study(variants={"a/b": {}})
