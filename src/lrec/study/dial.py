@@ -19,7 +19,7 @@ from lrec.study.budget import BESIDE_STEPS, flops_of, training_rate
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
+from lrec.study.tuning import DROPOUTS, HALF, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -144,8 +144,8 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
     share, *longer = shares_of_trials(targets, first)
     walks = [(sizes[0], each, WALKED if tunes_step else RATED) for each in (share, *longer)]
-    walks += [(size, share, RATED) for size in (sizes[FITTED // 2], *sizes[-3:-1])] + [(sizes[-1], share, LARGEST)]
-    walks += [(sizes[-2], each, RATED) for each in longer]
+    walks += [(size, share, RATED) for size in (sizes[FITTED // 2], sizes[-3])]
+    walks += [(sizes[-1], share, LARGEST), (sizes[-2], HALF, RATED)]
     walks += [(sizes[-3], share, WALKED)] if "dropout" in tune else []  # the largest fitted size
     trials = sum(number * seconds(size, each, first) for size, each, number in walks)
     steps = [first * (OF_SMALL * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS if tunes_step else 1) for size in sizes]
