@@ -8,7 +8,6 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -153,18 +152,15 @@ class Transformer(nn.Module):
         elif times_BT is not None:
             to_request = self.config.architecture.time == "request"
             context = context._replace(gaps_BLC=gaps(times_BT, context, to_request))
-        return head(self.norm(self._through_blocks(self.dropout(hidden_BLD), context, positions_M)), table)
-
-    def _through_blocks(self, hidden_BLD: Tensor, context: Context, positions_M: Tensor | None) -> Tensor:
-        """The hidden states after the last block, (B, L, D), or of the positions `positions_M` only, (M, D)."""
-        alone_B = positions_M if positions_M is not None and len(positions_M) == len(hidden_BLD) else None
-        again = self.checkpoint_activations and self.training
+        hidden_BLD = self.dropout(hidden_BLD)
+        alone_B = positions_M if positions_M is not None and len(positions_M) == len(items_BL) else None
         for block in self.blocks:
-            through = partial(checkpoint, block, use_reentrant=False) if again else block
-            hidden_BLD = through(hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
-        if positions_M is None:
-            return hidden_BLD
-        return hidden_BLD.flatten(0, 1) if alone_B is not None else hidden_BLD.flatten(0, 1)[positions_M]
+            given = (hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
+            again = self.checkpoint_activations and self.training
+            hidden_BLD = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+        if positions_M is not None:
+            hidden_BLD = hidden_BLD.flatten(0, 1)[slice(None) if alone_B is not None else positions_M]
+        return head(self.norm(hidden_BLD), table)
 
     @property
     def reads_times(self) -> bool:
@@ -178,7 +174,6 @@ class Transformer(nn.Module):
 
     @property
     def attentions(self) -> list[Attention]:
-        """The first branch of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
     def _decode_again(
@@ -211,17 +206,15 @@ def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: 
     again. So blocks of whole groups draw the same numbers; the last block takes the rest.
     """
     total, flat, generator = shape.numel(), rows.view(-1), _generator(key)
-    first = start * (total // max(shape[0], 1))
-    begin = 0
+    first, begin = start * (total // max(shape[0], 1)), 0
     while begin < min(total, first + len(flat)):
         size = DRAWN_AT_ONCE if begin + DRAWN_AT_ONCE + 16 <= total else total - begin
-        low, high = max(begin, first), min(begin + size, first + len(flat))
-        if total > ONE_STREAM and low < high:
-            generator = _generator(f"{key}/{begin}")
-        if total <= ONE_STREAM or low < high:
+        if total <= ONE_STREAM or begin + size > first:
+            if total > ONE_STREAM:
+                generator = _generator(f"{key}/{begin}")
             block = torch.empty(size).normal_(0.0, std, generator=generator)
-        if low < high:
-            flat[low - first : high - first] = block[low - begin : high - begin]
+            mine = block[max(first - begin, 0) : first + len(flat) - begin]
+            flat[max(begin - first, 0) :][: len(mine)] = mine
         begin += size
     return rows
 
