@@ -111,7 +111,9 @@ def read_item_vectors(path: Path) -> tuple[pl.Series, np.ndarray]:
     finite_F = np.concatenate([np.isfinite(part_CW).all(1) for part_CW in _parts(vectors_FW)])
     if not finite_F.all():
         odd = ids[int(finite_F.argmin())]
-        raise UserError(f"model.item_vectors {path}: the vector of item {odd} is not finite: each value must be a number")
+        raise UserError(
+            f"model.item_vectors {path}: the vector of item {odd} is not finite: each value must be a number"
+        )
     return ids, vectors_FW
 
 

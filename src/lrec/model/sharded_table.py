@@ -277,7 +277,7 @@ class _Fetch(torch.autograd.Function):
         if grad_MD is not None:
             gradient.touched.append(ctx.spread(grad_MD))
         if ctx.touched is not None:
-            assert grad_HD is None and gradient.dense_HD is None, "this loss gives every row a gradient"
+            assert grad_HD is gradient.dense_HD is None, "this loss gives every row a gradient"
             while gradient.touched:
                 places_N, grad_ND = gradient.touched.pop(0)
                 if here.processes > 1:

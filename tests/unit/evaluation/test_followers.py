@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrec.evaluation.baselines import EDGES, STEPS_BACK
-from lrec.evaluation.followers import Followers, edges_of
+from lrec.evaluation.baselines import Followers, edges_of
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.scoring import score
 
