@@ -5,6 +5,7 @@ Shape suffixes: B targets, V catalogue, K cut-offs, U users.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -187,22 +188,17 @@ def evaluation_table(
     for scorer, row in figures.items():
         loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
         lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
-        for suffix in (f"{of}{part}{by}" for part in ("", WARM) for by in ("", BY_USER) for of in ("", "_unseen")):
+        for part, by, of in product(("", WARM), ("", BY_USER), ("", "_unseen")):
+            # all items, unseen items; for means over users or warm targets all/user, unseen/warm ...
+            title = (of[1:] or "all") + ((part + by).replace(BY_USER, "/user").replace(WARM, "/warm") or " items")
             for metric in metrics:
                 shown = scorer == "model" or metric not in METRICS or metric.name in ("HR", "NDCG")
-                if metric.name == "loss" or not shown or f"{metric.labels[0]}{suffix}" not in row:
+                if metric.name == "loss" or not shown or f"{metric.labels[0]}{of}{part}{by}" not in row:
                     continue
-                values = [row[f"{label}{suffix}"] for label in metric.labels]
+                values = [row[f"{label}{of}{part}{by}"] for label in metric.labels]
                 cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
-                of = _title(suffix) if metric.name == "HR" else ""
-                lines.append(f"  {of:<12}  {metric.name:<10}" + "".join(cells))
+                lines.append(f"  {title if metric.name == 'HR' else '':<12}  {metric.name:<10}" + "".join(cells))
     return "\n".join(lines)
-
-
-def _title(suffix: str) -> str:
-    """The title of rows: all items or unseen items; for means over users or warm targets all/user, unseen/warm ..."""
-    of, parts = ("unseen" if "_unseen" in suffix else "all"), suffix.removeprefix("_unseen").replace(BY_USER, "/user")
-    return of + (parts.replace(WARM, "/warm") or " items")
 
 
 def verdict(

@@ -115,7 +115,14 @@ class BestAboveThreshold:
         """See `Best.add`, but the scores are not changed."""
         n_items = scores_BC.shape[1]
         if self._negative_BW.shape[1] == 0 and n_items >= 2 * self.k:
-            self._least_B1 = _below_kth(scores_BC, self.k)
+            # Just below the k-th largest of the maxima of at least 2 k groups, so that few more items exceed it.
+            members = n_items // (2 * self.k)
+            groups_BMG = scores_BC[:, : n_items // members * members].unflatten(1, (members, -1))
+            maxima_BG = groups_BMG.amax(1).numpy()
+            maxima_BG[np.isnan(maxima_BG)] = -np.inf
+            maxima_BG.partition(-self.k, 1)
+            least_B1 = maxima_BG[:, -self.k :].min(1, keepdims=True)
+            self._least_B1 = np.nextafter(least_B1, np.float32(-np.inf))
         values_BC = scores_BC.numpy()
         (places_N,) = (values_BC > self._least_B1).reshape(-1).nonzero()
         rows_N, columns_N = np.divmod(places_N, n_items)
@@ -158,13 +165,3 @@ def _keys(scores: Tensor, items: Tensor) -> Tensor:
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     sign = bits >> 31  # -1 for negative scores, which the next line negates
     return (((bits & _MAGNITUDE) ^ sign) - sign).long() * 2**_ITEM_BITS - items
-
-
-def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
-    """For each row, a score that at least k items exceed, if at least k can be listed. It is just below the k-th
-    largest of the maxima of at least 2 k groups, so that few more items exceed it."""
-    members = scores_BC.shape[1] // (2 * k)
-    maxima_BG = scores_BC[:, : scores_BC.shape[1] // members * members].unflatten(1, (members, -1)).amax(1).numpy()
-    maxima_BG[np.isnan(maxima_BG)] = -np.inf
-    maxima_BG.partition(-k, 1)
-    return np.nextafter(maxima_BG[:, -k:].min(1, keepdims=True), np.float32(-np.inf))

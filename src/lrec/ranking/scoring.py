@@ -89,7 +89,15 @@ def score(
 @torch.no_grad()
 def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
     """Only the lists of unseen items of `score`, with scores: exact, over every item that the row has not seen."""
-    (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(_list_block)
+
+    def of_block(block: _Block) -> tuple[Tensor]:
+        best = block.best()
+        for piece in block.pieces():
+            block.leave_out_seen(piece)
+            best.add(piece.scores_BC, piece.start)
+        return (best.keys(),)
+
+    (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(of_block)
     return _merged(keys_RBK)
 
 
@@ -101,14 +109,6 @@ class _Found(NamedTuple):
     seen_above_RB: Tensor
     keys_RBK: Tensor
     unseen_keys_RBK: Tensor
-
-
-def _list_block(block: "_Block") -> tuple[Tensor]:
-    best = block.best()
-    for piece in block.pieces():
-        block.leave_out_seen(piece)
-        best.add(piece.scores_BC, piece.start)
-    return (best.keys(),)
 
 
 def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, near_B: Tensor) -> _Found:
@@ -131,7 +131,7 @@ def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, nea
         block.leave_out_seen(piece)
         best.add(scores_BC, piece.start)
     # The sum of `_above` over all items except the target.
-    of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.holds(targets_B)
+    of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.search.shard.places(targets_B)[0]
     above_B = (sign_B + block.n_items) / 2 - of_target_B
     seen_above_B = torch.zeros_like(above_B)
     of_seen_S = _above(block.seen_scores_S, low_B[seen.rows_S], high_B[seen.rows_S])
@@ -224,7 +224,7 @@ class _Block:
     """Rows that are scored together, and the items that they have seen."""
 
     def __init__(self, search: _Search, start: int) -> None:
-        self._search, self._table_HD = search, search.shard.rows_HD
+        self.search, self._table_HD = search, search.shard.rows_HD
         self.rows, self.n_items = slice(start, start + search.n_block), len(self._table_HD)
         rows_S, items_S = search.seen.rows_S - start, search.seen.items_S
         own_S = (rows_S >= 0) & (rows_S < search.n_block)
@@ -237,30 +237,26 @@ class _Block:
         # The score of each seen pair after its piece; -inf if its item is in none.
         self.seen_scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
-    def holds(self, items: Tensor) -> Tensor:
-        """Which of these items are in this process's part of the table."""
-        return self._search.shard.places(items)[0]
-
     def best(self) -> Best | BestAboveThreshold:
-        search, hidden_BD = self._search, self._search.hidden_GD[self.rows]
+        search, hidden_BD = self.search, self.search.hidden_GD[self.rows]
         if search.on_cpu:
             return BestAboveThreshold(len(hidden_BD), search.k)
         return Best(len(hidden_BD), search.k, hidden_BD.device)
 
     def pieces(self) -> Iterator[_Piece]:
         """The scores, piece by piece. Each piece is overwritten by the thread's next one."""
-        memory, hidden_BD = self._search.memory, self._search.hidden_GD[self.rows].float()
-        for start in range(0, self.n_items, self._search.n_chunk):
-            table_CD = self._table_HD[start : start + self._search.n_chunk].float()
+        memory, hidden_BD = self.search.memory, self.search.hidden_GD[self.rows].float()
+        for start in range(0, self.n_items, self.search.n_chunk):
+            table_CD = self._table_HD[start : start + self.search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)
             scores_F, work_F = (of_all[: math.prod(shape) + 1] for of_all in (memory.scores_F, memory.work_F))
             scores_BC = torch.mm(hidden_BD, table_CD.T, out=scores_F[:-1].view(shape))
-            yield _Piece(self._search.shard.start + start, scores_BC, work_F[:-1].view(shape), scores_F)
+            yield _Piece(self.search.shard.start + start, scores_BC, work_F[:-1].view(shape), scores_F)
 
     def leave_out_seen(self, piece: _Piece) -> None:
         """Keep the scores of the seen pairs that lie in the piece, and put -inf in their places."""
         n_items, some = piece.scores_BC.shape[1], slice(None)
-        if self._search.on_cpu:  # there, the pairs are in the order of items
+        if self.search.on_cpu:  # there, the pairs are in the order of items
             bounds = torch.tensor([piece.start, piece.start + n_items])
             some = slice(*torch.searchsorted(self.seen.items_S, bounds).tolist())
         column_S = self.seen.items_S[some] - piece.start
