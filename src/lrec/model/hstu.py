@@ -40,9 +40,6 @@ class HSTU(Attention):
         std = (2 / sum(shape)) ** 0.5
         return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
 
-    def flops_per_pair(self) -> int:
-        return 4 * self.config.heads * self.config.head_width
-
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
         gate_BLHK, value_BLHK, query_BLHK, key_BLHK = self._made(self.uvqk.weight, hidden_BLD, 4)
         query_BLHK, key_BLHK = (self.placed(x_BLHK, context.positions_BL) for x_BLHK in (query_BLHK, key_BLHK))

@@ -58,10 +58,10 @@ class SoftmaxAttention(Attention):
         drops, on_cpu, dtype = self.dropout.drops and self.training, query_BLHK.device.type == "cpu", query_BLHK.dtype
         # On a CPU, at least float32: its bfloat16 kernel takes up to three times as long, and rounds the weights.
         precise = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
-        mask_B1LC, bias_B1LC = context.allowed_B1LC, self.logit_bias(query_BLHK.shape[1], context)
+        scale, bias_B1LC = self.config.attention_scale, self.logit_bias(query_BLHK.shape[1], context)
         if bias_B1LC is not None:
-            mask_B1LC = bias_B1LC.to(precise).masked_fill(~self.allowed(query_BLHK, context), -math.inf)
-        scale = self.config.attention_scale
+            bias_B1LC = bias_B1LC.to(precise).masked_fill(~self.allowed(query_BLHK, context), -math.inf)
+        mask_B1LC = context.allowed_B1LC if bias_B1LC is None else bias_B1LC
         options: dict[str, Any] = {"attn_mask": mask_B1LC, "is_causal": mask_B1LC is None, "scale": scale}
         if drops and not on_cpu:
             read_BHLK = fused_dropping(*states, self.dropout, **options)
@@ -73,7 +73,7 @@ class SoftmaxAttention(Attention):
                     if bias_B1LC is None:
                         scores_BHLC.masked_fill_(~self.allowed(query_BLHK, context), -math.inf)
                     else:
-                        scores_BHLC += mask_B1LC
+                        scores_BHLC += bias_B1LC
                     read_BHLK = self.dropout(scores_BHLC.softmax(-1)) @ value_BHCK
                 else:
                     read_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, **options)

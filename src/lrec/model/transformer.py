@@ -137,7 +137,7 @@ class Transformer(nn.Module):
         assert (events_BL is not None) == self.reads_events, "types are missing, or given to a network without types"
         context = CAUSAL if cache is None else cache.next(items_BL.shape[1])
         if cache is not None and not all(attention.caches for attention in self.attentions):
-            return self._decode_again(items_BL, head, context, times_BT=times_BT, events_BL=events_BL)
+            return self._decode_again(head, context, items_BL=items_BL, times_BT=times_BT, events_BL=events_BL)
         if blank_BL is not None:
             context = _around(blank_BL)
         hidden_BLD, table = self.items.fetch(items_BL)
@@ -176,21 +176,17 @@ class Transformer(nn.Module):
     def attentions(self) -> list[Attention]:
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
-    def _decode_again(
-        self, items_BL: Tensor, head: Callable[[Tensor, Any], Result], context: Context, **inputs: Tensor | None
-    ) -> Result:
+    def _decode_again(self, head: Callable[[Tensor, Any], Result], context: Context, **inputs: Tensor | None) -> Result:
         """Put the items into the cache, and encode the whole histories again."""
         whole: dict[str, Any] = {}
-        if (times_BT := inputs["times_BT"]) is not None:
-            events_BC, requests_BC = context.with_cached(1, times_BT[:, :-1], times_BT[:, 1:])
-            whole["times_BT"] = torch.cat([events_BC[:, :1], requests_BC], 1)
-        if (events_BL := inputs["events_BL"]) is not None:
-            (whole["events_BL"],) = context.with_cached(2, events_BL)
-        rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
-        (items_BC,) = context.with_cached(0, items_BL)
-        return self.forward(
-            items_BC, lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table), **whole
-        )
+        for name, new in inputs.items():
+            if name == "times_BT" and new is not None:
+                events_BC, requests_BC = context.with_cached(name, new[:, :-1], new[:, 1:])
+                whole[name] = torch.cat([events_BC[:, :1], requests_BC], 1)
+            elif new is not None:
+                (whole[name],) = context.with_cached(name, new)
+        rows_B1 = torch.arange(len(whole["items_BL"]), device=whole["items_BL"].device)[:, None]
+        return self.forward(**whole, head=lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table))
 
 
 def _generator(key: str) -> torch.Generator:

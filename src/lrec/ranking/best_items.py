@@ -57,20 +57,18 @@ class Best:
         """Add a piece whose first item is `start`. Pieces come in the order of items, before any pairs. NaNs among the
         scores are replaced in place."""
         scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
-        n_groups = scores_BC.shape[1] // GROUP_ITEMS
-        if n_groups <= self.k:
-            self._add_all(scores_BC, start)
-            return
-        # The k best items lie in the k groups with the highest maxima: of equal groups, the first has the first items.
-        whole = n_groups * GROUP_ITEMS
-        scores_BGM = scores_BC[:, :whole].unflatten(1, (n_groups, GROUP_ITEMS))
-        groups_G = torch.arange(n_groups, device=scores_BC.device)
-        groups_BL1 = _keys(scores_BGM.amax(2), groups_G).topk(self.k, 1).indices[..., None]
-        members_M = torch.arange(GROUP_ITEMS, device=scores_BC.device)
-        scores_BLM = scores_BGM.gather(1, groups_BL1.expand(-1, -1, GROUP_ITEMS))
-        self._append(_keys(scores_BLM, start + groups_BL1 * GROUP_ITEMS + members_M).flatten(1))
-        if whole < scores_BC.shape[1]:
-            self._add_all(scores_BC[:, whole:], start + whole)
+        columns_C = torch.arange(scores_BC.shape[1], device=scores_BC.device)
+        n_groups = len(columns_C) // GROUP_ITEMS
+        in_groups = n_groups * GROUP_ITEMS if n_groups > self.k else 0
+        if in_groups:
+            # The k best items lie in the k groups with the highest maxima; of equal groups, the first has the first.
+            scores_BGM = scores_BC[:, :in_groups].unflatten(1, (n_groups, GROUP_ITEMS))
+            groups_BL1 = _keys(scores_BGM.amax(2), columns_C[:n_groups]).topk(self.k, 1).indices[..., None]
+            scores_BLM = scores_BGM.gather(1, groups_BL1.expand(-1, -1, GROUP_ITEMS))
+            items_BLM = start + groups_BL1 * GROUP_ITEMS + columns_C[:GROUP_ITEMS]
+            self._append(_keys(scores_BLM, items_BLM).flatten(1))
+        if in_groups < len(columns_C):
+            self._append(_keys(scores_BC[:, in_groups:], start + columns_C[in_groups:]))
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
         """Add single items of single rows, in any order, after all pieces."""
@@ -88,9 +86,6 @@ class Best:
         self._shorten()
         unused_BK = self._keys_BW.new_full((len(self._keys_BW), self.k - self._keys_BW.shape[1]), _NONE)
         return torch.cat([self._keys_BW, unused_BK], 1)
-
-    def _add_all(self, scores_BC: Tensor, start: int) -> None:
-        self._append(_keys(scores_BC, torch.arange(start, start + scores_BC.shape[1], device=scores_BC.device)))
 
     def _append(self, keys_BW: Tensor) -> None:
         self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)

@@ -92,9 +92,9 @@ def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_item
 
     def of_block(block: _Block) -> tuple[Tensor]:
         best = block.best()
-        for piece in block.pieces():
-            block.leave_out_seen(piece)
-            best.add(piece.scores_BC, piece.start)
+        for start, scores_BC, _ in block.pieces():
+            block.leave_out_seen(start, scores_BC)
+            best.add(scores_BC, start)
         return (best.keys(),)
 
     (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(of_block)
@@ -118,18 +118,17 @@ def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, nea
     log_sums = [target_score_B.new_full((n_rows,), -math.inf)]
     sign_B = torch.zeros(n_rows, dtype=torch.float64, device=target_score_B.device)
     best, seen = block.best(), block.seen
-    for piece in block.pieces():
-        scores_BC, work_BC = piece.scores_BC, piece.work_BC
+    for start, scores_BC, work_BC in block.pieces():
         # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
         share_BC = torch.softmax(scores_BC, 1, out=work_BC)
         log_sums.append(scores_BC.amax(1) - share_BC.amax(1).log_())
         for end_B in (low_B, high_B):
             sign_B += torch.sub(scores_BC, end_B[:, None], out=work_BC).sign_().sum(1) / 2
-        column_B1 = targets_B1 - piece.start
+        column_B1 = targets_B1 - start
         inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
         found_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), found_B1)
-        block.leave_out_seen(piece)
-        best.add(scores_BC, piece.start)
+        block.leave_out_seen(start, scores_BC)
+        best.add(scores_BC, start)
     # The sum of `_above` over all items except the target.
     of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.search.shard.places(targets_B)[0]
     above_B = (sign_B + block.n_items) / 2 - of_target_B
@@ -184,10 +183,9 @@ class _Search:
 
     def target_scores(self, targets_G: Tensor) -> tuple[Tensor, Tensor]:
         """The scores of the targets, and how far from them another score still counts as equal."""
-        here_G, _ = self.shard.places(targets_G)
         rows_GD = self.shard.rows_here(targets_G)
         both_2G = torch.stack([(self.hidden_GD * rows_GD).sum(1), rows_GD.float().norm(dim=1)])
-        score_G, length_G = self.shard.summed(both_2G.masked_fill(~here_G, 0.0))
+        score_G, length_G = self.shard.summed(both_2G)
         return score_G, EQUAL * self.hidden_GD.norm(dim=1) * length_G
 
     def results(self, of_block: "Callable[[_Block], R]") -> list[Tensor]:
@@ -209,15 +207,6 @@ class _Memory(threading.local):
     def __init__(self, n_scores: int, device: torch.device) -> None:
         # Not the default dtype, which is bfloat16 if the parameters are.
         self.scores_F, self.work_F = torch.empty(2, n_scores + 1, dtype=torch.float32, device=device)
-
-
-class _Piece(NamedTuple):
-    """Scores of a block's rows and some items, and working memory of the same size."""
-
-    start: int  # the first item
-    scores_BC: Tensor
-    work_BC: Tensor
-    scores_F: Tensor  # the scores, row after row, and one more element, for pairs outside the piece
 
 
 class _Block:
@@ -243,24 +232,25 @@ class _Block:
             return BestAboveThreshold(len(hidden_BD), search.k)
         return Best(len(hidden_BD), search.k, hidden_BD.device)
 
-    def pieces(self) -> Iterator[_Piece]:
-        """The scores, piece by piece. Each piece is overwritten by the thread's next one."""
+    def pieces(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The scores, piece by piece: the first item, scores (B, C), and working memory of the same size. Each piece is
+        overwritten by the thread's next one."""
         memory, hidden_BD = self.search.memory, self.search.hidden_GD[self.rows].float()
         for start in range(0, self.n_items, self.search.n_chunk):
             table_CD = self._table_HD[start : start + self.search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)
-            scores_F, work_F = (of_all[: math.prod(shape) + 1] for of_all in (memory.scores_F, memory.work_F))
-            scores_BC = torch.mm(hidden_BD, table_CD.T, out=scores_F[:-1].view(shape))
-            yield _Piece(self.search.shard.start + start, scores_BC, work_F[:-1].view(shape), scores_F)
+            scores_BC, work_BC = (of_all[: math.prod(shape)].view(shape) for of_all in (memory.scores_F, memory.work_F))
+            yield self.search.shard.start + start, torch.mm(hidden_BD, table_CD.T, out=scores_BC), work_BC
 
-    def leave_out_seen(self, piece: _Piece) -> None:
-        """Keep the scores of the seen pairs that lie in the piece, and put -inf in their places."""
-        n_items, some = piece.scores_BC.shape[1], slice(None)
+    def leave_out_seen(self, start: int, scores_BC: Tensor) -> None:
+        """Keep the scores of the seen pairs that lie in a piece, and put -inf in their places."""
+        n_items, some = scores_BC.shape[1], slice(None)
+        scores_F = self.search.memory.scores_F[: scores_BC.numel() + 1]  # the last element is for pairs outside
         if self.search.on_cpu:  # there, the pairs are in the order of items
-            bounds = torch.tensor([piece.start, piece.start + n_items])
+            bounds = torch.tensor([start, start + n_items])
             some = slice(*torch.searchsorted(self.seen.items_S, bounds).tolist())
-        column_S = self.seen.items_S[some] - piece.start
+        column_S = self.seen.items_S[some] - start
         outside_S = (column_S < 0) | (column_S >= n_items)
-        place_S = (self.seen.rows_S[some] * n_items + column_S).masked_fill(outside_S, len(piece.scores_F) - 1)
-        self.seen_scores_S[some] = torch.where(outside_S, self.seen_scores_S[some], piece.scores_F[place_S])
-        piece.scores_F.index_fill_(0, place_S, -math.inf)
+        place_S = (self.seen.rows_S[some] * n_items + column_S).masked_fill(outside_S, scores_BC.numel())
+        self.seen_scores_S[some] = torch.where(outside_S, self.seen_scores_S[some], scores_F[place_S])
+        scores_F.index_fill_(0, place_S, -math.inf)
