@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lrec.errors import UserError
-from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
+from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.transformer import Transformer
 
 AT_ONCE = 2**14  # vectors read at once, so that a mapped file is never in memory as a whole

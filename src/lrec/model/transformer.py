@@ -19,7 +19,7 @@ from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
 from lrec.model.config import BASE_WIDTH, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
-from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
+from lrec.model.sharded_table import OWN_ROWS, VECTORS, ItemTable
 
 INIT_STD = 0.02
 DRAWN_AT_ONCE, ONE_STREAM = 2**20, 2**28  # numbers: drawn in a block, and at most in a tensor of one stream
