@@ -29,7 +29,7 @@ from lrec.data.splits.rules import Split, ranges
 from lrec.data.store.made_once import Arrays, made_beside
 from lrec.data.store.store import TIME_UNITS, seconds_in
 from lrec.evaluation.metrics import KS
-from lrec.evaluation.shared_scoring import alone, leads, of_first
+from lrec.evaluation.shared_scoring import leads, number, of_first
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import Scores
@@ -125,7 +125,7 @@ class Baselines:
 
     def _counted(self, name: str, count: Callable[[], Arrays]) -> Arrays:
         """What `count` counts in the training part. Of several processes, one counts and all map it into memory."""
-        if alone():
+        if number() == 1:
             return count()
         cut = sha256(np.ascontiguousarray(self.split.train_U, dtype=np.int64).data).hexdigest()
         return made_beside(self.split.store, name, cut, count)

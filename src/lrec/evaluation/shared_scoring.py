@@ -72,5 +72,5 @@ def of_first(value: T) -> T:
     return shared[0]
 
 
-def alone() -> bool:
-    return not distributed.is_initialized() or distributed.get_world_size() == 1
+def number() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
