@@ -2,11 +2,11 @@
 
 A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured
 loss outside the 90 % [interval](../glossary.md#interval) of its forecast. The column "committed" has the commit that
-added the forecast, and its time. The column "before the result" says "yes" if this commit is older than the commit
-that added the measured loss. If one commit added both, the column says "study": only the study itself then says that
-the forecast came first. The last column has the file, and the first digits of its SHA-256. A second number after the
-parameters is the number of training targets: the forecast was made from runs on fewer. If a row names hours (1h), the
-study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
+added the forecast, and its time. If the same commit added the measured loss, the column begins with "study": only
+the study itself then says that the forecast came first. The last column has the file, and the first digits of its
+SHA-256. A second number after the parameters is the number of training targets: the forecast was made from runs on
+fewer. If a row names hours (1h), the study had [these hours](../study.md#step-2-a-study-of-so-many-hours). Keep such a
+ledger of your own studies with [`lrec scaling register`](../study.md#a-ledger-of-forecasts).
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -161,16 +161,15 @@ def every(entries: list[Entry]) -> str:
         "no gain",
         "within",
         "committed",
-        "before the result",
         "file@SHA-256",
     ]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
         interval = f"{each.low:.3f}–{each.high:.3f}"
         errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %", "yes" if each.within else "**no**"]
-        stated = [f"{each.commit} {each.when}", "yes" if each.before else "study", each.file]
+        stated = [f"{'' if each.before else 'study, '}{each.commit} {each.when}", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
-    return rows_table(rows, text=(0, 1, 8, 9, 10))
+    return rows_table(rows, text=(0, 1, 8, 9))
 
 
 def main() -> None:

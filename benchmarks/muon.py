@@ -10,7 +10,7 @@ intervals resample users and seeds together. A negative difference of the loss a
 
 - AdamW: lrec's optimizer, at the better of the rates 0.008 and 0.02.
 - Muon: it moves the matrices of the blocks, at `optimizer.muon` 2.5; the rate is 0.008.
-- window: the target is a weighted mean of the next three items; those after the next have the weight 0.3.
+- window: the target is a weighted mean of the next three items (`NextItems`); those after the next have the weight 0.3.
 """
 
 import argparse
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 EPOCHS = (5, 10, 20)
 SMALL, LARGE = (1, 32), (2, 64)
 MUON: dict[str, object] = {"model.optimizer.muon": 2.5}
-WINDOW: dict[str, object] = {"model": "target_classes.Window", "model.weights": "[1.0, 0.3, 0.3]"}
+WINDOW: dict[str, object] = {"model.loss": "NextItems"}
 
 
 class Arm(NamedTuple):

@@ -25,39 +25,6 @@ def with_offset(batch: TrainBatch, offset: int) -> Tensor:
     return rows_M[: len(rows_M) - offset + 1] == rows_M[offset - 1 :]
 
 
-class Window(SequentialRecommender):
-    """One head, whose target is a distribution over the next items: a weighted mean of their cross-entropies."""
-
-    def __init__(self, weights: list[float] = [1.0, 1.0, 1.0], **options: Any) -> None:  # noqa: B006
-        """Choose the window.
-
-        Args:
-            weights: Weights of the next item and those after it; at the end of a window, only of those that are there.
-        """
-        super().__init__(**options)
-        self.weights = weights
-
-    def loss_sum(self, batch: TrainBatch) -> Tensor:
-        """log(sum of e^s) minus the mean score of the items: full softmax, and no second product with the table."""
-        shape_MK = len(batch.targets_M), len(self.weights)
-        targets_MK, weights_MK = batch.targets_M.new_zeros(shape_MK), torch.zeros(shape_MK, device=self.device)
-        for place, weight in enumerate(self.weights):
-            has = with_offset(batch, place + 1)
-            targets_MK[: len(has), place][has] = batch.targets_M[place:][has]
-            weights_MK[: len(has), place] = weight * has
-        weights_MK /= weights_MK.sum(1, keepdim=True)
-
-        def head(hidden_BLD: Tensor, table: Table) -> Tensor:
-            table_VD, hidden_MD = whole(table), hidden_BLD.flatten(0, 1)[batch.positions_M]
-            mean_MD = (weights_MK[..., None] * F.embedding(targets_MK, table_VD)).sum(1)
-            next_MD = F.embedding(batch.targets_M, table_VD)
-            loss = self.loss(hidden_MD, table_VD, batch.targets_M, self.counts_V)
-            return loss + (hidden_MD * (next_MD - mean_MD)).sum()
-
-        loss_sum: Tensor = self.net(batch.items_BL, head)
-        return loss_sum
-
-
 class WithHead(SequentialRecommender):
     """A head that only training uses, in addition to the network: it gets the rate of the blocks' matrices, and
     checkpoints do not contain it."""

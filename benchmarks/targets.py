@@ -10,7 +10,8 @@ first match after a cut in time). Differences are paired over users; their 90 % 
 together. A negative difference of the loss and a positive one of NDCG@10 are better. An arm pays on a set if one of the
 two intervals is on its good side, and the other is not on its bad side.
 
-- window: the target is the mean of the next three items; with falling weights, those after the next have 0.3.
+- window: the target is the mean of the next three items (`NextItems`); with falling weights, those after the next have
+  0.3.
 - multi-token: a matrix for each of the two items after the next. Their losses are added with the weight 0.3.
 - sampled: softmax over 256 negatives, drawn by their count, as `SampledSoftmax` corrects it: the target is not sampled.
 - target corrected: the logQ of the target is taken off its score too. corrected: the loss of arXiv 2507.09331.
@@ -50,8 +51,8 @@ class Arm(NamedTuple):
 SAMPLED: dict[str, object] = {"model.loss.negatives": 256, "model.loss.power": 1.0}
 ARMS = {
     "next item": Arm({}, None),
-    "window": Arm({"model": "target_classes.Window"}),
-    "window, falling": Arm({"model": "target_classes.Window", "model.weights": "[1.0, 0.3, 0.3]"}),
+    "window": Arm({"model.loss": "NextItems", "model.loss.weights": "[1.0, 1.0, 1.0]"}),
+    "window, falling": Arm({"model.loss": "NextItems"}),
     "multi-token": Arm({"model": "target_classes.MultiToken"}),
     "sampled": Arm({"model.loss": "SampledSoftmax"} | SAMPLED, None),
     "target corrected": Arm({"model.loss": "target_classes.TargetCorrected"} | SAMPLED, "sampled"),
@@ -181,9 +182,9 @@ def of_seeds(runs: list[Measured]) -> tuple[np.ndarray, np.ndarray]:
 FINDINGS = """
 ## What pays
 
-**The window with falling weights pays on all three sets.** Our rule for a new option asks for two. But all runs end
-after five epochs, which are 640 to 930 steps: lrec warns of fewer than 2,000. [muon.md](muon.md) has the window, and
-Muon, in runs whose length validation chooses.
+**The window with falling weights pays on all three sets**, so lrec has it: the loss `NextItems`, whose default weights
+these are. But all runs end after five epochs, which are 640 to 930 steps: lrec warns of fewer than 2,000.
+[muon.md](muon.md) has the window, and Muon, in runs whose length validation chooses.
 
 - The window costs nothing that we can measure: its targets share the sum over all items. Its gain is largest on Ciao,
   and on MovieLens-1M NDCG@10 stays the same. With equal weights there is one seed, whose interval resamples users
@@ -204,7 +205,7 @@ of their norm. A run of MovieLens-1M differs by 0.0004 nats. So there is nothing
 
 ## What the classes lack
 
-All arms are our own classes, named by class path. Two things stood in the way:
+The other arms are our own classes, named by class path. Two things stood in the way:
 
 - There is no place for a parameter that only training uses, such as a head. The optimizer gets only the parameters of
   the network, and lrec cannot read a checkpoint with others. `WithHead` works around both.

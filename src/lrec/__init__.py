@@ -27,7 +27,7 @@ _HOME = {
         "data.splits.reduction": "Reduction",
         "model.config": "Architecture Dropout OverDepth",
         "model.blocks": "Attention MLP Positions",
-        "model.losses": "FullSoftmax SampledSoftmax GBCE Loss",
+        "model.losses": "FullSoftmax NextItems SampledSoftmax GBCE Loss",
         "training.throughput": "Throughput",
         "training.optim": "Optimizer OptimizerConfig Switch",
         "errors": "UserError",

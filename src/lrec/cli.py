@@ -60,6 +60,7 @@ OWN_COMMANDS = {
     ),
     "scaling compare": ("draw several studies in one figure", "lrec.study.comparison.compare"),
     "scaling fit": ("predict larger sizes from the points of any runs", "lrec.study.fit_command.fit_command"),
+    "scaling register": ("keep a study's forecasts, and what came, in a ledger", "lrec.study.ledger.register"),
     "scaling plan": ("say what to train for a budget, a loss or a size", "lrec.laws.plan.plan_command"),
 }
 

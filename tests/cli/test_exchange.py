@@ -143,7 +143,7 @@ def test_a_step_beyond_the_ladder_is_worth_more_than_it_shows(study: Path, lrec:
 def test_what_is_offered_follows_from_the_study(study: Path, lrec: Callable[..., str]) -> None:
     printed = lrec("scaling", "exchange", f"--study={study}", "--size=1x16", "--dry_run")
     planned = [line.split()[0] for line in printed.splitlines() if line.startswith("1x16-")]
-    offered = ("users-x2", "length-x2", "passes-x2", "time")
+    offered = ("users-x2", "length-x2", "passes-x2", "time", "next-items")
     assert planned == ["1x16-again-seed101", *(f"1x16-{name}-seed1" for name in offered)]
     assert not study.with_name("known-exchange").exists()
 

@@ -40,7 +40,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("loss", ["FullSoftmax", "SampledSoftmax", "GBCE"])
+@pytest.mark.parametrize("loss", ["FullSoftmax", "NextItems", "SampledSoftmax", "GBCE"])
 def test_nothing_asks_the_device(
     loss: str, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -286,6 +286,45 @@ def test_dry_run_counts_the_runs_of_smaller_shares(
     assert "8 of them with smaller data samples" in by_default
 
 
+def test_a_ledger_has_forecasts_before_and_after_their_results(
+    undisturbed: Path, lrec: Callable[..., str], refused: Callable[..., str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    finished, early = undisturbed / "studies" / "tiny", tmp_path / "early" / "tiny"
+    fitted = [
+        folder.name for folder in (finished / "runs").iterdir() if folder.is_dir() and folder.name != "6.9k-seed1"
+    ]
+    for name in ("prediction.json", *(f"runs/{run}/points.jsonl" for run in fitted)):
+        (early / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(finished / name, early / name)
+
+    def registered() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in Path("ledger.jsonl").read_text().splitlines()]
+
+    assert "1 forecast, 0 measured" in lrec("scaling", "register", "--study", early)
+    (forecast,) = registered()
+    assert forecast["before"]
+    assert forecast["measured"] is None
+    lrec("scaling", "register", "--study", early)
+    assert registered() == [forecast], "the same forecast is not registered again"
+
+    assert "1 forecast, 1 measured" in lrec("scaling", "register", "--study", finished)
+    (judged,) = json.loads((finished / "fit" / "fit.json").read_text())["holdout"]["points"]
+    (measured,) = registered()
+    assert measured == forecast | {"measured": judged["actual"], "no_gain": pytest.approx(measured["no_gain"])}
+    losses = [point["test_loss"] for run in fitted for point in points(finished / "runs" / run) if point["best"]]
+    assert measured["no_gain"] == pytest.approx(min(losses))
+    assert f"{measured['predicted']:.4f}" in Path("ledger.md").read_text()
+
+    lrec("scaling", "register", "--study", finished, "--ledger", "late.jsonl")
+    assert "after a held-out run" in Path("late.md").read_text()
+    assert "the page has this name" in refused("scaling", "register", "--study", finished, "--ledger", "ledger.md")
+    assert "no prediction.json" in refused("scaling", "register", "--study", tmp_path)
+    Path("ledger.jsonl").write_text("{}\n")
+    assert "ledger.jsonl, row 1" in refused("scaling", "register", "--study", finished)
+
+
 def test_fit_reads_the_points_of_a_study(
     undisturbed: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +369,7 @@ def test_the_loss_over_trajectories_is_fitted(
     assert held_out["actual"] == pytest.approx(best["trajectory_loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_large_run_left_out_for_the_hours_was_predicted(
     undisturbed: Path, lrec: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

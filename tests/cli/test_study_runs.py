@@ -279,6 +279,7 @@ def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_tuned_study_grows_with_the_rules_that_it_has(folder: Path, lrec: Callable[..., str]) -> None:
     """Blocks without an MLP have fewer parameters than the size by which rules are read."""
     command = ["scaling", "study", "--config", "runs.yaml", "--tune", '["lr"]']
@@ -312,6 +313,7 @@ def test_the_rate_belongs_to_what_is_tuned(refused: Callable[..., str], folder: 
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_jobs_of_a_cluster(folder: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     """submitit's local executor: the same jobs as on SLURM, in processes of this machine."""
     command = ["scaling", "study", "--config", "runs.yaml", "--cluster"]

@@ -97,6 +97,7 @@ def test_a_switch_comes_in_time(tmp_path: Path, lrec: Callable[..., str]) -> Non
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] < 0.1 * 0.02, "SGD's rate falls to the end too"
 
 
+@pytest.mark.slow
 def test_more_time_goes_on_at_the_rate_of_that_share(tmp_path: Path, lrec: Callable[..., str]) -> None:
     run = tmp_path / "run"
     fit = ["fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={run}"]

@@ -14,8 +14,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from host_waits import HostWaits
 from lrec.common import cpu_threads
+from lrec.data.batching.train_batches import TrainBatch
 from lrec.model.config import TransformerConfig
-from lrec.model.losses import GBCE, FullSoftmax, Loss, SampledSoftmax
+from lrec.model.losses import GBCE, FullSoftmax, Loss, NextItems, SampledSoftmax
 from lrec.model.parallelize import Sharding, build, fill
 from lrec.model.sharded_table import VECTORS, fetch, whole, whole_table
 from lrec.model.transformer import Transformer
@@ -117,7 +118,8 @@ def joined(parts: list[Batch]) -> Batch:
 def head_of(loss: Loss, batch: Batch, n_items: int) -> Callable[[Tensor, Any], Tensor]:
     def head(hidden_BLD: Tensor, table: Any) -> Tensor:
         table = table if loss.in_shards else whole(table)
-        return loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, batch.targets_M, torch.ones(n_items))
+        targets = batch.targets_M if loss.ahead == 1 else TrainBatch(*batch, 0, 0, 0, 0).next_targets(loss.ahead)
+        return loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, targets, torch.ones(n_items))
 
     return head
 
@@ -132,7 +134,7 @@ class OfWholeTable(FullSoftmax):
         return loss
 
 
-LOSSES = [FullSoftmax(), SampledSoftmax(7), GBCE(5), OfWholeTable()]
+LOSSES = [FullSoftmax(), SampledSoftmax(7), GBCE(5), NextItems(), OfWholeTable()]
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ SHORT = (
 BEST = Path("checkpoints", "best.ckpt")
 
 
+@pytest.mark.slow
 def test_two_processes_begin_as_one_from_a_file_and_from_shards(folder: Path, fit: Fit) -> None:
     # None of these catalogues divides by two, so the rows of each are cut at a different item.
     start = fit("catalogue-of-45", 0, *SHORT, "--data.n_items=45") / BEST

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError
 from lrec.model import losses, memory
 
@@ -49,11 +50,43 @@ def test_float64_gradients_equal_the_naive_ones() -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.SampledSoftmax(), losses.GBCE()])
+@pytest.mark.parametrize("weights", [(1.0, 0.3, 0.3), (0.5,), (1.0, 0.0, 2.0, 1.0)])
+def test_next_items_are_a_distribution_of_targets(weights: tuple[float, ...]) -> None:
+    """Rows of five, two and one targets: at the end of a row, the weights are those of the items that are there."""
+    rows = [[3, 1, 4, 1, 5], [9, 2], [6]]
+    items = torch.zeros(3, 5, dtype=torch.int32)
+    positions = torch.tensor([5 * row + place for row, items in enumerate(rows) for place in range(len(items))])
+    targets_M = torch.tensor([item for items in rows for item in items])
+    batch = TrainBatch(items, positions, targets_M, 8, 8, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    hidden_MD = torch.randn(8, 6, generator=generator, requires_grad=True)
+    table_VD = torch.randn(10, 6, generator=generator, requires_grad=True)
+    expected_MV = torch.zeros(8, 10)
+    places = [(row, place) for row in rows for place in range(len(row))]
+    for m, (row, place) in enumerate(places):
+        following = list(zip(row[place:], weights, strict=False))
+        for item, weight in following:
+            expected_MV[m, item] += weight / sum(w for _, w in following)
+    naive = F.cross_entropy(hidden_MD @ table_VD.T, expected_MV, reduction="sum")
+    loss = losses.NextItems(weights)
+    ours = loss(hidden_MD, table_VD, batch.next_targets(loss.ahead), torch.ones(10))
+    torch.testing.assert_close(ours, naive, rtol=1e-5, atol=1e-5)
+    gradients = (torch.autograd.grad(each, (hidden_MD, table_VD)) for each in (ours, naive))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [(), (0.0, 1.0), (1.0, -0.1), (math.nan,)])
+def test_weights_of_next_items(weights: tuple[float, ...]) -> None:
+    with pytest.raises(UserError, match="above 0 for the next item"):
+        losses.NextItems(weights)
+
+
+@pytest.mark.parametrize("loss", [losses.FullSoftmax(), losses.NextItems(), losses.SampledSoftmax(), losses.GBCE()])
 def test_no_targets_give_no_loss_and_no_gradient(loss: losses.Loss) -> None:
     hidden_MD = torch.empty(0, 4, requires_grad=True)
     table_VD = torch.randn(6, 4, requires_grad=True)
-    total = loss(hidden_MD, table_VD, torch.empty(0, dtype=torch.int64), torch.ones(6))
+    total = loss(hidden_MD, table_VD, torch.empty((0, loss.ahead), dtype=torch.int64).squeeze(1), torch.ones(6))
     total.backward()
     assert total.item() == 0
     assert table_VD.grad is not None

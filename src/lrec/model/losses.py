@@ -5,7 +5,7 @@ rows held here: processes exchange hidden states, and a log-sum and the target's
 uses the negatives of the first process: processes exchange only the rows of negatives and targets.
 
 Shape suffixes: M targets, D width, V catalogue or its rows that are held here, G targets of all processes,
-C targets of a chunk, N negatives, shared by the batch.
+C targets of a chunk, N negatives, shared by the batch, K next items.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from lrec.errors import check_range
+from lrec.errors import UserError, check_range
 from lrec.model.memory import chunk_rows
 from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
 
@@ -35,10 +35,16 @@ class Loss(ABC):
             gets the whole table, which takes more memory.
         touches_rows: Whether only some rows of the table get a gradient: the rows that the loss gets from
             `sharded_table.rows_of`.
+        ahead: How many next items the loss gets as targets of a position. If more than 1, its targets are (M, ahead),
+            and -1 where a training window ends before.
     """
 
     in_shards: ClassVar[bool] = False
     touches_rows: ClassVar[bool] = False
+
+    @property
+    def ahead(self) -> int:
+        return 1
 
     @abstractmethod
     def __call__(self, hidden_MD: Tensor, table_VD: Any, targets_M: Tensor, counts_V: Tensor) -> Tensor:
@@ -62,6 +68,43 @@ class FullSoftmax(Loss):
 
     def flops_per_target(self, n_items: int, width: int) -> int:
         return 6 * n_items * width
+
+
+@dataclass(frozen=True)
+class NextItems(FullSoftmax):
+    """Cross-entropy between the softmax over the whole catalogue and a weighted mean of the next items.
+
+    -sum over k of w_k log softmax(hidden @ table.T)[target k], where the weights of the items that are there add up to
+    1. Items after the next one tell the network what a user likes, in whichever order. The validation and test losses
+    stay those of the next item. Source: dense all action prediction, PinnerFormer, arXiv 2205.04507.
+
+    Attributes:
+        weights: Weight of the next item, and of each item after it.
+    """
+
+    weights: tuple[float, ...] = (1.0, 0.3, 0.3)
+
+    def __post_init__(self) -> None:
+        if not self.weights or not all(weight >= 0 for weight in self.weights) or self.weights[0] == 0:
+            raise UserError(f"loss.weights must be at least 0, and above 0 for the next item, got {self.weights}")
+
+    @property
+    def ahead(self) -> int:
+        return len(self.weights)
+
+    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
+        targets_MK = targets_M.view(len(targets_M), self.ahead)
+        rows_MKD = rows_of(shard_of(table_VD), targets_MK.clamp(min=0).flatten()).unflatten(0, targets_MK.shape)
+        there_KM = (targets_MK >= 0).T
+        weights_MK = torch.stack([weight * there_M for weight, there_M in zip(self.weights, there_KM, strict=True)], 1)
+        weights_MK = weights_MK / weights_MK.sum(1, keepdim=True)
+        # The log of the sum is the same for all next items: only their scores differ.
+        beside_next_MD = (weights_MK[..., None] * (rows_MKD[:, :1] - rows_MKD)).sum(1)
+        of_next = full_softmax(hidden_MD, table_VD, targets_MK[:, 0].contiguous())
+        return of_next + (hidden_MD * beside_next_MD).float().sum()
+
+    def flops_per_target(self, n_items: int, width: int) -> int:
+        return 6 * (n_items + self.ahead) * width
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ _OF_RUNS = _OF_DATA | {
     "data.max_len": "longest history that the network reads, in items",
     "data.targets_per_step": "targets of an optimizer step, over all processes",
     "model.size": "entry of the ladder, such as 98k, or LAYERSxWIDTH, such as 2x96",
-    "model.loss": "FullSoftmax, SampledSoftmax, GBCE, or a class of your own",
+    "model.loss": "FullSoftmax, NextItems, SampledSoftmax, GBCE, or a class of your own",
     "model.optimizer.lr": "peak learning rate",
     "model.optimizer.weight_decay": "decoupled weight decay",
     "trainer.default_root_dir": "the run's folder; runs/DATE-TIME by default",

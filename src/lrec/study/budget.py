@@ -138,7 +138,8 @@ def training_rate(
     with one_core(), torch.random.fork_rng(devices=[]):
         net = Transformer(small).to(device, torch.bfloat16 if precision == "bf16-true" else None)
         items_BL = torch.randint(0, small.n_items, (rows, length), device=device)
-        targets_M = torch.randint(0, small.n_items, (rows * length,), device=device)
+        ahead = (loss.ahead,) if loss.ahead > 1 else ()
+        targets_M = torch.randint(0, small.n_items, (rows * length, *ahead), device=device)
         times_BT = torch.zeros(rows, length + 1, dtype=torch.int64, device=device) if net.reads_times else None
         counts_V = torch.ones(small.n_items, dtype=torch.int64, device=device)
 

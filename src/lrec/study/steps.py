@@ -25,6 +25,7 @@ from lrec.study.tuning import LR
 
 EPOCHS, LENGTH, USERS = "trainer.max_epochs", "data.max_len", "data.reduction.users"
 TIME, SIZE = "model.architecture.time", "model.size"
+FULL = "lrec.FullSoftmax"
 Options = Mapping[str, Any]
 
 
@@ -96,6 +97,8 @@ class Ladder:
             steps["passes x2"] = {EPOCHS: 2 * epochs}
         if data.store.times_N is not None and get(TIME) == "none":
             steps["time"] = {TIME: "past"}
+        if get("model.loss.class_path", FULL) == FULL:
+            steps["next items"] = {"model.loss": "NextItems"}
         return steps
 
     def planned(self, name: str, options: Options) -> list[PlannedRun]:

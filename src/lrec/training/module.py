@@ -86,8 +86,8 @@ class SequentialRecommender(StoredModel):
             architecture: Parts of a block.
             parametrisation: scaled: the best learning rate of a small network is also the best rate of wider and deeper
                 networks; standard: one rate for all parameters, whatever the shape.
-            loss: Training loss: FullSoftmax, SampledSoftmax (negatives, power, logq), GBCE (negatives, calibration), or
-                a Loss of your own. With any loss, evaluation is over the whole catalogue.
+            loss: Training loss: FullSoftmax, NextItems (weights), SampledSoftmax (negatives, power, logq), GBCE
+                (negatives, calibration), or a Loss of your own. With any loss, evaluation is over the whole catalogue.
             optimizer: AdamW with its schedule, and SGD after a switch; a class of torch.optim, with a constant rate; or
                 an OptimizerConfig of your own.
             top_k: Number of items in the lists of predict.
@@ -287,7 +287,8 @@ class SequentialRecommender(StoredModel):
 
         def head(hidden_BLD: Tensor, table: Table) -> Tensor:
             table = table if self.loss.in_shards else whole(table)
-            return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, batch.targets_M, self.counts_V)
+            targets = batch.targets_M if self.loss.ahead == 1 else batch.next_targets(self.loss.ahead)
+            return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, targets, self.counts_V)
 
         return self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
 

@@ -36,6 +36,15 @@ class TrainBatch(NamedTuple):
     times_BT: Tensor | None = None  # int64; the request has the time of the last target
     events_BL: Tensor | None = None  # int64, type of each item's event; with features (B, L, F), see `EventInput`
 
+    def next_targets(self, n: int) -> Tensor:
+        """The target of each position and the n - 1 targets that follow in its row, (M, n); -1 where the row ends."""
+        rows_M = self.positions_M // self.items_BL.shape[1]
+        targets_MK = self.targets_M.new_full((len(rows_M), n), -1)
+        for ahead in range(min(n, len(rows_M))):
+            same_row = rows_M[ahead:] == rows_M[: len(rows_M) - ahead]
+            targets_MK[: len(same_row), ahead] = torch.where(same_row, self.targets_M[ahead:], -1)
+        return targets_MK
+
 
 def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
     """Times of histories (laid end to end) and of the request after each, as (B, L + 1) with zeros on the right."""

@@ -1,0 +1,133 @@
+"""`lrec scaling register`: a ledger of forecasts. Each one is written down before its result, and stays whatever comes.
+
+`ledger.jsonl` has a line for each forecast, `ledger.md` the same as a table.
+"""
+
+import json
+import subprocess
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lrec.common.files import check_writable, file_hash, locked, read_json, write_text
+from lrec.common.text_tables import counted, on_terminal, rows_table
+from lrec.errors import UserError
+from lrec.run import find_points, read_points_file
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A forecast of one size, and what its runs then reached: their mean, None before.
+
+    `sha256` is of the study's prediction.json. `commit` is of the current folder's repository ("" without one), and
+    `registered` the time in UTC. `before` is True if no held-out run of the study had a result then. `no_gain` is the
+    no-gain baseline: the lowest loss of the fitted sizes.
+    """
+
+    study: str
+    ladder: str
+    x: float
+    d: float | None
+    predicted: float
+    low: float
+    high: float
+    sha256: str
+    commit: str
+    registered: str
+    before: bool
+    measured: float | None = None
+    no_gain: float | None = None
+
+
+def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
+    """Add the forecasts of a study to a ledger, before its large runs; and after these, what they reached.
+
+    Args:
+        study: Folder of the study, with its prediction.json. A ledger knows a study by the name of this folder.
+        ledger: File of the ledger. A page with the same name and the ending .md shows it. Commit both.
+    """
+    check_writable(ledger, "--ledger")
+    if ledger.suffix == ".md":
+        raise UserError(f"--ledger {ledger}: the page has this name; choose one such as {ledger.with_suffix('.jsonl')}")
+    prediction = read_json(study / "prediction.json")
+    if prediction is None:
+        raise UserError(f"--study {study}: it has no prediction.json: train its fitted sizes first")
+    with locked(ledger):
+        forecasts = _read(ledger)
+        name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
+        if (name, sha256) not in {(each.study, each.sha256) for each in forecasts}:
+            before = not prediction.get("trained_before") and not _trained(study) & prediction["held_out_runs"].keys()
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            stated: dict[str, Any] = {"sha256": sha256, "commit": _commit(), "registered": now, "before": before}
+            for ladder in prediction["ladders"]:
+                for p in ladder["predictions"]:
+                    forecast = {key: p[key] for key in ("x", "d", "predicted", "low", "high")}
+                    forecasts.append(Forecast(name, ladder["ladder"], **forecast, **stated))
+        forecasts = [_measured(each, study) if each.study == name else each for each in forecasts]
+        write_text(ledger, "".join(json.dumps(asdict(each)) + "\n" for each in forecasts))
+        text = page(forecasts)
+        write_text(ledger.with_suffix(".md"), text)
+    print(on_terminal(text))
+
+
+def _read(ledger: Path) -> list[Forecast]:
+    """The forecasts of a ledger, none if the file does not exist; UserError if a line is not a forecast."""
+    forecasts = []
+    lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            forecasts.append(Forecast(**json.loads(line)))
+        except (ValueError, TypeError):
+            raise UserError(f"--ledger {ledger}, row {number}: not a forecast that lrec registered") from None
+    return forecasts
+
+
+def _trained(study: Path) -> set[str]:
+    """The names of the runs with a result, in their own folders or in the study's record."""
+    files = [*find_points(study / "runs"), *study.glob("all_points.jsonl")]
+    return {point.run for file in files for point in read_points_file(file) if point.best}
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _measured(forecast: Forecast, study: Path) -> Forecast:
+    """The forecast with the loss that the study's report has at its place, as far as there is one."""
+    fit = read_json(study / "fit" / forecast.ladder / "fit.json", {})
+    for point in (fit.get("holdout") or {"points": []})["points"]:
+        if (point["x"], point["d"]) == (forecast.x, forecast.d):
+            no_gain = point["actual"] * (1 + point["naive_error_pct"] / 100)
+            return replace(forecast, measured=point["actual"], no_gain=no_gain)
+    return forecast
+
+
+def page(forecasts: list[Forecast]) -> str:
+    """All forecasts as a page: those outside their interval first, then by the size of the error; open ones last."""
+    head = ["study", "size", "predicted", "90 % interval", "measured", "error", "no-gain error", "within", "registered"]
+    rows, within, better = list[tuple[tuple[int, float], list[str]]](), 0, 0
+    for f in forecasts:
+        place = f"{f.x:,.0f}" if f.d is None else f"{f.x:,.0f} / {f.d:,.0f}"
+        stated = " ".join([f.registered, f.commit, f.sha256[:12], *([] if f.before else ["after a held-out run"])])
+        cells = [f"{f.study} {f.ladder}".strip(), place, f"{f.predicted:.4f}", f"{f.low:.4f} to {f.high:.4f}"]
+        if f.measured is None or f.no_gain is None:
+            rows.append(((2, 0.0), [*cells, "", "", "", "", stated]))
+            continue
+        error, no_gain = (100 * (loss / f.measured - 1) for loss in (f.predicted, f.no_gain))
+        inside = f.low <= f.measured <= f.high
+        within, better = within + inside, better + (abs(error) < abs(no_gain))
+        cells += [f"{f.measured:.4f}", f"{error:+.2f} %", f"{no_gain:+.2f} %", "yes" if inside else "no", stated]
+        rows.append(((int(inside), -abs(error)), cells))
+    known = sum(f.measured is not None for f in forecasts)
+    said = (
+        f"{counted(len(forecasts), 'forecast')}, {known} measured: {within} within the interval, {better} with a "
+        "smaller error than the no-gain baseline. The last column has the time, git's commit, and the first digits of "
+        "the SHA-256 of prediction.json."
+    )
+    ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
+    return f"# Ledger of forecasts\n\n{said}\n\n{rows_table([head, *ordered], text=(0, 8))}\n"
