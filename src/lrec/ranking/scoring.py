@@ -183,9 +183,10 @@ class _Search:
 
     def target_scores(self, targets_G: Tensor) -> tuple[Tensor, Tensor]:
         """The scores of the targets, and how far from them another score still counts as equal."""
+        here_G, _ = self.shard.places(targets_G)
         rows_GD = self.shard.rows_here(targets_G)
         both_2G = torch.stack([(self.hidden_GD * rows_GD).sum(1), rows_GD.float().norm(dim=1)])
-        score_G, length_G = self.shard.summed(both_2G)
+        score_G, length_G = self.shard.summed(both_2G.masked_fill(~here_G, 0.0))
         return score_G, EQUAL * self.hidden_GD.norm(dim=1) * length_G
 
     def results(self, of_block: "Callable[[_Block], R]") -> list[Tensor]:
