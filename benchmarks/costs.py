@@ -101,8 +101,8 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 
 - **Targets** are the training targets up to the evaluation with the best validation metric. A target counts once for
   each epoch.
-- **Seconds** are the wall-clock time from the start to this evaluation. Other programs often ran on the two cores. So
-  compare the times of one data set only roughly. Do not compare the times of different data sets, because their
+- **Seconds** are the wall-clock time from the start to the same evaluation. Other programs often ran on the two cores.
+  So compare the times of one data set only roughly. Do not compare the times of different data sets, because their
   histories and steps have different lengths.
 - **GiB** is the [computed memory](../sizes.md#what-is-counted) of a training step, plus half a GiB for the process with
   its libraries.
@@ -111,11 +111,10 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 
 ## On one H100, computed
 
-The time is the number of FLOPs divided by 0.4 times 989 TFLOP/s, the peak speed of an H100. Small networks reach a
-smaller share of this peak. The FLOPs include [activations that are computed a second
-time](../sizes.md#what-is-counted) (checkpointing). The memory is for a step of 8,192 positions in
-[bf16-mixed](../glossary.md#precision) (`lrec sizes --device cuda --checkpointing true`). We did not train these sizes,
-so we do not know their accuracy.
+The time is the number of FLOPs divided by 40 % of an H100's peak speed (989 TFLOP/s). Small networks reach less than
+40 %. The FLOPs include a [second computation of activations](../sizes.md#what-is-counted) (checkpointing). The memory
+is for a step of 8,192 positions in [bf16-mixed](../glossary.md#precision)
+(`lrec sizes --device cuda --checkpointing true`). We did not train these sizes, so we do not know their accuracy.
 
 {}
 

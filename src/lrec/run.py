@@ -20,18 +20,14 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 
-from lrec.common.files import json_hash, locked, read_json, replacing, write_json, write_text
+from lrec.common.files import json_hash, locked, read_json, write_text
 from lrec.errors import UserError
 from lrec.options.config_files import read_config
 
-if TYPE_CHECKING:
-    import polars as pl
-
-SCHEMA = 1
 POINTS, CONFIG = "points.jsonl", "config.yaml"
 UPDATE = "update.json"  # in the folder of `lrec update`, which is no run's folder: the result, and the run to serve
 
@@ -45,7 +41,7 @@ _PLACES = ("data.path", "data.store", "data.data_dir", "data.num_workers", "data
 class Point:
     """An evaluation of a run, a line of points.jsonl. Losses are in nats per target, None if they are not finite."""
 
-    schema: int = SCHEMA  # version of this list of fields
+    schema: int = 1  # version of this list of fields
     study: str | None = None  # the study that the run belongs to
     run: str = ""
     size: str = ""  # entry of the ladder, or layers x width
@@ -160,6 +156,8 @@ class Run:
         self.name = Path(os.path.abspath(self.folder)).name  # of "." too
         self.config_file = self.folder / CONFIG
         self.points_file = self.folder / POINTS
+        self.items_file = self.folder / "items.parquet"
+        self.metrics_file = self.folder / "metrics.json"
         self.target_losses_file = self.folder / "target_losses.parquet"
         self.checkpoints = self.folder / "checkpoints"
         self.best = self.checkpoints / BEST
@@ -231,13 +229,6 @@ class Run:
 
     def write_points(self, points: Sequence[Point]) -> None:
         write_text(self.points_file, "".join(json.dumps(point.to_dict()) + "\n" for point in points))
-
-    def write_items(self, table: "pl.DataFrame") -> None:
-        with replacing(self.folder / "items.parquet") as temporary:
-            table.write_parquet(temporary)
-
-    def write_metrics(self, figures: dict[str, Any]) -> None:
-        write_json(self.folder / "metrics.json", figures)
 
 
 def served(folder: Path) -> Path:

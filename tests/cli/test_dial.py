@@ -13,7 +13,7 @@ from lrec.errors import UserError
 from lrec.model.losses import FullSoftmax, SampledSoftmax
 from lrec.model.network_sizes import find_size
 from lrec.study.dial import as_text, plan_of, with_plan
-from lrec.study.grid import PlannedRun, every_fraction, planned_runs
+from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
 from lrec.study.tuning import LR, shares_of_trials
 
@@ -100,8 +100,9 @@ def test_a_plan_with_horizons_has_a_whole_number_of_passes_for_each(
     hours: float, planned: Callable[..., tuple[Study, str]]
 ) -> None:
     study, _ = planned(hours, horizons=(0.25, 0.5, 1.0))
-    assert len({run.horizon for run in planned_runs(study)}) == 3  # a horizon of 7.5 passes would be refused
-    assert len(every_fraction(study)) == 1
+    runs = planned_runs(study)  # a horizon of 7.5 passes would be refused
+    assert len({run.horizon for run in runs}) == 3
+    assert len({run.fraction for run in runs}) == 1
 
 
 def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(

@@ -23,7 +23,7 @@ from lrec.common.files import locked
 from lrec.errors import UserError
 from lrec.run import Run
 from lrec.study import budget
-from lrec.study.cluster import train_on_cluster, train_on_node
+from lrec.study.cluster import train_on_cluster
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Outcome, Training, is_running, lock_of, train
 from lrec.study.options import Study
@@ -476,10 +476,8 @@ def test_several_nodes_train_one_run(folder: Path) -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     with ThreadPoolExecutor() as nodes:
-        jobs = [
-            nodes.submit(train_on_node, Training(run, path, "runs", threads=1), node, "127.0.0.1", port)
-            for node in (0, 1)
-        ]
+        training = Training(run, path, "runs", threads=1)
+        jobs = [nodes.submit(training.on_node(node, "127.0.0.1", port).carry_out) for node in (0, 1)]
         first, second = (job.result() for job in jobs)
     assert (first.status, second.status) == ("finished", "finished"), f"{first.reason}\n{second.reason}"
     assert first.point is not None

@@ -133,10 +133,8 @@ def test_resume_before_at_and_after_a_fixed_step_is_exact(
         lrec("fit", *options, f"--trainer.default_root_dir={resumed}", f"--ckpt_path={checkpoint}")
         assert_same_end(undisturbed, resumed)
     again = [f"--trainer.default_root_dir={tmp_path / 'none'}", f"--ckpt_path={checkpoint}"]
-    for changed, now in ((without, "null"), ([*options, "--model.optimizer.switch.lr=0.2"], '{"lr": 0.2, ')):
-        assert f'--model.optimizer.switch {{"lr": 0.3, "momentum": 0.9, "weight_decay": 0.0}}, not {now}' in refused(
-            "fit", *changed, *again
-        )
+    for changed, now in ((without, "null"), ([*options, "--model.optimizer.switch.lr=0.2"], "0.2")):
+        assert f"--model.optimizer.switch.lr 0.3, not {now}" in refused("fit", *changed, *again)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.store.store import Store
 from lrec.run import Run
 from lrec.study import update
-from lrec.study.window import judged
+from lrec.study.update import judged
 from snapshot import snapshot
 
 pytestmark = pytest.mark.usefixtures("warm_processes")

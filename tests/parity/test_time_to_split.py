@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask
+from lrec.data.batching.eval_batches import EvalBatches
 from lrec.data.sources.movielens import MovieLensDataModule
-from lrec.data.splits.rules import Split
+from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.evaluation.baselines import Baselines
 from lrec.evaluation.evaluator import Evaluation
@@ -86,9 +86,9 @@ def popularity(split: Split, own_ties: bool) -> dict[str, float]:
     counts_V = np.bincount(items, minlength=len(first_V))
     order = CommonOrder(torch.from_numpy(counts_V - first_V / (len(items) + 1.0)))
     sets, (users_T, ends_T) = bool(split.sets_2[1]), split.test_targets
-    task = EvalTask(users_T, ends_T, True, sizes=split.test_targets_U[users_T] if sets else None)
+    sizes_T = split.test_targets_U[users_T] if sets else None
     evaluation = Evaluation(torch.from_numpy(split.counts_V), METRICS, sets)
-    for batch in EvalLoader(split, task, 128):
+    for batch in EvalBatches(split, Targets(users_T, ends_T), 128, sizes_T=sizes_T):
         if own_ties:
             found = baselines.score("recent-popularity", batch)
         else:

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 import torch
 
-from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask
+from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
 from lrec.data.batching.train_batches import Ranks
-from lrec.data.splits.rules import Split
+from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
@@ -129,10 +129,12 @@ def evaluated(
     """Figures of Evaluation over the test's batches, of `world` processes and in `n_parts` parts each."""
     sets = bool(split.sets_2[1])
     users_T, ends_T = split.test_targets
-    task = EvalTask(users_T, ends_T, True, sizes=split.test_targets_U[users_T] if sets else None)
+    sizes_T = split.test_targets_U[users_T] if sets else None
     users_U = None if sets else torch.from_numpy(np.unique(users_T))
     evaluation = Evaluation(torch.from_numpy(split.counts_V), METRICS, sets, True, users_U)
-    batches = [batch for rank in range(world) for batch in EvalLoader(split, task, 6, Ranks(world, rank))]
+    targets = Targets(users_T, ends_T)
+    loaders = [EvalBatches(split, targets, 6, Ranks(world, rank), sizes_T=sizes_T) for rank in range(world)]
+    batches = [batch for loader in loaders for batch in loader]
     parts: list[EvalBatch] = [part for batch in batches for part in batch.parts(n_parts)]
     for batch in parts:
         hidden_MD, table_VD = hidden_UD[batch.users_M], table_ID[split.catalogue_V]

@@ -1,9 +1,9 @@
 """`lrec backtest`: train networks at several times, test each on later windows, and report gains of size by age."""
 
 from lrec.backtest.findings import Findings, Served, figures_of
-from lrec.backtest.options import Backtest, open_store, origin_of, origins_of, planned
+from lrec.backtest.options import Backtest, Windows, open_store, origin_of, planned, windows_of
 from lrec.backtest.report import write_report
-from lrec.backtest.windows import Windows, baselines, measured
+from lrec.backtest.windows import baselines, measured
 from lrec.common.files import check_folder, locked
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.store.statistics import time_text
@@ -26,9 +26,8 @@ def backtest(options: Backtest) -> None:
     if not (options.dry_run or options.status or options.cluster):
         start_server()
     store = open_store(options)
-    origins, length = origins_of(options, store)
-    windows = {k: (at, at + length) for k, at in enumerate(origins, start=1)}
-    study, runs = planned(options, store, origins, length)
+    windows = windows_of(options, store)
+    study, runs = planned(options, store, windows)
     record = Record(study, runs)
     if options.status:
         print(runs_table(record.runs, record.folder, record.state))

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from statistics import mean
 from typing import Any
 
@@ -80,21 +79,22 @@ class Findings:
     backtest: Backtest
     served: Sequence[Served]
 
-    def tables(self, network: str, size: str, chosen: pl.Expr) -> Tables:
-        """Chosen targets as a network of a size ranks them, a table for each seed."""
+    def tables(self, size: str, tested: Sequence[tuple[str, int]]) -> Tables:
+        """The targets of windows, each ranked by its network (`tested` has both) of a size; a table for each seed."""
         named = {(f"{each.update}-{each.origin}", each.size, each.seed): each.table for each in self.served}
-        return [named[network, size, seed].filter(chosen) for seed in self.backtest.seeds]
+        return [
+            pl.concat([named[network, size, seed].filter(window=window) for network, window in tested])
+            for seed in self.backtest.seeds
+        ]
 
     @cached_property
     def by_age(self) -> dict[int, dict[str, Tables]]:
         """By age (the number of windows since the origin) and size: targets as networks trained anew rank them."""
-        folds = self.backtest.folds
-        found: dict[int, dict[str, Tables]] = {age: {} for age in range(folds)}
+        folds, found = self.backtest.folds, dict[int, dict[str, Tables]]()
         origins = sorted({each.origin for each in self.served if each.update == "full"})
-        for age, size in product(found, self.backtest.sizes):
-            of_age = [k for k in origins if k + age <= folds]
-            parts = [self.tables(f"full-{k}", size, pl.col("window") == k + age) for k in of_age]
-            found[age][size] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
+        for age in range(folds):
+            tested = [(network_of("full", k), k + age) for k in origins if k + age <= folds]
+            found[age] = {size: self.tables(size, tested) for size in self.backtest.sizes}
         return found
 
     @cached_property
@@ -117,11 +117,12 @@ class Findings:
         for size in self.backtest.sizes:
             tables, seconds = dict[Update, Tables](), dict[Update, float]()
             for update in self.backtest.update:
-                parts = [self.tables(network_of(update, k), size, pl.col("window") == k) for k in later]
-                tables[update] = [pl.concat(of_seed) for of_seed in zip(*parts, strict=True)]
+                tables[update] = self.tables(size, [(network_of(update, k), k) for k in later])
                 trained = [one for one in self.served if (one.update, one.size) == (update, size) and one.origin > 1]
                 seconds[update] = sum(one.point.wall_s for one in trained) / len(self.backtest.seeds)
-            tables = _on_common_targets(tables)
+            # A network has no targets where no earlier item is in its catalogue.
+            for common in [mine[0].select(KEY) for mine in tables.values()]:
+                tables = {name: [each.join(common, KEY, "semi") for each in mine] for name, mine in tables.items()}
             for update, mine in tables.items():
                 row = {"size": size, "update": update, **summary_of(mine), "seconds": seconds[update]}
                 if update != "none" and {"none", "full"} <= set(tables):
@@ -129,14 +130,6 @@ class Findings:
                     row["cost"] = seconds[update] / seconds["full"]
                 rows.append(row)
         return rows
-
-
-def _on_common_targets(tables: dict[Update, Tables]) -> dict[Update, Tables]:
-    """The targets that every update has: a network has none where no earlier item is in its catalogue."""
-    common, *others = (mine[0].select(KEY) for mine in tables.values())
-    for other in others:
-        common = common.join(other, on=KEY, how="semi")
-    return {update: [each.join(common, on=KEY, how="semi") for each in mine] for update, mine in tables.items()}
 
 
 def share_of_gain(none: Tables, own: Tables, full: Tables) -> tuple[float, float]:

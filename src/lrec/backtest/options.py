@@ -1,7 +1,7 @@
 """What a backtest trains: networks of each size at each origin; the networks are variants of a study without a law."""
 
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from lrec.study.warm_fit import Recipe, trained_on
 
 MOST_VALIDATE, VALIDATE = 1024, 20  # validation users: 1 in 20 users known at an origin, at most 1024
 Update = Literal["none", "warm", "full"]
+Windows = dict[int, tuple[int, int]]  # by number from 1: begin and end (exclusive) of each window
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,8 @@ def open_store(backtest: Backtest) -> Store:
     return store
 
 
-def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
-    """The time of each origin and the length of a window, in the store's unit of time. The last window ends with the
-    data, or at `until`."""
+def windows_of(backtest: Backtest, store: Store) -> Windows:
+    """The windows in the store's unit of time. Each begins at an origin; the last ends with the data, or at `until`."""
     assert store.times_N is not None
     every = in_units(store, "--every", backtest.every)
     length = in_units(store, "--horizon", backtest.length)
@@ -117,44 +117,44 @@ def origins_of(backtest: Backtest, store: Store) -> tuple[list[int], int]:
     if backtest.until is not None:
         end = cut_time(store, "--until", backtest.until)
     origins = [end - length - every * ahead for ahead in reversed(range(backtest.folds))]
+    windows = {number: (at, at + length) for number, at in enumerate(origins, start=1)}
     if origins[0] <= begin:
         raise UserError(
             f"--folds {backtest.folds} of --every {backtest.every} begin before the data: choose fewer or shorter ones"
         )
-    for number, at in enumerate(origins, start=1):
-        if not ((store.times_N >= at) & (store.times_N < at + length)).any():
-            begins = time_text(at, store.time_unit)
+    for number, (begin, end) in windows.items():
+        if not ((store.times_N >= begin) & (store.times_N < end)).any():
+            begins = time_text(begin, store.time_unit)
             raise UserError(
                 f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction: choose "
                 "other windows, or another end (--until)"
             )
-    return origins, length
+    return windows
 
 
-def planned(backtest: Backtest, store: Store, origins: list[int], length: int) -> tuple[Study, list[PlannedRun]]:
+def planned(backtest: Backtest, store: Store, windows: Windows) -> tuple[Study, list[PlannedRun]]:
     """The study of every network that the updates need, and its runs. A network learns from all interactions before its
     origin, except those of validation users, and is tested on the window that begins there. A warm network learns from
     what is new since the previous origin, as in `lrec update`."""
-    splits, part = list[dict[str, Any]](), dict[str, Any]()
+    splits, part, first = dict[int, dict[str, Any]](), dict[str, Any](), windows[1][0]
     if backtest.train_from is not None:
         since = cut_time(store, "--train_from", backtest.train_from)
-        if since >= origins[0]:
-            begins = time_text(origins[0], store.time_unit)
+        if since >= first:
+            begins = time_text(first, store.time_unit)
             raise UserError(f"--train_from {backtest.train_from} must lie before the first origin, {begins}")
         part = {"data.reduction": {"users": 0, "since": since}}
-    for begin in origins:
+    for number, (begin, end) in windows.items():
         known = int(np.count_nonzero(count_before(store, begin) >= 2))
         split: dict[str, Any] = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
         split["held_out_users"] = min(MOST_VALIDATE, max(known // VALIDATE, 1))
-        split |= {"test_from": begin, "test_until": begin + length}
-        splits.append({f"data.split.{option}": value for option, value in split.items()} | part)
-    networks = [network_of(each, k) for each in backtest.update for k in range(1, backtest.folds + 1)]
-    variants = {network: splits[origin_of(network) - 1] for network in dict.fromkeys(networks)}
-    chain = [network_of("warm", k) for k in range(1, backtest.folds + 1)] if "warm" in backtest.update else []
-    study = backtest.study(variants, {later: earlier for earlier, later in pairwise(chain)})
+        split |= {"test_from": begin, "test_until": end}
+        splits[number] = {f"data.split.{option}": value for option, value in split.items()} | part
+    networks = {each: [network_of(each, k) for k in windows] for each in backtest.update}
+    variants = {network: splits[origin_of(network)] for network in chain.from_iterable(networks.values())}
+    study = backtest.study(variants, {later: earlier for earlier, later in pairwise(networks.get("warm", []))})
     runs = planned_runs(study)
     for place, run in enumerate(runs):
         if run.starts_from:
-            since = origins[origin_of(run.variant) - 2]
+            since, _ = windows[origin_of(run.variant) - 1]
             runs[place] = replace(run, options=changed(run.options, trained_on(run.config, since, Recipe())))
     return study, runs

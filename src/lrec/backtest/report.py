@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,7 @@ import numpy as np
 import polars as pl
 
 from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, figures_of, mean_of, summary_of
-from lrec.backtest.options import Backtest, network_of
-from lrec.backtest.windows import Windows
+from lrec.backtest.options import Backtest, Windows, network_of
 from lrec.common.files import write_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import BLUE, GREY, alt_text, draw_frame, new_figure, save_figure
@@ -40,7 +39,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}\n"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
     if gains:
-        figure = _age_figure([backtest.lasting(age) for age in gains], list(gains.values()), _finding(backtest, gains))
+        figure = _age_figure(backtest, gains)
         save_figure(out / "by_age.png", figure)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     shutil.rmtree(out / "ages", ignore_errors=True)  # some may be of ages that the backtest no longer has
@@ -89,13 +88,6 @@ def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     return f"In the window after training, the best baseline is {best}: {means[best]:.4f}."
 
 
-def _finding(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
-    most = max(gains.values(), key=lambda gain: (gain.sign, gain.value))  # the sign puts nan behind what is certain
-    if most.sign < 1:
-        return f"{backtest.sizes[-1]} is not certainly better than {backtest.sizes[0]} at any age"
-    return f"{backtest.sizes[-1]} is up to {most.value:.4f} better than {backtest.sizes[0]} in {METRIC}"
-
-
 def _method(backtest: Backtest) -> str:
     return (
         f"{backtest.folds} origins, {backtest.every} apart, and windows of {backtest.length}. A network learns from "
@@ -125,13 +117,13 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
     rows = [["window", "begins", "targets", "cold", *(f"{METRIC} {name}" for name in (*backtest.sizes, *names))]]
     for number, (at, _) in windows.items():
         begins = time_text(at, store.time_unit)
-        of_window = pl.col("window") == number
-        tables = [found.tables(network_of(newest, number), size, of_window) for size in backtest.sizes]
+        tables = [found.tables(size, [(network_of(newest, number), number)]) for size in backtest.sizes]
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
         figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
-        for name in names:
-            counted = [beside[number].filter(of_window, scorer=name)] if number in beside else []
-            figures.append(f"{mean_of(counted, METRIC):.4f}" if counted else "")
+        counted = beside[number].filter(window=number) if number in beside else None
+        figures += [
+            "" if counted is None else f"{mean_of([counted.filter(scorer=name)], METRIC):.4f}" for name in names
+        ]
         rows.append([str(number), begins, f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
     return rows_table(rows, text=(1,))
 
@@ -152,11 +144,16 @@ def _updates_table(updates: list[dict[str, Any]]) -> str:
     return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
 
 
-def _age_figure(ages: Sequence[str], gains: Sequence[Gain], finding: str) -> "Figure":
+def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
     """The gain of the larger network at each age with its interval, and a line for no gain."""
+    small, large, ages = backtest.sizes[0], backtest.sizes[-1], [backtest.lasting(age) for age in gains]
+    most = max(gains.values(), key=lambda gain: (gain.sign, gain.value))  # the sign puts nan behind what is certain
+    finding = f"{large} is not certainly better than {small} at any age"
+    if most.sign > 0:
+        finding = f"{large} is up to {most.value:.4f} better than {small} in {METRIC}"
     figure = new_figure(4.4, 3.2, f"{finding}. Gain in {METRIC} against the age of the networks, with {CONFIDENCE}")
     axes = figure.add_subplot()
-    value_A, half_A = np.array([(gain.value, Z * gain.error) for gain in gains]).T
+    value_A, half_A = np.array([(gain.value, Z * gain.error) for gain in gains.values()]).T
     axes.errorbar(range(len(ages)), value_A, half_A, fmt="o-", color=BLUE, lw=2, elinewidth=1, capsize=3)
     axes.axhline(0, color=GREY, lw=1, ls="--")
     axes.annotate("no gain", (len(ages) - 1, 0), (0, -3), textcoords="offset points", color=GREY, ha="right", va="top")

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from lrec.backtest.options import Windows
 from lrec.common.files import replacing
-from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask, shared_rows
+from lrec.data.batching.eval_batches import EvalBatch, EvalBatches, shared_rows
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import GlobalTemporal
@@ -26,7 +27,6 @@ from lrec.run import Run
 from lrec.serving.export import load
 
 Scorer = Callable[[EvalBatch], Scores]
-Windows = dict[int, tuple[int, int]]  # by number from 1: begin and end (exclusive) of each window
 
 
 def measured(run: Run, windows: Windows) -> pl.DataFrame:
@@ -45,7 +45,7 @@ def measured(run: Run, windows: Windows) -> pl.DataFrame:
 
 
 def baselines(run: Run, windows: Windows) -> pl.DataFrame:
-    """The same for every baseline, counted in the training part before the run's origin."""
+    """The same for every baseline, which counts the training part before the run's origin."""
 
     def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
         found = Baselines(data.cuts, device(), data.recent_popularity)
@@ -84,9 +84,9 @@ def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Score
         tested = later.cut(store)
         split = later.cuts = replace(data.cuts, test_U=tested.test_U, test_targets_U=tested.test_targets_U)
         targets, _ = later.evaluated("test")
-        task = EvalTask(*targets, True, data.with_times)
-        order_T = [chosen_M for chosen_M, _ in shared_rows(split, task, data.max_len).batches()]
-        for batch, chosen_M in zip(EvalLoader(split, task, data.max_len), order_T, strict=True):
+        order_T = [chosen_M for chosen_M, _ in shared_rows(split, targets, data.max_len, data.with_times).batches()]
+        batches = EvalBatches(split, targets, data.max_len, with_times=data.with_times)
+        for batch, chosen_M in zip(batches, order_T, strict=True):
             here = EvalBatch(**{name: each.to(device()) for name, each in batch._asdict().items() if each is not None})
             of_targets = {"user": targets.users_T[chosen_M], "step": targets.positions_T[chosen_M]}
             for name, scorer in scorers.items():

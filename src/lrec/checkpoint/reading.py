@@ -84,10 +84,7 @@ def find_last(folder: Path) -> Path | None:
 def check(path: Path, whole: bool = True) -> None:
     """Raise UserError unless `path` is an undamaged checkpoint of lrec. Unless `whole`, only read its description."""
     with refuse_damage(path):
-        if not path.is_dir():
-            _load_pt(path, mmap=True, verify=whole)
-            return
-        names = _load_pt(path / STATE)["shards"]
+        names = _load_pt(path, mmap=True, verify=whole).get("shards", [])
         shards = _Shards(path, names)
         for name in names if whole else ():
             shards.verify(name)
@@ -118,10 +115,11 @@ def agreed(work: Callable[[], T]) -> T:
 def mapped(path: Path, name: str) -> list[Tensor]:
     """The rows of a parameter, in order, mapped from the disk and unverified: rows that are not used take no memory."""
     with refuse_damage(path):
-        if not path.is_dir():
-            return [_load_pt(path, mmap=True, verify=False)["state_dict"][name]]
-        state = _load_pt(path / STATE, verify=False)
-        _, of_shards, n = state["state_dict"][name]
+        state = _load_pt(path, mmap=True, verify=False)
+        found = state["state_dict"][name]
+        if isinstance(found, Tensor):
+            return [found]
+        _, of_shards, n = found
         return [rows for _, _, rows in _Shards(path, state["shards"], verify=False).pieces(of_shards, n)]
 
 
@@ -129,9 +127,7 @@ def read(path: Path, rows: Rows | None = None, optimizer: bool = True, verify: b
     """The checkpoint as Lightning knows it. It is verified, unless another process does that (`verify`). Raise
     UserError if it does not exist, is damaged, or is not from lrec."""
     with refuse_damage(path):
-        folder = path.is_dir()
-        # A file is mapped if only some of its rows are copied.
-        state = _load_pt(path / STATE if folder else path, rows is not None and not folder, verify)
+        state = _load_pt(path, mmap=rows is not None, verify=verify)  # mapped if only some rows are copied
         if not optimizer:
             state.pop("optimizer_states", None)
         shards = _Shards(path, state.pop("shards", []), verify)
@@ -162,11 +158,13 @@ def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Itera
         raise UserError(f"{path}: not a {kind}, or a damaged one") from error
 
 
-def _load_pt(path: Path, mmap: bool = False, verify: bool = True) -> dict[str, Any]:
-    with ZipFile(path) as archive:
+def _load_pt(path: Path, mmap: bool, verify: bool) -> dict[str, Any]:
+    """A file's dictionary or, in a folder, that of its state.pt."""
+    file = path / STATE if path.is_dir() else path
+    with ZipFile(file) as archive:
         if verify and (damaged := archive.testzip()) is not None:
             raise ValueError(f"{damaged} is not as it was written")
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     if "lrec" not in checkpoint:
         raise ValueError("it lacks what lrec adds to a checkpoint")
     # Trainer.save_checkpoint in a user's script writes no checksum; the CRCs of the archive were verified above.

@@ -1,6 +1,6 @@
 """The trained network in a checkpoint: its description, parameters and items. And checks that refuse another one."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +66,20 @@ def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
             raise UserError(f"{path} has {name} as {one}, its network as {other}: {_AGAIN}")
 
 
-def refuse_other_network(trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None) -> None:
-    """Raise UserError if a trained network has another shape than the config, or was trained on other data."""
+def refuse_other_network(
+    trained: dict[str, Any],
+    config: TransformerConfig,
+    data_hash: str | None = None,
+    may_differ: Collection[str] = (),
+    named: str = "the checkpoint",
+) -> None:
+    """Raise UserError if a trained network has another shape than the config, except for what may differ, or was
+    trained on other data."""
     if data_hash is not None and trained["data_hash"] != data_hash:
-        raise UserError("the checkpoint was trained on other data, another split or another reduction")
+        raise UserError(f"{named} was trained on other data, another split or another reduction")
     for name, value in config.to_dict().items():
-        if trained[name] != value:
-            raise UserError(f"the checkpoint has {name} {trained[name]}, the config {value}: use the run's own config")
+        if trained[name] != value and name not in may_differ:
+            raise UserError(f"{named} has {name} {trained[name]}, the config {value}: give the same")
 
 
 def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:

@@ -27,11 +27,10 @@ IN_BACKGROUND = "in background"
 
 def write(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write a file. If that fails, the checkpoint before it is kept."""
-    other_form = _set_aside(path) if path.is_dir() else None
+    _set_aside_other_form(path, folder=False)
     with replacing(path) as temporary:
         _save_pt(checkpoint, temporary)
-    if other_form is not None:
-        remove(other_form)
+    remove(aside(path))
 
 
 def shard_names(token: str, processes: int) -> list[str]:
@@ -67,7 +66,6 @@ class Save:
             key: value if key == ITEMS else change_leaves(value, key, take) for key, value in checkpoint.items()
         }
         self._shards, self._first = shards, process == 0
-        self._other_form: Path | None = None
         if shards is not None:
             self._state["shards"] = shards
             self._shard = path / shards[process]
@@ -75,7 +73,7 @@ class Save:
 
     def make_room(self) -> None:
         if self._shards is not None and self._first:
-            self._other_form = _set_aside(self.path) if self.path.is_file() else None
+            _set_aside_other_form(self.path, folder=True)
             self.path.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> None:
@@ -93,8 +91,7 @@ class Save:
         """After all processes have written: the first one renames, removes the checkpoint before it, and links."""
         if self._shards is not None and self._first:
             self._new_state.replace(self.path / STATE)
-            if self._other_form is not None:
-                remove(self._other_form)
+            remove(aside(self.path))
             _remove_others(self.path, self._shards)
         for path in self.links if self._first else []:
             link(self.path, path)
@@ -109,9 +106,8 @@ class Save:
 def link(checkpoint: Path, path: Path) -> None:
     """Put the same checkpoint at another path, too, by hard links: the disk holds it once, and replacing one keeps the
     other. It is copied if the file system has no hard links."""
-    folder = checkpoint.is_dir()
-    other_form = _set_aside(path) if (path.is_file() if folder else path.is_dir()) else None
-    if folder:
+    _set_aside_other_form(path, folder=checkpoint.is_dir())
+    if checkpoint.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         shards = [file.name for file in checkpoint.iterdir() if file.name != STATE]
         for name in (*shards, STATE):
@@ -119,8 +115,7 @@ def link(checkpoint: Path, path: Path) -> None:
         _remove_others(path, shards)
     else:
         _link_file(checkpoint, path)
-    if other_form is not None:
-        remove(other_form)
+    remove(aside(path))
 
 
 class Anywhere:
@@ -212,7 +207,12 @@ class Saver:
         if self._anywhere.now(failure is not None):
             if discard:
                 save.discard()
-            raise not_written(save.path, failure) from failure
+            reason = "another process failed" if failure is None else str(failure).splitlines()[0]
+            way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
+            raise UserError(
+                f"the checkpoint {save.path} could not be written ({reason}): the one before it is kept; "
+                f"{way_out} and go on with --ckpt_path=last"
+            ) from failure
 
 
 def copy_fits(checkpoint: dict[str, Any], processes: int = 1) -> bool:
@@ -238,16 +238,6 @@ def flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def not_written(path: Path, error: Exception | None) -> UserError:
-    """The error for a checkpoint that this process could not write, or another process if `error` is None."""
-    reason = "another process failed" if error is None else str(error).splitlines()[0]
-    way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
-    return UserError(
-        f"the checkpoint {path} could not be written ({reason}): the one before it is kept; "
-        f"{way_out} and go on with --ckpt_path=last"
-    )
-
-
 def _save_pt(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         with path.open("wb") as file:
@@ -257,10 +247,12 @@ def _save_pt(checkpoint: dict[str, Any], path: Path) -> None:
     flush(path)
 
 
-def _set_aside(path: Path) -> Path:
-    """Move away a checkpoint of the other form, which cannot be replaced in one step."""
-    remove(aside(path))
-    return path.rename(aside(path))
+def _set_aside_other_form(path: Path, folder: bool) -> None:
+    """Move away a file if a folder is to take its place, or a folder if a file is: no step can replace one by the
+    other."""
+    if path.is_file() if folder else path.is_dir():
+        remove(aside(path))
+        path.rename(aside(path))
 
 
 def _link_file(file: Path, path: Path) -> None:

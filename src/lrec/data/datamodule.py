@@ -14,18 +14,17 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask
+from lrec.data.batching.eval_batches import EvalBatches
 from lrec.data.batching.evaluated_users import affordable_users, check_targets, sampled, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
-from lrec.data.batching.train_batches import Ranks, TrainLoader
+from lrec.data.batching.train_batches import Ranks, ServedLoader, TrainLoader
 from lrec.data.features import Chosen, Features, Learned
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
 from lrec.data.splits.domain import of_domain
-from lrec.data.splits.reduction import Reduction
+from lrec.data.splits.reduction import Reduction, TrainingPart, training_part
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
-from lrec.data.splits.shared import shared_part, shared_split
-from lrec.data.store.made_once import shared_folder
+from lrec.data.store.made_once import Arrays, arrays_of, made_if_large, shared_folder
 from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.store.store import TIME_UNITS, Store, seconds_in
@@ -208,12 +207,11 @@ class SequenceDataModule(LightningDataModule, ABC):
     def cut(self, store: Store) -> Split:
         """Cut a store's users, and keep only the chosen domain."""
 
-        def whole() -> Split:
-            split = self.split(store)
-            types = self.target_events
-            return split if types is None else replace(split, target_N=store.of_types(types))
+        def made() -> Arrays:
+            of_types = {} if self.target_events is None else {"target_N": store.of_types(self.target_events)}
+            return arrays_of(self.split(store)) | of_types
 
-        split = shared_split(store, self.split, self.target_events, whole)
+        split = Split.of_arrays(store, made_if_large(store, self.split, "split", self.target_events, made))
         split = split if self.only_domain is None else of_domain(split, self.only_domain)
         if self.cold_targets == "dropped":
             known_N = split.catalogue_index_I[split.store.items_N] >= 0
@@ -227,15 +225,15 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.cuts = self.cut(self.open_store())
         self.store = self.cuts.store
         if isinstance(self.recent_popularity, str) and self.store.time_unit not in TIME_UNITS:
-            raise UserError(
-                f"data.recent_popularity {self.recent_popularity}: the data's times are no dates; give a share"
-            )
+            given = f"data.recent_popularity {self.recent_popularity}"
+            raise UserError(f"{given}: the data's times are no dates; give a share")
         check_targets(self.cuts, self.target_events, self.cold_targets)
         if any(self._features):
             self.learned = self._features.learn(self.cuts)
             self.cuts = replace(self.cuts, features=self.learned.event_codes)
-        part = shared_part(self.cuts, self.split, self.target_events, self.reduction)
-        self.batch_plan = BatchPlan(part, self.max_len, self.targets_per_step)
+        made = partial(training_part, self.cuts, self.reduction)
+        part = made_if_large(self.store, self.split, "part", repr(self.reduction), lambda: arrays_of(made()))
+        self.batch_plan = BatchPlan(TrainingPart(self.cuts, **part), self.max_len, self.targets_per_step)
         if stage == "fit" and not self.cuts.is_known(self.cuts.val_targets).any():
             raise UserError(
                 f"none of the {len(self.cuts.val_targets.users_T):,} validation targets is an item of the training "
@@ -329,15 +327,15 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Whether a user's targets of the stage, val or test, are one set."""
         return bool(self.cuts.sets_2[("val", "test").index(stage)])
 
-    def val_dataloader(self) -> EvalLoader:
+    def val_dataloader(self) -> ServedLoader:
         """The validation targets of the evaluated users, after the items before them."""
         return self._evaluation("val", "validation")
 
-    def test_dataloader(self) -> EvalLoader:
+    def test_dataloader(self) -> ServedLoader:
         """The test targets of the evaluated users, after the items before them, validation targets included."""
         return self._evaluation("test", "test")
 
-    def _evaluation(self, stage: str, name: str) -> EvalLoader:
+    def _evaluation(self, stage: str, name: str) -> ServedLoader:
         targets, sample = self.evaluated(stage)
         if len(targets.users_T) == 0:
             raise UserError(f"no user has a {name} target: choose another split or more data")
@@ -347,13 +345,13 @@ class SequenceDataModule(LightningDataModule, ABC):
                 raise UserError(f"{name}: no target of {said} is in the catalogue: raise --data.{name}_users")
             if self._ranks().rank == 0:
                 print(f"{name}: {said} (--data.{name}_users {getattr(self, f'{name}_users')})")
-        set_sizes_T = getattr(self.cuts, f"{stage}_targets_U")[targets.users_T] if self.has_sets(stage) else None
-        return self._loader(EvalTask(*targets, True, self.with_times, set_sizes_T))
+        sizes_T = getattr(self.cuts, f"{stage}_targets_U")[targets.users_T] if self.has_sets(stage) else None
+        return self._loader(targets, sizes_T)
 
-    def predict_dataloader(self) -> EvalLoader:
+    def predict_dataloader(self) -> ServedLoader:
         """Every user's whole history, without a target."""
         lengths_U = np.diff(self.store.offsets_U1)
-        return self._loader(EvalTask(np.arange(len(lengths_U)), lengths_U, False, self.with_times))
+        return self._loader(Targets(np.arange(len(lengths_U)), lengths_U))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """The batch on `device`. On the CPU it stays as it is, because Lightning would go through all its fields."""
@@ -370,8 +368,9 @@ class SequenceDataModule(LightningDataModule, ABC):
         else:
             self._resume = state_dict or None
 
-    def _loader(self, task: EvalTask) -> EvalLoader:
-        return EvalLoader(self.cuts, task, self.max_len, self._ranks(), self.num_workers, self._on_gpu)
+    def _loader(self, targets: Targets, sizes_T: np.ndarray | None = None) -> ServedLoader:
+        batches = EvalBatches(self.cuts, targets, self.max_len, self._ranks(), self.with_times, sizes_T)
+        return ServedLoader(batches, range(len(batches)), self.num_workers, self._on_gpu)
 
     @property
     def _on_gpu(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash
-from lrec.data.formats.readers import ids_of, infer_format, listed_as_text, numbers_of, read_columns, refuse_types
+from lrec.data.formats.readers import infer_format, read_columns
 from lrec.data.splits.rules import Split
 from lrec.data.store.store import Store
 from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
@@ -68,17 +68,9 @@ class Features:
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
-        found, file = [], str(self.path)
-        wanted: dict[str, tuple[str | None, str]] = {ID: (self.id_column, f"({option}.id_column)")}
-        wanted |= {name: (name, f"({option})") for name in self.kinds}
-        for raw, row in read_columns(self.path, file_format, wanted):
-            refuse_types(raw[ID], file)
-            read = {ID: ids_of(raw[ID]).cast(pl.String)}
-            for name, kind in self.kinds.items():
-                is_number = kind == "numbers"
-                read[name] = numbers_of(raw[name], file, row) if is_number else listed_as_text(raw[name], file)
-            found.append(pl.DataFrame(read))
-        frame = pl.concat(found, how="vertical_relaxed").drop_nulls(ID)
+        wanted: dict[str, tuple[str | None, str, bool | None]] = {ID: (self.id_column, f"({option}.id_column)", None)}
+        wanted |= {name: (name, f"({option})", kind == "numbers") for name, kind in self.kinds.items()}
+        frame = read_columns(self.path, file_format, wanted).drop_nulls(ID)
         if (twice := frame[ID].is_duplicated()).any():
             raise UserError(f"{option}.path {self.path}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame
@@ -114,10 +106,8 @@ class EventCodes:
 
     def __init__(self, store: Store, events: list[Vocabulary], users: list[Vocabulary], of_users: pl.DataFrame) -> None:
         """`of_users` has a row for each user of the store."""
-        self._store, self._events, self._codes_UF = store, events, None
-        if users:
-            codes = codes_of(users, of_users.to_dict(), store.n_users)
-            self._codes_UF = one_table(codes, [each.size for each in users])
+        self._store, self._events = store, events
+        self._codes_UF = codes_of(users, of_users.to_dict(), store.n_users) if users else None
         # For text, the store has places in the list of the column's distinct values.
         self._of_text = {e.column: e.codes(store.feature_texts(e.column)) for e in events if e.kind != "numbers"}
 
@@ -127,12 +117,11 @@ class EventCodes:
         if store.events_N is not None:
             codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None]], [len(store.event_types)]
         for each in self._events:
-            stored_N, of_text_KS = store.features[each.column][rows_N], self._of_text.get(each.column)
-            codes.append(each.buckets(stored_N) if of_text_KS is None else of_text_KS[stored_N])
+            stored_N = store.features[each.column][rows_N]
+            codes.append(each.buckets(stored_N) if each.kind == "numbers" else self._of_text[each.column][stored_N])
             sizes.append(each.size)
         if self._codes_UF is not None:
             codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])
-            sizes.append(0)  # never used, because no column follows
         return one_table(codes, sizes)
 
 

@@ -43,7 +43,7 @@ class Histories(NamedTuple):
 
     def of_users(self, frame: pl.DataFrame) -> "Histories":
         """The same histories with the features of `frame`, which has a row for each user `ID`."""
-        ids = pl.DataFrame({ID: ids_of(self.users).cast(pl.String)})
+        ids = pl.DataFrame({ID: ids_of(self.users)})
         mine = ids.join(frame, on=ID, how="left", maintain_order="left")
         of_rows = mine.drop(ID)[np.repeat(np.arange(len(mine)), self.lengths_B)]
         return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
@@ -152,7 +152,7 @@ def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> His
     """Histories from a column items of lists and, if present, user, times and events (lists), and features."""
     items = _lists(columns["items"])
     lengths = items.list.len().fill_null(0)
-    rows = {"item": ids_of(items.filter(lengths > 0).explode()).cast(pl.String)}
+    rows = {"item": ids_of(items.filter(lengths > 0).explode())}
 
     def laid(name: str) -> pl.Series:
         """The entries of a column of lists, one list after the other, as many as there are items."""

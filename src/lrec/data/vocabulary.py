@@ -6,12 +6,13 @@ Shape suffixes: N entries, K distinct ones, S values of an entry, F values in al
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
-from lrec.data.formats.readers import listed_as_text, numbers_of
+from lrec.data.formats.readers import feature_of
 from lrec.data.store.encoding import SEPARATOR
 from lrec.errors import UserError
 
@@ -46,22 +47,23 @@ class Vocabulary:
     @classmethod
     def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":
         """The vocabulary of a column, from its values in the training part."""
-        missing = _is_missing(values)
-        values = values.filter(~missing)
-        if kind == "numbers":
+        is_number = kind == "numbers"
+        blank = values.fill_null(np.nan).is_nan() if is_number else values.fill_null("").str.strip_chars() == ""
+        values, missing = values.filter(~blank), bool(blank.any())
+        if is_number:
             numbers = np.sort(values.to_numpy())
             distinct = np.unique(numbers)
             if len(distinct) > buckets:
                 places = np.arange(1, buckets) * len(numbers) // buckets
                 distinct = np.unique(np.append(numbers[0], numbers[places]))
             centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
-            return cls(column, of, kind, [], distinct[1:].tolist(), centre, bool(missing.any()))
+            return cls(column, of, kind, [], distinct[1:].tolist(), centre, missing)
         entries = [_parts(text, kind) for text in values.unique()]
         slots = max([1, *map(len, entries)])
         if slots > MOST_SLOTS:
             raise UserError(f"{of}_features.lists {column}: an entry has {slots} values; at most {MOST_SLOTS} are read")
         known = sorted({part for entry in entries for part in entry})
-        return cls(column, of, kind, known, missing=bool(missing.any()), slots=slots)
+        return cls(column, of, kind, known, missing=missing, slots=slots)
 
     @property
     def size(self) -> int:
@@ -76,78 +78,67 @@ class Vocabulary:
 
     def codes(self, values: pl.Series) -> np.ndarray:
         """The table rows of each entry's values, int64 (N, S); -1 if a value has no row or a slot is unused."""
+        read = self._as_trained(values)
         if self.kind == "numbers":
-            return self.buckets(self._numbers(values))
-        values = self._texts(values)
-        distinct = values.unique()
-        places_KS = np.full((len(distinct), self.slots), -1)
-        for place, text in enumerate(distinct):
-            rows = self._rows_in(text)[: self.slots]
-            places_KS[place, : len(rows)] = rows
-        return places_KS[values.cast(pl.Enum(distinct)).to_physical().to_numpy()]
+            return self.buckets(read.to_numpy())
+        distinct, unused = read.unique(), [-1] * self.slots
+        rows = [[*self._rows_in(text), *unused][: self.slots] for text in distinct]
+        rows_KS = np.array(rows, dtype=np.int64).reshape(-1, self.slots)
+        return rows_KS[read.cast(pl.Enum(distinct)).to_physical().to_numpy()]
 
     def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
         """The table rows of numbers, int64 (N, 1). Not with Polars, whose threads a data loader's process lacks."""
         rows_N = np.searchsorted(np.asarray(self.edges), numbers_N, side="right")
-        return np.where(np.isnan(numbers_N), self._of_missing, rows_N)[:, None]
-
-    @property
-    def _of_missing(self) -> int:
-        return self.size - 1 if self.missing else -1
+        return np.where(np.isnan(numbers_N), self.size - 1 if self.missing else -1, rows_N)[:, None]
 
     def vectors(self, values: pl.Series) -> np.ndarray:
         """Each entry as a vector, (N, W): a one for each of its values; or the standardised number and, if training had
         missing values, whether it is missing."""
+        read = self._as_trained(values)
         if self.kind == "numbers":
-            numbers_N = (self._numbers(values) - self.centre[0]) / self.centre[1]
+            numbers_N = (read.to_numpy() - self.centre[0]) / self.centre[1]
             return np.stack([np.nan_to_num(numbers_N), np.isnan(numbers_N)], 1)[:, : 1 + self.missing]
         ones_NW = np.zeros((len(values), self.size), dtype=np.float32)
-        for place, text in enumerate(self._texts(values)):
+        for place, text in enumerate(read):
             ones_NW[place, self._rows_in(text)] = 1
         return ones_NW
 
+    def _as_trained(self, values: pl.Series) -> pl.Series:
+        """The values as training read them: numbers, nan if missing; or text, empty if missing."""
+        is_number = self.kind == "numbers"
+        if is_number or values.dtype != pl.String:
+            values = feature_of(values.alias(self.column), is_number, "features", 1)
+        return values.fill_null(np.nan if is_number else "")
+
     def _rows_in(self, text: str) -> list[int]:
         """The table rows of an entry's values."""
-        if not text.strip():
-            return [self._of_missing] * self.missing
         return [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
-
-    def _texts(self, values: pl.Series) -> pl.Series:
-        """The values as training read them, empty if a value is missing."""
-        is_text = values.dtype == pl.String
-        return (values if is_text else listed_as_text(values.alias(self.column), "features")).fill_null("")
-
-    def _numbers(self, values: pl.Series) -> np.ndarray:
-        """The numbers, nan if a value is missing."""
-        return numbers_of(values.alias(self.column), "features", 1).to_numpy()
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
-        return {value: row for row, value in enumerate(self.values)}
-
-
-def _is_missing(values: pl.Series) -> pl.Series:
-    if values.dtype == pl.String:
-        return values.fill_null("").str.strip_chars() == ""
-    return values.is_null() | values.is_nan() if values.dtype.is_float() else values.is_null()
+        return {value: row for row, value in enumerate([*self.values, *[""] * self.missing])}
 
 
 def _parts(text: str, kind: Kind) -> list[str]:
-    """The values of an entry, each once."""
+    """The values of an entry, each once; an empty text for a missing entry."""
+    if not text.strip():
+        return [""]
     found = text.split(SEPARATOR) if kind == "lists" else [text]
     return [part for part in dict.fromkeys(each.strip() for each in found) if part]
 
 
-def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n: int) -> list[np.ndarray]:
-    """The codes of `n` entries, (N, S) for each column. Of a column that is not given, all values are missing."""
+def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n: int) -> np.ndarray:
+    """The codes of `n` entries, (N, F), as rows of one table. Of a column that is not given, all values are missing."""
     nothing = pl.Series([None] * n, dtype=pl.Float64)
-    return [vocabulary.codes(values.get(vocabulary.column, nothing)) for vocabulary in vocabularies]
+    codes = [vocabulary.codes(values.get(vocabulary.column, nothing)) for vocabulary in vocabularies]
+    return one_table(codes, [vocabulary.size for vocabulary in vocabularies])
 
 
 def one_table(codes: list[np.ndarray], sizes: list[int]) -> np.ndarray:
-    """Codes of several columns, each (N, S), as rows of one table, (N, F), which joins the columns' tables in order."""
-    starts = np.cumsum([0, *sizes[:-1]])
-    moved = [np.where(codes_NS < 0, -1, codes_NS + start) for codes_NS, start in zip(codes, starts, strict=True)]
+    """Codes of several columns, each (N, S), as rows of one table, (N, F), which joins the columns' tables in order.
+    The size of the last table is not needed."""
+    starts = [0, *accumulate(sizes)]
+    moved = [np.where(codes_NS < 0, -1, codes_NS + start) for codes_NS, start in zip(codes, starts, strict=False)]
     return np.concatenate(moved, axis=1).astype(np.int64)
 
 

@@ -127,10 +127,8 @@ def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[s
         cases = replace(cases, times_N=np.where(is_after_N, cases.asked_C[cases.case_N], cases.times_N))
     for chosen_M, counts_B in _shared_rows(cases).batches():
         rows = cases.where(chosen_M[np.cumsum(counts_B) - 1])
-        read = {}
-        for name, values_N in (("items_BL", rows.items_N), ("blank_BL", rows.blank_N), ("events_BL", rows.events_N)):
-            if values_N is not None:
-                read[name] = torch.from_numpy(padded(values_N, rows.lengths_C)[0])
+        of_items = {"items_BL": rows.items_N, "blank_BL": rows.blank_N, "events_BL": rows.events_N}
+        read = {name: padded(values, rows.lengths_C) for name, values in of_items.items() if values is not None}
         if rows.times_N is not None and rows.asked_C is not None:
             read["times_BT"] = with_request(rows.times_N, rows.lengths_C, rows.asked_C)
         last_M = cases.lengths_C[chosen_M] - 1 if rows.blank_N is None else _last_not_blank(cases.where(chosen_M))

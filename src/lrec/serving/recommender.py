@@ -211,10 +211,9 @@ class Model:
             return self._types(block.rows)
         values = {each.name.removeprefix(FEATURE): each for each in block.rows if each.name.startswith(FEATURE)}
         codes = codes_of(self.features, values, len(block.rows))
-        sizes = [each.size for each in self.features]
-        if self.reads_types:
-            codes, sizes = [self._types(block.rows)[:, None], *codes], [len(self.about["event_names"]), *sizes]
-        return one_table(codes, sizes)
+        if not self.reads_types:
+            return codes
+        return one_table([self._types(block.rows)[:, None], codes], [len(self.about["event_names"])])
 
     def _types(self, rows: pl.DataFrame) -> np.ndarray:
         if "event" not in rows:

@@ -5,7 +5,7 @@ import math
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -17,16 +17,20 @@ from lrec.laws.analysis import Analysis
 from lrec.laws.metric_forecasts import Judged, best_measured, outlook_metrics
 from lrec.laws.table import points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
+from lrec.model import cost
+from lrec.model.config import TransformerConfig
+from lrec.model.network_sizes import find_size
 from lrec.run import Point, run_of_study
+from lrec.study.budget import gib_of, spent_hours
 from lrec.study.grid import PlannedRun, of_all_data, ruled_options
 from lrec.study.options import Study, ladder_n_body
-from lrec.study.price import Price, price_of
 
 METRIC, BESIDE = "HR@10", ("HR@10_unseen", "NDCG@10")
 TIMES = (10, 30)
 PAYS = 0.01  # a smaller gain, as a share of today's metric, does not justify a network of ten times the price
 NEARLY = 0.99  # a smaller network with this share of the best measured metric may be the better choice
 MOST_RISKS = 3
+WIDTHS = 8  # the width of a network that is not trained yet is a multiple of this
 BASELINES = {
     "popularity": "showing the most popular items",
     "recent-popularity": "showing what was popular recently",
@@ -34,6 +38,20 @@ BASELINES = {
     "markov": "counting which item follows which",
     "item-graph": "counting which items go together",
 }
+
+
+@dataclass(frozen=True)
+class Price:
+    """The price of a network: hours of a core or a GPU to train it, and money if an hour has a price; GiB of memory (of
+    each GPU, if it trains on GPUs) and of disk; milliseconds that one core or GPU needs for a request."""
+
+    size: str
+    unit: str
+    hours: float
+    money: float | None
+    memory_gib: float
+    disk_gib: float
+    request_ms: float
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,7 @@ class Answer:
     verdict: str
     finding: str
     columns: tuple[Column, ...]
+    prices: list[tuple[str, list[str]]]  # rows of the table, by title, with a cell for each column
     sure: tuple[str, ...]
     baselines: str
     risks: tuple[str, ...]
@@ -89,13 +108,12 @@ def answer_of(
     seeds = [points[r.name] for r in runs if points[r.name].N_body == point.N_body]
     measured = tuple(mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE)
     columns = [Column("largest trained", size, today, None, None, measured, 0.0, price_of(study, run))]
-    for index, times in enumerate(TIMES):
-        mine = expected[METRIC][index]
+    for index, (times, at) in enumerate(zip(TIMES, expected[METRIC], strict=True)):
         beside = tuple(expected[name][index].predicted if name in expected else math.nan for name in BESIDE)
-        forecast = mine.x, mine.predicted, mine.low, mine.high, beside, mine.predicted / today - 1
+        forecast = at.x, at.predicted, at.low, at.high, beside, at.predicted / today - 1
         columns.append(Column(f"{times} times", *forecast, price_of(study, run, times)))
-    of_baselines = ((point.metric(f"test/{name}/{METRIC}"), name) for name in BASELINES)
-    baselines = sorted((each for each in of_baselines if math.isfinite(each[0])), reverse=True)
+    shares = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
+    baselines = sorted(((share, name) for name, share in shares.items() if math.isfinite(share)), reverse=True)
     judged, best = analysis.tested(METRIC), best_measured(analysis.points, METRIC)
     within = sum(each.inside for each in judged)
     fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
@@ -113,6 +131,7 @@ def answer_of(
         _verdict(columns, fails, beaten),
         f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size",
         tuple(columns),
+        price_rows([column.price for column in columns]),
         tuple(_sure(judged, point)),
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
@@ -227,3 +246,61 @@ def _command(why: str, name: str, options: Mapping[str, object]) -> tuple[str, s
     if not Path(words[1]).exists():
         return f"{why} This needs {words[1]}, which is not on this machine.", f"lrec {name} --help"
     return why, shlex.join(["lrec", name, *words])
+
+
+def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price | None:
+    """The price of a network with `times` the parameters of that of a finished run, counted by the study's x, if it is
+    trained in the same way. None if the run's options are not known.
+
+    The estimate uses the FLOPs per second of this run, from the first step to the last evaluation. A request encodes a
+    whole history and scores the catalogue once; nothing is cached between requests.
+    """
+    if not run.options:
+        return None
+    last = run_of_study(study.folder, run.name).points[-1]
+    trained, beside = run.network(last.N_head // last.d_model), last.N_total - last.N_body
+    network = wider(trained, times, beside if study.x == "N_total" else 0)
+    place, hours = study.placement(run.config), spent_hours(study, [run]) / run.own
+    forward, head = cost.flops_per_interaction(network).forward, 2 * cost.n_head(network)
+    train_hours = hours * forward / cost.flops_per_interaction(trained).forward
+    memory_gib, gpu_gib, disk_gib = gib_of(network, run.config, place)
+    return Price(
+        f"{network.layers}x{network.width}",
+        "GPU" if place.gpus else "core",
+        train_hours,
+        None if study.price_per_hour is None else train_hours * study.price_per_hour,
+        gpu_gib or memory_gib,
+        disk_gib,
+        1000 * (network.max_len * (forward - head) + head) / (last.flops / (3600 * hours)),
+    )
+
+
+def price_rows(prices: Sequence[Price | None]) -> list[tuple[str, list[str]]]:
+    """A row for each part of a price, with a cell for each network; no rows if a price is not known."""
+    known = [price for price in prices if price is not None]
+    if len(known) < len(prices):
+        return []
+    unit, place = known[0].unit, "GPU memory" if known[0].unit == "GPU" else "memory"
+    rows = [(f"training, {unit}-hours", [_two_digits(price.hours) for price in known])]
+    if money := [price.money for price in known if price.money is not None]:  # either all have one, or none has
+        rows.append(("training, price", [_two_digits(each) for each in money]))
+    rows.append((f"{place} to train, GiB", [f"{price.memory_gib:.1f}" for price in known]))
+    rows.append(("disk, GiB", [_two_digits(price.disk_gib) for price in known]))
+    rows.append((f"one request, ms on a {unit}", [_two_digits(price.request_ms) for price in known]))
+    return rows
+
+
+def _two_digits(number: float) -> str:
+    return f"{float(f'{number:.2g}'):,g}"
+
+
+def wider(network: TransformerConfig, times: float, beside: int = 0) -> TransformerConfig:
+    """A network with the same number of blocks, and about `times` the parameters: in the blocks, and in `beside` others
+    that grow with the width, as the item table does."""
+    if times == 1:
+        return network
+    of_blocks, of_others = cost.n_body(network) / network.width**2, beside / network.width
+    wanted = times * (cost.n_body(network) + beside)
+    width = (math.sqrt(of_others**2 + 4 * of_blocks * wanted) - of_others) / (2 * of_blocks)
+    shape = find_size(f"{network.layers}x{WIDTHS * max(round(width / WIDTHS), 1)}")
+    return replace(network, width=shape.width, heads=shape.heads)

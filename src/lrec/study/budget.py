@@ -1,6 +1,5 @@
 """Estimate the hours, memory and disk of each run before a study starts, and check them against a budget."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
@@ -15,7 +14,7 @@ from lrec.model.config import TransformerConfig
 from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun, limits
 from lrec.study.options import DECAY, MUON, Study
-from lrec.study.placement import Placement, here
+from lrec.study.placement import Placement, here, placement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,29 +54,26 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     (`memory.of_step`), plus one GiB for each process. On GPUs, the GPU holds the step, and the machine holds a copy of
     parameters and moments during a save. Disk counts two checkpoints, or three with wsd.
     """
-    opened: dict[str, SequenceDataModule] = {}
-    threads = threads_of(study)
     from lrec.training.lightning_options import epochs_in_all
 
+    opened: dict[str, SequenceDataModule] = {}
     costs = []
     for run in runs:
         if (key := json_hash(run.config.nested["data"] | {"seed": 0})) not in opened:
             opened[key] = run.open_data()
         data = opened[key]
         place = study.placement(run.config)
-        config, loss = run.network(data.n_items), run.model.loss
-        positions = positions_of(run.config, place)
+        config = run.network(data.n_items)
         memory_gib, gpu_gib, disk_gib = gib_of(config, run.config, place)
         if run_of_study(study.folder, run.name).result is not None:
-            hours = spent_hours(study, [run], threads)
+            hours = spent_hours(study, [run])
         else:
             epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
-            rate = training_rate(config, loss, positions, place.precision, place.kind)
-            flops = (1 + BESIDE_STEPS) * data.U * flops_of_target(config, loss, data, place.checkpointing)
-            if run.config.value(MUON) is not None:
-                flops += data.steps_per_epoch * cost.muon_flops(config)
-            training_s = epochs * flops / rate
-            hours = (STARTING_S * place.ranks + training_s) / 3600
+            positions = positions_of(run.config, place)
+            rate = training_rate(config, run.model.loss, positions, place.precision, place.kind)
+            of_target, of_step = flops_of(run, config, data)
+            flops = (1 + BESIDE_STEPS) * data.U * of_target + data.steps_per_epoch * of_step
+            hours = (STARTING_S * place.ranks + epochs * flops / rate) / 3600
         takes = (hours, memory_gib, disk_gib, gpu_gib, place.gpus * place.nodes)
         costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))
     return costs
@@ -99,17 +95,15 @@ def positions_of(options: RunConfig, place: Placement) -> int:
     return int(-(-options.value("data.targets_per_step") // (place.ranks * place.accumulation)))
 
 
-def flops_of_target(
-    config: TransformerConfig, loss: "Loss", data: "SequenceDataModule", checkpointing: bool = False
-) -> float:
-    """FLOPs to train on one target, if all windows are full."""
+def flops_of(run: PlannedRun, config: TransformerConfig, data: "SequenceDataModule") -> tuple[float, float]:
+    """FLOPs of a run with this network on one target, if all windows are full; and those of Muon in each step."""
     part = data.batch_plan.part
     pairs = part.n_positions * (config.max_len + 1) // 2
-    head_flops = loss.flops_per_target(config.n_items, config.width)
+    head_flops = run.model.loss.flops_per_target(config.n_items, config.width)
     flops = cost.training_flops(config, part.n_targets, pairs, head_flops, part.n_positions)
-    if checkpointing:
+    if placement(run.config).checkpointing:
         flops += part.n_positions * cost.flops_per_interaction(config, checkpointing=True).recomputed
-    return flops / part.n_targets
+    return flops / part.n_targets, cost.muon_flops(config) if run.config.value(MUON) is not None else 0.0
 
 
 @cache
@@ -201,28 +195,17 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
     largest, memory_gib = max(costs, key=lambda c: c.memory_gib), study.memory_gib
     if memory_gib is not None and largest.memory_gib > memory_gib:
         raise UserError(f"--memory_gib {memory_gib:g}: run {largest.run.name} alone needs {largest.memory_gib:.1f} GiB")
-    for option, allowed, needed in (
-        ("budget_hours", study.budget_hours, sum(c.hours for c in costs)),
-        ("budget_disk_gib", study.budget_disk_gib, sum(c.disk_gib for c in costs)),
-    ):
-        if allowed is not None and needed > allowed:
-            raise UserError(
-                f"--{option} {allowed:g}: the study may take {needed:.2f} (see --dry_run true); raise this limit, or "
-                "train fewer or smaller sizes, fewer seeds or fewer epochs"
-            )
+    needs = {"budget_hours": sum(c.hours for c in costs), "budget_disk_gib": sum(c.disk_gib for c in costs)}
+    for option, needed in needs.items():
+        if (allowed := getattr(study, option)) is not None and needed > allowed:
+            less = "train fewer or smaller sizes, fewer seeds or fewer epochs"
+            raise UserError(f"--{option} {allowed:g}: the study may take {needed:.2f}: raise this limit, or {less}")
     return {c.run.name: c.memory_gib for c in costs}
 
 
-def threads_of(study: Study) -> dict[str, int]:
-    """Cores of each run that the study has trained, by name."""
-    threads: dict[str, int] = read_json(study.folder / "study.json", {}).get("threads", {})
-    return threads
-
-
-def spent_hours(study: Study, runs: list[PlannedRun], threads: Mapping[str, int] | None = None) -> float:
-    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations. Give
-    `threads_of` the study to read it only once."""
-    seconds, threads = 0.0, threads_of(study) if threads is None else threads
+def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
+    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations."""
+    seconds, threads = 0.0, read_json(study.folder / "study.json", {}).get("threads", {})
     for run in runs:
         place = study.placement(run.config)
         wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])

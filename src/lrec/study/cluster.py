@@ -22,16 +22,13 @@ POLL_S = 2.0
 A_DAY = 24 * 60  # minutes
 
 
-def check_accelerators(runs: Iterable[PlannedRun], parameters: dict[str, Any]) -> None:
+def check_accelerators(study: Study, runs: Iterable[PlannedRun]) -> None:
     """UserError if a run has accelerator auto: this machine may have another accelerator than the nodes."""
-    if parameters.get("cluster", "slurm") in ("local", "debug"):
-        return
-    for run in runs:
+    away = study.cluster is not None and study.cluster.get("cluster", "slurm") not in ("local", "debug")
+    for run in runs if away else ():
         if run.config.value("trainer.accelerator", "auto") == "auto":
-            raise UserError(
-                f"--cluster: run {run.name} has trainer.accelerator auto, which depends on this machine, not on the "
-                "nodes: choose the accelerator, such as --options.trainer.accelerator gpu"
-            )
+            what = f"run {run.name} has trainer.accelerator auto, which depends on this machine, not on the nodes"
+            raise UserError(f"--cluster: {what}: choose cpu or gpu")
 
 
 def train_on_cluster(
@@ -98,36 +95,29 @@ class Job:
         start_server()
         signal.signal(signal.SIGUSR2, handler)
         training = replace(training, processes=self.processes)
-        if training.run.config.value("trainer.num_nodes", 1) == 1:
-            return training.carry_out()
-        job = _submitit().JobEnvironment()
-        return train_on_node(training, job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000)
+        if training.run.config.value("trainer.num_nodes", 1) > 1:
+            import submitit
+
+            job = submitit.JobEnvironment()
+            training = training.on_node(job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000)
+        return training.carry_out()
 
     def checkpoint(self, training: Training) -> Any:
         """Make the run save and stop; return what submitit starts next, which continues the run."""
+        from submitit.helpers import DelayedSubmission
+
         self.processes.stop()
         self.processes.wait()
-        return _submitit().helpers.DelayedSubmission(Job(self.study), training)
-
-
-def train_on_node(training: Training, node: int, head: str, port: int) -> Outcome:
-    """Do one node's part of a run on several nodes; all processes meet at `head`, the address of the first node."""
-    variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
-    training = replace(training, variables=variables)
-    return training.help(node) if node else training.carry_out()
-
-
-def _submitit() -> Any:
-    if not (installed := RequirementCache("submitit>=1.5")):
-        raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
-    import submitit
-
-    return submitit
+        return DelayedSubmission(Job(self.study), training)
 
 
 def _executor(study: Study, **options: int) -> Any:
     """Submitit's executor with the parameters of --cluster: `cluster` and those of AutoExecutor.update_parameters. The
     cluster `debug` is this process."""
+    if not (installed := RequirementCache("submitit>=1.5")):
+        raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
+    from submitit import AutoExecutor
+
     parameters: dict[str, Any] = {"name": study.name, "cpus_per_task": study.threads}
     parameters |= {"slurm_array_parallelism": study.n_jobs} | (study.cluster or {}) | options
     cluster = parameters.pop("cluster", "slurm")
@@ -135,7 +125,7 @@ def _executor(study: Study, **options: int) -> Any:
         parameters["slurm_srun_args"] = [*parameters.get("slurm_srun_args", []), "--kill-on-bad-exit=1"]
     parameters.setdefault("timeout_min", A_DAY if cluster == "slurm" else 365 * A_DAY)  # submitit's default is minutes
     try:
-        executor = _submitit().AutoExecutor(study.folder / "jobs" / "%j", cluster=cluster)
+        executor = AutoExecutor(study.folder / "jobs" / "%j", cluster=cluster)
         executor.update_parameters(**parameters)
     except (ValueError, NameError, TypeError, RuntimeError) as error:
         raise UserError(f"--cluster: {error}") from error

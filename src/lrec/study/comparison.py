@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
 
 from lrec.common.files import check_folder, read_json, write_json
 from lrec.common.pictures import save_figure
@@ -52,37 +51,38 @@ def compare(
             values = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
             held_out = [(float(size), float(loss)) for size, loss in values if loss is not None]
             try:
-                ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
+                points = read_points(files, "N_body" if x == "flops" else x, y)
+                if x == "flops":  # every run counts, even if one with fewer FLOPs is better
+                    if "flops" not in points.columns:
+                        raise UserError(f"{files[0]}: --x flops is for points that lrec wrote")
+                    points = points.with_columns(x=points["flops"])
+                ladders[name] = fit_points(chosen, points), held_out
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
-    contrasts: dict[tuple[str, str], Contrast | str] = {}
+    contrasts, said, crossings = list[dict[str, Any]](), list[str](), list[float]()
     for one, two in combinations(ladders, 2):
         try:
-            contrasts[one, two] = contrast(ladders[one][0], ladders[two][0])
+            found = contrast(ladders[one][0], ladders[two][0])
+            contrasts.append({"ladders": (one, two), **asdict(found)})
+            said.append(f"{one} against {two}: {_in_words(found, chosen.parameters[chosen.n_coefficients], x)}")
+            crossings += [found.crossing] if found.crossing else []
         except UserError as error:  # it says why there is no contrast
-            contrasts[one, two] = str(error)
-    crossings = [each.crossing for each in contrasts.values() if isinstance(each, Contrast) and each.crossing]
+            contrasts.append({"ladders": (one, two), "unknown": str(error)})
+            said.append(f"{one} against {two}: {error}")
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
     rows, content = [["ladder", *chosen.parameters]], dict[str, Any]()
     for name, (fitted, held_out) in ladders.items():
-        intervals, points = fitted.profile.parameters, np.column_stack([fitted.x_N, fitted.y_N]).tolist()
+        intervals, pairs = fitted.profile.parameters, np.column_stack([fitted.x_N, fitted.y_N]).tolist()
         content[name] = {"parameters": fitted.parameters, "intervals": intervals}
-        content[name] |= {"points": points, "held_out": held_out}
+        content[name] |= {"points": pairs, "held_out": held_out}
         rows.append([name])
         for parameter, value in fitted.parameters.items():
             low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])
             rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
-    pairs = [
-        {"ladders": names, **(asdict(each) if isinstance(each, Contrast) else {"unknown": each})}
-        for names, each in contrasts.items()
-    ]
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
-    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": pairs}))
-    print(f"{chosen.formula}\n\n{on_terminal(rows_table(rows, text=(0,)))}")
-    exponent = chosen.parameters[chosen.n_coefficients]
-    for (one, two), each in contrasts.items():
-        print(f"\n{one} against {two}: {_in_words(each, exponent, x) if isinstance(each, Contrast) else each}")
-    print(f"\n{out / 'compare.png'}")
+    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": contrasts}))
+    table = on_terminal(rows_table(rows, text=(0,)))
+    print("\n\n".join([chosen.formula, table, *said, str(out / "compare.png")]))
 
 
 def _in_words(found: Contrast, exponent: str, x: str) -> str:
@@ -98,16 +98,6 @@ def _in_words(found: Contrast, exponent: str, x: str) -> str:
     times, low, high = (not_found.get(n, f"{n:.2f}") for n in (found.times, found.times_low, found.times_high))
     reached = f"For the loss that the first has at {x} {found.reached:.3g}, the second needs {times} times the {x}"
     return f"{exponents}. The first is {first} {where}. {reached} [{low}, {high}]"
-
-
-def _points(files: list[Path], x: str, y: str) -> pl.DataFrame:
-    """A ladder's points to fit. Its runs have the same data, so a run counts even if one with fewer FLOPs is better."""
-    if x != "flops":
-        return read_points(files, x, y)
-    points = read_points(files, "N_body", y)
-    if "flops" not in points.columns:
-        raise UserError(f"{files[0]}: --x flops is for points that lrec wrote")
-    return points.with_columns(x=points["flops"])
 
 
 def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lrec.common.files import read_json
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
-from lrec.model import cost
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
-from lrec.study.budget import BESIDE_STEPS, flops_of_target, training_rate
+from lrec.study.budget import BESIDE_STEPS, flops_of, training_rate
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
-from lrec.study.options import EPOCHS, MUON, PLAN, STEP, Study, ladder_n_body
+from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
 from lrec.study.tuning import DROPOUTS, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
 
@@ -127,38 +126,48 @@ def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs
 
 def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
     """The plan of a study with this many targets in each run and `jobs` runs at the same time."""
+    from lrec.training.optim import WSD_FALL
+
     largest_fitted = max(PER_TARGET * targets / HELD_OUT[-1], 4 * SMALLEST)
     smallest = max(largest_fitted / 10 ** ((FITTED - 1) / PER_DECADE), SMALLEST)
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
     epochs = study.given.get(EPOCHS) or _epochs(targets / data.U, study.horizons)
-    tune, first = _tuned(study, epochs), study.given.get(STEP) or step_of(targets, data.max_len)
+    power_of_two = 2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT)))
+    tune, first = _tuned(study, epochs), study.given.get(STEP) or max(power_of_two, 2 * data.max_len)
     tunes_step = "targets_per_step" in tune
 
     def seconds(size: str, share: float, step: float) -> float:
         target_s, step_s = seconds_of(size, example, data)
         return share * targets * ((1 + OF_TRAINING) * target_s + step_s / step) + RUN_S
 
-    walked, of_smallest = shares_of_trials(targets, first), WALKED if tunes_step else RATED
-    smallest_s, *larger_s = (seconds(size, walked[0], first) for size in (sizes[0], sizes[FITTED // 2], *sizes[-3:]))
-    trials = of_smallest * smallest_s + RATED * sum(larger_s[:-1]) + LARGEST * larger_s[-1]
-    trials += sum(of_smallest * seconds(sizes[0], s, first) + RATED * seconds(sizes[-2], s, first) for s in walked[1:])
-    if "dropout" in tune:
-        trials += WALKED * larger_s[1]  # with the largest fitted size
-    steps = [first] * len(sizes)
-    if tunes_step:
-        steps = [OF_SMALL * first * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS for size in sizes]
-    each = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
-    ladder, held_out = each[: -len(HELD_OUT)], each[-len(HELD_OUT) :]
-    variants, shares = len(study.every_variant), study.samples(epochs)
-    times = study.times_of_horizons * sum(share / max(shares) for share in shares)
-    fitted_s = variants * len(study.seeds) * sum(ladder)
-    held_out_s = variants * len(study.holdout_seeds) * sum(held_out)
-    clock = {"trials": trials / jobs if tune else 0.0, "fitted sizes": times * max(fitted_s / jobs, max(ladder))}
-    clock["held-out sizes"] = study.times_of_horizons * max(held_out_s / jobs, max(held_out))
-    hours = {part: value / 3600 for part, value in clock.items()}
+    share, *longer = shares_of_trials(targets, first)
+    walks = [(sizes[0], each, WALKED if tunes_step else RATED) for each in (share, *longer)]
+    walks += [(size, share, RATED) for size in (sizes[FITTED // 2], *sizes[-3:-1])] + [(sizes[-1], share, LARGEST)]
+    walks += [(sizes[-2], each, RATED) for each in longer]
+    walks += [(sizes[-3], share, WALKED)] if "dropout" in tune else []  # the largest fitted size
+    trials = sum(number * seconds(size, each, first) for size, each, number in walks)
+    steps = [first * (OF_SMALL * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS if tunes_step else 1) for size in sizes]
+    each_s = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
+    ladder_s, held_out_s = each_s[: -len(HELD_OUT)], each_s[-len(HELD_OUT) :]
+    *shorter, longest = sorted(study.horizons)
+    times, shares = longest + WSD_FALL * sum(shorter), study.samples(epochs)
+    samples = sum(share / max(shares) for share in shares)
+
+    def clock(each_s: list[float], seeds: int) -> float:
+        return times * max(len(study.every_variant) * seeds * sum(each_s) / jobs, max(each_s))
+
+    clock_s = {"trials": trials / jobs if tune else 0.0, "fitted sizes": samples * clock(ladder_s, len(study.seeds))}
+    clock_s["held-out sizes"] = clock(held_out_s, len(study.holdout_seeds))
+    hours = {part: value / 3600 for part, value in clock_s.items()}
     return Plan(targets, epochs, sizes, shares, tune, first, hours)
+
+
+def _epochs(passes: float, horizons: Sequence[float]) -> int:
+    """The number of whole passes. Each horizon must be a whole number of passes too, or less than one."""
+    whole = range(max(round(passes), 1), 0, -1)
+    return next(n for n in whole if all(n * part <= 1 or round(n * part, 9) % 1 == 0 for part in horizons))
 
 
 def _tuned(study: Study, epochs: int) -> list[str]:
@@ -174,33 +183,19 @@ def _tuned(study: Study, epochs: int) -> list[str]:
 def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tuple[float, float]:
     """Seconds of one core or one GPU to train a size on a target, and seconds of a step beside those of its targets:
     FLOPs, at the measured rate of the powers of two below and above its width."""
-    shape, loss, place = find_size(size), example.model.loss, placement(example.config)
-    network = example.network(data.n_items)
+    shape, place, network = find_size(size), placement(example.config), example.network(data.n_items)
 
     def log_rate(width: int) -> float:
         near = replace(network, layers=2, width=width, heads=max(width // HEAD_WIDTH, 1))
-        return math.log(training_rate(near, loss, max(FIRST_STEP, 2 * data.max_len), place.precision, place.kind))
+        positions = max(FIRST_STEP, 2 * data.max_len)
+        return math.log(training_rate(near, example.model.loss, positions, place.precision, place.kind))
 
     octave = math.log2(shape.width)
     below = math.floor(octave)
     rate = math.exp((below + 1 - octave) * log_rate(2**below) + (octave - below) * log_rate(2 ** (below + 1)))
     own = replace(network, layers=shape.layers, width=shape.width, heads=shape.heads)
-    flops = (1 + BESIDE_STEPS) * flops_of_target(own, loss, data, place.checkpointing)
-    beside = cost.muon_flops(own) if example.config.value(MUON) is not None else 0
-    return flops / rate, beside / rate + STEP_S
-
-
-def _epochs(passes: float, horizons: Sequence[float]) -> int:
-    """The number of whole passes. Each horizon must be a whole number of passes too, or less than one."""
-
-    def fits(epochs: int) -> bool:
-        return all(epochs * horizon <= 1 or round(epochs * horizon, 9) % 1 == 0 for horizon in horizons)
-
-    return next(epochs for epochs in range(max(round(passes), 1), 0, -1) if fits(epochs))
-
-
-def step_of(targets: int, max_len: int) -> int:
-    return max(2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT))), 2 * max_len)
+    of_target, of_step = flops_of(example, own, data)
+    return (1 + BESIDE_STEPS) * of_target / rate, of_step / rate + STEP_S
 
 
 def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:
@@ -219,22 +214,18 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     few = "one pass over" if plan.epochs == 1 else f"{plan.epochs} passes over"
     of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}
     whole = "all users" if share == 1 else f"{share:.2g} of {of_all[reduce]}"
-    n_body = {size: ladder_n_body(size) for size in plan.sizes}
-    fitted, held_out = plan.sizes[: -len(HELD_OUT)], plan.sizes[-len(HELD_OUT) :]
+    n_body = [f"{ladder_n_body(size):,}" for size in plan.sizes]
+    fitted, held_out = n_body[: -len(HELD_OUT)], n_body[-len(HELD_OUT) :]
     reasons = [
         f"Every run trains on {round(plan.epochs * share * data.U):,} targets, {few} {whole}: what the hours allow.",
-        f"{len(fitted)} sizes from {n_body[fitted[0]]:,} to {n_body[fitted[-1]]:,} parameters are fitted, and "
-        f"{' and '.join(f'{n_body[size]:,}' for size in held_out)} held out: larger ones would want more than "
-        f"{1 / PER_TARGET:g} targets a parameter.",
+        f"{len(fitted)} sizes from {fitted[0]} to {fitted[-1]} parameters are fitted, and {' and '.join(held_out)} "
+        f"held out: larger ones would want more than {1 / PER_TARGET:g} targets a parameter.",
         f"Tuned: {', '.join(plan.tune) or 'nothing'}, beginning at {plan.step} targets a step.",
         f"At most {tested:,} users test.",
-        *(["Data samples are the latest part of each history, because there are few users."] if few_users else []),
     ]
+    if few_users:
+        reasons.append("Data samples are the latest part of each history, because there are few users.")
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
     choices = {"sizes": plan.sizes, "fractions": [share * each for each in plan.shares], "reduce": reduce}
-    return {
-        "choices": choices | {"tune": plan.tune, "jobs": jobs},
-        "options": options,
-        "reasons": reasons,
-        "parts": plan.hours,
-    }
+    choices |= {"tune": plan.tune, "jobs": jobs}
+    return {"choices": choices, "options": options, "reasons": reasons, "parts": plan.hours}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
 from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
 from lrec.common.pictures import alt_text, save_figure
@@ -30,7 +29,7 @@ from lrec.study.launch import lock_of
 from lrec.study.options import Study, ladder_n_body
 from lrec.study.processes import start_server
 from lrec.study.record import Record
-from lrec.study.steps import SIZE, Ladder, Options, hours_of, mean_loss, result_of
+from lrec.study.steps import SIZE, Ladder, Options
 from lrec.study.work import Work
 
 AGAIN = "again"  # the step that only changes the seed: it shows the noise, and how fast this machine is now
@@ -97,9 +96,9 @@ def exchange(
     if len({run.name for run in runs}) < len(runs):
         raise UserError("--steps, --combine: two are the same, or their names differ only in signs: name others")
     ladder.check_targets(runs)
-    limits: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
-    only: dict[str, Any] = {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
-    of_steps = Study(folder.name, out=folder, **limits, **only)
+    options: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
+    options |= {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
+    of_steps = Study(folder.name, out=folder, **options)
     record = Record(of_steps, runs)
     memory_gib = budget.check(of_steps, (of_steps, record.runs))
     if dry_run:
@@ -147,28 +146,20 @@ class Rates:
         self, ladder: Ladder, steps: Mapping[str, Options], folder: Path, trained: Mapping[str, list[PlannedRun]]
     ) -> None:
         self.ladder, self.folder = ladder, folder
-        base = ladder.losses[ladder.size]
-        self.loss, self.n_targets = mean_loss(base), len(base[0])
-        self.metric = self._metric(ladder.study, ladder.runs)
-        self.hours, again = hours_of(folder, trained[AGAIN]), self._losses(AGAIN, trained[AGAIN])
-        alike = ladder.losses | {ladder.size: base + again}
-        self.noise = noise_of([[mean_loss([table]) for table in tables] for tables in alike.values()])
-        priced = {name: self._priced(name, options, trained.get(name)) for name, options in steps.items()}
-        self.steps = {name: priced[name] for name in sorted(priced, key=lambda name: -priced[name].rate)}
+        self.base, again = ladder.results[ladder.size], ladder.results_of(folder, trained[AGAIN])
+        self.loss, self.hours = self.base.loss, again.hours
+        alike = {size: results.loss_R for size, results in ladder.results.items()}
+        alike[ladder.size] = np.concatenate([self.base.loss_R, again.loss_R])
+        self.noise = noise_of([loss_R.tolist() for loss_R in alike.values()])
+        priced = {name: self._priced(options, trained.get(name)) for name, options in steps.items()}
+        self.steps = dict(sorted(priced.items(), key=lambda step: -step[1].rate))
 
     @property
     def cheapest(self) -> str | None:
         """The step with the most nats per hour, among those whose gain has its whole 90 % interval above zero."""
         return next((name for name, step in self.steps.items() if step.gain > step.half), None)
 
-    def _losses(self, name: str, runs: Sequence[PlannedRun]) -> list[pl.DataFrame]:
-        """The runs' losses on each target; UserError if a run diverged."""
-        if any(result_of(self.folder, run).diverged for run in runs):
-            way_out = "leave it out, give it a smaller learning rate, or choose another --size"
-            raise UserError(f"step {name} diverged: {way_out}")
-        return [self.ladder.losses_of(self.folder, run) for run in runs]
-
-    def _priced(self, name: str, options: Options, runs: Sequence[PlannedRun] | None) -> Priced:
+    def _priced(self, options: Options, runs: Sequence[PlannedRun] | None) -> Priced:
         """The results of a step's runs; without runs, those that the ladder has for another size."""
         n_body, curve = self.ladder.n_body, self.ladder.curve
         if runs is None:
@@ -177,10 +168,11 @@ class Rates:
             worth = Worth(times, times, times)
             hours, metric_more = self.hours * self.ladder.hours_at(x), math.nan
         else:
-            difference, error = paired(self.ladder.losses[self.ladder.size], self._losses(name, runs))
+            came = self.ladder.results_of(self.folder, runs)
+            difference, error = paired(self.base.tables, came.tables)
             gain, half = -difference, self._half(2 / len(runs), error)
             worth = curve.worth(n_body, curve.loss(n_body) + difference, half)
-            hours, metric_more = hours_of(self.folder, runs), self._metric(self.folder, runs) - self.metric
+            hours, metric_more = came.hours, came.metric - self.base.metric
         shown = 0 < worth.times < math.inf
         by_size = self.hours * (self.ladder.hours_at(worth.times * n_body) - 1) if shown else math.nan
         more = max(hours - self.hours, LEAST_HOURS * self.hours)
@@ -189,9 +181,6 @@ class Rates:
     def _half(self, runs: float, error: float = 0.0) -> float:
         """Half of a 90 % interval, from `runs` times the variance of the seed's noise, and from a standard error."""
         return self.noise.quantile * math.hypot(error, math.sqrt(runs) * self.noise.sd * self.loss)
-
-    def _metric(self, folder: Path, runs: Sequence[PlannedRun]) -> float:
-        return float(np.mean([result_of(folder, run).metric(f"test/{METRIC}") for run in runs]))
 
     def expected(self, name: str) -> dict[str, float]:
         """The expected loss, with its 90 % interval, and hours of a new run with several steps; nothing if these are
@@ -210,8 +199,9 @@ class Rates:
         apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
         found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
         for name, runs in together.items():
-            actual = mean_loss(self._losses(name, runs))
-            found[name] |= {"actual": actual, "took": hours_of(self.folder, runs)}
+            came = self.ladder.results_of(self.folder, runs)
+            actual = came.loss
+            found[name] |= {"actual": actual, "took": came.hours}
             if middle := found[name].get("predicted"):
                 inside = found[name]["low"] <= actual <= found[name]["high"]
                 found[name] |= {"error_pct": 100 * (middle / actual - 1), "inside": inside}
@@ -220,11 +210,11 @@ class Rates:
 
 def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
-    ladder, combined = rates.ladder, rates.combined(together)
+    ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
     content = {
-        **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": rates.n_targets},
-        **{"loss": rates.loss, METRIC: rates.metric, "hours": rates.hours, "noise": rates.noise._asdict()},
+        **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": n_targets},
+        **{"loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours, "noise": rates.noise._asdict()},
         **{"steps": steps, "cheapest": rates.cheapest, "combinations": combined},
     }
     write_json(rates.folder / "exchange.json", finite(content))
@@ -236,7 +226,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     save_figure(rates.folder / "exchange.png", figure)
     note = (
         f"Steps of {ladder.study.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
-        f"{rates.n_targets:,} targets, {METRIC} {rates.metric:.4f}, {rates.hours:.3g} hours), with the learning rate, "
+        f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {rates.hours:.3g} hours), with the learning rate, "
         "targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
         f"with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with this loss."
     )
@@ -251,24 +241,21 @@ def _priced_table(rates: Rates) -> str:
     for name, step in rates.steps.items():
         times, low, high = (BEYOND.get(each, f"{each:.3g}") for each in step.worth)
         row = [name, f"{step.gain:+.4f} ± {step.half:.4f}", times, f"{low} to {high}", f"{step.hours_more:.2g}"]
-        by_size, metric = _cell(step.hours_by_size, "+.2g"), _cell(step.metric_more, "+.4f")
-        rows.append([*row, by_size, f"{step.rate:.3g}", metric])
+        row += [f"{step.hours_by_size:+.2g}", f"{step.rate:.3g}", f"{step.metric_more:+.4f}"]
+        rows.append(["" if cell == "+nan" else cell for cell in row])  # what is not known
     return rows_table(rows, text=(0,))
 
 
 def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
     rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "inside"]]
     for name, each in combined.items():
-        row = [name, "more or less than the ladder shows", "", ""]
+        row = [name, "more or less than the ladder shows", "", "", "", "", ""]
         if "predicted" in each:
             ends = f"{each['low']:.4f} to {each['high']:.4f}"
-            row = [name, f"{each['predicted']:.4f}", ends, f"{each['hours']:.2g}"]
-        judged = [_cell(each.get("actual"), ".4f"), _cell(each.get("error_pct"), "+.2f", " %")]
-        inside = ("yes" if each["inside"] else "no") if "inside" in each else ""
-        rows.append([*row, *judged, inside])
+            row[1:4] = f"{each['predicted']:.4f}", ends, f"{each['hours']:.2g}"
+        if "actual" in each:
+            row[4] = f"{each['actual']:.4f}"
+        if "inside" in each:
+            row[5:] = f"{each['error_pct']:+.2f} %", "yes" if each["inside"] else "no"
+        rows.append(row)
     return rows_table(rows, text=(0,))
-
-
-def _cell(value: float | None, form: str, unit: str = "") -> str:
-    """Format a number; an empty cell if it is unknown."""
-    return "" if value is None or not math.isfinite(value) else f"{value:{form}}{unit}"

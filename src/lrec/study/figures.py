@@ -56,9 +56,9 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     for name, color, left, right in zip(zones, colors, edges, edges[1:], strict=False):
         axes.axvline(right, color=GREY, lw=0.5, ls=":")
         axes.text(np.sqrt(left * right), 1.01, name, transform=across, ha="center", color=color)
-    if judged:
-        said = "forecast before\nthe test, 90 %"
-        axes.text(np.sqrt(edges[1] * edges[2]), 0.03, said, transform=across, ha="center", color=ORANGE)
+    if judged:  # above the zones' names: inside the axes, it could touch the curve
+        said, middle = "forecast before the test, 90 %", np.sqrt(edges[1] * edges[2])
+        axes.annotate(said, (middle, 1.01), (0, 14), across, "offset points", ha="center", color=ORANGE)
     axes.text(x_S[0], best, "no gain", color=GREY, va="bottom")
     axes.text(x_P[-1], high_P[-1], "90 %", color=BLUE, ha="right", va="top")
     axes.text(x_P[-1], middle_P[-1], f" {middle_P[-1]:.3f}", color=BLUE, va="center")

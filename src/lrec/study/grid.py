@@ -72,10 +72,15 @@ class PlannedRun:
 def planned_runs(study: Study) -> list[PlannedRun]:
     """All runs: sizes x seeds x fractions x variants x horizons; UserError if `lrec fit` would refuse a run.
 
-    Held-out sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first.
+    Held-out sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first: by
+    default, a forecast has smaller fractions if a run may make many passes.
     """
     composed: Composed = {}
-    return _runs_of(study, every_fraction(study, composed), composed)
+    fractions = study.samples(0)
+    if fractions != study.samples(math.inf):
+        epochs = [limits(run.config)[1] for run in _runs_of(study, fractions, composed)]
+        fractions = study.samples(max(math.inf if each is None or each < 0 else each for each in epochs))
+    return _runs_of(study, fractions, composed)
 
 
 def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> list[PlannedRun]:
@@ -89,29 +94,25 @@ def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> 
             seeds = () if held_out else seeds if study.fractions else seeds[:1]
         ladder = [variant] if len(study.every_variant) > 1 else []
         ladder += [f"fraction-{fraction:g}"] if len(fractions) > 1 else []
-        share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
-        source = study.starts_from.get(variant)
+        source, generation = study.starts_from.get(variant), len(study.sources_of(variant)) - 1
         for seed in seeds:
-            name = _name(size, share, variant, seed)
-            starts_from = "" if source is None else _name(size, share, source, _part(max(study.horizons)), seed)
-            run = PlannedRun(name, size, seed, fraction, variant, "-".join(ladder), held_out, {}, starts_from)
             check_range("--seeds", seed, at_least=0, at_most=2**32 - 1)
-            options = _options(study, run)
-            own = {option: options[option] for option in SIZE_AND_SEEDS}
-            others = tuple(_arguments(study, {option: value for option, value in options.items() if option not in own}))
+            options = _options(study, size, seed, fraction, variant)
+            own = {option: options.pop(option) for option in SIZE_AND_SEEDS}
+            others = tuple(_arguments(study, options))
             if others not in composed:
-                composed[others] = compose(_arguments(study, options))
-            options, generation = changed(composed[others], own), len(study.sources_of(variant)) - 1
-            runs += _horizons(study, replace(run, options=options, generation=generation))
+                composed[others] = compose(_arguments(study, own | options))
+            place, options = (size, seed, fraction, variant), changed(composed[others], own)
+            start = "" if source is None else _name(study, size, seed, fraction, source, max(study.horizons))
+            run = PlannedRun(_name(study, *place), *place, "-".join(ladder), held_out, options, start)
+            runs += _horizons(study, replace(run, generation=generation))
     return runs
 
 
-def every_fraction(study: Study, composed: Composed | None = None) -> tuple[float, ...]:
-    """The data samples of a study. By default, a forecast has smaller samples if a run may make many passes."""
-    if (few := study.samples(0)) == study.samples(math.inf):
-        return few
-    epochs = [limits(run.config)[1] for run in _runs_of(study, (1.0,), {} if composed is None else composed)]
-    return study.samples(max(math.inf if each is None or each < 0 else each for each in epochs))
+def _name(study: Study, size: str, seed: int, fraction: float, variant: str, horizon: float = 1.0) -> str:
+    share = "" if fraction == 1 else f"{study.reduce}-{fraction:g}"
+    part = "" if horizon == 1 else f"horizon-{horizon:g}"
+    return "-".join(filter(None, (size, share, variant, part, f"seed{seed}")))
 
 
 def limits(config: RunConfig) -> tuple[int | None, float | None]:
@@ -133,15 +134,6 @@ def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
     """The runs with the most data and the longest training."""
     most = max((run.fraction, run.horizon) for run in runs)
     return [run for run in runs if (run.fraction, run.horizon) == most]
-
-
-def _name(*parts: str | int) -> str:
-    *others, seed = parts
-    return "-".join(str(part) for part in (*others, f"seed{seed}") if part)
-
-
-def _part(horizon: float) -> str:
-    return "" if horizon == 1 else f"horizon-{horizon:g}"
 
 
 def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
@@ -168,7 +160,7 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
             "model.optimizer.warmup": warmup * min(study.horizons) / horizon,
             "points.horizon": horizon,
         }
-        name = run.name.removesuffix(f"seed{run.seed}") + _name(_part(horizon), run.seed)
+        name = _name(study, run.size, run.seed, run.fraction, run.variant, horizon)
         mine = replace(run, name=name, options=changed(run.options, changes), horizon=horizon)
         if runs:
             own = 1 - (1 - WSD_FALL) * runs[-1].horizon / horizon
@@ -189,15 +181,13 @@ def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _options(study: Study, run: PlannedRun) -> dict[str, Any]:
+def _options(study: Study, size: str, seed: int, fraction: float, variant: str) -> dict[str, Any]:
     """The options of a run, by dotted name, besides those in the study's configuration files."""
-    options = {"model.size": run.size, "seed_everything": run.seed, "data.seed": run.seed}
-    by_rule = ruled_options(study, run.size, run.fraction)
-    for more in (study.given, by_rule, study.size_options.get(run.size, {}), study.every_variant[run.variant]):
+    options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
+    by_rule = ruled_options(study, size, fraction)
+    for more in (study.given, by_rule, study.size_options.get(size, {}), study.every_variant[variant]):
         options |= dotted(more)
-    if run.fraction != 1:
-        options[f"data.reduction.{study.reduce}"] = run.fraction
-    return options
+    return options | ({} if fraction == 1 else {f"data.reduction.{study.reduce}": fraction})
 
 
 def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
@@ -213,19 +203,14 @@ def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
 def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
     """The options that the study's rules give for a size and a fraction of the data."""
     n_body, largest = ladder_n_body(size), max(map(ladder_n_body, study.ladder))
-
-    def value(option: str, rule: Any) -> float:
-        if option != STEP:
-            return _power(option, rule, n_body, fraction)
-        # Above the ladder, a step that falls further could become too small for the length of a history.
-        return round(_power(option, rule, min(n_body, largest), fraction))
-
-    return {option: value(option, rule) for option, rule in dotted(study.rules).items()}
-
-
-def _power(option: str, rule: Any, n_body: int, fraction: float) -> float:
-    match rule:
-        case [int() | float() as factor, int() | float() as exponent, *shares] if len(shares) < 2:
-            of_share = fraction ** float(shares[0]) if shares else 1.0
-            return float(f"{factor * n_body**exponent * of_share:.4g}")
-    raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, share's exponent]")
+    options = dict[str, float]()
+    for option, rule in dotted(study.rules).items():
+        match rule:
+            case [int() | float() as factor, int() | float() as exponent, *shares] if len(shares) < 2:
+                # Above the ladder, a step that falls further could become too small for the length of a history.
+                scale = min(n_body, largest) if option == STEP else n_body
+                value = float(f"{factor * scale**exponent * fraction ** float(sum(shares)):.4g}")
+                options[option] = round(value) if option == STEP else value
+            case _:
+                raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, of share]")
+    return options

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -38,9 +38,8 @@ def outcome_of(run: Run) -> Outcome | None:
     if point is None:
         return None
     # Without its checkpoint, for example if only its points were kept, the losses cannot be measured any more.
-    untested = point.test_loss is None
-    measured = point.test_loss_se is not None or untested or not run.best.exists()
-    return Outcome(point.status, point) if measured else None
+    unmeasured = point.test_loss is not None and point.test_loss_se is None and run.best.exists()
+    return None if unmeasured else Outcome(point.status, point)
 
 
 def is_running(folder: Path) -> bool:
@@ -74,12 +73,19 @@ def train(
     running ones save and stop. `carry_out` trains one run; by default, a process on this machine trains it.
     """
     waiting = sorted(runs, key=attrgetter("wave"))
-    gpus_of = {run.name: _gpus(run, study) for run in runs}
     free, processes = list(study.every_gpu), Processes()
-    running: dict[Future[Outcome], Training] = {}
+    running: dict[Future[Outcome], tuple[PlannedRun, list[str]]] = {}  # with the GPUs that it sees
+    gpus_of = dict[str, int]()
+    for run in runs:
+        place = study.placement(run.config)
+        if place.nodes > 1:
+            raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
+        if place.gpus > len(free):
+            raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(free)}")
+        gpus_of[run.name] = place.gpus
 
     def may_start(run: PlannedRun) -> bool:
-        others = [training.run.name for training in running.values()]
+        others = [other.name for other, _ in running.values()]
         needed = sum(memory_gib.get(name, 0) for name in (run.name, *others))
         fits = not others or study.memory_gib is None or needed <= study.memory_gib
         free_now = len(others) < study.n_jobs and gpus_of[run.name] <= len(free)
@@ -93,28 +99,19 @@ def train(
                     processes.stop()
                 while waiting and may_start(waiting[0]):
                     run = waiting.pop(0)
-                    gpus = tuple(free.pop(0) for _ in range(gpus_of[run.name]))
+                    gpus = [free.pop(0) for _ in range(gpus_of[run.name])]
+                    visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
                     folder = study.folder / "runs" / run.name
-                    training = Training(run, folder, study.name, study.threads, study.retries, gpus, processes)
-                    running[pool.submit(carry_out or Training.carry_out, training)] = training
+                    training = Training(run, folder, study.name, study.threads, study.retries, processes, visible)
+                    running[pool.submit(carry_out or Training.carry_out, training)] = run, gpus
                 done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
                 for future in done:
-                    training = running.pop(future)
-                    free += training.gpus
-                    yield training.run, future.result()
+                    run, gpus = running.pop(future)
+                    free += gpus
+                    yield run, future.result()
         except BaseException:
             processes.stop()
             raise
-
-
-def _gpus(run: PlannedRun, study: Study) -> int:
-    """Number of GPUs of a run here; UserError if there are too few, or if the run needs several machines."""
-    place = study.placement(run.config)
-    if place.nodes > 1:
-        raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
-    if place.gpus > len(study.every_gpu):
-        raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(study.every_gpu)}")
-    return place.gpus
 
 
 @dataclass(frozen=True)
@@ -124,35 +121,31 @@ class Training:
     study: str
     threads: int  # cores that it may use
     retries: int = 0  # after failures
-    gpus: tuple[str, ...] = ()  # GPUs that it sees, as CUDA_VISIBLE_DEVICES names them; if empty, it sees all
     processes: Processes = field(default_factory=Processes)  # running processes of this machine, its own included
     variables: Mapping[str, str] = field(default_factory=dict)  # additional environment variables
+    node: int = 0  # of the nodes that train the run; only the first one writes to its folder
+
+    def on_node(self, node: int, head: str, port: int) -> "Training":
+        """The part of one node; all processes meet at `head`, the address of the first node."""
+        variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
+        return replace(self, variables=variables, node=node)
 
     def carry_out(self) -> Outcome:
         """Train the run unless it is finished. If another process trains it, wait for that process: it has inherited
         the lock, and may outlive its killed study."""
-        with locked(lock_of(self.folder)) as lock:
-            return self._retried(lambda: self._attempt(lock))
-
-    def help(self, node: int) -> Outcome:
-        """Train the part of a node other than the first. Only the first node, in `carry_out`, writes to the folder."""
-        own = self.folder.with_name(f".{self.folder.name}.node{node}")
-        config, log = own.with_suffix(f"{own.suffix}.yaml"), own.with_suffix(f"{own.suffix}.log")
-        with locked(lock_of(own)) as lock:
-            write_text(config, yaml.safe_dump(self.run.config.options))
-
-            def attempt() -> Outcome:
-                code = self._process(self._fit(config), log, lock)
-                return _unfinished(log, code) if code else Outcome("finished")
-
-            return self._retried(attempt)
-
-    def _retried(self, attempt: Callable[[], Outcome]) -> Outcome:
-        """The outcome of the first attempt that did not fail, or of the last attempt."""
-        left, outcome = self.retries, attempt()
-        while left and outcome.status == "failed":
-            left, outcome = left - 1, attempt()
+        beside = self.folder.with_name(f".{self.folder.name}.node{self.node}")
+        with locked(lock_of(beside if self.node else self.folder)) as lock:
+            for _ in range(self.retries + 1):
+                outcome = self._help(beside, lock) if self.node else self._attempt(lock)
+                if outcome.status != "failed":
+                    break
         return outcome
+
+    def _help(self, beside: Path, lock: int) -> Outcome:
+        config, log = (beside.with_name(f"{beside.name}.{ending}") for ending in ("yaml", "log"))
+        write_text(config, yaml.safe_dump(self.run.config.options))
+        code = self._process(self._fit(config), log, lock)
+        return _unfinished(log, code) if code else Outcome("finished")
 
     def _attempt(self, lock: int) -> Outcome:
         trained, code = Run(self.folder), 0
@@ -169,8 +162,7 @@ class Training:
         return Outcome("stopped") if self.processes.stopping else _unfinished(trained.log_file, code)
 
     def _process(self, arguments: list[str], log: Path, lock: int) -> int:
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
-        return self.processes.run(arguments, log, self.threads, lock, {**visible, **self.variables})
+        return self.processes.run(arguments, log, self.threads, lock, self.variables)
 
     def _fit(self, config: Path) -> list[str]:
         run, checkpoint = self.run, "last"

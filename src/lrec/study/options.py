@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -141,10 +142,10 @@ class Study(Runs):
         check_range("--retries", self.retries, at_least=0)
         if self.sizes is None and self.hours is None:
             raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
-        sizes = None if self.sizes is None else self.ladder
-        for size in [*(sizes or ()), *self.size_seeds, *self.size_options]:
+        for size in (*self.size_seeds, *self.size_options):
             find_size(size)
-        lists = {"sizes": sizes, "seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
+        lists: dict[str, Sequence[Any] | None] = {"sizes": None if self.sizes is None else self.ladder}
+        lists |= {"seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
         lists |= {"holdout_seeds": self.holdout_seeds if self.holdout else None}
         lists |= {f"size_seeds.{size}": seeds for size, seeds in self.size_seeds.items()}
         for option, values in lists.items():
@@ -160,10 +161,7 @@ class Study(Runs):
                 raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")
         for variant, source in self.starts_from.items():
             if not {variant, source} <= set(variants) or variant in self.sources_of(source):
-                raise UserError(
-                    f"--starts_from {variant}: {source}: name two of --variants ({', '.join(variants)}), "
-                    "and the second must not start from the first"
-                )
+                raise UserError(f"--starts_from {variant}: {source}: name two of {', '.join(variants)}, in no circle")
         self._check_law()
 
     def _check_law(self) -> None:
@@ -173,20 +171,15 @@ class Study(Runs):
             return
         law = method_named(self.law)
         if law is not None and len(law.variables) > 1:
-            raise UserError(
-                f"--law {self.law}: a study fits laws of the size alone; for others, use lrec scaling fit on its points"
-            )
+            raise UserError(f"--law {self.law}: a study fits laws of size alone: use lrec scaling fit on its points")
         needed, what = LEAST_SIZES, "the forecast"
         if law is not None:
             needed, what = len(law.parameters) + 1, f"the law {self.law}"
         if self.sizes is None:
             return
-        n_sizes = len(self.ladder)
-        if not 0 <= self.holdout <= n_sizes - needed:
-            raise UserError(
-                f"{what} needs at least {needed} fitted sizes: {n_sizes} sizes with --holdout {self.holdout} leave "
-                f"{n_sizes - self.holdout}"
-            )
+        left = len(self.ladder) - self.holdout
+        if self.holdout < 0 or left < needed:
+            raise UserError(f"{what} needs at least {needed} fitted sizes: --holdout {self.holdout} leaves {left}")
 
     @property
     def folder(self) -> Path:
@@ -194,13 +187,12 @@ class Study(Runs):
 
     @property
     def n_jobs(self) -> int:
-        return 1 if self.jobs is None else self.jobs
+        return self.jobs or 1
 
     @property
     def n_cores(self) -> int:
-        if self.cores is not None:
-            return self.cores
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return self.cores or here or 1
 
     @property
     def threads(self) -> int:
@@ -228,17 +220,21 @@ class Study(Runs):
         return needed | dotted({"data": self.data}) | dotted(self.options)
 
     @property
-    def times_of_horizons(self) -> float:
-        """The training of all horizons of a size together, as a multiple of its whole training."""
-        from lrec.training.optim import WSD_FALL
-
-        *shorter, longest = sorted(self.horizons)
-        return longest + WSD_FALL * sum(shorter)
-
-    @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
-        """The options of each variant by name, including those of the grid."""
-        return combined(self.variants or {"": {}}, self.grid)
+        """The options of every variant with every combination of the grid, named after both, such as `both-lr-0.01`."""
+        grid = dotted(self.grid)
+        for option, several in grid.items():
+            if not isinstance(several, list) or not several:
+                raise UserError(f"--grid.{option}: {several!r} is not a list of values")
+        result: dict[str, dict[str, Any]] = {}
+        for (variant, options), *chosen in product((self.variants or {"": {}}).items(), *grid.values()):
+            own = dict(zip(grid, chosen, strict=True))
+            parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in own.items()]
+            name = "-".join(filter(None, (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts))))
+            if name in result:
+                raise UserError(f"--grid: two combinations would be named {name}: use --variants to name them")
+            result[name] = options | own
+        return result
 
     def sources_of(self, variant: str) -> list[str]:
         """The variant, then the variant that it starts from, and so on along the chain, each once."""
@@ -283,23 +279,6 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
 
 def ladder_n_body(size: str) -> int:
     return cost.n_body(TransformerConfig(1, 1, *find_size(size)))
-
-
-def combined(variants: dict[str, dict[str, Any]], values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every variant with every combination of the options' values, and named after both, such as `both-lr-0.01`."""
-    axes = []
-    for option, several in dotted(values).items():
-        if not isinstance(several, list) or not several:
-            raise UserError(f"--grid.{option}: {several!r} is not a list of values")
-        axes.append([(option, value) for value in several])
-    result: dict[str, dict[str, Any]] = {}
-    for (variant, options), *chosen in product(variants.items(), *axes):
-        parts = [f"{option.rsplit('.')[-1]}-{as_argument(value)}" for option, value in chosen]
-        name = "-".join(part for part in (variant, *(re.sub(r"[^\w.-]+", "_", part) for part in parts)) if part)
-        if name in result:
-            raise UserError(f"--grid: two combinations would be named {name}: use --variants to name them")
-        result[name] = options | dict(chosen)
-    return result
 
 
 def as_argument(value: Any) -> str:

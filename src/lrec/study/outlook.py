@@ -187,17 +187,13 @@ def _left_out(data: SequenceDataModule, random: np.random.Generator) -> tuple[Tr
     users = np.sort(random.permutation(users)[: min(max(len(users) // 20, 1), MOST_LEFT_OUT)])
     lengths_U = part.lengths_U.copy()
     lengths_U[users] = 0
-    places = ranges(part.starts_U[users] + 1, part.lengths_U[users] - 1)
-    owners = np.repeat(np.arange(len(users)), part.lengths_U[users] - 1)
-    rows = part.rows_at(places)
-    may_be = data.cuts.may_be_targets(rows)
-    counts_U = np.bincount(owners[may_be], minlength=len(users))
-    have = counts_U > 0  # users with at least one target
-    ends_U, validated = np.cumsum(counts_U[have]), data.cuts.val_targets.users_T
-    one_each = len(np.unique(validated)) == len(validated)
-    chosen = ends_U - 1 if one_each else ends_U - 1 - random.integers(0, counts_U[have])
-    users, rows = users[have], rows[may_be][chosen]
-    fresh = cases_before(data.cuts, users, rows - data.store.offsets_U1[users], data.max_len)
+    rows = part.rows_at(ranges(part.starts_U[users] + 1, part.lengths_U[users] - 1))
+    owners, may_be = np.repeat(users, part.lengths_U[users] - 1), data.cuts.may_be_targets(rows)
+    users, first_U, count_U = np.unique(owners[may_be], return_index=True, return_counts=True)
+    chosen_U, validated = first_U + count_U - 1, data.cuts.val_targets.users_T
+    if len(np.unique(validated)) < len(validated):
+        chosen_U -= random.integers(0, count_U)
+    fresh = cases_before(data.cuts, users, rows[may_be][chosen_U] - data.store.offsets_U1[users], data.max_len)
     return replace(part, lengths_U=lengths_U), fresh
 
 
@@ -266,13 +262,11 @@ def judge(evidence: Evidence) -> Outlook:
     else:
         gain = expected
         why = f"the short runs know {ngram - tiny.loss:.2f} nats more than n-grams, and validation is not much harder"
-    doubling = half.best - counted.best
-    if gain is None:
-        return Outlook(None, None, None, why, expected, useful, doubling, None)
-    is_gain = gain > NEXT_TO_NOTHING
-    low, high = (gain / INTERVAL_FACTOR, gain * INTERVAL_FACTOR) if is_gain else (0.0, NEXT_TO_NOTHING)
-    more = gain_by_amount(2 * evidence.targets) - expected if useful else None
-    return Outlook(gain, low, high, why, expected, useful, doubling, more)
+    low, high = (0.0, NEXT_TO_NOTHING) if gain is not None else (None, None)
+    if gain is not None and gain > NEXT_TO_NOTHING:
+        low, high = gain / INTERVAL_FACTOR, gain * INTERVAL_FACTOR
+    more = gain_by_amount(2 * evidence.targets) - expected if gain is not None and useful else None
+    return Outlook(gain, low, high, why, expected, useful, half.best - counted.best, more)
 
 
 def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,8 @@ def read_points(
     _check_data(points)
     if d is None and all(own for _, own in frames):
         points = _comparable(_of_lengths(points, x, shares), x, shares and _may_stop(points, x))
-        if x in ("D", "U") and shares:  # x itself is the amount of data: u and d are no data samples
-            points = points.with_columns(u=None, d=None)
     if points.is_empty():
-        raise UserError(
-            f"{paths[0]}: no usable point: no run has a best evaluation that did not diverge. Wait for a run to finish."
-        )
+        raise UserError(f"{paths[0]}: no usable point: wait until a run has finished without divergence")
     points = points.with_columns(may_stop=_may_stop(points, x))
     known = [name for name in points.columns if points[name].null_count() < len(points) and name not in HELPERS]
     return points.select(known).sort("x", "y", "file", "row")
@@ -117,47 +113,35 @@ def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     """The fields that lrec's own points have besides the requested columns; None if a field is missing. `last` is the
     last evaluation of the same run."""
     best, last_val_loss, metrics = row.get("val_loss"), last.get("val_loss"), row.get("metrics") or {}
-    names = {"N": "N_body", "d": "D", "u": "U", "processed": "D"}
-    names |= {name: name for name in ("seed", "flops", "wall_s", "horizon")}
-    return {
-        **{name: row.get(column) for name, column in names.items()},
-        **{name.removeprefix("test/"): value for name, value in metrics.items() if not NO_METRICS.fullmatch(name)},
-        **{"data_hash": row.get("data_hash") or None, "ended": last.get("D"), "steps": last.get("step")},
-        "overfitted": None if best is None or last_val_loss is None else last_val_loss > ROSE * best,
-    }
+    point = {name: row.get(name) for name in ("seed", "flops", "wall_s", "horizon")}
+    point |= {"N": row.get("N_body"), "d": row.get("D"), "u": row.get("U"), "processed": row.get("D")}
+    point |= {"data_hash": row.get("data_hash") or None, "ended": last.get("D"), "steps": last.get("step")}
+    point["overfitted"] = None if best is None or last_val_loss is None else last_val_loss > ROSE * best
+    tested = {name: value for name, value in metrics.items() if not NO_METRICS.fullmatch(name)}
+    return point | {name.removeprefix("test/"): value for name, value in tested.items()}
 
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    if file.suffix == ".jsonl":
-        return list(_json_lines(file))
-    if file.stat().st_size == 0:
-        raise UserError(f"{file}: the file is empty")
     try:
+        if file.suffix == ".jsonl":
+            lines = file.read_text(encoding="utf-8").split("\n")  # texts may hold the other line breaks of Unicode
+            return [(number, _json_object(file, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
         if file.suffix == ".parquet":
-            frame, first = pl.read_parquet(file, glob=False), 1
-        elif file.suffix in {".csv", ".tsv"}:
+            return [*enumerate(pl.read_parquet(file, glob=False).iter_rows(named=True), start=1)]
+        if file.suffix in {".csv", ".tsv"}:
             separator = "\t" if file.suffix == ".tsv" else ","
-            frame, first = pl.read_csv(file, separator=separator, infer_schema=False, glob=False), 2
-        else:
-            raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
-    except (pl.exceptions.PolarsError, OSError) as error:
+            frame = pl.read_csv(file, separator=separator, infer_schema=False, glob=False, raise_if_empty=False)
+            return [*enumerate(frame.iter_rows(named=True), start=2)]
+    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not readable as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
-    return list(enumerate(frame.iter_rows(named=True), start=first))
+    raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
 
 
-def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # texts may hold the other line breaks of Unicode
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not a text file in UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            row = None
-            with suppress(json.JSONDecodeError):
-                row = json.loads(line)
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, row {number}: not a JSON object")
-            yield number, row
+def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:
+    with suppress(json.JSONDecodeError):
+        if isinstance(row := json.loads(line), dict):
+            return row
+    raise UserError(f"{file}, row {number}: not a JSON object")
 
 
 def _check_data(points: pl.DataFrame) -> None:
@@ -215,8 +199,8 @@ def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
     if x == "flops":
         points = points.sort("x", "y")
         return points.filter(pl.col("y") < pl.col("y").cum_min().shift(1, fill_value=math.inf))
-    if other != "u":
-        return points
+    if other != "u":  # x itself is the amount of data: u and d are no data samples
+        return points.with_columns(u=None, d=None) if shares else points
     alike = pl.struct("x", "u", "seed", *(["horizon"] if "horizon" in points.columns else []))
     again = points.filter(alike.is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
     if len(again):

@@ -8,12 +8,14 @@ import shutil
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from lrec.common.files import read_json, write_json, write_text
 from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
-from lrec.run import Point, Run, RunConfig, find_points, read_points_file, run_of_study
+from lrec.run import Run, RunConfig, find_points, read_points_file
 from lrec.study.grid import PlannedRun, changed
 from lrec.study.launch import Outcome, is_running
 from lrec.study.options import PLAN, Study
@@ -25,14 +27,12 @@ class Record:
         """Open the study's folder with the runs of the present grid, and restore the points of finished runs whose own
         folders are gone. Raises UserError if the study's folder holds something else."""
         out = study.folder
-        self.study, self.out = study, out
-        self.folder, self.path, self._points = out / "runs", out / "study.json", out / "all_points.jsonl"
-        points: dict[str, list[Point]] = defaultdict(list)
-        for point in read_points_file(self._points) if self._points.is_file() else []:
-            points[point.run].append(point)
-        for name, mine in points.items():
+        self.study, self.folder, self.path = study, out / "runs", out / "study.json"
+        self._points = out / "all_points.jsonl"
+        points = read_points_file(self._points) if self._points.is_file() else []
+        for name, mine in groupby(sorted(points, key=attrgetter("run")), attrgetter("run")):
             if not (self.folder / name).exists():
-                Run(self.folder / name).write_points(mine)
+                Run(self.folder / name).write_points([*mine])
         earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
         there = {path.name for path in out.iterdir()} if out.exists() else set()
         if there - {PLAN} and self.path.name not in there and not find_points(self.folder):
@@ -45,7 +45,7 @@ class Record:
         self.threads: dict[str, int] = earlier.get("threads", {})  # cores of each run that was trained
 
     def trained(self, run: PlannedRun) -> Run:
-        return run_of_study(self.out, run.name)
+        return Run(self.folder / run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
         """Add the runs to the study, delete what `restart` names, and return all runs except those in `skip`. Raises
@@ -60,22 +60,21 @@ class Record:
                 raise UserError(
                     f"--restart {run.starts_from}: {run.name} started from it: restart both, or choose another --out"
                 )
-            again = f"choose another --out, or --restart '[{run.name}]'"
+            changes = changed_options(RunConfig(begun["options"]), run.config)
             if (source := begun.get("starts_from", "")) != run.starts_from:
+                changes = f"starts from {source or 'no other run'}, now from {run.starts_from or 'no other run'}"
+            if changes:
                 raise UserError(
-                    f"{self.out} has run {run.name}, which started from {source or 'no other run'}, not from "
-                    f"{run.starts_from or 'no other run'}: {again}"
-                )
-            if changes := changed_options(RunConfig(begun["options"]), run.config):
-                raise UserError(
-                    f"{self.out} has run {run.name} with other options ({changes}): {again} to train it again"
+                    f"{self.study.folder} has run {run.name} with other options ({changes}): choose another --out, or "
+                    f"--restart '[{run.name}]' to train it again"
                 )
         for run in self.runs:
             if run.name in restart:
                 shutil.rmtree(self.trained(run).folder, ignore_errors=True)
             point = self.trained(run).result
-            now = "waiting" if point is None else point.status
-            self.state[run.name] = "skipped" if run.name in skip else now
+            self.state[run.name] = "skipped" if run.name in skip else "waiting" if point is None else point.status
+            if point is None:
+                self.threads[run.name] = self.study.threads
         self._write()
         return [run for run in self.runs if run.name not in skip]
 
@@ -94,8 +93,8 @@ class Record:
             if len(found) > 1:
                 (one, first), (two, second) = list(found.items())[:2]
                 raise UserError(
-                    f"{self.out}: the data have changed: {first} have data_hash {one[:16]}, {second} {two[:16]}. "
-                    "Choose another --out, or restore the earlier data"
+                    f"{self.study.folder}: the data have changed: {first} have data_hash {one[:16]}, {second} "
+                    f"{two[:16]}. Choose another --out, or restore the earlier data"
                 )
 
     def note(self, run: PlannedRun, outcome: Outcome) -> None:
@@ -128,14 +127,9 @@ class Record:
         grid = {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y}
         finished = [run for file in find_points(self.folder) if (run := Run(file.parent)).result is not None]
         outside = {run.name for run in finished} & set(self._earlier) - set(self.state)
-        content = {
-            "name": study.name,
-            "grid": grid | {"runs": [asdict(run) for run in self.runs]},
-            "state": self.state,
-            "reasons": self.reasons,
-            "threads": self.threads,
-            "earlier_runs": [self._earlier[name] for name in sorted(outside)],
-        }
+        content: dict[str, Any] = {"name": study.name, "grid": grid | {"runs": [asdict(run) for run in self.runs]}}
+        content |= {"state": self.state, "reasons": self.reasons, "threads": self.threads}
+        content |= {"earlier_runs": [self._earlier[name] for name in sorted(outside)]}
         write_json(self.path, content)
         write_text(self._points, "".join(run.points_file.read_text(encoding="utf-8") for run in finished))
 

@@ -32,7 +32,6 @@ from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
-from lrec.study.price import price_rows
 from lrec.study.tuning import Tuned
 
 # Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
@@ -64,29 +63,28 @@ def write_report(
     """
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
-    warned = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points)]
-    warned += _mistuned(runs, tuned) if tuned else []
+    mistuned, of_tuning = _tuning(runs, tuned) if tuned else ([], [])
+    warned = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points), *mistuned]
     if late:
         again = f"they would take more than --hours {study.hours:g}. Start the same study again to train them."
         warned.append(f"**Not trained: {', '.join(late)}**, as {again}")
     sections = ["## Plan", as_text(plan)] if (plan := read_json(out / PLAN)) else []
-    sections += [*(_tuned(runs, tuned) if tuned else []), *variants_table(runs, points)]
+    sections += [*of_tuning, *variants_table(runs, points)]
     for folder in ("fit", "figures"):  # some may be of ladders and variants that the study no longer has
         shutil.rmtree(out / folder, ignore_errors=True)
     sections += _figures(out, runs, points)
     laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
-        longest = of_all_data(mine)
-        own, of_longest = ({run.name: points[run.name] for run in some} for some in (mine, longest))
-        sections += [f"## {ladder or 'Runs'}", _runs_table(mine, own), _findings(longest, of_longest)]
+        longest, floor = of_all_data(mine), (points[mine[0].name].floor or {}).get("test")
+        sections += [f"## {ladder or 'Runs'}", _runs_table(mine, points), _findings(longest, points, floor)]
         if ngrams and longest[0] == of_all_data(runs)[0]:
             counted = " and ".join(f"{loss:.4f} by {name}s" for name, loss in ngrams.items())
             sections.append(f"Without a network, counts of these runs' training data have a test loss of {counted}.")
-        sections += _noise(out, longest, of_longest)
+        sections += _noise(out, longest, points)
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
         if ladder in laws:
-            judged, analysis = _law(study, mine, own, laws[ladder])
+            judged, analysis = _law(study, mine, points, laws[ladder], floor)
             sections += judged
             if isinstance(analysis.of_all, Forecast):
                 sections += doublings(analysis.of_all, study.x)
@@ -99,7 +97,6 @@ def write_report(
     shown: dict[str, Any] = {"name": study.name, "answer": answer, "metric": METRIC, "beside": BESIDE}
     short = list[str]()
     if answer is not None and of_answer is not None:
-        shown["prices"] = price_rows([column.price for column in answer.columns])
         short = [rendered("study", "answer.md.j2", shown, amount=amount)]
         figure = answer_figure(of_answer, METRIC, answer.finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
@@ -143,10 +140,11 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
 
 
 def _law(
-    study: Study, runs: list[PlannedRun], points: dict[str, Point], ladder: LadderFit
+    study: Study, runs: list[PlannedRun], points: Mapping[str, Point], ladder: LadderFit, floor: float | None
 ) -> tuple[list[str], Analysis]:
     """The prediction of a ladder, its result, and a warning if large runs were trained before the prediction."""
     out, every_point, held_out = study.folder, ladder.fit.points, None
+    floor = floor if study.y == "test_loss" else None
     finished = [run for run in runs if not points[run.name].diverged]
     if any(run.held_out for run in finished):
         files = [run_of_study(out, run.name).points_file for run in finished]
@@ -155,7 +153,6 @@ def _law(
         reached = set(actual.select(ladder.fit.columns).iter_rows())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.at in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
-    floor = _floor(points) if study.y == "test_loss" else None
     analysis = analyse(ladder.fit, held_out, every_point, {"x": study.x, "d": "D", "u": "U", "y": study.y}, floor=floor)
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
@@ -166,14 +163,10 @@ def _law(
     written = read_json(out / "prediction.json", {"trained_before": [], "ladders": []})
     if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
         sections.append("The metrics were forecast after the held-out runs, but from the same small sizes as the loss.")
-    if mine := [name for name in written["trained_before"] if name in points]:
+    if mine := [run.name for run in runs if run.name in written["trained_before"]]:
         earlier = "; prediction-*.json are the earlier predictions" if any(out.glob("prediction-*.json")) else ""
         sections.append(f"Not a prediction: {', '.join(mine)} had been trained before it was written{earlier}.")
     return sections, analysis
-
-
-def _floor(points: dict[str, Point]) -> float | None:
-    return (next(iter(points.values())).floor or {}).get("test")
 
 
 def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
@@ -181,12 +174,11 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
     links = []
     finished = [run for run in runs if not points[run.name].diverged]
     for variant in dict.fromkeys(run.variant for run in finished):
-        mine = {run.name: run for run in finished if run.variant == variant}
-        every = {name: run_of_study(out, name).points for name in mine}
-        most = max(run.fraction for run in mine.values())
-        whole = [every[name] for name, run in mine.items() if run.fraction == most]
+        every = [(run.fraction, run_of_study(out, run.name).points) for run in finished if run.variant == variant]
+        most = max(fraction for fraction, _ in every)
+        whole = [points_of_run for fraction, points_of_run in every if fraction == most]
         drawn = {"compute": compute_figure(whole), "iso_flop": iso_flop_figure(whole)}
-        for name, figure in (drawn | {"repetition": repetition_figure([*every.values()])}).items():
+        for name, figure in (drawn | {"repetition": repetition_figure([each for _, each in every])}).items():
             if figure is not None:
                 path = out / "figures" / variant / f"{name}.png"
                 save_figure(path, figure)
@@ -195,8 +187,9 @@ def _figures(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> 
     return ["## Compute and repetition", note, *links] if links else []
 
 
-def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
-    """The best trials, the rule and options that follow from them, and what the runs' rates and steps may cost."""
+def _tuning(runs: list[PlannedRun], tuned: Tuned) -> tuple[list[str], list[str]]:
+    """A warning if the trials show that runs have a wrong learning rate. A section with the best trials, the rule and
+    options that follow from them, and what the runs' rates and steps may cost."""
     rows = [["size", "targets", "trials", "lr", "targets_per_step", "dropout", "val loss"]]
     for size, targets in dict.fromkeys((trial.size, trial.targets) for trial in tuned.trials):
         trials = [trial for trial in tuned.trials if (trial.size, trial.targets) == (size, targets)]
@@ -208,20 +201,17 @@ def _tuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
         for option, (factor, exponent, *of_share) in tuned.rules.items()
     ]
     chosen += [f"{option} = {value:g}" for option, value in tuned.options.items()]
-    worst = max(of_all_data(runs), key=tuned.cost)
+    whole = of_all_data(runs)
+    worst = max(whole, key=tuned.cost)
     cost = f"These learning rates and steps are expected to cost at most {tuned.cost(worst):.3f} nats ({worst.name})."
-    return ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join(chosen)}. {cost}"]
-
-
-def _mistuned(runs: list[PlannedRun], tuned: Tuned) -> list[str]:
-    """A warning if the trials show that runs have a wrong learning rate."""
-    missed = [run for run in of_all_data(runs) if tuned.cost(run) > MISTUNED and tuned.is_off(run)]
+    missed = [run for run in whole if tuned.cost(run) > MISTUNED and tuned.is_off(run)]
     named = ", ".join(f"{run.name} (by {tuned.cost(run):.2f} nats)" for run in missed)
     why = "Their losses describe the rate or the step, not the size: leave them out (--skip)."
-    return [f"**Mistuned: {named}.** {why}"] if missed else []
+    section = ["## Tuned by validation loss", rows_table(rows, text=(0,)), f"{', '.join(chosen)}. {cost}"]
+    return [f"**Mistuned: {named}.** {why}"] if missed else [], section
 
 
-def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
+def _noise(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> list[str]:
     """Standard errors over users, and paired differences between sizes, if runs have the loss on each target."""
     losses: dict[str, list[pl.DataFrame]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
@@ -231,11 +221,12 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[
     if len(losses) < 2:
         return []
     parts = {"test": pl.col("step") == 0}
-    error = max(point.test_loss_se or 0 for point in points.values())
+    own = [points[run.name] for run in runs]
+    error = max(point.test_loss_se or 0 for point in own)
     note = f"The standard error of a test loss, over users, is at most {error:.4f}"
     if next(iter(losses.values()))[0]["step"].max() != 0:
         parts["test and trajectory"] = pl.lit(True)
-        error = max(point.trajectory_loss_se or 0 for point in points.values())
+        error = max(point.trajectory_loss_se or 0 for point in own)
         note += f"; with the targets of the trajectories, it is at most {error:.4f}"
     rows = [["step in size", *(f"difference in {part} loss" for part in parts)]]
     for small, large in pairwise(losses):
@@ -247,40 +238,31 @@ def _noise(out: Path, runs: list[PlannedRun], points: dict[str, Point]) -> list[
     return [rows_table(rows, text=(0,)), note]
 
 
-def _runs_table(runs: list[PlannedRun], points: dict[str, Point]) -> str:
-    extra = ["with trajectory"] if any(point.trajectory_loss is not None for point in points.values()) else []
-    columns = (*COLUMNS, *_own_metrics(points))
+def _runs_table(runs: list[PlannedRun], points: Mapping[str, Point]) -> str:
+    mine = [points[run.name] for run in runs]
+    extra = ["with trajectory"] if any(point.trajectory_loss is not None for point in mine) else []
+    names = dict.fromkeys(name.removeprefix("test/") for point in mine for name in point.metrics)
+    own = [name for name in names if not re.match(LRECS, name) and not name.endswith("_se")]
+    columns = (*COLUMNS, *of_ten(own))
     rows = [["size", "seed", "N_body", "D", "epochs", "val loss", "test loss", *extra, *columns]]
-    for run in runs:
-        point = points[run.name]
+    for run, point in zip(runs, mine, strict=True):
         size = run.size + (" (held out)" if run.held_out else "")
         row = [size, str(run.seed), f"{point.N_body:,}", f"{point.D:,}", f"{point.epochs:.2f}"]
         losses = [point.val_loss, point.test_loss, *([point.trajectory_loss] if extra else [])]
         row += ["" if loss is None else f"{loss:.4f}" for loss in losses]
         row += [f"{point.metric(f'test/{column}'):.4f}" for column in columns]
         rows.append([*row[:5], "diverged", *[""] * len(row[6:])] if point.diverged else row)
-    tested = next((point for point in points.values() if not point.diverged), None)
-    if tested is not None:
-        for name in _baselines(tested):
-            row = [name, *[""] * 5, f"{tested.metric(f'test/{name}/loss'):.4f}", *[""] * len(extra)]
-            rows.append(row + [f"{tested.metric(f'test/{name}/{column}'):.4f}" for column in columns])
+    if finished := [point for point in mine if not point.diverged]:
+        point = finished[0]  # all have the same baselines
+        found = (re.fullmatch("test/([^/]+)/loss", name) for name in point.metrics)
+        known = {name[1]: loss for name in found if name and math.isfinite(loss := point.metric(name[0]))}
+        for name in dict.fromkeys(["popularity", *sorted(known, key=known.__getitem__)[:1]]):  # and the best one
+            row = [name, *[""] * 5, f"{point.metric(f'test/{name}/loss'):.4f}", *[""] * len(extra)]
+            rows.append(row + [f"{point.metric(f'test/{name}/{column}'):.4f}" for column in columns])
     return rows_table(rows, text=(0,))
 
 
-def _own_metrics(points: dict[str, Point]) -> list[str]:
-    """The user's own metrics in the tests of the runs; of metrics with a k, only those with k = 10."""
-    tested = dict.fromkeys(name.removeprefix("test/") for point in points.values() for name in point.metrics)
-    return of_ten(name for name in tested if not re.match(LRECS, name) and not name.endswith("_se"))
-
-
-def _baselines(point: Point) -> list[str]:
-    """Popularity, and the baseline with the lowest test loss if that is another one."""
-    found = (re.fullmatch("test/([^/]+)/loss", name) for name in point.metrics)
-    losses = {name[1]: loss for name in found if name and math.isfinite(loss := point.metric(name[0]))}
-    return list(dict.fromkeys(["popularity", *sorted(losses, key=losses.__getitem__)[:1]]))
-
-
-def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
+def _findings(runs: list[PlannedRun], points: Mapping[str, Point], floor: float | None) -> str:
     """The table in words: whether the loss falls with size, the best size, the diverged runs, and the floor."""
     means, findings = _mean_losses(runs, points), list[str]()
     if len(means) > 1:
@@ -290,7 +272,7 @@ def _findings(runs: list[PlannedRun], points: dict[str, Point]) -> str:
         findings = [f"- The mean test loss {course}.", f"- Best size: {best}, mean test loss {means[best]:.4f}."]
     if diverged := [run.name for run in runs if points[run.name].diverged]:
         findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
-    if means and (floor := _floor(points)) is not None:
+    if means and floor is not None:
         below = ", ".join(run.name for run in runs if (points[run.name].test_loss or floor) < floor)
         what = f"Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}"
         findings.append(f"- {what}; {f'below it: {below}' if below else 'every run lies above it'}.")

@@ -75,10 +75,10 @@ def sizes(
         rows.append(shape | figures)
     if out is not None:
         check_writable(out, "--out")
-        more: dict[str, Any] = {"precision": precision, "checkpointing": checkpointing, "device": device}
-        more |= {"architecture": asdict(architecture), "dropout": asdict(dropout)}
-        counts |= {"shards": shards, "accumulation": accumulation}
-        assumptions = {"n_items": n_items, "pairs": pairs, **counts, **more}
+        assumptions: dict[str, Any] = {"n_items": n_items, "pairs": pairs, **counts, "shards": shards}
+        assumptions |= {"accumulation": accumulation, "precision": precision}
+        assumptions |= {"checkpointing": checkpointing, "device": device}
+        assumptions |= {"architecture": asdict(architecture), "dropout": asdict(dropout)}
         write_json(out, {"assumptions": assumptions, "sizes": rows})
     shared = f"{shards} of {ranks} ranks share parameters{', activations computed again' if checkpointing else ''}"
     print(f"{n_items:,} items, windows of up to {max_len}, {pairs:.1f} positions attended to on average")
@@ -99,32 +99,30 @@ def _of_store(path: Path, max_len: int) -> tuple[int, float]:
 
 def _parameters(rows: list[dict[str, Any]]) -> list[str]:
     groups = ("body", "items", "positions", "biases", "norms", "total")
-    cells = [["size", "L x d / heads", *groups, "FLOPs", "training"]]
+    heads = "".join(f"{group:>15}" for group in groups)
+    lines = [f"{'size':<6}{'L x d / heads':>16}{heads}{'FLOPs':>11}{'training':>11}"]
     for row in rows:
         shape, flops = f"{row['n_layers']} x {row['d_model']} / {row['n_heads']}", row["flops_per_interaction"]
-        counts = [f"{row['parameters'][group]:,}" for group in groups]
-        cells.append([row["size"], shape, *counts, f"{flops['forward']:.2e}", f"{flops['total']:.2e}"])
-    return _aligned(cells, [6, 16, *[15] * len(groups), 11, 11])
+        counts = "".join(f"{row['parameters'][group]:>15,}" for group in groups)
+        lines.append(f"{row['size']:<6}{shape:>16}{counts}{flops['forward']:>11.2e}{flops['total']:>11.2e}")
+    return lines
 
 
 def _memory(rows: list[dict[str, Any]]) -> list[str]:
     parts = ("parameters", "gradients", "optimizer", "copies", "activations", "transient", "total")
-    cells = [["MiB", *parts]]
-    cells += [[row["size"], *(f"{row['memory_bytes'][part] / 2**20:,.1f}" for part in parts)] for row in rows]
-    return _aligned(cells, [6, *[13] * len(parts)])
+    lines = [f"{'MiB':<6}" + "".join(f"{part:>13}" for part in parts)]
+    for row in rows:
+        lines.append(f"{row['size']:<6}" + "".join(f"{row['memory_bytes'][part] / 2**20:>13,.1f}" for part in parts))
+    return lines
 
 
 def _traffic(rows: list[dict[str, Any]]) -> list[str]:
     """What a rank receives in a step, in MB, and what it computes in this step."""
     parts = (*cost.Traffic._fields, "received")
-    cells = [["MB a step", *parts, "TFLOP", "FLOP/B"]]
+    lines = [f"{'MB a step':<11}{''.join(f'{part:>13}' for part in parts)}{'TFLOP':>11}{'FLOP/B':>11}"]
     for row in rows:
         step = row["step_of_a_rank"]
-        received, flops = [f"{step[part] / 1e6:,.1f}" for part in parts], step["flops"]
-        cells.append([row["size"], *received, f"{flops / 1e12:,.2f}", f"{flops / step['received']:,.0f}"])
-    return _aligned(cells, [11, *[13] * len(parts), 11, 11])
-
-
-def _aligned(rows: list[list[str]], widths: list[int]) -> list[str]:
-    """Lines with the first column aligned to the left and all others to the right."""
-    return [row[0].ljust(widths[0]) + "".join(map(str.rjust, row[1:], widths[1:])) for row in rows]
+        received = "".join(f"{step[part] / 1e6:>13,.1f}" for part in parts)
+        flops = f"{step['flops'] / 1e12:>11,.2f}{step['flops'] / step['received']:>11,.0f}"
+        lines.append(f"{row['size']:<11}{received}{flops}")
+    return lines

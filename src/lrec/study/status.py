@@ -63,12 +63,15 @@ class Live:
     def show(self) -> None:
         """Draw the table in place of the last one; in a log, print only what is new."""
         under_way = [run for run in self.runs if is_running(self.folder / run.name)]
-        if sys.stderr.isatty():
-            self._draw(under_way)
+        if not sys.stderr.isatty():
+            for run in under_way:
+                self._print_news(Run(self.folder / run.name))
             return
-        for run in under_way:
-            if news := self._news(Run(self.folder / run.name)):
-                print(f"{run.name}: {news}", flush=True)
+        self.clear()
+        columns, rows = shutil.get_terminal_size()  # lines that do not fit could not be removed
+        shown = [line[: columns - 1] for line in runs_table(under_way, self.folder, {}).splitlines()[: rows - 1]]
+        print(*shown, sep="\n", file=sys.stderr, flush=True)
+        self.lines = len(shown)
 
     def clear(self) -> None:
         """Remove the table, so that a line can be printed above the next table."""
@@ -76,25 +79,15 @@ class Live:
             print(f"\x1b[{self.lines}F\x1b[J", end="", file=sys.stderr, flush=True)
             self.lines = 0
 
-    def _draw(self, under_way: list[PlannedRun]) -> None:
-        self.clear()
-        columns, rows = shutil.get_terminal_size()  # lines that do not fit could not be removed
-        table = runs_table(under_way, self.folder, {})
-        shown = [line[: columns - 1] for line in table.splitlines()[: rows - 1]]
-        print(*shown, sep="\n", file=sys.stderr, flush=True)
-        self.lines = len(shown)
-
-    def _news(self, run: Run) -> str:
-        """A line about a run; empty if the last one was printed less than `LINE_S` ago."""
+    def _print_news(self, run: Run) -> None:
         points, now = run.points, time.monotonic()
-        evaluations, when = self._said.get(run.name, (-1, -math.inf))
+        evaluations, when = self._said.get(run.name, (0, -math.inf))
         if now < when + LINE_S and (evaluations or not points):
-            return ""
+            return
         self._said[run.name] = len(points), now
         parts = [_progress(run)]
-        if points:
-            last = points[-1]
+        for last in points[-1:]:
             losses = {"train": last.train_loss, "val": last.val_loss}
             parts += [counted(last.epochs, "epoch"), *(f"{n} loss {v:.4f}" for n, v in losses.items() if v is not None)]
             parts.append(f"{last.wall_s:.0f} s")
-        return ", ".join(parts)
+        print(f"{run.name}: {', '.join(parts)}", flush=True)

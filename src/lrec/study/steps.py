@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,10 +17,10 @@ from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
 from lrec.run import Point, run_of_study
+from lrec.study.answer import METRIC, wider
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import as_argument, ladder_n_body
 from lrec.study.points import REPEATED
-from lrec.study.price import wider
 from lrec.study.tuning import LR
 
 EPOCHS, LENGTH, USERS = "trainer.max_epochs", "data.max_len", "data.reduction.users"
@@ -29,13 +29,27 @@ FULL = "lrec.FullSoftmax"
 Options = Mapping[str, Any]
 
 
+class Results(NamedTuple):
+    """The results of runs that differ only in their seed."""
+
+    tables: list[pl.DataFrame]  # the loss of each run on each test target
+    loss_R: np.ndarray  # the mean loss of each run
+    metric: float  # the mean of `METRIC`
+    hours: float  # of the clock, from the first step to the last evaluation, on average
+    epochs: float  # of the longest run
+
+    @property
+    def loss(self) -> float:
+        return float(self.loss_R.mean())
+
+
 class Ladder:
     """The finished runs of a study's first variant with the most data and the longest training, by size.
 
     Attributes:
         runs: The runs of the size at which steps are compared.
-        losses: By size, a table for each run with its loss on each test target.
-        curve: The mean loss over these targets, by N_body.
+        results: By size, the results of its runs.
+        curve: The mean loss over the test targets, by N_body.
     """
 
     def __init__(self, study: Path, size: str | None) -> None:
@@ -60,21 +74,32 @@ class Ladder:
             raise UserError(f"--size {size}: {study} has finished runs of {', '.join(by_size) or 'no size'}")
         self.size = size or fitted[-1]
         self.runs, self.n_body = by_size[self.size], ladder_n_body(self.size)
-        self.losses = {size: [self.losses_of(study, run) for run in runs] for size, runs in by_size.items()}
+        self.results = {size: self.results_of(study, runs) for size, runs in by_size.items()}
         self.sizes = np.array([ladder_n_body(size) for size in by_size], dtype=float)
-        loss_S = np.array([mean_loss(tables) for tables in self.losses.values()])
-        repeated = any(result_of(study, run).epochs > REPEATED for run in self.runs)
-        self.curve = LadderCurve(self.sizes, loss_S, may_stop=repeated)
-        self._log_hours_S = np.log([hours_of(study, runs) for runs in by_size.values()])
+        loss_S = np.array([results.loss for results in self.results.values()])
+        self.curve = LadderCurve(self.sizes, loss_S, may_stop=self.results[self.size].epochs > REPEATED)
+        self._log_hours_S = np.log([results.hours for results in self.results.values()])
         self._rates = [runs[0].config.value(LR) for runs in by_size.values()]
 
-    def losses_of(self, folder: Path, run: PlannedRun) -> pl.DataFrame:
-        """A run's loss on each test target, or also on trajectories if y says so. UserError if the file is missing."""
-        file = run_of_study(folder, run.name).target_losses_file
-        if not file.is_file():
-            raise UserError(f"{file} is missing, but steps are compared target by target: train the study here")
-        table = pl.read_parquet(file, glob=False)
-        return table if self.y == "trajectory_loss" else table.filter(pl.col("step") == 0)
+    def results_of(self, folder: Path, runs: Sequence[PlannedRun]) -> Results:
+        """The results of finished runs, on the test targets, or also on trajectories if y says so. UserError if one
+        diverged, or if its losses are missing."""
+        trained, points, tables = [run_of_study(folder, run.name) for run in runs], list[Point](), list[pl.DataFrame]()
+        for run, planned in zip(trained, runs, strict=True):
+            assert run.result is not None
+            if run.result.diverged:
+                way_out = "leave it out, give it a smaller learning rate, or choose another --size"
+                raise UserError(f"step {planned.variant} diverged: {way_out}")
+            file = run.target_losses_file
+            if not file.is_file():
+                raise UserError(f"{file} is missing, but steps are compared target by target: train the study here")
+            table = pl.read_parquet(file, glob=False)
+            tables.append(table if self.y == "trajectory_loss" else table.filter(pl.col("step") == 0))
+            points.append(run.result)
+        loss_R = np.array([table["loss"].to_numpy().mean() for table in tables])
+        metric = float(np.mean([point.metric(f"test/{METRIC}") for point in points]))
+        hours = float(np.mean([run.points[-1].wall_s for run in trained])) / 3600
+        return Results(tables, loss_R, metric, hours, max(point.epochs for point in points))
 
     def hours_at(self, n_body: float) -> float:
         """Hours of a size / hours of this size: interpolated in ln N; above the ladder, as they rise at its end."""
@@ -105,54 +130,30 @@ class Ladder:
         """The runs of a step: those of this size with other options. A new size gets the ladder's rate for it."""
         with importing():
             from lrec.training.lightning_cli import compose
+        if SIZE in options and self._rates[0]:
+            log_rate = np.interp(math.log(ladder_n_body(options[SIZE])), np.log(self.sizes), np.log(self._rates))
+            options = {LR: float(f"{math.exp(log_rate):.4g}"), **options}
         runs = []
         for run in self.runs:
-            changed = {**({LR: self._rate(options[SIZE])} if SIZE in options and self._rates[0] else {}), **options}
-            arguments = [f"--{option}={as_argument(value)}" for option, value in changed.items()]
+            arguments = [f"--{option}={as_argument(value)}" for option, value in options.items()]
             composed = compose([f"--config={json.dumps(run.options)}", *arguments])
-            slug, seed = re.sub(r"[^\w.-]+", "-", name), changed.get("seed_everything", run.seed)
+            slug, seed = re.sub(r"[^\w.-]+", "-", name), options.get("seed_everything", run.seed)
             alone: dict[str, Any] = {"starts_from": "", "goes_on_from": "", "own": 1.0, "held_out": False}
             named = replace(run, name=f"{self.size}-{slug}-seed{seed}", variant=name, ladder=name, seed=seed, **alone)
             runs.append(replace(named, options=composed))
         return runs
 
-    def _rate(self, size: str) -> float:
-        log_rate = np.interp(math.log(ladder_n_body(size)), np.log(self.sizes), np.log(self._rates))
-        return float(f"{math.exp(log_rate):.4g}")
-
     def check_targets(self, runs: Sequence[PlannedRun]) -> None:
         """Raise UserError if a step would be tested on other targets, or with another catalogue, than this size."""
-        hashes: dict[str, str] = {}
+        hashes: dict[str, bytes] = {}  # by options of the data: of users and items of the targets, and of the catalogue
         for run in (self.runs[0], *runs):
             key = json.dumps(run.config.nested["data"] | {"seed": 0}, default=str)
-            hashes[key] = hashes.get(key) or _targets_hash(run)
+            if key not in hashes:
+                data = run.open_data()
+                cuts, (tested, _) = data.cuts, data.evaluated("test")
+                raw_ids, digest = cuts.store.item_table["raw_id"], sha256(tested.users_T.tobytes())
+                for items in (cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V):
+                    digest.update("\n".join(raw_ids.gather(items)).encode())
+                hashes[key] = digest.digest()
             if hashes[key] != next(iter(hashes.values())):
                 raise UserError(f"step {run.variant}: other test targets or items than in the study, not comparable")
-
-
-def _targets_hash(run: PlannedRun) -> str:
-    """A hash of the test targets of a run (users and items), and of its catalogue."""
-    data = run.open_data()
-    cuts, (tested, _) = data.cuts, data.evaluated("test")
-    raw_ids = cuts.store.item_table["raw_id"]
-    digest = sha256(tested.users_T.tobytes())
-    for items in (cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V):
-        digest.update("\n".join(raw_ids.gather(items)).encode())
-    return digest.hexdigest()
-
-
-def mean_loss(tables: Sequence[pl.DataFrame]) -> float:
-    """The mean loss over all targets and runs."""
-    return float(np.mean([table["loss"].to_numpy().mean() for table in tables]))
-
-
-def result_of(folder: Path, run: PlannedRun) -> Point:
-    """The result of a finished run of a study."""
-    point = run_of_study(folder, run.name).result
-    assert point is not None
-    return point
-
-
-def hours_of(folder: Path, runs: Sequence[PlannedRun]) -> float:
-    """The mean hours of the clock that runs took, from the first step to the last evaluation."""
-    return float(np.mean([run_of_study(folder, run.name).points[-1].wall_s for run in runs])) / 3600

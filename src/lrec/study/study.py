@@ -12,7 +12,7 @@ from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators
 from lrec.study.dial import as_text, plan_of, with_plan
-from lrec.study.grid import PlannedRun, limits, of_all_data, planned_runs
+from lrec.study.grid import limits, of_all_data, planned_runs
 from lrec.study.launch import lock_of
 from lrec.study.options import PLAN, Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
@@ -41,14 +41,11 @@ def run_study(study: Study) -> None:
     record = Record(study, planned_runs(study))
     tuner = Tuner(study) if study.tune else None
     trials = tuner.runs_so_far if tuner else []
-    every_run = [*trials, *record.runs]
-    names, of_ladder = {run.name for run in every_run}, {run.name for run in record.runs}
-    unknown = [name for name in study.restart if name not in names]
-    unknown += [name for name in study.skip if name not in of_ladder]
+    unknown = {*study.restart} - {run.name for run in trials} - record.state.keys()
+    unknown |= {*study.skip} - record.state.keys()
     if unknown:
-        raise UserError(f"{unknown[0]} is none of the study's runs: --status true lists them")
-    if study.cluster is not None:
-        check_accelerators(every_run, study.cluster)
+        raise UserError(f"{min(unknown)} is none of the study's runs: --status true lists them")
+    check_accelerators(study, [*trials, *record.runs])
     if study.status:
         if tuner and trials:
             print(runs_table(trials, tuner.study_of_trials.folder / "runs", {}), end="\n\n")
@@ -60,9 +57,13 @@ def run_study(study: Study) -> None:
         raise UserError("no run of a fitted size is left: skip fewer runs")
     memory_gib = budget.check(study, *of_trials, (study, runs))
     to_train = [run for run in runs if record.trained(run).result is None]
-    tunes_step = "targets_per_step" in study.tune
-    if to_train and not tunes_step and (few := few_steps(max(to_train, key=lambda run: run.horizon))):
-        print(few)
+    if to_train and "targets_per_step" not in study.tune:
+        from lrec.training.lightning_options import few_steps
+
+        longest = max(to_train, key=lambda run: run.horizon)
+        timed = longest.config.value("trainer.max_time") is not None
+        if not timed and (few := few_steps(*limits(longest.config), longest.open_data())):
+            print(few)
     if study.dry_run:
         return
     taken = f"another study is under way in {study.folder}: wait for its end, or choose another --out"
@@ -72,19 +73,9 @@ def run_study(study: Study) -> None:
         _carry_out(study, tuner, record, Work(study, memory_gib))
 
 
-def few_steps(run: PlannedRun) -> str | None:
-    """A warning if a run takes too few steps for the loss to show the effect of size; None if it takes enough."""
-    from lrec.training import lightning_options
-
-    if run.config.value("trainer.max_time") is not None:
-        return None
-    return lightning_options.few_steps(*limits(run.config), run.open_data())
-
-
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
-    tuned = None
-    if tuner is not None:
-        tuned = tuner.tuned(work)
+    tuned = tuner.tuned(work) if tuner else None
+    if tuned:
         study = tuned.applied_to(study)
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)

@@ -6,7 +6,7 @@ gives no range, and the best value is never at the end of a range. Only validati
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import inf, isfinite, log
@@ -45,12 +45,17 @@ MOST_DROPOUT = 0.5
 WALKED, RATED, LARGEST = 10, 4, 3
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True)
+class Setting:
     """What a trial tries."""
 
     lr: float
     targets_per_step: int
     dropout: float
+
+    @classmethod
+    def of(cls, run: PlannedRun) -> "Setting":
+        return cls(*(run.config.value(option) for option in (LR, STEP, DROPOUTS[0])))
 
 
 class Place(NamedTuple):
@@ -70,9 +75,8 @@ class Place(NamedTuple):
         return [self, *(self._replace(**{axis: getattr(self, axis) + by}) for axis in axes for by in (-1, 1))]
 
 
-class Trial(NamedTuple):
-    """A finished trial."""
-
+@dataclass(frozen=True)
+class Trial:
     size: str
     n_body: int
     targets: int  # D, unless it stopped early
@@ -82,8 +86,6 @@ class Trial(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuned:
-    """The result of the tuning."""
-
     rules: dict[str, list[float]]  # rules in the size: the rate (also in the share of the data), and the tuned step
     options: dict[str, Any]  # the dropout of all sizes, if it was tuned
     targets: int  # D of a run of the ladder
@@ -100,16 +102,13 @@ class Tuned:
     def cost(self, run: PlannedRun) -> float:
         """How many nats the run's loss is expected to lie above the loss with the best rate and step."""
         loss = min(trial.loss for trial in self.trials if trial.loss is not None)
-        return loss * self.law.cost(ladder_n_body(run.size), self.targets, *self._tried(run))
+        lr, step = run.config.value(LR), run.config.value(STEP)
+        return loss * self.law.cost(ladder_n_body(run.size), self.targets, lr, step)
 
     def is_off(self, run: PlannedRun) -> bool:
         """Whether a run's rate lies outside the 90 % interval of the best rate."""
-        lr, step = self._tried(run)
-        best = self.law.choose(ladder_n_body(run.size), self.targets, step)
-        return not best.rate_low <= lr <= best.rate_high
-
-    def _tried(self, run: PlannedRun) -> tuple[float, int]:
-        return run.config.value(LR), run.config.value(STEP)
+        best = self.law.choose(ladder_n_body(run.size), self.targets, run.config.value(STEP))
+        return not best.rate_low <= run.config.value(LR) <= best.rate_high
 
 
 def shares_of_trials(targets: int, step: int) -> list[float]:
@@ -120,8 +119,9 @@ def shares_of_trials(targets: int, step: int) -> list[float]:
 
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     """The law of the rate, fitted to trials. Of each size and amount of data, it uses those with the best dropout."""
-    rows = [(trial.n_body, trial.targets, *trial.setting, trial.loss) for trial in trials if trial.loss is not None]
-    runs = pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "dropout", "y"], orient="row")
+    names = ["x", "d", "rate", "batch", "dropout", "y"]
+    rows = [(each.n_body, each.targets, *astuple(each.setting), each.loss) for each in trials if each.loss is not None]
+    runs = pl.DataFrame(rows, schema=names, orient="row")
     best = pl.col("dropout").sort_by("y").first().over("x", "d")
     return RateLaw(runs.filter(pl.col("dropout") == best), scaled)
 
@@ -164,37 +164,28 @@ class Tuner:
     """Plans, trains and reads the trials of a study. They are the runs of a second study beside it."""
 
     def __init__(self, study: Study) -> None:
-        alone: dict[str, Any] = {"law": None, "holdout": 0, "starts_from": {}, "grid": {}, "size_seeds": {}}
-        self._options = dotted(next(iter(study.every_variant.values())))
-        alone |= {"seeds": study.seeds[:1], "tune": (), "variants": {"": self._options}}
+        alone: dict[str, Any] = {"law": None, "holdout": 0, "starts_from": {}, "grid": {}, "size_seeds": {}, "tune": ()}
+        alone |= {"seeds": study.seeds[:1], "variants": {"": dotted(next(iter(study.every_variant.values())))}}
         alone |= {"horizons": (1.0,), "options": study.given}  # includes the schedule
         folder = sibling(study.folder, "tuning")
-        self.study = study
-        self.study_of_trials = replace(study, name=folder.name, out=folder, **alone)
-        self._most = study.most
+        self.study, self.study_of_trials = study, replace(study, name=folder.name, out=folder, **alone)
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
         # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, *self._others = dict.fromkeys((large[0], large[-1], large[len(large) // 2], *study.held_out))
-        whole = self._whole_of(self._small)
-        if (epochs := epochs_alone(whole.config)) is None:
-            raise UserError(
-                f"--tune: trials are a share of a run: say by --options.{EPOCHS}, and nothing else, how long one is"
-            )
+        self._whole, self._trials = self._whole_of(self._small), list[Trial]()
+        self._start = Setting.of(self._whole)
+        self._scaled = self._whole.config.value("model.parametrisation") == "scaled"
+        if (epochs := epochs_alone(self._whole.config)) is None:
+            raise UserError(f"--tune: trials are a share of a run: set its length by --options.{EPOCHS} alone")
         self._epochs = epochs
-        self._start = Setting(*(whole.config.value(option) for option in (LR, STEP, DROPOUTS[0])))
-        self._scaled = whole.config.value("model.parametrisation") == "scaled"
-        self._whole, self._trials = whole, list[Trial]()
+        self._dropouts = DROPOUTS if "dropout" in study.tune else []
 
     def _whole_of(self, size: str) -> PlannedRun:
-        return planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(self._most,)))[0]
+        return planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(self.study.most,)))[0]
 
     @cached_property
     def _data(self) -> "SequenceDataModule":
         return self._whole.open_data()
-
-    @property
-    def _least_step(self) -> int:
-        return 2 * self._data.max_len
 
     @property
     def _targets(self) -> int:
@@ -221,12 +212,11 @@ class Tuner:
     @property
     def first_runs(self) -> list[PlannedRun]:
         """The trials that are certain: those of walks whose start is the best place."""
-        rounds = [(self._small, share, self._axes(self._small)) for share in self._shares]
-        rounds += [(size, share, self._axes(size)) for size, share in self._rated]
         runs = list[PlannedRun]()
-        for size, share, axes in rounds:
-            places = [place for place in Place().and_around(axes) if self._allowed(place, self._start, share)]
-            runs += self._planned(size, share, [place.of(self._start) for place in places])
+        for size, share in [*product([self._small], self._shares), *self._rated]:
+            around = Place().and_around(self._axes(size))
+            places = [place for place in around if self._allowed(place, self._start, share)]
+            runs += self._planned(size, share, self._start, places)
         return runs
 
     @property
@@ -248,38 +238,35 @@ class Tuner:
             work.records[record.folder] = record  # their hours count in the budget
             return kept
         tuned, ladder = self._tune(work), self.study.ladder
-        trials = [trial._asdict() | {"setting": trial.setting._asdict()} for trial in tuned.trials]
         of = {"of": self._key(self._small, ladder), "ladder": ladder}
-        content = {**of, **asdict(tuned), "trials": trials}
-        write_json(self.study_of_trials.folder / "tuned.json", content)
+        write_json(self.study_of_trials.folder / "tuned.json", of | asdict(tuned))
         return tuned
 
     def _key(self, small: str, ladder: list[str]) -> str:
         """What a tuning with this ladder and small size depends on. A ladder that has grown keeps the rules of its
         tuning: with other rules, its finished runs would have other options."""
-        return json_hash([self._whole_of(small).config.trained_with, self._most, self.study.tune, ladder])
+        return json_hash([self._whole_of(small).config.trained_with, self.study.most, self.study.tune, ladder])
 
     def _tune(self, work: Work) -> Tuned:
         """Train the trials that are not finished, and derive rule, step and dropout from all trials."""
-        self._known = {run.name: run for run in self.runs_so_far}
         best = self._start
         for share in self._shares:
             best = self._walk(work, self._small, share, best)
         # The smaller of the two steps gives a trial more steps.
-        at = best._replace(targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
+        at = replace(best, targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
         for size, share in self._rated:
             law = law_of(self._trials, self._scaled)
             lr = law.choose(ladder_n_body(size), share * self._targets, at.targets_per_step).rate
-            at = at._replace(dropout=self._walk(work, size, share, at._replace(lr=lr)).dropout)
-        options = dict.fromkeys(DROPOUTS, at.dropout) if "dropout" in self.study.tune else {}
-        steps = (self._least_step, self._targets / WANTED_STEPS)
-        if not (tuned := "targets_per_step" in self.study.tune):
-            steps = (best.targets_per_step, best.targets_per_step)
+            at = replace(at, dropout=self._walk(work, size, share, replace(at, lr=lr)).dropout)
+        step_is_tuned = "targets_per_step" in self.study.tune
+        least, most = 2 * self._data.max_len, self._targets / WANTED_STEPS
+        steps = (least, most) if step_is_tuned else (best.targets_per_step, best.targets_per_step)
         ends = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
         rules = rules_of(law_of(self._trials, self._scaled), ends, self._targets, *steps)
-        rules[LR][0] /= self._most ** rules[LR][2]
-        if not tuned:
+        rules[LR][0] /= self.study.most ** rules[LR][2]
+        if not step_is_tuned:
             del rules[STEP]
+        options = dict.fromkeys(self._dropouts, at.dropout)
         return Tuned(rules, options, self._targets, self._scaled, self._trials)
 
     def _axes(self, size: str) -> list[str]:
@@ -291,18 +278,17 @@ class Tuner:
         """The best setting of a walk from `start`."""
 
         def losses_of(places: list[Place]) -> list[float]:
-            settings = [place.of(start) for place in places]
-            runs = self._planned(size, share, settings)
-            names = {run.name for run in runs}
-            self._known |= {run.name: run for run in runs}
+            runs = self._planned(size, share, start, places)
             if self.study.memory_gib is not None:
                 costs = budget.plan(self.study_of_trials, runs)
                 work.memory_gib |= {cost.run.name: cost.memory_gib for cost in costs}
-            record = Record(self.study_of_trials, list(self._known.values()))
-            entered = record.enter(names & set(work.study.restart), ())
+            mine = {run.name: run for run in runs}
+            known = {run.name: run for run in self.runs_so_far} | mine
+            record = Record(self.study_of_trials, list(known.values()))
+            entered = record.enter(mine.keys() & set(self.study.restart), ())
             record.check_data(entered)
-            work.train(record, [run for run in entered if run.name in names], TRIAL)
-            trials = [self._trial(run, setting) for run, setting in zip(runs, settings, strict=True)]
+            work.train(record, [run for run in entered if run.name in mine], TRIAL)
+            trials = [self._trial(run) for run in runs]
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
@@ -319,25 +305,23 @@ class Tuner:
         setting = place.of(start)
         few = place.targets_per_step > 0 and share * self._targets < LEAST_STEPS * setting.targets_per_step / 3
         much = place.dropout != 0 and not 0 <= setting.dropout <= MOST_DROPOUT
-        return self._least_step <= setting.targets_per_step and not few and not much
+        return 2 * self._data.max_len <= setting.targets_per_step and not few and not much
 
-    def _planned(self, size: str, share: float, settings: list[Setting]) -> list[PlannedRun]:
+    def _planned(self, size: str, share: float, start: Setting, places: list[Place]) -> list[PlannedRun]:
         """Trials on a share of the users, with as many passes as a run has, because dropout only helps with repeats."""
-        fraction = float(f"{self._most * share:.2g}")
-        variants = {}
-        for setting in settings:
-            named = {LR: setting.lr, STEP: setting.targets_per_step}
-            if "dropout" in self.study.tune:
-                named |= {"dropout": setting.dropout}
-            name = "-".join(f"{option.rsplit('.')[-1]}-{value:.15g}" for option, value in named.items())
-            dropouts = dict.fromkeys(DROPOUTS, named.pop("dropout")) if "dropout" in named else {}
-            variants[name] = self._options | named | dropouts | {"points.test": False}
+        fraction = float(f"{self.study.most * share:.2g}")
+        variants, (options,) = {}, self.study_of_trials.variants.values()
+        for setting in (place.of(start) for place in places):
+            name = f"lr-{setting.lr:.15g}-targets_per_step-{setting.targets_per_step:.15g}"
+            name += f"-dropout-{setting.dropout:.15g}" if self._dropouts else ""
+            tried = {LR: setting.lr, STEP: setting.targets_per_step} | dict.fromkeys(self._dropouts, setting.dropout)
+            variants[name] = options | tried | {"points.test": False}
         trials = planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(fraction,), variants=variants))
         return [replace(trial, ladder=f"{fraction:g}") for trial in trials]  # of the same data
 
-    def _trial(self, run: PlannedRun, setting: Setting) -> Trial:
+    def _trial(self, run: PlannedRun) -> Trial:
         points = run_of_study(self.study_of_trials.folder, run.name).points
         losses = [point.val_loss for point in points if point.val_loss is not None]
         loss = None if points[-1].diverged else min(losses, default=None)
-        targets = round(self._targets * run.fraction / self._most)
-        return Trial(run.size, ladder_n_body(run.size), targets, setting, loss)
+        targets = round(self._targets * run.fraction / self.study.most)
+        return Trial(run.size, ladder_n_body(run.size), targets, Setting.of(run), loss)

@@ -3,12 +3,12 @@
 Most new rows are for training, later ones for validation. On the same targets of the newest ones, lrec compares the old
 network, the new one and, if asked for, a full retraining. An update that is killed and restarted has the same result.
 
-Shape suffixes: N new rows, U users, I items of the store.
+Shape suffixes: N new rows, U users, I items of the store, V catalogue of a model, T targets, C cases.
 """
 
 import math
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,27 @@ from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.append import refuse_append, refuse_other_unit
 from lrec.data.store.prepare import append_to
 from lrec.data.store.statistics import time_text
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
+from lrec.evaluation.cases import Cases, Ranked, cases_before, rank_by_net, rank_by_popularity, values_of
+from lrec.evaluation.shared_scoring import device
+from lrec.evaluation.standard_errors import mean_or_nan, standard_error
 from lrec.laws.fit_json import finite
 from lrec.options.class_paths import check_trusted
 from lrec.run import UPDATE, Point, Run, RunConfig, served
 from lrec.serving.export import load
+from lrec.serving.recommender import Model
 from lrec.study.launch import lock_of
 from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
-from lrec.study.window import FIGURES, judged, judged_popularity, summary
 
 PLAN, REPORT = "plan.json", "update.md"
 OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
+FIGURES = ("loss", "HR@10", "NDCG@10")
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,8 @@ def update(
     out, recipe = out or sibling(run, "updated"), Recipe(steps, lr, replay)
     check_folder(out, "--out")
     base = _base(run, trust)
-    split, late = _windows(base, data, judge)
-    config, new = base.config, _reader(base, data)
-    best = base.run.best
+    config, new, best = base.config, _reader(base, data), base.run.best
+    split, late = _windows(base, new, judge)
     network = file_hash(best / STATE if best.is_dir() else best)  # the run may have been trained again
     asked: dict[str, Any] = {"run": str(base.run.folder), "network": network}
     asked |= {"store": base.store.hash, "new": new.source()}
@@ -122,18 +126,21 @@ def update(
 
 def _base(folder: Path, trust: bool) -> Base:
     """The run to begin with, its data and the time of its last training row. UserError if they cannot be updated."""
-    if earlier := read_json(folder / UPDATE):
-        kept, config = Run(served(folder).resolve()), RunConfig(earlier["options"])
-        _refuse_untrusted(config, trust, folder / UPDATE)
-        base = Base(kept, config, Store.open(Path(earlier["store"])), earlier["trained_until"])
+    earlier = read_json(folder / UPDATE)
+    run = Run((served(folder) if earlier else folder).resolve())  # a link may name another folder later
+    config = RunConfig(earlier["options"]) if earlier else run.config
+    trainer = config.options.get("trainer") or {}
+    classes = {name: trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")}
+    classes |= {name: config.options[name] for name in ("data", "model")}
+    check_trusted(classes, trust, folder / UPDATE if earlier else run.config_file)
+    if earlier:
+        store, trained_until = Store.open(Path(earlier["store"])), earlier["trained_until"]
     else:
-        run = Run(folder.resolve())  # a link may name another folder later
-        _refuse_untrusted(run.config, trust, run.config_file)
         if run.config.value("data.reduction.since") is not None:
             raise UserError(
                 f"{folder} was trained by an update: name the folder of this update, which has the original recipe"
             )
-        data = datamodule_of(run.config.options)
+        data = datamodule_of(config.options)
         store = data.open_store()
         if store.times_N is None:
             raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
@@ -147,18 +154,11 @@ def _base(folder: Path, trust: bool) -> Base:
         trains_U = cuts.train_U > 0
         last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
         assert cuts.store.times_N is not None
-        base = Base(run, run.config, store, int(cuts.store.times_N[last_N].max()))
-    if not base.run.best.exists():
-        raise UserError(f"{base.run.folder} has no best checkpoint: finish the run first")
-    refuse_append(base.store)
-    return base
-
-
-def _refuse_untrusted(config: RunConfig, trust: bool, where: Path) -> None:
-    """Raise UserError if the options name a class that is neither lrec's own nor trusted."""
-    trainer = config.options.get("trainer") or {}
-    classes = {name: trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")}
-    check_trusted(classes | {name: config.options[name] for name in ("data", "model")}, trust, where)
+        trained_until = int(cuts.store.times_N[last_N].max())
+    if not run.best.exists():
+        raise UserError(f"{run.folder} has no best checkpoint: finish the run first")
+    refuse_append(store)
+    return Base(run, config, store, trained_until)
 
 
 def _reader(base: Base, data: Path) -> InteractionsDataModule:
@@ -171,23 +171,23 @@ def _reader(base: Base, data: Path) -> InteractionsDataModule:
     )
 
 
-def _windows(base: Base, data: Path, judge: float) -> tuple[GlobalTemporal, int]:
+def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[GlobalTemporal, int]:
     """The split of the new rows by time, and how many are not newer than the run's training data. Reads and checks all
     new rows, and writes nothing."""
-    raw = _reader(base, data).read()
+    raw = new.read()
     assert not isinstance(raw.frame, pl.DataFrame)
     times = [frame["time"].to_numpy() for frame in raw.frame]
     if not sum(map(len, times)):
-        raise UserError(f"{data}: there are no rows in it")
+        raise UserError(f"{new.path}: there are no rows in it")
     refuse_other_unit(base.store, raw.all_facts())
     times_N = np.sort(np.concatenate(times))
     newer_N = times_N[times_N > base.trained_until]
-    cuts = [int((1 - share) * len(newer_N)) for share in (1.5 * judge, judge)]
-    first, last = newer_N[cuts].tolist() if len(newer_N) else (0, 0)
-    if len(newer_N) == 0 or not newer_N[0] < first < last:
+    cuts = [int((1 - share) * len(newer_N)) for share in (1, 1.5 * judge, judge)]
+    begin, first, last = newer_N[cuts].tolist() if len(newer_N) else (0, 0, 0)
+    if not begin < first < last:
         raise UserError(
-            f"{data}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on. They "
-            "are too few, or too many have the same time, to train, validate and judge"
+            f"{new.path}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on. "
+            "They are too few, or too many have the same time, to train, validate and judge"
         )
     return GlobalTemporal(first, last, "all"), len(times_N) - len(newer_N)
 
@@ -216,7 +216,8 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     targets, _ = data.evaluated("test")
     models = {name: load(folder, trust, new_items=False) for name, folder in folders.items()}
     frames = {name: judged(model, data.cuts, targets) for name, model in models.items()}
-    frames[POPULARITY] = judged_popularity(data.cuts, targets, data.max_len)
+    cases, counts_V = cases_before(data.cuts, *targets, data.max_len), data.cuts.counts_V
+    frames[POPULARITY] = _by_target(rank_by_popularity(counts_V, cases), cases, targets, counts_V)
     figures = summary(frames)
     kept = max(models, key=lambda name: figures[name][FIGURES[-1]])  # the old model if it is as good as the others
     drift = _drift(base.store, data.store, models[OLD].item_ids)
@@ -226,6 +227,49 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     ends = RunConfig(options).value("data.split.test_from"), data.store.statistics["last_time"]
     window |= {name: time_text(time, data.store.time_unit) for name, time in zip(("from", "until"), ends, strict=True)}
     return {"kept": kept, "serve": str(folders[kept].absolute()), "window": window, "models": figures, "drift": drift}
+
+
+def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
+    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets.
+
+    Items that the model does not know are left out of histories. A target is a miss without a loss (null) if the model
+    does not know it, or knows no item before it.
+    """
+    known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
+    assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
+    own = replace(cuts)
+    vars(own)["counts_I"] = known_I.astype(np.int64)  # the model's catalogue; the store has the same order
+    cases = cases_before(own, *targets, model.about["max_len"])
+    if model.net.reads_events:
+        index = {name: number for number, name in enumerate(model.about["event_names"])}
+        assert cases.events_N is not None
+        events_N = np.array([index.get(name, -1) for name in cuts.store.event_types])[cases.events_N]
+        cases = replace(cases, events_N=events_N).keeping(events_N >= 0)
+    return _by_target(rank_by_net(model.net.float().to(device()), cases), cases, targets, own.counts_V)
+
+
+def summary(frames: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
+    """The mean of each model's figures, with its standard error over users (NAME_se). Losses are means over the targets
+    that all models know. `difference` is the mean paired difference in NDCG@10 from the first model, and `unknown` is
+    the number of targets without a loss."""
+    first = next(iter(frames.values()))
+    known = pl.all_horizontal([frame["loss"].is_not_null() for frame in frames.values()])
+    result = {}
+    for name, frame in frames.items():
+        mine, frame = dict[str, float](), frame.with_columns(difference=frame[FIGURES[-1]] - first[FIGURES[-1]])
+        for figure in (*FIGURES, "difference"):
+            values = frame.filter(known) if figure == "loss" else frame
+            mine |= {figure: mean_or_nan(values[figure]), f"{figure}_se": standard_error(values, figure)}
+        result[name] = mine | {"unknown": frame["loss"].null_count()}
+    return result
+
+
+def _by_target(ranked: Ranked, cases: Cases, targets: Targets, counts_V: np.ndarray) -> pl.DataFrame:
+    found = values_of(ranked, cases.targets_C, counts_V)
+    of_cases = pl.DataFrame({"user": cases.users_C, "position": cases.positions_C, **{n: found[n] for n in FIGURES}})
+    every = pl.DataFrame({"user": targets.users_T, "position": targets.positions_T})
+    table = every.join(of_cases, ["user", "position"], "left", maintain_order="left")
+    return table.with_columns(pl.col("loss").fill_nan(None), pl.col(*FIGURES[1:]).fill_null(0.0))
 
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
+from threading import Event
 
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.common.text_tables import counted, lasting
@@ -27,7 +29,7 @@ class Work:
     def __init__(self, study: Study, memory_gib: dict[str, float]) -> None:
         self.study, self.memory_gib = study, memory_gib
         self.records: dict[Path, Record] = {}  # the latest of each folder
-        self.interrupted = False
+        self.interrupted = Event()
         self._began, self._slower = time.monotonic(), 1.0  # time that runs took / time that was expected
         self._tried = 0  # trials so far; their final number is not known yet
 
@@ -36,29 +38,28 @@ class Work:
         self.records[record.folder] = record
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         finished = [run for run, _ in known]
-        record.threads |= {run.name: record.study.threads for run in runs if run not in finished}
-        left_s, spent_s, of_s = self._expected(record, [run for run in runs if run not in finished]), 0.0, 0.0
-        done, failed = 0, list[str]()
-        for run, outcome in chain(known, self._start(record, [run for run in runs if run not in finished])):
+        waiting = [run for run in runs if run not in finished]
+        left_s, spent_s, of_s, failed = self._expected(record, waiting), 0.0, 0.0, list[str]()
+        done = 0
+        for run, outcome in chain(known, self._start(record, waiting)):
             record.note(run, outcome)
-            became = outcome.status
+            became, expected_s = outcome.status, left_s.pop(run.name, None)
             if (point := outcome.point) is not None:
                 done += 1
                 losses = {"test loss": point.test_loss, "val loss": point.val_loss}  # trials have no test loss
-                found = [f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None]
-                loss = "diverged" if point.diverged else found[0]
-                became = f"{loss}, {point.wall_s:.0f} s"
-            if (expected_s := left_s.pop(run.name, None)) is not None and outcome.point is not None:
-                spent_s, of_s = spent_s + run.own * outcome.point.wall_s, of_s + expected_s
-                self._slower = spent_s / of_s
-                if left_s and kind != TRIAL:
-                    became += f"; the rest: about {lasting(self._slower * sum(left_s.values()) / self.study.n_jobs)}"
+                loss = next((f"{name} {loss:.4f}" for name, loss in losses.items() if loss is not None), "")
+                became = f"{'diverged' if point.diverged else loss}, {point.wall_s:.0f} s"
+                if expected_s is not None:
+                    spent_s, of_s = spent_s + run.own * point.wall_s, of_s + expected_s
+                    self._slower = spent_s / of_s
+                    if left_s and kind != TRIAL:
+                        rest_s = self._slower * sum(left_s.values()) / self.study.n_jobs
+                        became += f"; the rest: about {lasting(rest_s)}"
             self._tried += kind == TRIAL
             place = f"{kind} {self._tried}" if kind == TRIAL else f"{done}/{len(runs)} {kind}"
-            of_hours = (
-                f"; {lasting(time.monotonic() - self._began)} of {self.study.hours:g} h" if self.study.hours else ""
-            )
-            print(f"[{place}] {run.name}: {became}{of_hours}", flush=True)
+            if self.study.hours:
+                became += f"; {lasting(time.monotonic() - self._began)} of {self.study.hours:g} h"
+            print(f"[{place}] {run.name}: {became}", flush=True)
             if outcome.status == "failed":
                 failed.append(f"run {run.name} failed: {outcome.reason}")
         if failed:
@@ -67,7 +68,7 @@ class Work:
             raise UserError(f"{failed[0]}{more}. Start the study again to retry{skip}")
         if done < len(runs):
             left = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}; start the study again to continue"
-            if self.interrupted:
+            if self.interrupted.is_set():
                 print(f"lrec: interrupted: {left}", file=sys.stderr)
                 sys.exit(TRY_AGAIN)
             why = f"--budget_hours {self.study.budget_hours:g} are spent" if self._budget_is_spent() else "told to stop"
@@ -93,29 +94,20 @@ class Work:
         return late
 
     def _start(self, record: Record, runs: list[PlannedRun]) -> Iterator[tuple[PlannedRun, Outcome]]:
-        live = Live(runs, record.folder)
-        if not self.study.is_here:
-            for ended in train_on_cluster(record.study, runs, live.show):
-                live.clear()
-                yield ended
-            return
-        carry_out = as_local_jobs(record.study) if self.study.cluster else None
+        live, study, here = Live(runs, record.folder), record.study, self.study.is_here
 
         def watch() -> bool:
             live.show()
-            return not (self.interrupted or self._budget_is_spent())
+            return not (self.interrupted.is_set() or self._budget_is_spent())
 
-        with on_signals(self._note_interruption):
-            for ended in train(record.study, runs, self.memory_gib, watch, carry_out):
+        jobs = as_local_jobs(study) if here and study.cluster else None
+        with on_signals(lambda *_: self.interrupted.set()) if here else nullcontext():
+            local = train(study, runs, self.memory_gib, watch, jobs)
+            for ended in local if here else train_on_cluster(study, runs, live.show):
                 live.clear()
                 yield ended
         live.clear()
 
-    def _note_interruption(self, *_: object) -> None:
-        self.interrupted = True  # `watch` then also stops the runs
-
     def _budget_is_spent(self) -> bool:
-        if self.study.budget_hours is None:
-            return False
-        hours = (budget.spent_hours(each.study, each.runs, each.threads) for each in self.records.values())
-        return sum(hours) >= self.study.budget_hours
+        hours = self.study.budget_hours
+        return hours is not None and hours <= sum(budget.spent_hours(e.study, e.runs) for e in self.records.values())

@@ -44,11 +44,12 @@ class UserResamples:
 
     def mean(self, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
         """Draws of the mean over the cases that have a value (are not nan); nan if a draw has no such case."""
-        return self.means({"": values_C}, users_C)[""]
+        return self.means([{"": values_C}], users_C)[""]
 
-    def means(self, values: dict[str, np.ndarray], users_C: np.ndarray) -> dict[str, np.ndarray]:
-        """The same for several metrics at once; this takes hardly longer than for one metric."""
-        rows_C, values_CM = np.searchsorted(self._users_U, users_C), np.stack(list(values.values()), 1)
+    def means(self, runs: Sequence[dict[str, np.ndarray]], users_C: np.ndarray) -> dict[str, np.ndarray]:
+        """The same for several metrics at once, which takes hardly longer. Values are averaged over the runs first."""
+        rows_C = np.searchsorted(self._users_U, users_C)
+        values_CM = np.stack([np.mean([run[metric] for run in runs], 0) for metric in runs[0]], 1)
         has_CM = ~np.isnan(values_CM)
         of_cases = np.concatenate([np.where(has_CM, values_CM, 0), has_CM], axis=1)
         columns_U2M = np.stack([np.bincount(rows_C, column_C, len(self._users_U)) for column_C in of_cases.T], 1)
@@ -56,11 +57,7 @@ class UserResamples:
         sums_RM, numbers_RM = np.split(sums_R2M, 2, axis=1)
         with np.errstate(invalid="ignore"):
             draws_RM = sums_RM / np.where(numbers_RM > 0, numbers_RM, np.nan)
-        return dict(zip(values, draws_RM.T, strict=True))
-
-    def means_of_runs(self, runs: Sequence[dict[str, np.ndarray]], users_C: np.ndarray) -> dict[str, np.ndarray]:
-        """The same for values that are averaged over several runs first."""
-        return self.means({metric: np.mean([run[metric] for run in runs], 0) for metric in runs[0]}, users_C)
+        return dict(zip(runs[0], draws_RM.T, strict=True))
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
         """Draws of the share of the catalogue that is in at least one list.

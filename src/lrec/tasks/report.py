@@ -84,29 +84,26 @@ class Report:
             rows_table(rows, text=(0, 2, 3)),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
+        own = [metric for metric in ladder.metrics if metric not in METRICS]
+        labels = [f"{metric.name}@{LIST_LENGTH}" if metric.at_k else metric.name for metric in own]
         for result in self.results:
             blocks.append(f"## {result.title}")
             blocks += [f"![{alt_of(result)}]({result.name}.png)"] if result.sections else []
             for section in result.sections:
                 blocks.append(f"### {section.title}")
-                blocks += [_table(section, metric) for metric in (*section.shown, *self._own(section))]
+                known = next(iter(section.groups.values())).draws[section.names[0]]
+                shown = [*section.shown, *(label for label in labels if label in known)]
+                blocks += [_table(section, metric) for metric in shown]
                 blocks.append("\n".join(f"- {finding}" for finding in section.findings))
             blocks.append("\n".join(f"- {note}." for note in result.notes))
         return "\n\n".join(block for block in blocks if block) + "\n"
-
-    def _own(self, section: Section) -> list[str]:
-        """The figures of the user's metrics that the section has."""
-        own = [metric for metric in self.ladder.metrics if metric not in METRICS]
-        labels = [f"{metric.name}@{LIST_LENGTH}" if metric.at_k else metric.name for metric in own]
-        draws = next(iter(section.groups.values())).draws[section.names[0]]
-        return [label for label in labels if label in draws]
 
     def summary(self) -> str:
         """The first metric of each section, its findings, and the notes, for a terminal."""
         lines = []
         for result in self.results:
             for section in result.sections:
-                lines += ["", f"{result.title}. {section.title}", *_short_table(section), *section.findings]
+                lines += ["", f"{result.title}. {section.title}", _short_table(section), *section.findings]
             lines += [] if result.sections else ["", f"{result.title}."]
             lines += [f"{note}." for note in result.notes]
         return "\n".join(lines).strip()
@@ -122,8 +119,7 @@ def _content(section: Section) -> dict[str, Any]:
         }
         for name, group in section.groups.items()
     }
-    sizes = dict(zip(section.names, section.n_body_S.tolist(), strict=True))
-    return {"title": section.title, "sizes": sizes, "groups": groups, "findings": section.findings}
+    return {"title": section.title, "sizes": section.sizes, "groups": groups, "findings": section.findings}
 
 
 def _plain(shown: Estimate) -> dict[str, float | None]:
@@ -145,13 +141,13 @@ def _table(section: Section, metric: str) -> str:
     return rows_table(rows, text=(0,))
 
 
-def _short_table(section: Section) -> list[str]:
+def _short_table(section: Section) -> str:
     """The first metric of the drawn groups, without intervals."""
     metric, groups = section.shown[0], [(name, section.groups[name]) for name in section.drawn_groups]
     rows = [[metric, "cases", *groups[0][1].draws]]
     for name, group in groups:
         rows.append([name, f"{group.cases:,}", *(f"{draws[metric][0]:.4f}" for draws in group.draws.values())])
-    return [on_terminal(rows_table(rows, text=(0,)))]
+    return on_terminal(rows_table(rows, text=(0,)))
 
 
 def _cell(draws_R: np.ndarray, sign: str = "") -> str:
@@ -190,12 +186,13 @@ def _draw(axes: "Axes", section: Section) -> None:
 
     metric, groups = section.shown[0], section.drawn_groups
     colours = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
-    decades = float(np.ptp(np.log10(section.n_body_S))) or 1.0
+    n_body_S = np.array(list(section.sizes.values()))
+    decades = float(np.ptp(np.log10(n_body_S))) or 1.0
     axes.set_xscale("log")
     for place, (name, colour) in enumerate(zip(groups, colours, strict=True)):
         draws = section.groups[name].draws
         values, lows, highs = np.transpose([estimate(draws[size][metric]) for size in section.names])
-        shifted = section.n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * decades)
+        shifted = n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * decades)
         # A percentile interval may be on one side of the value, but a bar cannot have a negative length.
         bars = np.nan_to_num([np.maximum(values - lows, 0), np.maximum(highs - values, 0)], posinf=0.0)
         axes.errorbar(

@@ -15,7 +15,7 @@ from lrec.evaluation import cases as ranking
 from lrec.evaluation.cases import LIST_LENGTH, Cases
 from lrec.evaluation.metrics import Metric
 from lrec.tasks.intervals import Estimate, UserResamples, estimate, ratio, slope
-from lrec.tasks.trained_runs import Ladder, TrainedRun
+from lrec.tasks.trained_runs import BySize, Ladder
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
 Draws = dict[str, np.ndarray]  # draws by metric
@@ -36,12 +36,15 @@ class Section:
     """A part of a task: groups of cases by name, with conclusions in `findings`."""
 
     title: str
-    names: list[str]  # names of the sizes, ascending; each size is a scorer
-    n_body_S: np.ndarray
+    sizes: dict[str, float]  # N_body by the name of the size, ascending; each size is a scorer
     groups: dict[str, Group]
     shown: Sequence[str] = ("NDCG@10", "HR@10")  # metrics of the tables; the first is drawn
     drawn: Sequence[str] = ()  # groups for the figure and the terminal, by default all; of more, `DRAWN` are shown
     findings: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.sizes)
 
     @property
     def drawn_groups(self) -> list[str]:
@@ -64,7 +67,7 @@ class Section:
     def slope(self, group: str, metric: str) -> np.ndarray:
         """Draws of a metric's slope against log10 N_body."""
         draws = self.groups[group].draws
-        return slope(np.stack([draws[name][metric] for name in self.names]), self.n_body_S)
+        return slope(np.stack([draws[name][metric] for name in self.sizes]), np.array(list(self.sizes.values())))
 
     def ratio(self, group: str, metric: str) -> np.ndarray:
         """Draws of the largest size's metric over the smallest's."""
@@ -115,9 +118,9 @@ def assess(
     if not present:
         raise NoCasesError(f"{title}: there is no case")
     resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
-    known = [*ladder.runs.values()], ladder.counts_V, ladder.metrics, with_lists
+    known = ladder.runs, ladder.counts_V, ladder.metrics, with_lists
     measured = {name: measure(resamples, cases, *known) for name, cases in present.items()}
-    section = Section(title, ladder.names, ladder.n_body_S, measured)
+    section = Section(title, ladder.sizes, measured)
     if compared is not None:
         section.findings = [compare_gains(section, metric, *compared) for metric in section.shown]
     if with_lists:
@@ -128,7 +131,7 @@ def assess(
 def measure(
     resamples: UserResamples,
     cases: Cases,
-    sizes: list[list[TrainedRun]],
+    sizes: BySize,
     counts_V: np.ndarray,
     metrics: Sequence[Metric],
     with_lists: bool = False,
@@ -141,14 +144,14 @@ def measure(
 
     def draws_of(rankings: list[ranking.Ranked]) -> Draws:
         values = [ranking.values_of(ranked, cases.targets_C, counts_V, metrics) for ranked in rankings]
-        draws = resamples.means_of_runs(values, cases.users_C)
+        draws = resamples.means(values, cases.users_C)
         if with_lists:
             coverages = [resamples.coverage(r.top_CK, cases.users_C, len(counts_V)) for r in rankings]
             draws[f"coverage@{LIST_LENGTH}"] = np.mean(coverages, 0)
         return draws
 
     draws = {}
-    for runs in sizes:
+    for runs in sizes.values():
         draws[runs[0].name] = draws_of([ranking.rank_by_net(run.net, cases, candidates_V) for run in runs])
     draws[POPULARITY] = draws_of([ranking.rank_by_popularity(counts_V, cases, candidates_V)])
     draws[REPEAT_LAST] = draws_of([ranking.rank_by_repeating(counts_V, cases, candidates_V)])

@@ -5,6 +5,7 @@ Shape suffixes: C cases, N items of all histories laid end to end, M these items
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -23,18 +24,17 @@ DRAWN = ("mix", "replaced", "deleted", "shuffled")  # in the figure; blanked and
 Corruption = Callable[[Cases, float, int, np.random.Generator], Cases]
 
 
-def _replaced_or_blanked(replaced: float, blanked: float) -> Corruption:
-    """Replace each item by one drawn evenly from the catalogue, or blank it in place, with these shares of the rate."""
-
-    def corrupt(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-        fate_N = random.random(len(cases.items_N))
-        drawn_N = random.integers(0, n_items, len(fate_N))
-        replaced_N = fate_N < rate * replaced
-        blank_N = ~replaced_N & (fate_N < rate * (replaced + blanked))
-        items_N = np.where(replaced_N, drawn_N, cases.items_N)
-        return replace(cases, items_N=items_N, blank_N=blank_N & ~_spared(cases, blank_N) if blanked else None)
-
-    return corrupt
+def mix_items(
+    cases: Cases, rate: float, n_items: int, random: np.random.Generator, replaced: float = 0.5, blanked: float = 0.5
+) -> Cases:
+    """Replace each item by one drawn evenly from the catalogue, or blank it in place, with these shares of the rate; by
+    default the mix of arXiv 2311.11351."""
+    fate_N = random.random(len(cases.items_N))
+    drawn_N = random.integers(0, n_items, len(fate_N))
+    replaced_N = fate_N < rate * replaced
+    blank_N = ~replaced_N & (fate_N < rate * (replaced + blanked))
+    items_N = np.where(replaced_N, drawn_N, cases.items_N)
+    return replace(cases, items_N=items_N, blank_N=blank_N & ~_spared(cases, blank_N) if blanked else None)
 
 
 def delete_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
@@ -61,10 +61,9 @@ def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Gen
     return replace(cases, items_N=cases.items_N[np.lexsort((place_N, cases.case_N))])
 
 
-mix_items = _replaced_or_blanked(0.5, 0.5)  # the mix of arXiv 2311.11351
 CORRUPTIONS: dict[str, Corruption] = {
-    "replaced": _replaced_or_blanked(1, 0),
-    "blanked": _replaced_or_blanked(0, 1),
+    "replaced": partial(mix_items, replaced=1, blanked=0),
+    "blanked": partial(mix_items, replaced=0, blanked=1),
     "deleted": delete_items,
     "inserted": insert_items,
     "shuffled": shuffle_items,
@@ -102,11 +101,10 @@ def robustness(ladder: Ladder, seed: int) -> TaskResult:
 
 def _with_losses(section: Section) -> Section:
     """Add the lost share, 1 - corrupted / clean, to the metrics of every group except the clean one; add findings."""
-    clean = section.groups[CLEAN].draws
-    for group in (group for name, group in section.groups.items() if name != CLEAN):
+    clean, *others = section.groups.values()
+    for group in others:
         for scorer, draws in group.draws.items():
-            for metric in RELATIVE:
-                draws[f"{metric}_lost"] = 1 - ratio(draws[metric], clean[scorer][metric])
+            draws |= {f"{metric}_lost": 1 - ratio(draws[metric], clean.draws[scorer][metric]) for metric in RELATIVE}
     lost = "NDCG@10_lost"
     section.shown = (lost, "HR@10_lost", "NDCG@10")
     section.drawn = [f"{name} {MIX_RATE}" for name in DRAWN]

@@ -63,13 +63,9 @@ class Ladder:
     metrics: tuple[Metric, ...] = METRICS  # lrec's, and your own metrics that the runs were trained with
 
     @property
-    def names(self) -> list[str]:
-        """Name of each size, ascending."""
-        return [runs[0].name for runs in self.runs.values()]
-
-    @property
-    def n_body_S(self) -> np.ndarray:
-        return np.array(list(self.runs), dtype=np.float64)
+    def sizes(self) -> dict[str, float]:
+        """N_body of each size by its name, ascending."""
+        return {runs[0].name: float(n_body) for n_body, runs in self.runs.items()}
 
     @property
     def counts_V(self) -> np.ndarray:
@@ -124,27 +120,18 @@ def load_run(run: Run, data: Data) -> TrainedRun:
 def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:
     """Sort runs by size, with at most `most_users` of their users, drawn by the seed; UserError if the runs cannot be
     compared."""
-    first, base = runs[0].run, data.of(runs[0].run)
-    for other in (trained.run for trained in runs[1:]):
-        module = data.of(other)
-        for what, one, two in (
-            ("store", _hash_of_all(base), _hash_of_all(module)),
-            ("split", base.split, module.split),
-            ("max_len", base.max_len, module.max_len),
-            ("target_events", sorted(base.target_events or []), sorted(module.target_events or [])),
-            ("cold_targets", base.cold_targets, module.cold_targets),
-            ("features", base.learned.identity, module.learned.identity),
-        ):
-            if one != two:
-                raise UserError(
-                    f"{first.folder} and {other.folder} differ in their {what} ({one}, {two}): compare runs that agree"
-                )
-    by_domain: dict[str, list[TrainedRun]] = {}  # "": all domains
-    own_metrics: list[dict[str, Any]] = []
+    first, by_domain, own_metrics = runs[0].run, dict[str, list[TrainedRun]](), list[dict[str, Any]]()
+    shared = _shared_by_runs(data.of(first))
     for trained in runs:
-        by_domain.setdefault(trained.run.config.value("data.only_domain") or "", []).append(trained)
-        own = trained.run.config.nested["model"].get("metrics") or []
-        check_trusted({"metrics": own}, data.trust, trained.run.config_file)
+        run = trained.run
+        for what, own in _shared_by_runs(data.of(run)).items():
+            if own != (one := shared[what]):
+                raise UserError(
+                    f"{first.folder} and {run.folder} differ in their {what} ({one}, {own}): compare runs that agree"
+                )
+        by_domain.setdefault(run.config.value("data.only_domain") or "", []).append(trained)  # "": all domains
+        own = run.config.nested["model"].get("metrics") or []
+        check_trusted({"metrics": own}, data.trust, run.config_file)
         own_metrics += [each for each in (own if isinstance(own, list) else [own]) if each not in own_metrics]
     whole = by_domain.pop("", [])
     if not whole:
@@ -155,12 +142,19 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
         tuned = [trained for trained in mine if trained not in alone]
         domains[name] = DomainRuns(cut(data.of(mine[0].run).cuts), _by_size(alone), _by_size(tuned))
     split = cut(data.of(whole[0].run).cuts)
-    return Ladder(split, base.max_len, _by_size(whole), domains, most_users, metrics_of(own_metrics))
+    return Ladder(split, shared["max_len"], _by_size(whole), domains, most_users, metrics_of(own_metrics))
 
 
-def _hash_of_all(data: SequenceDataModule) -> str:
-    """The hash of the store with all its domains; it is the same for runs of one domain and of all domains."""
-    return Store(data.store.path, data.store.meta).hash[:16]
+def _shared_by_runs(data: SequenceDataModule) -> dict[str, Any]:
+    """What all runs must have in common. The hash of the store is that of all its domains."""
+    return {
+        "store": Store(data.store.path, data.store.meta).hash[:16],
+        "split": data.split,
+        "max_len": data.max_len,
+        "target_events": sorted(data.target_events or []),
+        "cold_targets": data.cold_targets,
+        "features": data.learned.identity,
+    }
 
 
 def _of_some_users(split: Split, most_users: int | None, seed: int) -> Split:

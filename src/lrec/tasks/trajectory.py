@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from lrec.evaluation.cases import Cases, batches, by_count, cases_before, rank_by_repeating
 from lrec.evaluation.shared_scoring import share_of, together
@@ -37,10 +36,10 @@ class Trajectories:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A scorer's own trajectory: items predicted, and the exact rank of the true item at each step (inf: a miss)."""
+    """A scorer's own trajectory."""
 
-    items_CT: np.ndarray
-    rank_CT: np.ndarray
+    items_CT: np.ndarray  # predicted
+    rank_CT: np.ndarray  # exact, of the true item; inf for a miss
 
 
 def trajectories(ladder: Ladder) -> Trajectories:
@@ -67,17 +66,16 @@ def trajectories(ladder: Ladder) -> Trajectories:
             f"A network of max_len {ladder.max_len} has no room for a history before {steps} steps; "
             f"train with --data.max_len above {steps}"
         )
-    histories = cases_before(split, users_C, first_C, ladder.max_len - steps)
     seen = cases_before(split, users_C, first_C, int(first_C.max()))
-    if not len(histories):
+    if not len(seen):
         raise NoCasesError("No user with a trajectory has an item of the catalogue before it")
-    store, users_C = split.store, histories.users_C
+    store, users_C = split.store, seen.users_C
     rows_CT = (store.offsets_U1[users_C] + split.trajectory_U[users_C])[:, None] + np.arange(steps)
     truth_CT = split.catalogue_index_I[store.items_N[rows_CT]]
     times_CT = None if store.times_N is None else store.seconds(rows_CT)
     events = split.events(rows_CT.ravel())
     events_CT = None if events is None else events.reshape(*rows_CT.shape, *events.shape[1:])
-    return Trajectories(histories, seen, truth_CT, times_CT, events_CT)
+    return Trajectories(seen.last(ladder.max_len - steps), seen, truth_CT, times_CT, events_CT)
 
 
 @torch.inference_mode()
@@ -89,20 +87,13 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
     for chosen_B, read in share_of(batches(given.histories, net)):
         last_B, (n_rows, width) = read.pop("positions_M"), read["items_BL"].shape
         cache = KeyValueCache(n_rows, width + steps - 1, device)
-        hidden_BLD, table_VD = net(head=_both, cache=cache, **read)
-        hidden_BD = hidden_BLD.flatten(0, 1)[last_B]
-        cache.keep(last_B % width + 1)
         rows_S, items_S = _seen(given.seen.where(chosen_B[:0] if repeats else chosen_B), device)
-        rows_B = best_B = torch.arange(n_rows, device=device)
+        rows_B = torch.arange(n_rows, device=device)
         for step in range(steps):
-            if step:
-                read = {"items_BL": best_B[:, None]}
-                if net.reads_times and given.times_CT is not None:
-                    read["times_BT"] = torch.from_numpy(given.times_CT[chosen_B, step - 1 : step + 1]).to(device)
-                if net.reads_events and given.events_CT is not None:
-                    read["events_BL"] = torch.from_numpy(given.events_CT[chosen_B, step - 1 : step]).to(device)
-                hidden_BLD, _ = net(head=_both, cache=cache, **read)
-                hidden_BD = hidden_BLD[:, 0]
+            hidden_BLD, table_VD = net(head=lambda hidden_BLD, table_VD: (hidden_BLD, table_VD), cache=cache, **read)
+            hidden_BD = hidden_BLD.flatten(0, 1)[rows_B if step else last_B]
+            if step == 0:
+                cache.keep(last_B % width + 1)
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen
@@ -110,18 +101,19 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
             rank_CT[chosen_B, step] = scores.rank_unseen_B.cpu().numpy()
             if not repeats:
                 rows_S, items_S = torch.cat([rows_S, rows_B]), torch.cat([items_S, best_B])
+            read = {"items_BL": best_B[:, None]}
+            if net.reads_times and given.times_CT is not None:
+                read["times_BT"] = torch.from_numpy(given.times_CT[chosen_B, step : step + 2]).to(device)
+            if net.reads_events and given.events_CT is not None:
+                read["events_BL"] = torch.from_numpy(given.events_CT[chosen_B, step : step + 1]).to(device)
     return Decoded(together(items_CT), together(rank_CT))
-
-
-def _both(hidden_BLD: Tensor, table_VD: Tensor) -> tuple[Tensor, Tensor]:
-    return hidden_BLD, table_VD
 
 
 def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
     """The same for popularity: always the most popular item; without repeats, one item after the other."""
-    order, truth_CT = by_count(counts_V), torch.from_numpy(given.truth_CT)
-    items, ranks, seen = [], [], None if repeats else _seen(given.seen)
-    for truth_C in truth_CT.T:
+    order, items, ranks = by_count(counts_V), [], []
+    seen = None if repeats else _seen(given.seen)
+    for truth_C in torch.from_numpy(given.truth_CT).T:
         found = order.ranked(truth_C, 1, seen=seen)
         items.append(found.top_unseen_BK[:, 0])
         ranks.append(found.rank_unseen_B)
@@ -158,11 +150,8 @@ def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
 
 
 def trajectory_values(decoded: Decoded, truth_CT: np.ndarray) -> dict[str, np.ndarray]:
-    """NDCG and overlap of each user's trajectory.
-
-    Let m(t) be 1 if the prediction of step t is matched (see `matched`), else 0. NDCG = sum_t m(t) / log2(1 + t),
-    divided by the same sum with every m(t) = 1. Overlap = share of the steps that are matched.
-    """
+    """NDCG and overlap of each user's trajectory. Let m(t) be 1 if the prediction of step t is `matched`, else 0:
+    NDCG = sum_t m(t) / log2(1 + t), divided by the same sum with every m(t) = 1. Overlap = mean of m(t)."""
     matched_CT = matched(decoded.items_CT, truth_CT)
     discounts_T = 1 / np.log2(2 + np.arange(truth_CT.shape[1]))
     return {"NDCG": matched_CT @ discounts_T / discounts_T.sum(), "overlap": matched_CT.mean(1)}
@@ -178,17 +167,15 @@ def clipped_matches(items_CT: np.ndarray, truth_CT: np.ndarray, n: int) -> np.nd
     return matched(mine, true).sum(1) / mine.shape[1]
 
 
-def bleu(
-    resamples: UserResamples, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray, order: int
-) -> np.ndarray:
-    """Draws of BLEU (Papineni et al. 2002) over all trajectories together, with n-grams up to `order`.
+def bleu(resamples: UserResamples, users_C: np.ndarray, items_CT: np.ndarray, truth_CT: np.ndarray) -> Draws:
+    """Draws of BLEU (Papineni et al. 2002) over all trajectories together, with n-grams up to each of `BLEU_ORDERS`.
 
     It is the geometric mean over n of matched n-grams / n-grams. All trajectories have the same length, so there is no
     brevity penalty. torchmetrics' bleu_score would give one number, not a draw for each resample.
     """
-    shares = [clipped_matches(items_CT, truth_CT, n) for n in range(1, order + 1)]
-    precisions_NR = [resamples.mean(share_C, users_C) for share_C in shares]
-    return np.prod(np.maximum(precisions_NR, 0), 0) ** (1 / order)
+    shares = [clipped_matches(items_CT, truth_CT, n) for n in range(1, max(BLEU_ORDERS) + 1)]
+    precisions_NR = np.maximum([resamples.mean(share_C, users_C) for share_C in shares], 0)
+    return {f"BLEU-{order}": np.prod(precisions_NR[:order], 0) ** (1 / order) for order in BLEU_ORDERS}
 
 
 def trajectory(ladder: Ladder, seed: int) -> TaskResult:
@@ -221,14 +208,12 @@ def _sections(
 
     def at_step(runs: list[Decoded], step: int) -> Draws:
         hits = [{f"HR@{k}": (run.rank_CT[:, step] <= k).astype(np.float64) for k in HITS} for run in runs]
-        return resamples.means_of_runs(hits, users_C)
+        return resamples.means(hits, users_C)
 
     def of_whole(runs: list[Decoded]) -> Draws:
-        draws = resamples.means_of_runs([trajectory_values(run, truth_CT) for run in runs], users_C)
-        for order in BLEU_ORDERS:
-            each = [bleu(resamples, users_C, run.items_CT, truth_CT, order) for run in runs]
-            draws[f"BLEU-{order}"] = np.mean(each, 0)
-        return draws
+        draws = resamples.means([trajectory_values(run, truth_CT) for run in runs], users_C)
+        of_runs = [bleu(resamples, users_C, run.items_CT, truth_CT) for run in runs]
+        return draws | {name: np.mean([each[name] for each in of_runs], 0) for name in of_runs[0]}
 
     by_step = {
         f"step {step + 1}": Group(n, n, {scorer: at_step(runs, step) for scorer, runs in decoded.items()})
@@ -236,8 +221,7 @@ def _sections(
     }
     whole = {"whole": Group(n, n, {scorer: of_whole(runs) for scorer, runs in decoded.items()})}
     how = "items may be predicted again" if repeats else "nothing seen or predicted before is predicted"
-    sizes, metrics = (ladder.names, ladder.n_body_S), ("NDCG", "overlap", "BLEU-2", "BLEU-4")
-    first = Section(f"By step; {how}", *sizes, by_step, ("HR@10", "HR@1"))
+    first = Section(f"By step; {how}", ladder.sizes, by_step, ("HR@10", "HR@1"))
     first.drawn = tuple(dict.fromkeys(f"step {step}" for step in (1, 2, (steps + 1) // 2, steps)))
     first.findings = [compare_gains(first, metric, f"step {steps}", "step 1") for metric in first.shown]
-    return [first, Section(f"Whole trajectory; {how}", *sizes, whole, metrics)]
+    return [first, Section(f"Whole trajectory; {how}", ladder.sizes, whole, ("NDCG", "overlap", "BLEU-2", "BLEU-4"))]

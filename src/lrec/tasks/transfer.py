@@ -9,11 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from lrec.data.splits.domain import DomainStore
-from lrec.data.splits.rules import Split
 from lrec.evaluation.cases import cases_of_test
 from lrec.tasks.intervals import UserResamples, estimate
 from lrec.tasks.results import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
-from lrec.tasks.trained_runs import BySize, DomainRuns, Ladder, TrainedRun
+from lrec.tasks.trained_runs import DomainRuns, Ladder
 
 MIX, DIFF = "mix", "diff"
 ALONE, ZERO_SHOT, FINE_TUNED = "alone", "zero-shot", "fine-tuned"
@@ -64,42 +63,36 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
         raise NoCasesError(f"Domain {domain}: no test target has an item of the domain before it")
     # Indices of the domain's items in the networks of all domains; both catalogues have the same order.
     index_W = ladder.split.catalogue_index_I[runs.split.catalogue_V]
-    among_all = cases_of_test(_read_as_of_all_domains(runs.split, ladder.split), ladder.max_len)
+    split, code = runs.split, ladder.split.features
+    if code is not None:  # the events have the codes that the networks of all domains know
+        assert isinstance(split.store, DomainStore)
+        row_in_whole_N = np.flatnonzero(split.store.kept_N)
+        split = replace(split, features=lambda rows_N: code(row_in_whole_N[rows_N]))
+    among_all = cases_of_test(split, ladder.max_len)
     targets_C = np.where(among_all.targets_C >= 0, index_W[among_all.targets_C], -1)
     among_all = replace(among_all, items_N=index_W[among_all.items_N], targets_C=targets_C)
     resamples, own_counts_V = UserResamples(cases.users_C, seed), runs.split.counts_V
 
-    def of(by_size: BySize) -> list[list[TrainedRun]]:
-        return [by_size[n_body] for n_body in sizes]
-
-    all_domains = of(ladder.runs)
+    all_domains, alone, fine_tuned = (
+        {n_body: way[n_body] for n_body in sizes if way} for way in (ladder.runs, runs.alone, runs.fine_tuned)
+    )
     groups = {
-        ALONE: measure(resamples, cases, of(runs.alone), own_counts_V, ladder.metrics),
+        ALONE: measure(resamples, cases, alone, own_counts_V, ladder.metrics),
         ZERO_SHOT: measure(resamples, among_all, all_domains, ladder.counts_V, ladder.metrics, candidates_V=index_W),
     }
-    if runs.fine_tuned:
-        groups[FINE_TUNED] = measure(resamples, cases, of(runs.fine_tuned), own_counts_V, ladder.metrics)
+    if fine_tuned:
+        groups[FINE_TUNED] = measure(resamples, cases, fine_tuned, own_counts_V, ladder.metrics)
     title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
-    section = Section(title, [same[0].name for same in all_domains], np.array(sizes, dtype=np.float64), groups)
+    section = Section(title, {name: x for name, x in ladder.sizes.items() if x in sizes}, groups)
     section.shown = ("NDCG@10", f"NDCG@10{OVER}", "HR@10", f"HR@10{OVER}")
-    for name in groups:
-        if name != ALONE:
-            _compare_with_alone(section, name)
+    for name in [*groups][1:]:
+        _compare_with_alone(section, name)
     return section
-
-
-def _read_as_of_all_domains(split: Split, whole: Split) -> Split:
-    """The split of a domain, whose events have the codes that the networks of all domains know."""
-    if whole.features is None:
-        return split
-    assert isinstance(split.store, DomainStore)
-    code, row_in_whole_N = whole.features, np.flatnonzero(split.store.kept_N)
-    return replace(split, features=lambda rows_N: code(row_in_whole_N[rows_N]))
 
 
 def _sizes(domain: str, runs: DomainRuns, ladder: Ladder, notes: list[str]) -> list[int]:
     """The values of N_body that were trained in every way."""
-    ways = [ladder.runs, runs.alone, *([runs.fine_tuned] if runs.fine_tuned else [])]
+    ways = [way for way in (ladder.runs, runs.alone, runs.fine_tuned) if way]
     if not runs.fine_tuned:
         notes.append(f"Domain {domain}: no run started from a trained network (--model.warm_start)")
     sizes = [n_body for n_body in runs.alone if all(n_body in way for way in ways)]

@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,16 +12,15 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrec.common.files import replacing, temporary
+from lrec.common.files import replacing, temporary, write_json
 from lrec.common.text_tables import counted, lasting
 from lrec.evaluation.evaluator import evaluation_table, verdict
 from lrec.model import cost
-from lrec.run import Point, Run, RunConfig
-from lrec.training.checkpoint_callbacks import best_of
+from lrec.run import Point, RunConfig
+from lrec.training.checkpoint_callbacks import best_of, run_of
 from lrec.training.module import SequentialRecommender, recommender
 from lrec.training.schedule import ENDLESS, phase, schedule_steps
 from lrec.training.strategies import precision_of
@@ -47,11 +46,12 @@ class RunFiles(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files; UserError if another process trains the same run."""
-        run = _run(trainer)
+        run = run_of(trainer)
         self.alone.enter_context(run.alone())
         run.ended_file.unlink(missing_ok=True)
         run.write_config(self.config)
-        run.write_items(recommender(pl_module).data.item_table())
+        with replacing(run.items_file) as temporary:
+            recommender(pl_module).data.item_table().write_parquet(temporary)
 
 
 class ScalingPoints(Callback):
@@ -87,7 +87,7 @@ class ScalingPoints(Callback):
         self.points.append(
             Point(
                 study=self.study,
-                run=self.run or _run(trainer).name,
+                run=self.run or run_of(trainer).name,
                 size=model.size,
                 n_layers=config.layers,
                 d_model=config.width,
@@ -103,7 +103,7 @@ class ScalingPoints(Callback):
                 train_loss=_finite(model.train_loss),
                 val_loss=_finite(model.evaluations["val"]["loss"]),
                 metrics=_prefixed("val", model),
-                selected_on=_selected_on(trainer),
+                selected_on=getattr(best_of(trainer), "monitor", None),
                 lr_phase=phase(trainer),
                 status="diverged" if model.diverged else "running",
                 seed=data.seed,
@@ -112,22 +112,21 @@ class ScalingPoints(Callback):
                 wall_s=round(self._wall_s(), 3),
                 floor=data.floor,
                 data_hash=data.data_hash,
-                config_hash=_run(trainer).config_hash,
+                config_hash=run_of(trainer).config_hash,
                 commit=_commit(),
                 horizon=self.horizon,
             )
         )
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
-        rank_zero_only(_run(trainer).write_points)(self.points)
+        rank_zero_only(run_of(trainer).write_points)(self.points)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         status = "diverged" if recommender(pl_module).diverged else "finished"
-        self.points = [replace(point, status=status) for point in self.points]
-        if not self.test and self.points:
-            best = min(self.points, key=lambda point: math.inf if point.val_loss is None else point.val_loss)
-            self.points = [replace(point, best=point is best) for point in self.points]
-        rank_zero_only(_run(trainer).write_points)(self.points)
+        losses = [math.inf if point.val_loss is None else point.val_loss for point in self.points]
+        best = None if self.test or not losses else losses.index(min(losses))
+        self.points = [replace(point, status=status, best=i == best) for i, point in enumerate(self.points)]
+        rank_zero_only(run_of(trainer).write_points)(self.points)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After fit, mark the point of the tested checkpoint as the best."""
@@ -141,7 +140,7 @@ class ScalingPoints(Callback):
                 of_best = {f"best/{name}": point.metrics.get(name) for name in OF_BEST}
                 _log(trainer, {"test_loss": test_loss, **of_best}, point.step)
             self.points[place] = replace(point, best=best)
-        rank_zero_only(_run(trainer).write_points)(self.points)
+        rank_zero_only(run_of(trainer).write_points)(self.points)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         points = json.dumps([point.to_dict() for point in self.points])
@@ -151,7 +150,7 @@ class ScalingPoints(Callback):
         """Take over the points of the run that this one resumes or continues. A test after fit keeps the points of the
         fit."""
         if trainer.state.fn == "fit":
-            mine = {"study": self.study, "run": self.run or _run(trainer).name, "horizon": self.horizon}
+            mine = {"study": self.study, "run": self.run or run_of(trainer).name, "horizon": self.horizon}
             self.points = [Point(**point | mine) for point in json.loads(checkpoint["lrec_points"]["points"])]
             self.spent_s = checkpoint["lrec_points"]["spent_s"]
 
@@ -175,7 +174,7 @@ class Progress(Callback):
             if first < step and steps < ENDLESS:
                 left = (time.monotonic() - began) * (steps - step) / (step - first)
                 doing += f", at most {lasting(left)} left"
-            _run(trainer).write_progress(doing)
+            run_of(trainer).write_progress(doing)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -183,7 +182,7 @@ class Progress(Callback):
         if self._from is not None and self._is_due(trainer):
             doing = "testing" if trainer.testing else "evaluating"
             batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-            _run(trainer).write_progress(f"{doing}: batch {batch_idx + 1:,} of {sum(batches):,}")
+            run_of(trainer).write_progress(f"{doing}: batch {batch_idx + 1:,} of {sum(batches):,}")
 
     on_test_batch_end = on_validation_batch_end
 
@@ -228,8 +227,8 @@ class EvaluationReport(Announcer):
         if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
             self.message += f"\n{named} outside the catalogue: left out of the loss, counted as misses in the ranking"
-        monitor = _selected_on(trainer) or "val/loss"
-        before = [point.metric(monitor) for point in _run(trainer).points]
+        monitor = getattr(best_of(trainer), "monitor", None) or "val/loss"
+        before = [point.metric(monitor) for point in run_of(trainer).points]
         if line := verdict(figures, monitor, before, model.metrics):
             self.message += f"\n{line}"
         _, sample = model.data.evaluated(stage)
@@ -242,39 +241,38 @@ class EvaluationReport(Announcer):
             **{scorer: {name: _finite(value) for name, value in row.items()} for scorer, row in figures.items()},
             "data": model.data.described,
             "data_hash": model.data.data_hash,
-            "config_hash": _run(trainer).config_hash,
+            "config_hash": run_of(trainer).config_hash,
             "commit": _commit(),
         }
-        _run(trainer).write_metrics(written)
+        write_json(run_of(trainer).metrics_file, written)
 
 
-class PredictionWriter(Announcer, BasePredictionWriter):
+class PredictionWriter(Announcer):
     """Write the lists of predict to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
     With several ranks, each rank writes its own users to predictions.RANK.parquet. Each batch goes to disk at once.
     """
 
     def __init__(self) -> None:
-        super().__init__("batch")
         self._unfinished = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._path = _run(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
+        self._path = run_of(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
         self._batches: list[Path] = []
         self._users = 0
         self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
         self._folder.mkdir()
 
-    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: pl.DataFrame, *of_batch: Any) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: pl.DataFrame, *of_batch: Any) -> None:
         self._batches.append(self._folder / f"{len(self._batches)}.parquet")
-        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
-        self._users += len(prediction)
+        outputs.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._unfinished, replacing(self._path) as whole:
             pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
         if trainer.is_global_zero:  # lists that another number of processes wrote are not of this prediction
-            run, ranks = _run(trainer), range(trainer.world_size) if trainer.world_size > 1 else (None,)
+            run, ranks = run_of(trainer), range(trainer.world_size) if trainer.world_size > 1 else (None,)
             ours = {run.predictions_file(rank) for rank in ranks}
             for file in {run.predictions_file(), *run.folder.glob("predictions.[0-9]*.parquet")} - ours:
                 file.unlink(missing_ok=True)
@@ -303,29 +301,17 @@ def _prefixed(stage: str, model: SequentialRecommender) -> dict[str, float | Non
     return {f"{scorer}/{name}": _finite(value) for scorer, row in rows for name, value in row.items()}
 
 
-def _selected_on(trainer: Trainer) -> str | None:
-    best = best_of(trainer)
-    return None if best is None else best.monitor
-
-
 def _log(trainer: Trainer, numbers: dict[str, float | None], step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics({f"scaling/{name}": v for name, v in numbers.items() if v is not None}, step=step)
-
-
-def _run(trainer: Trainer) -> Run:
-    return Run(Path(trainer.default_root_dir))
 
 
 @cache
 def _commit() -> str | None:
     """Commit of the running lrec checkout; None if lrec was not installed from a checkout."""
     here = Path(__file__).resolve()
-    git = ["git", "-C", str(here.parent)]
-    try:
-        # A site-packages folder inside somebody's repository is not a checkout of lrec: its files are not tracked.
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
-        result = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
+    # A site-packages folder inside somebody's repository is not a checkout of lrec: its commits lack this file.
+    git = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.split()[0]
+    return None

@@ -58,7 +58,7 @@ class BestAndLast(ModelCheckpoint):
         self._saved_step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        own = os.path.realpath(Run(Path(trainer.default_root_dir)).checkpoints)
+        own = os.path.realpath(run_of(trainer).checkpoints)
         if self.dirpath not in (None, own):
             raise UserError(f"--checkpoint.dirpath {self.dirpath}: a run keeps its checkpoints in {own}: use null")
         self.dirpath = own
@@ -102,11 +102,15 @@ class BestAndLast(ModelCheckpoint):
 
 
 class LastCheckpoint(Callback):
-    """Keep RUN/checkpoints/last.ckpt recent, and save before a signal ends the run.
+    """Keep RUN/checkpoints/last.ckpt recent, and save before a signal ends the run, and before the rate falls.
 
     On Ctrl-C, SIGTERM, SIGUSR1 or SIGUSR2 to any process, a run that trains finishes its step, saves and exits with
     code 75. To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets
     a signal exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
+
+    With `optimizer.decay wsd` and a limit of steps or epochs, RUN/checkpoints/stable.ckpt is saved before the rate
+    falls: at the last step before the fall, or one earlier if an evaluation follows the last. A longer run can continue
+    from it as if it had trained from the start.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -134,6 +138,8 @@ class LastCheckpoint(Callback):
         self._training = True
         _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
+        stable = stable_steps(trainer)
+        self._stable_steps = () if stable is None else (stable - 1, stable)
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(gloo_group())
 
@@ -147,20 +153,23 @@ class LastCheckpoint(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not ends_step(trainer, batch_idx):
             return
-        saver = saver_of(trainer)
-        if saver is not None:
+        if (saver := saver_of(trainer)) is not None:
             saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
         step = trainer.global_step
         due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
         # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation.
-        follows = _evaluation_follows(trainer)
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        follows = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         self._leaves = bool(interrupted and follows)
+        in_background = None if saver is None else IN_BACKGROUND
+        if step in self._stable_steps and not follows:
+            trainer.save_checkpoint(run_of(trainer).stable, storage_options=in_background)
         if (interrupted or due) and not follows:
             self._saved_step = step
             if (path := _last_path(trainer)) is not None:
-                background = saver is not None and not interrupted
-                trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
+                trainer.save_checkpoint(path, storage_options=None if interrupted else in_background)
             if interrupted:
                 self._leave(trainer)
 
@@ -201,27 +210,15 @@ class LastCheckpoint(Callback):
             print("\nlrec: interrupted", file=sys.stderr)
         elif trainer.is_global_zero:
             print(f"\nlrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
-            Run(Path(trainer.default_root_dir)).write_end("interrupted")
+            run_of(trainer).write_end("interrupted")
         if self._training:
             self._told_anywhere.now(True)  # no process ends before the first has written
         # Only the first exits with 75: Lightning kills it as soon as a process that it has started fails.
         sys.exit(TRY_AGAIN if trainer.strategy.launcher is None or trainer.is_global_zero else 0)
 
 
-class StableCheckpoint(Callback):
-    """Keep RUN/checkpoints/stable.ckpt, saved before the rate falls. A longer run can continue from it as if it had
-    trained from the start. For `optimizer.decay wsd`, if steps or epochs are the limit."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose when to save: at the last step before the fall, or one earlier if an evaluation follows the last."""
-        steps = stable_steps(trainer)
-        self._due = () if steps is None else (steps - 1, steps)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        due = trainer.global_step in self._due and ends_step(trainer, batch_idx)
-        if due and not _evaluation_follows(trainer):
-            path = Run(Path(trainer.default_root_dir)).stable
-            trainer.save_checkpoint(path, storage_options=None if saver_of(trainer) is None else IN_BACKGROUND)
+def run_of(trainer: Trainer) -> Run:
+    return Run(Path(trainer.default_root_dir))
 
 
 def best_of(trainer: Trainer) -> ModelCheckpoint | None:
@@ -239,13 +236,6 @@ def _evaluate_after_whole_steps(trainer: Trainer) -> None:
     if isinstance(between, int) and between != epoch:
         whole = -(-between // step) * step
         trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
-
-
-def _evaluation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning evaluates after this micro-batch."""
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
 def _last_path(trainer: Trainer) -> Path | None:

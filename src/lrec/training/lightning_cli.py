@@ -15,7 +15,6 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -28,7 +27,7 @@ from lrec.common.files import check_folder
 from lrec.common.hardware import auto_precision, kind_of
 from lrec.data.datasets import SequenceDataModule
 from lrec.errors import UserError
-from lrec.evaluation.metrics import metrics_of
+from lrec.evaluation.metrics import best_is, metric_names, metrics_of
 from lrec.model.sharded_table import PATIENCE_MINUTES
 from lrec.run import CONFIG, Run
 from lrec.training import target_losses
@@ -36,7 +35,7 @@ from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
 from lrec.training.lightning_options import HelpAll, LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
-from lrec.training.schedule import StopAfterSwitch, check_monitored, mode_of
+from lrec.training.schedule import StopAfterSwitch, mode_of
 from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_process
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
@@ -57,11 +56,8 @@ _NOT_FOR_USERS = (
 def run_lightning(arguments: Sequence[str]) -> None:
     command, *options = arguments
     try:
-        cli = CommandLine(command, options)
-        if command == "fit":
-            fit(cli)
-        else:
-            evaluate(cli)
+        run = fit if command == "fit" else evaluate
+        run(CommandLine(command, options))
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as error:
@@ -135,7 +131,9 @@ class CommandLine(LightningCLI):
         metrics = metrics_of([each.as_dict() for each in as_list(self.config.model.init_args.get("metrics"))])
         for group in ("checkpoint", "early_stopping"):
             chosen = self.config[group]
-            check_monitored(chosen.monitor, f"--{group}", metrics)
+            if not chosen.monitor.startswith("val/") or best_is(chosen.monitor.removeprefix("val/"), metrics) is None:
+                monitored = [f"val/{name}" for name in metric_names(metrics) if best_is(name, metrics) is not None]
+                raise UserError(f"--{group}.monitor {chosen.monitor}: choose one of {', '.join(monitored)}")
             chosen.mode = mode_of(chosen.monitor, chosen.mode, f"--{group}", metrics)
         if not self._make:
             self.options, self.config.seed_everything = plain(parser, self.config), False  # no random numbers
@@ -143,12 +141,10 @@ class CommandLine(LightningCLI):
     def _stay_with_the_configuration(self) -> None:
         """Let a copied or moved run use the folder of its config.yaml, not the former folder that this file names."""
         trainer = self.config.trainer
-        for file in filter(None, self.config.config or []):  # None is a configuration given as text
-            run = Run(Path(file).absolute().parent)
-            if Path(file).name != CONFIG or not run.occupied or trainer.default_root_dir is None:
-                continue
-            written = run.config.value("trainer.default_root_dir") == trainer.default_root_dir
-            if written and run.folder.resolve() != Path(trainer.default_root_dir).resolve():
+        for file in map(Path, filter(None, self.config.config or [])):  # None is a configuration given as text
+            run, folder = Run(file.absolute().parent), trainer.default_root_dir
+            own = file.name == CONFIG and run.occupied and run.config.value("trainer.default_root_dir") == folder
+            if own and folder is not None and run.folder.resolve() != Path(folder).resolve():
                 trainer.default_root_dir = str(run.folder)
 
     @property
@@ -156,12 +152,9 @@ class CommandLine(LightningCLI):
         return Run(Path(self.config.trainer.default_root_dir))
 
     def instantiate_classes(self) -> None:
-        if self._make:
-            self._settle()
-            super().instantiate_classes()
-
-    def _settle(self) -> None:
-        """Choose the run's folder and precision. A trial (fast_dev_run) gets a temporary folder for its files."""
+        """Choose the run's folder and precision first. A trial (fast_dev_run) gets a temporary folder for its files."""
+        if not self._make:
+            return
         trainer = self.config.trainer
         self.trial = TemporaryDirectory(prefix="lrec-") if trainer.fast_dev_run else None
         if trainer.default_root_dir is None:
@@ -169,11 +162,7 @@ class CommandLine(LightningCLI):
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
             # The processes that Lightning starts for further devices inherit this variable, and so the folder. A script
             # may start several runs in the same second, so the name has microseconds.
-            chooser, _, folder = os.environ.get("LREC_RUN", "").partition(" ")
-            if chooser in ("", str(os.getpid())):
-                folder = f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
-                os.environ["LREC_RUN"] = f"{os.getpid()} {folder}"
-            trainer.default_root_dir = folder
+            trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
         # As Lightning does.
         trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
         if self.trial is None:
@@ -184,6 +173,7 @@ class CommandLine(LightningCLI):
             trainer.precision = self._settled_precision()
         # config.yaml says how a run is trained, not from which checkpoint an attempt started.
         self.ckpt_path, self.config.ckpt_path = self.config.ckpt_path, None
+        super().instantiate_classes()
 
     def _settled_precision(self) -> str | None:
         """The precision of the run that is already in this folder, else the choice of `auto` on this machine."""
@@ -238,9 +228,6 @@ def fit(cli: CommandLine) -> None:
         )
     if checkpoint is not None:
         cli.model.warm_start = None  # it was done before the checkpoint
-    for callback in as_list(cli.config_init.trainer.callbacks):
-        if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
-            mode_of(callback.monitor, callback.mode, type(callback).__name__, cli.model.metrics)
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
     trainer: Any = cli.trainer

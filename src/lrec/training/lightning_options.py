@@ -4,24 +4,26 @@ anything is written, and the warnings."""
 import argparse
 import math
 import os
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lrec.common.hardware import has_bfloat16, kind_of
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.options.class_paths import imported
-from lrec.options.parser import OneLineParser
-from lrec.options.used_most import beginning
+from lrec.options.parser import OneLineParser, beginning
 from lrec.training.callbacks import is_partial
 from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
-from lrec.training.strategies import FSDP2, check_strategy
+from lrec.training.strategies import FSDP2
 
 # The types of matrix products; the parameters stay in float32.
 TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
@@ -90,9 +92,19 @@ def check_options(command: str, options: Namespace) -> None:
     check_range("--trainer.val_check_interval", interval, above=0)
     if command == "fit" and trainer.limit_test_batches == 0:
         raise UserError("--trainer.limit_test_batches 0: to leave out the test, give --points.test false")
-    _check_processes(trainer)
+    devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
+    started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
+    if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
+        raise UserError(
+            f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}: torchrun started "
+            f"{started} processes in all, and each process is one device"
+        )
     strategy = _class_or_name(trainer.strategy)
-    check_strategy(strategy)
+    # Others leave the network unsharded, do not synchronise gradients, or cannot save the network.
+    fits = strategy in ("auto", "fsdp2") or str(strategy).startswith("ddp")
+    if not (fits or _is_a(strategy, (SingleDeviceStrategy, DDPStrategy, FSDP2))):
+        name = getattr(strategy, "__name__", strategy)
+        raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
     precisions = (*TRAINS_IN, *HALF, "auto")
     if trainer.precision is not None and str(trainer.precision) not in precisions:
         raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(precisions)}")
@@ -102,62 +114,38 @@ def check_options(command: str, options: Namespace) -> None:
         raise UserError("--trainer.accelerator mps: metrics need float64, which Apple's GPUs do not have: choose cpu")
     for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
         if trainer[name]:
-            raise UserError(
-                f"--trainer.{name}: the loader of lrec has a plan of its own for every epoch; leave it at 0"
-            )
+            raise UserError(f"--trainer.{name}: the loader of lrec has a plan for every epoch; leave it at 0")
     kinds = [_class_or_name(each) for each in as_list(trainer.callbacks)]
     sharded = strategy == "fsdp2" or _is_a(strategy, FSDP2)
-    for kind in kinds:
-        for refused, why in _NOT_LREC_S.items():
-            if _is_a(kind, refused):
-                raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
-        if sharded and _is_a(kind, callbacks.WeightAveraging):
-            raise UserError(
-                f"--trainer.callbacks {kind.__name__} cannot average sharded parameters: use --trainer.strategy ddp"
-            )
+    not_sharded = {callbacks.WeightAveraging: "it cannot average sharded parameters: use --trainer.strategy ddp"}
+    for kind, (refused, why) in product(kinds, (_NOT_LREC_S | (not_sharded if sharded else {})).items()):
+        if _is_a(kind, refused):
+            raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
     timed = trainer.max_time is not None or any(_is_a(kind, callbacks.Timer) for kind in kinds)
     if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
 
 
-def _check_processes(trainer: Namespace) -> None:
-    """UserError if torchrun started more or fewer processes than the trainer has devices, if their number is given."""
-    devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
-    started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
-    if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
-        raise UserError(
-            f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}: torchrun started "
-            f"{started} processes in all, and each process is one device"
-        )
-
-
-def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> list[str]:
+def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Iterator[str]:
     """What fit does with these options that a user may not expect, one line each."""
-    trainer = options.trainer
-    warnings = []
+    trainer, precision, limit = options.trainer, str(options.trainer.precision), options.trainer.limit_val_batches
     if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
-        warnings.append(few)
+        yield few
     if isinstance(loss, FullSoftmax) and data.n_items > MANY_ITEMS:
-        warnings.append(
+        yield (
             f"each target is compared with all {data.n_items:,} items, which takes most of the time: "
             "--model.loss SampledSoftmax compares it with a few"
         )
-    if trainer.limit_val_batches is not None and is_partial(trainer.limit_val_batches):
-        warnings.append(
-            f"--trainer.limit_val_batches {trainer.limit_val_batches}: the first users alone choose the best checkpoint"
-        )
+    if limit is not None and is_partial(limit):
+        yield f"--trainer.limit_val_batches {limit}: the first users alone choose the best checkpoint"
     kind = kind_of(trainer.accelerator)
-    if str(trainer.precision).startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
-        warnings.append(
-            f"--trainer.precision {trainer.precision}: this processor has no instructions for bfloat16, "
-            "32-true is faster here"
+    if precision.startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
+        yield f"--trainer.precision {precision}: this processor has no bfloat16 instructions, 32-true is faster here"
+    if precision in HALF:
+        yield (
+            f"--trainer.precision {precision} keeps the parameters themselves in 16 bits, which rounds most steps "
+            "away, so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
         )
-    if str(trainer.precision) in HALF:
-        warnings.append(
-            f"--trainer.precision {trainer.precision} keeps the parameters themselves in 16 bits, which rounds most "
-            "steps away, so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
-        )
-    return warnings
 
 
 def epochs_in_all(max_steps: int | None, max_epochs: float | None, steps_per_epoch: int) -> float:
@@ -188,7 +176,7 @@ def _class_or_name(chosen: Any) -> Any:
     return imported(chosen.class_path, "--trainer") if isinstance(chosen, Namespace) else chosen
 
 
-def _is_a(chosen: Any, kind: type) -> bool:
+def _is_a(chosen: Any, kind: type | tuple[type, ...]) -> bool:
     return isinstance(chosen, type) and issubclass(chosen, kind)
 
 

@@ -36,10 +36,9 @@ from lrec.model.sharded_table import Table, local_range, whole
 from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
-from lrec.training.checkpoint_callbacks import StableCheckpoint
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
-from lrec.training.schedule import ENDLESS, OptimizerSwitch, schedule_position, schedule_steps
+from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_position, schedule_steps
 from lrec.training.stored_model import StoredModel
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
@@ -126,13 +125,19 @@ class SequentialRecommender(StoredModel):
         self.train_loss = math.nan
         self._since_logged = LossSum()
 
-    def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
-        """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items."""
+    def network_config(
+        self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
+    ) -> TransformerConfig:
+        """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items. `vector_width` is the
+        width of the items' vectors; by default, that of the file `item_vectors`."""
         shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.parametrisation)
-        if self.item_vectors is None or self.item_vectors_use == "initial":
+        shape = replace(shape, event_types=event_types)
+        if self.item_vectors_use == "initial":
             return shape
-        width = self._trained["vector_width"] if self._trained is not None else read_width(self.item_vectors)
-        return replace(shape, vector_width=width, own_rows=self.item_vectors_use == "added")
+        if vector_width is None and self.item_vectors is not None:
+            vector_width = read_width(self.item_vectors)
+        own_rows = vector_width is None or self.item_vectors_use == "added"
+        return replace(shape, vector_width=vector_width, own_rows=own_rows)
 
     @property
     def counts_V(self) -> Tensor:
@@ -168,13 +173,16 @@ class SequentialRecommender(StoredModel):
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
-        """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have."""
+        """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have, or
+        takes its worst value for the best."""
         if stage == "fit":
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                name = str(getattr(callback, "monitor", None)).removeprefix("val/")
+                monitor = str(getattr(callback, "monitor", None))
+                mode_of(monitor, getattr(callback, "mode", None), type(callback).__name__, self.metrics)
+                name = monitor.removeprefix("val/")
                 if best_is(name, self.metrics) is not None and name not in there:
-                    raise UserError(f"monitor val/{name}: validation on targets of this kind does not have this metric")
+                    raise UserError(f"monitor {monitor}: validation on targets of this kind does not have this metric")
             end_with_a_step(self.trainer, self.data.steps_per_epoch)
 
     def configure_model(self) -> None:
@@ -183,13 +191,10 @@ class SequentialRecommender(StoredModel):
         if features is not None and self.item_vectors is not None:
             raise UserError("give data.item_features or model.item_vectors, not both")
         if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
-            raise UserError(
-                "model.item_vectors_use initial and model.warm_start both set the initial rows: give only one of them"
-            )
-        config = self.network_config(self.data.n_items, self.data.max_len)
-        config = replace(config, event_types=len(self.data.event_rows))
-        if features is not None and self.item_vectors_use != "initial":
-            config = replace(config, vector_width=features[1].shape[1], own_rows=self.item_vectors_use == "added")
+            raise UserError("model.item_vectors_use initial and model.warm_start both set the first rows: give one")
+        width = self._trained["vector_width"] if self._trained is not None else None
+        width = width if features is None else features[1].shape[1]
+        config = self.network_config(self.data.n_items, self.data.max_len, len(self.data.event_rows), width)
         if config.architecture.time != "none":
             self.data.carry_times()
         if config.architecture.time == "request" and self.trainer.predicting:
@@ -258,13 +263,9 @@ class SequentialRecommender(StoredModel):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Callbacks for the process, for the optimizer's switch and for the checkpoint before the rate falls."""
-        own: list[Callback] = [ProcessSetup()]
-        if isinstance(self.optimizer, Optimizer) and self.optimizer.switch is not None:
-            own.append(OptimizerSwitch(self.optimizer.switch))
-        elif isinstance(self.optimizer, Optimizer) and self.optimizer.decay == "wsd":
-            own.append(StableCheckpoint())
-        return own
+        """Callbacks for the process, and for the optimizer's switch."""
+        switch = self.optimizer.switch if isinstance(self.optimizer, Optimizer) else None
+        return [ProcessSetup(), *([] if switch is None else [OptimizerSwitch(switch)])]
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> None:
         """Free the gradients of the last step; Lightning would keep them until the gradients of this step exist."""
@@ -296,16 +297,17 @@ class SequentialRecommender(StoredModel):
         """Log the mean training loss since the last log, and the next step's learning rate (the largest of all
         parameter groups). This happens only when Lightning logs, to avoid a sync in each step."""
         if logs_now(self.trainer, batch_idx):
-            train_loss = self._since_logged.mean(self)
+            train_loss = self._since_logged.mean(self.trainer.strategy)
             self.log("train/loss", train_loss, prog_bar=True)
             self.log("train/lr", max(float(group["lr"]) for group in self.trainer.optimizers[0].param_groups))
             self._stop_if_diverged(train_loss)
 
     def on_validation_start(self) -> None:
         """Begin an evaluation, and close the mean training loss since the last one."""
-        self._evaluator.begin("val", self.data, self.counts_V, fitting=self.trainer.state.fn == "fit")
-        if self._since_evaluation.loss_sum is not None:
-            self.train_loss = self._since_evaluation.mean(self)
+        fitting = self.trainer.state.fn == "fit"
+        self._evaluator.begin("val", self.data, self.counts_V, fitting)
+        if fitting and not self.trainer.sanity_checking:
+            self.train_loss = self._since_evaluation.mean(self.trainer.strategy)
 
     def on_test_start(self) -> None:
         self._evaluator.begin("test", self.data, self.counts_V)

@@ -64,10 +64,6 @@ class Switch:
         check_range("optimizer.switch.momentum", self.momentum, at_least=0, below=1)
         check_range("optimizer.switch.final_lr", self.final_lr, at_least=0, at_most=1)
 
-    def due(self, total_steps: int) -> int:
-        """The latest step, in a schedule of `total_steps`, at which SGD replaces AdamW."""
-        return max(round(self.latest * total_steps), 1) if self.at is None else self.at
-
 
 class OptimizerConfig(ABC):
     """The options of an optimizer and its schedule."""
@@ -155,7 +151,6 @@ class Optimizer(OptimizerConfig):
         return _fall(self.decay, self.final_lr, step - warmup_steps, total_steps - warmup_steps)
 
     def build(self, net: Transformer, total_steps: int) -> "tuple[AdamWThenSGD, LambdaLR]":
-        """The optimizer and its scheduler, which must step once per optimizer step."""
         switch = self.switch
         if switch is not None and switch.at is not None and switch.at >= total_steps:
             raise UserError(f"optimizer.switch.at {switch.at}: the run has only {counted(total_steps, 'step')}")
@@ -186,20 +181,18 @@ class Optimizer(OptimizerConfig):
             betas=self.betas,
         )
 
-        def factor_of(index: int) -> Callable[[int], float]:
+        def factor(step: int, index: int) -> float:
             """A group's rate as a share of its first, AdamW's. It looks the group up, as loading replaces groups."""
+            group = optimizer.param_groups[index]
+            began = group["sgd_scheduled_from"]  # not `sgd_from` if the schedule follows time
+            if switch is None or began is None:
+                return self.lr_factor(step, total_steps)
+            fall = _fall(switch.decay, switch.final_lr, step - began, total_steps - began)
+            return group["sgd_lr"] / group["initial_lr"] * fall
 
-            def factor(step: int) -> float:
-                group = optimizer.param_groups[index]
-                began = group["sgd_scheduled_from"]  # not `sgd_from` if the schedule follows time
-                if switch is None or began is None:
-                    return self.lr_factor(step, total_steps)
-                fall = _fall(switch.decay, switch.final_lr, step - began, total_steps - began)
-                return group["sgd_lr"] / group["initial_lr"] * fall
-
-            return factor
-
-        return optimizer, LambdaLR(optimizer, [factor_of(index) for index in range(len(optimizer.param_groups))])
+        indices = range(len(optimizer.param_groups))
+        factors: list[Any] = [lambda step, index=index: factor(step, index) for index in indices]
+        return optimizer, LambdaLR(optimizer, factors)
 
 
 def _fall(decay: Decay, final: float, step: int, steps: int) -> float:
@@ -259,10 +252,8 @@ class AdamWThenSGD(AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the parameters, or their rows, that have a gradient; returns the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         in_adamw = self.sgd_from is None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -272,18 +263,11 @@ class AdamWThenSGD(AdamW):
                 muon_matrices(group["params"], self.state, group)
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
             if moving and not in_adamw:
-                sgd(
-                    moving,
-                    [parameter.grad for parameter in moving],
-                    [self.state[parameter]["exp_avg"] for parameter in moving],
-                    foreach=True,  # the fused kernel does not support sharded tensors
-                    weight_decay=group["sgd_weight_decay"],
-                    momentum=group["momentum"],
-                    lr=group["lr"],
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
-                )
+                gradients = [parameter.grad for parameter in moving]
+                buffers = [self.state[parameter]["exp_avg"] for parameter in moving]
+                of_group = {"lr": group["lr"], "momentum": group["momentum"], "weight_decay": group["sgd_weight_decay"]}
+                # The fused kernel does not support sharded tensors.
+                sgd(moving, gradients, buffers, foreach=True, dampening=0.0, nesterov=False, maximize=False, **of_group)
         if in_adamw:
             super().step()
         return loss

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lrec.errors import UserError
-from lrec.evaluation.metrics import METRICS, Metric, best_is, metric_names
+from lrec.evaluation.metrics import METRICS, Metric, best_is
 from lrec.training.optim import AdamWThenSGD, Optimizer, Switch
 
 # Steps of a schedule whose only limit is time: more than a run takes, so that only time moves the schedule.
@@ -58,7 +58,7 @@ class OptimizerSwitch(Callback):
         self.switch, self.best, self.waited = switch, math.inf, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._due = self.switch.due(schedule_steps(trainer))
+        self._due = self.switch.at or max(round(self.switch.latest * schedule_steps(trainer)), 1)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         optimizer, scheduled = _switching(trainer)
@@ -97,13 +97,6 @@ def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metri
     if mode not in (None, best):
         raise UserError(f"{option}.mode {mode}: the best {monitor} is its {best}; use {option}.mode {best}")
     return best
-
-
-def check_monitored(monitor: str, option: str, metrics: Sequence[Metric]) -> None:
-    """UserError if there is no such metric, or if neither its lowest nor its highest value is the best."""
-    if not monitor.startswith("val/") or best_is(monitor.removeprefix("val/"), metrics) is None:
-        monitored = [f"val/{name}" for name in metric_names(metrics) if best_is(name, metrics) is not None]
-        raise UserError(f"{option}.monitor {monitor}: choose one of {', '.join(monitored)}")
 
 
 class StopAfterSwitch(EarlyStopping):

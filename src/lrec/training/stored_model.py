@@ -4,7 +4,7 @@ Shape suffixes: R processes, V catalogue.
 """
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +32,7 @@ from lrec.model.sharded_table import local_rows
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
+from lrec.run import RunConfig
 from lrec.training.optim import OfParameters, OptimizerConfig
 from lrec.training.tally import LossSum
 
@@ -43,6 +44,7 @@ class StoredModel(LightningModule):
     config: TransformerConfig
     optimizer: OptimizerConfig | OfParameters
     item_ids: pl.Series
+    item_vectors: Path | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +55,9 @@ class StoredModel(LightningModule):
         self._new_items: NewItems | None = None
         self._since_evaluation = LossSum()
 
-    def network_config(self, n_items: int, max_len: int) -> TransformerConfig:
+    def network_config(
+        self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
+    ) -> TransformerConfig:
         raise NotImplementedError
 
     @property
@@ -87,10 +91,9 @@ class StoredModel(LightningModule):
         check_trusted(stored, trust, path)
         model = from_plain(cls, stored, changed)
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
-        shape = model.network_config(about["n_items"], about["max_len"])
-        model.config = replace(shape, event_types=about["event_types"])
-        if any(each.of == "item" for each in vocabularies_of(about)):
-            model.config = replace(model.config, vector_width=about["vector_width"], own_rows=about["own_rows"])
+        has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
+        width = about["vector_width"] if has_vectors else None
+        model.config = model.network_config(about["n_items"], about["max_len"], about["event_types"], width)
         refuse_other_network(about, model.config)
         model.net, model._new_items = build_network(model.config, parameters, path), new_items
         return model
@@ -109,7 +112,7 @@ class StoredModel(LightningModule):
             "repeats": self.data.repeats,
             "event_names": self.data.store.event_types,
             "diverged": self.diverged,
-            "train_loss": self._since_evaluation.by_rank(self),
+            "train_loss": self._since_evaluation.by_rank(self.trainer.strategy),
             "model": class_path(type(self)),
             "not_stored": not_stored,
             **as_plain(self.data.learned.vocabularies),
@@ -153,28 +156,18 @@ class StoredModel(LightningModule):
 
 
 # Options of an OptimizerConfig that its state holds; those of its schedule may change.
-_KEPT = ("lr", "weight_decay", "betas", "muon", "switch")
+_KEPT = ("lr", "weight_decay", "betas", "muon", "switch.lr", "switch.momentum", "switch.weight_decay")
 
 
 def _refuse_other_optimizer(stored: Any, optimizer: OptimizerConfig | OfParameters) -> None:
     """UserError if the stored optimizer has another class, or another value of an option that its state keeps: the run
     would go on with the old one. An object that no checkpoint can hold is not compared."""
-    both = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
-    theirs, mine = (each["class_path"] if isinstance(each, dict) else each for each in both)
-    if None in (theirs, mine):
+    both: tuple[Any, Any] = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
+    if None in both:
         return
-    if theirs != mine:
-        raise UserError(f"the checkpoint has the optimizer {theirs}, the config {mine}: use the run's own config")
-    then, now = (each.get("init_args", {}) if isinstance(each, dict) else {} for each in both)
-    for name in _KEPT if isinstance(optimizer, OptimizerConfig) else sorted(then.keys() & now.keys()):
-        old, new = (json.dumps(_kept(options, name)) for options in (then, now))
+    theirs, mine = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)
+    kept = _KEPT if isinstance(optimizer, OptimizerConfig) else sorted(theirs.keys() & mine.keys())
+    for name in ("class_path", *kept):
+        old, new = (json.dumps(options.get(name)) for options in (theirs, mine))
         if old != new:
             raise UserError(f"the checkpoint was trained with --model.optimizer.{name} {old}, not {new}: give the same")
-
-
-def _kept(options: dict[str, Any], name: str) -> Any:
-    """What the optimizer's state holds of an option; of a switch, the options of SGD."""
-    value = options.get(name)
-    if name != "switch" or not isinstance(value, dict):
-        return value
-    return {of_sgd: value["init_args"].get(of_sgd) for of_sgd in ("lr", "momentum", "weight_decay")}

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
@@ -26,17 +26,6 @@ def is_loss_of_a_process(error: BaseException) -> bool:
     """Whether an error of torch.distributed or gloo says that another process of the run no longer answers."""
     by_gloo = any(words in str(error) for words in ("gloo", "Application timeout caused pair closure"))
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and by_gloo)
-
-
-def check_strategy(chosen: str | type) -> None:
-    """UserError if lrec cannot train with a strategy, given by name or class. Other strategies leave the network
-    unsharded, do not synchronise gradients, or cannot save the network."""
-    if isinstance(chosen, str):
-        name, fits = chosen, chosen in ("auto", "fsdp2") or chosen.startswith("ddp")
-    else:
-        name, fits = chosen.__name__, issubclass(chosen, SingleDeviceStrategy | DDPStrategy | FSDP2)
-    if not fits:
-        raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
 
 
 def precision_of(trainer: Trainer) -> str:
@@ -154,27 +143,24 @@ class FSDP2(ModelParallelStrategy):
         super().teardown()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        assert self.lightning_module is not None
-        drop_gathered(self.lightning_module)
-        fits = self.lightning_module.trainer.state.fn == "fit"
-        return read_together(Path(self.broadcast(str(checkpoint_path))), self._local_range, optimizer=fits)
+        """Read the rows that this process holds."""
+        mine = self.lightning_module_state_dict()
 
-    def _local_range(self, name: str, n: int) -> slice:
-        """Which of the n rows of a checkpoint's tensor this process holds."""
+        def rows(name: str, n: int) -> slice:
+            match name.split("/"):
+                case ["optimizer_states", which, "state", index, *_]:
+                    return local_range(_parameters_of(self.optimizers[int(which)])[int(index)])
+                case [_, own] if own in mine:
+                    return local_range(mine[own])
+            return slice(0, n)
+
         assert self.lightning_module is not None
-        match name.split("/"):
-            case ["optimizer_states", which, "state", index, *_]:
-                return local_range(_parameters_of(self.optimizers[int(which)])[int(index)])
-            case [_, own]:
-                parameter = dict(self.lightning_module.named_parameters()).get(own)
-                return slice(0, n) if parameter is None else local_range(parameter)
-        return slice(0, n)
+        fits = self.lightning_module.trainer.state.fn == "fit"
+        return read_together(Path(self.broadcast(str(checkpoint_path))), rows, optimizer=fits)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        assert self.lightning_module is not None
-        drop_gathered(self.lightning_module)
-        for name, parameter in self.lightning_module.state_dict().items():
+        for name, parameter in self.lightning_module_state_dict().items():
             local_rows(parameter).copy_(checkpoint["state_dict"][name])
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -1,7 +1,10 @@
 """A run's optimizer steps: their loss over the targets of all processes, their FLOPs, and where they end."""
 
+from dataclasses import dataclass
+
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
@@ -12,27 +15,27 @@ from lrec.model.config import TransformerConfig
 from lrec.model.losses import Loss
 
 
+@dataclass
 class LossSum:
     """A training loss summed over this rank's targets. It stays on the device until the value is needed."""
 
-    def __init__(self, loss_sum: Tensor | None = None, targets: int = 0) -> None:
-        self.loss_sum, self.targets = loss_sum, targets
+    loss_sum: Tensor | float = 0.0
+    targets: int = 0
 
     def add(self, loss_sum: Tensor, targets: int) -> None:
-        self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
+        self.loss_sum = self.loss_sum + loss_sum
         self.targets += targets
 
-    def by_rank(self, module: LightningModule) -> list[list[float]]:
+    def by_rank(self, strategy: Strategy) -> list[list[float]]:
         """The sum of the loss and the number of targets of each rank."""
-        loss_sum = self.loss_sum if self.loss_sum is not None else torch.zeros((), device=module.device)
-        here = torch.stack([loss_sum.double(), loss_sum.new_tensor(self.targets, dtype=torch.float64)])
-        gathered: Tensor = module.trainer.strategy.all_gather(here)
+        loss_sum = torch.as_tensor(self.loss_sum, dtype=torch.float64, device=strategy.root_device)
+        gathered: Tensor = strategy.all_gather(torch.stack([loss_sum, torch.full_like(loss_sum, self.targets)]))
         return gathered.reshape(-1, 2).tolist()
 
-    def mean(self, module: LightningModule) -> float:
+    def mean(self, strategy: Strategy) -> float:
         """The mean loss over the targets of all ranks. Resets the sum to zero."""
-        loss_total, targets = map(sum, zip(*self.by_rank(module), strict=True))
-        self.loss_sum, self.targets = None, 0
+        loss_total, targets = map(sum, zip(*self.by_rank(strategy), strict=True))
+        self.loss_sum, self.targets = 0.0, 0
         return loss_total / max(targets, 1)
 
 

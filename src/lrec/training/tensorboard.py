@@ -1,6 +1,6 @@
 """What TensorBoard shows of a run: train/ and val/ first, its row in the table of runs, its items in the projector."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,6 @@ import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 from torch.utils.tensorboard.summary import hparams
@@ -20,8 +19,7 @@ from lrec.data.formats.readers import read_titles
 from lrec.errors import check_range
 from lrec.model import cost
 from lrec.model.sharded_table import whole_table
-from lrec.run import Run
-from lrec.training.checkpoint_callbacks import best_of
+from lrec.training.checkpoint_callbacks import best_of, run_of
 from lrec.training.module import recommender
 
 # The curves that TensorBoard shows first.
@@ -56,7 +54,7 @@ class RunTable(Callback):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the options; TensorBoard takes the metrics from the curves of the same names."""
-        run = Run(Path(trainer.default_root_dir))
+        run = run_of(trainer)
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not run.config_file.is_file() or not loggers:
             return
@@ -73,20 +71,15 @@ class RunTable(Callback):
             name: value if value is None or isinstance(value, bool | int | float | str) else str(value)
             for name, value in (leading | others).items()
         }
-        table, *row = hparams(columns, dict.fromkeys(map(tag_of, COMPARED)))
-        for summary in (_led_by(leading, table), *row):
+        summaries = hparams(columns, dict.fromkeys(map(tag_of, COMPARED)))
+        # TensorBoard begins with columns that are marked as different between runs, and at first shows at most five.
+        plugin = summaries[0].value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(plugin.content)
+        for column in content.experiment.hparam_infos:
+            column.differs = column.name in leading
+        plugin.content = content.SerializeToString()
+        for summary in summaries:
             loggers[0].experiment.file_writer.add_summary(summary)
-
-
-def _led_by(leading: Collection[str], table: Summary) -> Summary:
-    """The table of runs with these columns first. TensorBoard begins with columns that are marked as different between
-    runs, and at first shows at most five."""
-    (value,) = table.value
-    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
-    for column in content.experiment.hparam_infos:
-        column.differs = column.name in leading
-    value.metadata.plugin_data.content = content.SerializeToString()
-    return table
 
 
 class ItemProjector(Callback):
@@ -114,7 +107,7 @@ class ItemProjector(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write RUN/projector/ and RUN/projector_config.pbtxt, which names it."""
-        kept, run = best_of(trainer), Path(trainer.default_root_dir)
+        kept, folder = best_of(trainer), run_of(trainer).folder
         if self.items == 0 or kept is None or not kept.best_model_path:
             return
         table = recommender(pl_module).data.item_table()
@@ -127,12 +120,12 @@ class ItemProjector(Callback):
         shown = shown.select(column for column in shown if not column.is_null().all())
         # Each row must be one line of the file, whatever a title contains.
         text = pl.all().cast(pl.String).fill_null("").str.replace_all(r"\s+", " ").str.strip_chars()
-        with replacing(run / "projector" / "items.tsv") as temporary:
+        with replacing(folder / "projector" / "items.tsv") as temporary:
             shown.select(text).write_csv(temporary, separator="\t", quote_style="never")
         # SummaryWriter.add_embedding would write text, which is five times as large and takes a hundred times as long.
-        with replacing(run / "projector" / "vectors.bytes") as temporary:
+        with replacing(folder / "projector" / "vectors.bytes") as temporary:
             np.ascontiguousarray(vectors).tofile(temporary)
         config = ProjectorConfig()
         shown_by = config.embeddings.add(tensor_name="items", tensor_shape=vectors.shape)
         shown_by.tensor_path, shown_by.metadata_path = "projector/vectors.bytes", "projector/items.tsv"
-        write_text(run / "projector_config.pbtxt", str(config))
+        write_text(folder / "projector_config.pbtxt", str(config))

@@ -3,9 +3,7 @@
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lrec.common.files import write_json
 from lrec.training.callbacks import Announcer
+from lrec.training.checkpoint_callbacks import run_of
 from lrec.training.module import recommender
 from lrec.training.strategies import precision_of
 from lrec.training.tally import logs_now
@@ -23,29 +22,6 @@ PEAK_SECONDS = 0.2
 # FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name. Lightning's own table
 # has the figures for sparse products, which are twice as high.
 NOMINAL = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
-
-
-@dataclass(frozen=True)
-class Rate:
-    """The speed of a part of training. Its time includes waiting for data and for saves, but not evaluation."""
-
-    targets_per_s: float  # without padding, over all ranks
-    real_share: float  # share of the positions of this rank's batches that are not padding
-    flops_per_s: float  # of forward and backward, over all ranks: blocks, attention, head
-    mfu: float  # model FLOPs utilisation: the share of the ranks' measured matrix-product rate
-    mfu_nominal: float | None  # the share of the vendor's rate for bfloat16, as in publications; None if unknown
-    peak_flops_per_s: float  # the measured rate of one rank
-    products: str  # type of the matrix products: bfloat16, float16, float32, or TF32 if a GPU may round to it
-    memory_gib: float  # this rank's peak so far: what is allocated on a GPU, or the process on a CPU
-    seconds: float
-
-    def line(self) -> str:
-        nominal = "" if self.mfu_nominal is None else f" and {self.mfu_nominal:.0%} of the GPU's nominal rate"
-        return (
-            f"{self.targets_per_s:,.0f} targets/s, {self.real_share:.1%} of the positions real, "
-            f"{self.flops_per_s / 1e9:,.1f} GFLOP/s = {self.mfu:.0%} of the {self.products} products' "
-            f"{self.peak_flops_per_s / 1e9:,.0f} on each rank{nominal}, {self.memory_gib:.2f} GiB"
-        )
 
 
 class Throughput(Announcer):
@@ -78,40 +54,49 @@ class Throughput(Announcer):
         self._real += batch.n_positions
         if logs_now(trainer, batch_idx):
             counts = self._counts(pl_module)
-            numbers = asdict(self._rate(self._logged, counts, trainer))
-            del numbers["seconds"]
-            pl_module.log_dict({f"perf/{name}": value for name, value in numbers.items() if isinstance(value, float)})
+            rate = self._rate(self._logged, counts, trainer)
+            shown = (name for name, value in rate.items() if isinstance(value, float) and name != "seconds")
+            pl_module.log_dict({f"perf/{name}": rate[name] for name in shown})
             self._logged = counts
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rate = self._rate(self._at_start, self._counts(pl_module), trainer)
         if trainer.is_global_zero:
-            self.message = rate.line()
-            write_json(Path(trainer.default_root_dir) / "throughput.json", asdict(rate))
+            share = rate["mfu_nominal"]
+            nominal = "" if share is None else f" and {share:.0%} of the GPU's nominal rate"
+            self.message = (
+                f"{rate['targets_per_s']:,.0f} targets/s, {rate['real_share']:.1%} of the positions real, "
+                f"{rate['flops_per_s'] / 1e9:,.1f} GFLOP/s = {rate['mfu']:.0%} of the {self._products} products' "
+                f"{self._peak_flops_per_s / 1e9:,.0f} on each rank{nominal}, {rate['memory_gib']:.2f} GiB"
+            )
+            write_json(run_of(trainer).folder / "throughput.json", rate)
 
     def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
         """Targets and FLOPs of all ranks, positions of this rank, how many of them are real, and seconds, so far."""
         model, seconds = recommender(pl_module), self._spent_s + _now(pl_module.device) - self._since
         return model.D, model.flops, self._positions, self._real, seconds
 
-    def _rate(self, before: tuple[float, ...], after: tuple[float, ...], trainer: Trainer) -> Rate:
+    def _rate(self, before: tuple[float, ...], after: tuple[float, ...], trainer: Trainer) -> dict[str, Any]:
+        """The speed of a part of training. Its time includes waiting for data and for saves, but not evaluation."""
         targets, flops, positions, real, seconds = (now - then for now, then in zip(after, before, strict=True))
         device, flops_per_s = trainer.strategy.root_device, flops / seconds
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident
         gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         nominal = next((rate for name, rate in NOMINAL.items() if name in gpu), None)
-        return Rate(
-            targets_per_s=targets / seconds,
-            real_share=real / max(positions, 1),
-            flops_per_s=flops_per_s,
-            mfu=flops_per_s / (self._peak_flops_per_s * trainer.world_size),
-            mfu_nominal=flops_per_s / (nominal * trainer.world_size) if nominal else None,
-            peak_flops_per_s=self._peak_flops_per_s,
-            products=self._products,
-            memory_gib=memory / 2**30,
-            seconds=seconds,
-        )
+        return {
+            "targets_per_s": targets / seconds,  # without padding, over all ranks
+            "real_share": real / max(positions, 1),  # share of this rank's positions that are not padding
+            "flops_per_s": flops_per_s,  # of forward and backward, over all ranks: blocks, attention, head
+            # Model FLOPs utilisation: the share of the ranks' measured rate of matrix products, and the share of the
+            # vendor's rate for bfloat16, as in publications.
+            "mfu": flops_per_s / (self._peak_flops_per_s * trainer.world_size),
+            "mfu_nominal": flops_per_s / (nominal * trainer.world_size) if nominal else None,
+            "peak_flops_per_s": self._peak_flops_per_s,  # the measured rate of one rank
+            "products": self._products,  # their type: bfloat16, float16, float32, or TF32 if a GPU may round to it
+            "memory_gib": memory / 2**30,  # this rank's peak so far: allocated on a GPU, or the process on a CPU
+            "seconds": seconds,
+        }
 
 
 @cache

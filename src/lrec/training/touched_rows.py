@@ -21,20 +21,17 @@ from lrec.model.sharded_table import TouchedRows, local_rows
 
 
 def check_touched_rows(config: TransformerConfig, loss: Loss, trainer: Trainer) -> None:
-    if config.vector_width is not None:
-        raise UserError(
-            "optimizer.touched_rows: the projection of item vectors moves every row; use model.item_vectors_use initial"
-        )
-    if not loss.touches_rows:
-        raise UserError("optimizer.touched_rows: use a sampled loss; this one gives every row a gradient")
-    if isinstance(trainer.strategy, DDPStrategy):
-        raise UserError("optimizer.touched_rows: ddp synchronises whole gradients; use fsdp2")
-    if trainer.gradient_clip_algorithm == "value":
-        raise UserError("optimizer.touched_rows: clip by norm, not by value")
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        raise UserError(
-            "optimizer.touched_rows: --trainer.precision 16-mixed scales whole gradients; use bf16-mixed or 32-true"
-        )
+    """UserError if these options need the gradients of all rows."""
+    scales = getattr(trainer.precision_plugin, "scaler", None) is not None
+    for refused, why in (
+        (config.vector_width, "the projection of item vectors moves every row; use model.item_vectors_use initial"),
+        (not loss.touches_rows, "use a sampled loss; this one gives every row a gradient"),
+        (isinstance(trainer.strategy, DDPStrategy), "ddp synchronises whole gradients; use fsdp2"),
+        (trainer.gradient_clip_algorithm == "value", "clip by norm, not by value"),
+        (scales, "--trainer.precision 16-mixed scales whole gradients; use bf16-mixed or 32-true"),
+    ):
+        if refused:
+            raise UserError(f"optimizer.touched_rows: {why}")
 
 
 def touched_of(parameter: nn.Parameter) -> TouchedRows | None:

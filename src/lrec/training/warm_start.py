@@ -5,19 +5,17 @@ D width, W width of item vectors.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from lrec.checkpoint.reading import agreed, check, mapped, read
-from lrec.checkpoint.trained import Trained, check_finite, check_parameters, trained_in
+from lrec.checkpoint.trained import Trained, check_finite, check_parameters, refuse_other_network, trained_in
 from lrec.data.vocabulary import vocabularies_of
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize
-from lrec.model.config import TransformerConfig
 from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS, Shard, local_range, local_rows, processes_of
 from lrec.model.transformer import Transformer
 from lrec.serving.export import file_of, shape_of
@@ -40,45 +38,41 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     """
     stored, pieces = _open(file_of(Path(path)))
     shape = shape_of(stored, Path(path))
-    known_rows = _event_rows(stored, shape)
-    _refuse_other_shape(path, net, shape, event_rows, known_rows)
+    # The types of event and the features' values that the trained network reads.
+    known_rows = [*stored.about.get("event_names", [])] if shape.event_types else []
+    known_rows += [row for each in vocabularies_of(stored.about) if each.of != "item" for row in each.row_names]
+    of_vectors = [] if net.items.vectors is None else ["vector_width", "own_rows"]
+    told, may_differ = f"model.warm_start {path}", ["n_items", "event_types", *of_vectors]
+    refuse_other_network(shape.to_dict(), net.config, may_differ=may_differ, named=told)
+    if bool(known_rows) != bool(event_rows):
+        known, mine = (", ".join(names) or "none" for names in (known_rows, event_rows))
+        raise UserError(f"{told} knows the types of event {known}, the data have {mine}")
     # The shape equals the config's, so this makes no other classes.
     with torch.device("meta"):
         expected = Transformer(shape).state_dict()
-    table = {OWN_ROWS: expected.pop(OWN_ROWS)[:0]}
-    check_parameters(stored.parameters, expected, path)
+    one_row = {OWN_ROWS: expected.pop(OWN_ROWS)[:1]}
+    check_parameters(stored.parameters | {OWN_ROWS: pieces[0][:1]}, expected | one_row, path)
     check_finite(stored.parameters, path)
     place_of = pl.DataFrame({"id": stored.item_ids}).with_row_index("place")
     place_V = pl.DataFrame({"id": raw_ids}).join(place_of, "id", "left", maintain_order="left")["place"].fill_null(-1)
-    for piece_PD in pieces:
-        check_parameters({OWN_ROWS: piece_PD[:0]}, table, path)
-    items = _item_rows(net, place_V, pieces, seed)
-    check_finite({OWN_ROWS: items.mean_D}, path)  # it is finite only if the whole table is
+    rows_HD, is_known_H, mean_D = _item_rows(net, place_V, pieces, seed)
+    check_finite({OWN_ROWS: mean_D}, path)  # it is finite only if the whole table is
     if event_rows != known_rows:
         old_ED = stored.parameters[EVENTS].float()
         stored.parameters[EVENTS] = _rows_of_events(net, event_rows, known_rows, old_ED, seed)
     parallelize.fill(net, stored.parameters)
     if net.items.vectors is not None:
-        _leave_to_vectors(net, net.items.vectors, items)
+        _leave_to_vectors(net, net.items.vectors, rows_HD, is_known_H, mean_D)
     if net.items.weight is not None:
-        parallelize.fill(net, {OWN_ROWS: items.rows_HD}, whole=False)
-    kept, old = int((place_V >= 0).sum()), sum(map(len, pieces))
-    return (
-        f"warm start from {path}: {kept} items keep their embeddings, {len(raw_ids) - kept} are new, {old - kept} are "
-        "gone"
-    )
+        parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
+    kept = int((place_V >= 0).sum())
+    new, gone = len(raw_ids) - kept, sum(map(len, pieces)) - kept
+    return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"
 
 
-class _ItemRows(NamedTuple):
-    """The rows of the new catalogue that this process holds."""
-
-    rows_HD: Tensor
-    is_known_H: Tensor
-    mean_D: Tensor  # of the old table
-
-
-def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed: int) -> _ItemRows:
-    """Old rows from their places in the old table, whose pieces are read in order; new rows (-1) near its mean."""
+def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of the new catalogue that this process holds, which of them are old, and the mean of the old table. Old
+    rows are from their places in the old table, whose pieces are read in order; new rows (-1) are near its mean."""
     own = local_range(next(iter(net.items.by_item().values())))
     size = torch.Size((len(place_V), net.config.width))
     place_H = torch.from_numpy(place_V.cast(pl.Int64).to_numpy(writable=True)[own])
@@ -91,25 +85,19 @@ def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed:
         begin += len(piece_PD)
     mean_D = (sum_D / begin).float()
     rows_HD[place_H < 0] += mean_D
-    return _ItemRows(rows_HD, place_H >= 0, mean_D)
+    return rows_HD, place_H >= 0, mean_D
 
 
-def _leave_to_vectors(net: Transformer, vectors: Tensor, items: _ItemRows) -> None:
+def _leave_to_vectors(net: Transformer, vectors: Tensor, rows_HD: Tensor, is_known_H: Tensor, mean_D: Tensor) -> None:
     """Fit the projection of the items' vectors to the known rows, and subtract what it explains from these rows. The
     fit is a ridge regression over the rows of all processes, with a penalty of 1."""
-    known_HW = local_rows(vectors).float() * items.is_known_H.to(vectors.device)[:, None]
+    known_HW = local_rows(vectors).float() * is_known_H.to(vectors.device)[:, None]
     here = Shard(known_HW, 0, len(known_HW), processes_of(vectors))
     squares_WW = here.summed(known_HW.T @ known_HW)
-    products_WD = here.summed(known_HW.T @ (items.rows_HD - items.mean_D).to(vectors.device))
+    products_WD = here.summed(known_HW.T @ (rows_HD - mean_D).to(vectors.device))
     projection_WD = torch.linalg.solve(squares_WW + torch.eye(len(squares_WW), device=vectors.device), products_WD)
-    items.rows_HD.sub_((known_HW @ projection_WD).cpu())
+    rows_HD.sub_((known_HW @ projection_WD).cpu())
     parallelize.fill(net, {PROJECTION: projection_WD})
-
-
-def _event_rows(stored: Trained, shape: TransformerConfig) -> list[str]:
-    """Names of the types of event and of the features' values that a trained network reads."""
-    names = [*stored.about.get("event_names", [])] if shape.event_types else []
-    return names + [row for each in vocabularies_of(stored.about) if each.of != "item" for row in each.row_names]
 
 
 def _rows_of_events(net: Transformer, rows: list[str], known: list[str], old_ED: Tensor, seed: int) -> Tensor:
@@ -119,24 +107,8 @@ def _rows_of_events(net: Transformer, rows: list[str], known: list[str], old_ED:
     return torch.stack([old_of.get(name, new_D) for name, new_D in zip(rows, new_ED, strict=True)])
 
 
-def _refuse_other_shape(
-    path: str | Path, net: Transformer, shape: TransformerConfig, event_rows: list[str], known_rows: list[str]
-) -> None:
-    mine, theirs = net.config.to_dict(), shape.to_dict()
-    of_vectors = [] if net.items.vectors is None else ["vector_width", "own_rows"]
-    for name in mine.keys() - {"n_items", "event_types", *of_vectors}:
-        if mine[name] != theirs[name]:
-            raise UserError(
-                f"model.warm_start {path} has {name} {theirs[name]}, the config {mine[name]}: give the same"
-            )
-    if bool(known_rows) != bool(event_rows):
-        reads = [", ".join(names) or "none" for names in (known_rows, event_rows)]
-        raise UserError(f"model.warm_start {path} knows the types of event {reads[0]}, the data have {reads[1]}")
-
-
 def _open(file: Path) -> tuple[Trained, list[Tensor]]:
     """A trained network without its item table, and the table's rows in order, mapped from the disk if possible."""
-    stored = None
     if file.suffix != ".safetensors":
         agreed(lambda: check(file) if leads() else None)
 
@@ -144,8 +116,8 @@ def _open(file: Path) -> tuple[Trained, list[Tensor]]:
             return slice(0, 0 if name.endswith(OWN_ROWS) else n)
 
         stored = trained_in(read(file, rows, optimizer=False, verify=False))
-    if stored is not None and VECTORS not in stored.parameters:
-        del stored.parameters[OWN_ROWS]
-        return stored, mapped(file, f"net.{OWN_ROWS}")
+        if VECTORS not in stored.parameters:
+            del stored.parameters[OWN_ROWS]
+            return stored, mapped(file, f"net.{OWN_ROWS}")
     stored = read_exported(file)  # a mapped file, or a table that is made of vectors
     return stored, [stored.parameters.pop(OWN_ROWS)]

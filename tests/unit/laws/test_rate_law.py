@@ -128,3 +128,18 @@ def test_the_two_largest_sizes_of_a_public_table_lose_at_most_three_in_a_thousan
         between = griddata(at[sane], cell["y"].to_numpy()[sane], chosen[None]).item()
         assert cell["y"][nearest] / best < 1.003
         assert between / best < 1.003
+
+
+def test_a_wrong_rate_costs_large_networks_more() -> None:
+    """Trials of three sizes, a factor of two apart: the curvature is 0.005 for the smallest, and 0.05 for the largest.
+    Were it the same for all, the flat curve of the small size would move the rate of the large one far down."""
+    rows = []
+    for n in (3e3, 5e4, 9e5):
+        best, curvature = 8e-3 * (n / 3e3) ** -0.2, 0.005 * (n / 3e3) ** 0.4
+        for rate in best * 2.0 ** np.arange(-1.4, 2):
+            rows.append((n, 5e5, rate, 512, 4 * np.exp(curvature * np.log(rate / best) ** 2 / 2)))
+    found = RateLaw(pl.DataFrame(rows, schema=["x", "d", "rate", "batch", "y"], orient="row"), scaled=True)
+    assert found.parameters["c_N"] == pytest.approx(0.4, abs=0.1)
+    assert found.choose(9e5, 5e5, 512).rate == pytest.approx(8e-3 * 300**-0.2, rel=0.15)
+    costs = [found.cost(n, 5e5, 4e-3 * (n / 3e3) ** -0.2, 512) for n in (3e3, 9e5)]
+    assert costs[1] > 3 * costs[0]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from lrec.errors import UserError
-from lrec.study.grid import PlannedRun, every_fraction, planned_runs, ruled_options
-from lrec.study.options import Study, combined
+from lrec.study.grid import PlannedRun, planned_runs, ruled_options
+from lrec.study.options import Study
 
 
 def study(**changes: Any) -> Study:
@@ -24,6 +24,11 @@ def study(**changes: Any) -> Study:
 
 def planned(**changes: Any) -> list[PlannedRun]:
     return planned_runs(study(**changes))
+
+
+def samples(**changes: Any) -> list[float]:
+    """The data samples that a study has by default."""
+    return sorted({run.fraction for run in planned(fractions=None, **changes)})
 
 
 def runs_of(sizes: tuple[str, ...] = ("3k", "12k"), **changes: Any) -> list[PlannedRun]:
@@ -109,7 +114,7 @@ def test_a_forecast_has_halves_and_quarters_of_the_fitted_sizes_by_default() -> 
         "3k-seed1", "3k-seed2", "3k-recent-0.5-seed1", "3k-recent-0.25-seed1"
     ]  # fmt: skip
     for fewer in ({"law": "lsrm"}, {"holdout": 0}, {"horizons": (0.5, 1.0)}):
-        assert every_fraction(study(fractions=None, **fewer)) == (1.0,)
+        assert study(fractions=None, **fewer).samples(epochs=100) == (1.0,)
 
 
 def test_samples_are_the_default_only_where_a_run_makes_more_than_four_passes(tmp_path: Path) -> None:
@@ -124,13 +129,13 @@ def test_samples_are_the_default_only_where_a_run_makes_more_than_four_passes(tm
         {"variants": {"short": few, "shorter": {"trainer.max_epochs": 1}}},
         {"options": {"trainer.limit_train_batches": 0.04}},
     ):
-        assert every_fraction(study(fractions=None, **fewer)) == (1.0,)
+        assert samples(**fewer) == [1.0]
     for more in (
         {},
         {"grid": {"trainer.max_epochs": [4, 5]}},
         {"options": few, "size_options": {"3k": {"trainer.max_epochs": 5}}},
     ):
-        assert every_fraction(study(fractions=None, **more)) == (1.0, 0.5, 0.25)
+        assert samples(**more) == [0.25, 0.5, 1.0]
 
 
 def test_a_rule_is_two_numbers() -> None:
@@ -140,7 +145,7 @@ def test_a_rule_is_two_numbers() -> None:
 
 def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
     values = {"model": {"optimizer.betas": [[0.9, 0.98], [0.9, 0.999]]}, "trainer.max_epochs": [1]}
-    named = combined({"both": {"model.size": "3k"}}, values)
+    named = study(variants={"both": {"model.size": "3k"}}, grid=values).every_variant
     assert list(named) == ["both-betas-_0.9_0.98_-max_epochs-1", "both-betas-_0.9_0.999_-max_epochs-1"]
     assert named["both-betas-_0.9_0.98_-max_epochs-1"] == {
         "model.size": "3k",
@@ -148,6 +153,6 @@ def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None
         "trainer.max_epochs": 1,
     }
     with pytest.raises(UserError, match="--grid: two combinations would be named lr-1"):
-        combined({"": {}}, {"model.optimizer.lr": [1, "1"]})
+        study(grid={"model.optimizer.lr": [1, "1"]})
     with pytest.raises(UserError, match="the name 'a/b' must be made of"):
-        study(variants=combined({"a/b": {}}, {}))
+        study(variants={"a/b": {}})

@@ -15,13 +15,12 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import hold_out, holdout_report
 from lrec.run import read_points_file, run_of_study
-from lrec.study.answer import Answer, answer_of
+from lrec.study.answer import Answer, Price, answer_of, price_rows
 from lrec.study.figures import answer_figure
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit
-from lrec.study.price import Price, price_rows
 from lrec.study.report import write_report
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"

@@ -1,6 +1,7 @@
 """A walk by factors of two: where it ends and what it has tried. Also what trials say about a run's rate."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def trials_about(rate: float, n_bodies: dict[str, int]) -> list[Trial]:
 def test_rules_give_both_ends_of_the_ladder_the_law_s_choices() -> None:
     setting, trials = Setting(RATE, 512, 0.0), trials_about(RATE, {"3k": 3072})
     for step, lr in ((256, RATE / 2**0.5), (1024, RATE * 2**0.5)):
-        trials.append(Trial("3k", 3072, 400_000, setting._replace(targets_per_step=step, lr=lr), LOSS + 0.05))
+        trials.append(Trial("3k", 3072, 400_000, replace(setting, targets_per_step=step, lr=lr), LOSS + 0.05))
     law, sizes, targets = law_of(trials, scaled=True), (3072, 786_432), 1_600_000
     rules = rules_of(law, sizes, targets, 100, 2000)
     assert rules[STEP][1] < 0, "large networks get smaller steps"

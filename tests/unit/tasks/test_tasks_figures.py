@@ -17,7 +17,7 @@ def labels(result: TaskResult) -> list[str]:
 def test_of_many_groups_four_are_drawn_from_the_first_to_the_last() -> None:
     draws = {name: {"NDCG@10": np.array([0.1, 0.09, 0.11])} for name in ("3k", "25k", POPULARITY)}
     groups = {f"last {n}": Group(10, 10, draws) for n in (50, 40, 30, 20, 10, 5, 3, 1)}
-    section = Section("Users by length of the history", ["3k", "25k"], np.array([3072.0, 24576.0]), groups)
+    section = Section("Users by length of the history", {"3k": 3072.0, "25k": 24576.0}, groups)
     result = TaskResult("cold_start", "Cold start", [section])
     assert sorted(labels(result)) == sorted(["popularity, same cases", "last 50", "last 30", "last 5", "last 1"])
     said = "Cold start against N_body, a line for each group: NDCG@10 by users by length of the history"

@@ -5,14 +5,11 @@ history share a row if the network would read the same positions for each of the
 
 A target may stand for a set: all items of a user in a window of time, predicted once, before the first of them.
 
-B batch rows, L positions of the longest row, M targets in the batch, V catalogue size, S seen pairs, P pairs of a
-target and an item of its set, N items of all histories of a batch, laid end to end; T targets and R rows of all
-batches. For times, T is L + 1: the times of a row's events, then the time of its request, in whole seconds.
-
-Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
-positions_M.
+Letters and padding are those of `train_batches`, and S seen pairs, P pairs of a target and an item of its set, T
+targets and R rows of all batches.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import ALONE, Ranks, ServedLoader, padded, with_request
+from lrec.data.batching.train_batches import ALONE, Ranks, padded, with_request
 from lrec.data.splits.rules import Split, Targets, ranges
 
 MAX_TARGETS = 1024
@@ -70,20 +67,10 @@ class EvalBatch(NamedTuple):
         return parts
 
 
-class EvalTask(NamedTuple):
-    """What to evaluate: a target is the user's item at `ends`, and its history is the items before."""
-
-    users: np.ndarray  # store indices
-    ends: np.ndarray  # per target: length of the history
-    with_target: bool  # False: a history may be the whole sequence, and its target is -1
-    with_times: bool = False
-    sizes: np.ndarray | None = None  # of each target's set, which begins at `ends`; None if a target is one item
-
-
 class Rows(NamedTuple):
     """Which targets share a row, in ascending order of the rows' lengths."""
 
-    targets_T: np.ndarray  # indices into the task, row after row; the target with a row's longest history is last
+    targets_T: np.ndarray  # indices, row after row; the target with a row's longest history is last
     counts_R: np.ndarray  # targets of each row
     lengths_R: np.ndarray  # positions of each row
 
@@ -106,15 +93,16 @@ def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) ->
     return Rows(order_T[ranges(first_R[ascending_R], counts_R)], counts_R, lengths_R[ascending_R])
 
 
-def shared_rows(split: Split, task: EvalTask, max_len: int) -> Rows:
-    """The rows of a task: all histories of a user that have at most max_len items share a row."""
-    apart_T = task.ends > max_len  # cutting off the oldest items would shift the positions
-    if task.with_times and task.with_target:
+def shared_rows(split: Split, targets: Targets, max_len: int, with_times: bool = False) -> Rows:
+    """The rows of targets: all histories of a user that have at most max_len items share a row."""
+    users_T, ends_T = targets
+    apart_T = ends_T > max_len  # cutting off the oldest items would shift the positions
+    if with_times:
         # In a shared row, the time of the next known item is read as the time of the request: it must be the target's.
-        apart_T |= ~split.is_known(Targets(task.users, task.ends))
-    order_T = np.lexsort((task.ends, apart_T, task.users))
-    begins_T = apart_T[order_T] | (np.diff(task.users[order_T], prepend=-1) != 0)
-    return rows_of(order_T, begins_T, np.minimum(task.ends, max_len)[order_T])
+        apart_T |= ~split.is_known(targets)
+    order_T = np.lexsort((ends_T, apart_T, users_T))
+    begins_T = apart_T[order_T] | (np.diff(users_T[order_T], prepend=-1) != 0)
+    return rows_of(order_T, begins_T, np.minimum(ends_T, max_len)[order_T])
 
 
 def batch_bounds(lengths_R: np.ndarray, counts_R: np.ndarray) -> list[int]:
@@ -146,65 +134,71 @@ def history_batch(
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
     known_before_N1 = np.append(0, np.cumsum(known_N))
-    ends_B = np.cumsum(lengths_B)
-    first_B = known_before_N1[ends_B - lengths_B]
-    known_B = known_before_N1[ends_B] - first_B
-    lengths_M = known_before_N1[(ends_B - lengths_B)[rows_M] + ends_M] - first_B[rows_M]
+    starts_B = np.cumsum(lengths_B) - lengths_B
+    first_B = known_before_N1[starts_B]
+    known_B = known_before_N1[starts_B + lengths_B] - first_B
+    lengths_M = known_before_N1[starts_B[rows_M] + ends_M] - first_B[rows_M]
     kept_B = np.minimum(known_B, max_len)
     items_N, places_N = items_N[known_N], ranges(first_B + known_B - kept_B, kept_B)
-    items_BL, _ = padded(items_N[places_N], kept_B)
+    items_BL = padded(items_N[places_N], kept_B)
     last_M = lengths_M - (known_B - kept_B)[rows_M] - 1
-    times_BT = None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1])
-    if events_N is not None:
-        events_N = padded(events_N[known_N][places_N], kept_B)[0]
-    before_M = ranges(first_B[rows_M], lengths_M)
-    seen_S = np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[before_M]
+    seen_S = np.repeat(np.arange(len(rows_M)) * n_items, lengths_M) + items_N[ranges(first_B[rows_M], lengths_M)]
     seen_S.sort()  # np.unique takes several times as long, because it may hash the values first
     seen_S = seen_S[np.diff(seen_S, prepend=-1) > 0]
     return EvalBatch(
-        items_BL=torch.from_numpy(items_BL),
+        items_BL=items_BL,
         positions_M=torch.from_numpy(rows_M * items_BL.shape[1] + np.maximum(last_M, 0)),
         targets_M=torch.full((len(rows_M),), -1),
         weights_M=torch.from_numpy(lengths_M > 0).float(),
         users_M=torch.from_numpy(rows_M),
         seen_targets_S=torch.from_numpy(seen_S // n_items),
         seen_items_S=torch.from_numpy(seen_S % n_items),
-        times_BT=times_BT,
-        events_BL=None if events_N is None else torch.from_numpy(events_N),
+        times_BT=None if times is None else with_request(times[0][known_N][places_N], kept_B, times[1]),
+        events_BL=None if events_N is None else padded(events_N[known_N][places_N], kept_B),
     )
 
 
 @dataclass
-class _EvalDataset(Dataset[EvalBatch]):
+class EvalBatches(Dataset[EvalBatch]):
+    """This rank's evaluation batches: each rank has the same number, and each target is on exactly one rank.
+
+    A target is the user's item at its position, or -1 after the last item; its history is the items before. If targets
+    are sets, they have the sizes `sizes_T`.
+    """
+
     split: Split
-    task: EvalTask
+    targets: Targets
     max_len: int
-    ranks: Ranks
+    ranks: Ranks = ALONE
+    with_times: bool = False
+    sizes_T: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        split, task = self.split, self.task
-        self._batches = shared_rows(split, task, self.max_len).batches()
-        if task.with_target:
-            target_rows_T = split.rows_of(Targets(task.users, task.ends))
-            self._targets_T = split.catalogue_index_I[split.store.items_N[target_rows_T]]
+        batches = shared_rows(self.split, self.targets, self.max_len, self.with_times).batches()
+        # After all targets comes that of a filler row. Its batches give each rank the same number.
+        self._batches = [*batches, *[(np.array([-1]), np.array([1]))] * (-len(batches) % self.ranks.world)]
+        self._users_T = np.append(self.targets.users_T, -1).astype(np.int64)
+        self._ends_T = np.append(self.targets.positions_T, 0)
+        self.sizes_T = None if self.sizes_T is None else np.append(self.sizes_T, 0)
+        self._items_T = self.split.target_items(Targets(self._users_T, self._ends_T))
 
     def __len__(self) -> int:
-        return -(-len(self._batches) // self.ranks.world)
+        return len(self._batches) // self.ranks.world
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> EvalBatch:
-        batch, nothing = index * self.ranks.world + self.ranks.rank, np.zeros(0, dtype=np.int64)
-        chosen, counts_B = self._batches[batch] if batch < len(self._batches) else (nothing, nothing)
-        split, store, task = self.split, self.split.store, self.task
-        has_target = task.with_target and len(chosen) > 0
-        users_M, ends_M = task.users[chosen].astype(np.int64), task.ends[chosen]
-        if len(chosen) == 0:  # a filler row
-            users_M, ends_M, counts_B = np.array([-1]), np.array([0]), np.array([1])
-        next_M = store.offsets_U1[users_M] + ends_M  # rows of the store
-        last_B = np.cumsum(counts_B) - 1
-        ends_B = ends_M[last_B]
-        rows_N, times = ranges(next_M[last_B] - ends_B, ends_B), None
-        if task.with_times:
-            times = store.seconds(rows_N), store.seconds(next_M[last_B]) if has_target else np.zeros_like(ends_B)
+        chosen_M, counts_B = self._batches[index * self.ranks.world + self.ranks.rank]
+        split, store = self.split, self.split.store
+        users_M, ends_M = self._users_T[chosen_M], self._ends_T[chosen_M]
+        next_M, last_B = store.offsets_U1[users_M] + ends_M, np.cumsum(counts_B) - 1
+        ends_B, next_B = ends_M[last_B], next_M[last_B]
+        rows_N, times = ranges(next_B - ends_B, ends_B), None
+        if self.with_times:
+            has_target_B = next_B < store.offsets_U1[users_M[last_B] + 1]
+            asked_B = np.where(has_target_B, store.seconds(np.minimum(next_B, len(store.items_N) - 1)), 0)
+            times = store.seconds(rows_N), asked_B
         found = history_batch(
             split.catalogue_index_I[store.items_N[rows_N]],
             ends_B,
@@ -214,11 +208,9 @@ class _EvalDataset(Dataset[EvalBatch]):
             places=(np.repeat(np.arange(len(counts_B)), counts_B), ends_M),
             events_N=split.events(rows_N),
         )
-        if has_target:
-            found = found._replace(targets_M=torch.from_numpy(self._targets_T[chosen]))
-        if task.sizes is not None:
-            found = found._replace(**self._sets(next_M, task.sizes[chosen] if has_target else 0 * ends_M))
-        return found._replace(users_M=torch.from_numpy(users_M))
+        sets = {} if self.sizes_T is None else self._sets(next_M, self.sizes_T[chosen_M])
+        items_M, users_M = torch.from_numpy(self._items_T[chosen_M]), torch.from_numpy(users_M)
+        return found._replace(targets_M=items_M, users_M=users_M, **sets)
 
     def _sets(self, first_M: np.ndarray, sizes_M: np.ndarray) -> dict[str, Tensor]:
         """The fields of a batch that describe its sets, which begin at these rows of the store."""
@@ -229,19 +221,3 @@ class _EvalDataset(Dataset[EvalBatch]):
         n_true_M, known_Q = np.bincount(of_Q, minlength=len(sizes_M)), items_Q >= 0
         found = {"true_targets_P": of_Q[known_Q], "true_items_P": items_Q[known_Q], "n_true_M": n_true_M}
         return {name: torch.from_numpy(values) for name, values in found.items()}
-
-
-class EvalLoader(ServedLoader):
-    """This rank's evaluation batches: each rank has the same number, and each target is on exactly one rank."""
-
-    def __init__(
-        self,
-        split: Split,
-        task: EvalTask,
-        max_len: int,
-        ranks: Ranks = ALONE,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        dataset = _EvalDataset(split, task, max_len, ranks)
-        super().__init__(dataset, range(len(dataset)), num_workers, pin_memory)

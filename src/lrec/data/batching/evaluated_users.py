@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
-from lrec.data.batching.eval_batches import EvalTask, shared_rows
+from lrec.data.batching.eval_batches import shared_rows
 from lrec.data.batching.plan import BatchPlan
 from lrec.data.batching.train_batches import limited
 from lrec.data.splits.rules import Split, Targets, hash_numbers
@@ -35,8 +35,8 @@ def affordable_users(plan: BatchPlan, data: LightningDataModule) -> int:
     and ranking the catalogue for a target costs as much as training on one position."""
     split, trainer = plan.part.split, data.trainer
     assert trainer is not None
-    users_T, positions_T = split.val_targets
-    rows = shared_rows(split, EvalTask(users_T, positions_T, True), plan.max_len)
+    users_T = split.val_targets.users_T
+    rows = shared_rows(split, split.val_targets, plan.max_len)
     cost = rows.lengths_R.sum() / 3 + len(users_T)
     batches = plan.n_steps * trainer.accumulate_grad_batches
     interval = getattr(trainer, "val_check_interval", 1.0)  # Lightning sets none for a time: an epoch is assumed

@@ -38,11 +38,6 @@ class EpochPlan:
         mine = _share_out(lengths, total, n_micro) == micro
         return starts[mine], lengths[mine], total
 
-    def pairs(self, step: int) -> int:
-        """Number of pairs of a position and a position that it attends to, in the windows of a step."""
-        lengths = self.windows(step)[1].astype(np.int64)
-        return int((lengths * (lengths + 1) // 2).sum())
-
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -80,7 +75,7 @@ class BatchPlan:
         total_T = np.bincount(steps, weights=lengths_W[order], minlength=self.n_steps)
         new_place = _alternating(total_T / np.bincount(steps, minlength=self.n_steps), random)[steps]
         order = order[np.argsort(new_place, kind="stable")]
-        bounds = np.concatenate([[0], np.cumsum(np.bincount(new_place, minlength=self.n_steps))])
+        bounds = np.append(0, np.cumsum(np.bincount(new_place, minlength=self.n_steps)))
         assert (np.diff(bounds) > 0).all(), "a step has no windows"
         return EpochPlan(starts_W[order], lengths_W[order], bounds)
 
@@ -92,13 +87,13 @@ class BatchPlan:
         first = np.where(targets <= self.max_len, targets, first)
         counts = 1 + -(-(targets - first) // self.max_len)
         owner = np.repeat(np.arange(len(users)), counts)
-        nth = ranges(np.zeros(len(users), dtype=np.int64), counts)
-        begin = np.where(nth == 0, 0, first[owner] + (nth - 1) * self.max_len)
-        end = np.minimum(first[owner] + nth * self.max_len, targets[owner])
-        starts_W = self.part.starts_U[users][owner] + begin
+        end_W = first[owner] + self.max_len * ranges(np.zeros(len(users), dtype=np.int64), counts)
+        begin_W = np.maximum(end_W - self.max_len, 0)
+        lengths_W = np.minimum(end_W, targets[owner]) - begin_W
+        starts_W = self.part.starts_U[users][owner] + begin_W
         # The smallest type that counts the entries of the training part.
         most = int((self.part.starts_U + self.part.lengths_U).max())
-        return starts_W.astype(np.int32 if most < 2**31 else np.int64), (end - begin).astype(np.int32)
+        return starts_W.astype(np.int32 if most < 2**31 else np.int64), lengths_W.astype(np.int32)
 
 
 def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Training batches: the windows of a step as tensors, and the loader that serves them.
 
-B batch rows, L positions of the longest row, M targets in the batch, N rows of a batch's histories laid end to end. For
-times, T is L + 1: the times of a row's events, then the time of its request, in whole seconds.
+B batch rows, L positions of the longest row, M targets in the batch, N items of all histories of a batch, laid end to
+end. For times, T is L + 1: the times of a row's events, then the time of its request, in whole seconds.
 
 Items in batches are catalogue indices. Rows are right-padded with item 0; padded positions are never listed in
 positions_M. Attention is causal, so no mask is needed.
@@ -48,17 +48,15 @@ class TrainBatch(NamedTuple):
 
 def with_request(times_N: np.ndarray, lengths_B: np.ndarray, asked_B: np.ndarray) -> Tensor:
     """Times of histories (laid end to end) and of the request after each, as (B, L + 1) with zeros on the right."""
-    times_BT, _ = padded(np.insert(times_N, np.cumsum(lengths_B), asked_B), lengths_B + 1)
-    no_items = times_BT.shape[1] < 2  # even a batch of empty histories has one position
-    return torch.from_numpy(np.pad(times_BT, ((0, 0), (0, 1))) if no_items else times_BT)
+    return padded(np.insert(times_N, np.cumsum(lengths_B), asked_B), lengths_B + 1, least=2)
 
 
-def padded(values_N: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows laid end to end, as an array (B, L) with zeros on the right, and the flat index of each value in it."""
-    values_BL = np.zeros((len(lengths_B), max(int(lengths_B.max()), 1), *values_N.shape[1:]), values_N.dtype)
-    flat_N = ranges(np.arange(len(lengths_B)) * values_BL.shape[1], lengths_B)
-    values_BL.reshape(-1, *values_N.shape[1:])[flat_N] = values_N
-    return values_BL, flat_N
+def padded(values_N: np.ndarray, lengths_B: np.ndarray, least: int = 1) -> Tensor:
+    """Rows laid end to end, as (B, L) with zeros on the right; L is at least `least`, even if all rows are empty."""
+    length = max(int(lengths_B.max()), least)
+    values_BL = np.zeros((len(lengths_B), length, *values_N.shape[1:]), values_N.dtype)
+    values_BL[np.arange(length) < lengths_B[:, None]] = values_N
+    return torch.from_numpy(values_BL)
 
 
 def limited(batches: int, limit: float) -> int:
@@ -77,9 +75,8 @@ class Ranks(NamedTuple):
 ALONE = Ranks()
 
 
-def _apart(worker: int) -> None:
-    """In a worker: leave the group of processes that Ctrl-C and `timeout` signal. A run that is told to stop may need
-    more batches before it can save."""
+def _apart(_: int) -> None:
+    """Leave the processes that Ctrl-C and `timeout` signal: a run that is told to stop may need more batches."""
     os.setpgrp()
 
 
@@ -132,32 +129,29 @@ class _TrainDataset(Dataset[TrainBatch]):
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self.epoch_plan(epoch)
         plan, (world, rank, accumulation) = self._epoch[1], self.ranks
+        starts_W, lengths_W = plan.windows(step)
         starts, lengths, step_positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
         if len(starts) == 0:
             starts, lengths = np.zeros((2, 1), dtype=np.int64)
         part, split, places = self.plan.part, self.plan.part.split, ranges(starts, lengths)
         rows_N, next_N = part.rows_at(places), part.rows_at(places + 1)
-        index_I, items_N, times_BT, events_BL = split.catalogue_index_I, split.store.items_N, None, None
-        items_BL, positions_M = padded(index_I[items_N[rows_N]].astype(np.int32), lengths)
-        targets_M = index_I[items_N[next_N]]
-        if split.target_N is not None:
-            may_M = split.target_N[next_N]
-            positions_M, targets_M = positions_M[may_M], targets_M[may_M]
-        if (events_N := split.events(rows_N)) is not None:
-            events_BL = torch.from_numpy(padded(events_N, lengths)[0])
+        index_I, items_N, events_N = split.catalogue_index_I, split.store.items_N, split.events(rows_N)
+        items_BL, targets_M = padded(index_I[items_N[rows_N]].astype(np.int32), lengths), index_I[items_N[next_N]]
+        positions_M, may_M = ranges(np.arange(len(lengths)) * items_BL.shape[1], lengths), split.may_be_targets(next_N)
+        times_BT = None
         if self.with_times:
             asked_B = split.store.seconds(part.rows_at(starts + lengths))
             times_BT = with_request(split.store.seconds(rows_N), lengths, asked_B)
         return TrainBatch(
-            items_BL=torch.from_numpy(items_BL),
-            positions_M=torch.from_numpy(positions_M.astype(np.int32)),
-            targets_M=torch.from_numpy(targets_M),
+            items_BL=items_BL,
+            positions_M=torch.from_numpy(positions_M[may_M].astype(np.int32)),
+            targets_M=torch.from_numpy(targets_M[may_M]),
             n_positions=int(lengths.sum()),
-            step_targets=part.targets_in(*plan.windows(step)),
+            step_targets=part.targets_in(starts_W, lengths_W),
             step_positions=step_positions,
-            step_pairs=plan.pairs(step),
+            step_pairs=int((lengths_W.astype(np.int64) * (lengths_W + 1)).sum()) // 2,
             times_BT=times_BT,
-            events_BL=events_BL,
+            events_BL=None if events_N is None else padded(events_N, lengths),
         )
 
 
@@ -183,12 +177,10 @@ class TrainLoader(ServedLoader):
     ) -> None:
         self.ranks, self.n_steps, self._plan, self._seed = ranks, plan.n_steps, plan, seed
         self._keys: list[tuple[int, int, int]] = []  # keys of this pass
-        make_plan = epoch_plan or partial(plan.epoch, seed)
-        dataset = _TrainDataset(plan, make_plan, ranks, with_times)
+        dataset = _TrainDataset(plan, epoch_plan or partial(plan.epoch, seed), ranks, with_times)
         super().__init__(dataset, self._keys, num_workers, pin_memory)
-        self._epoch, self._consumed = -1, len(self)
+        self._epoch, self._consumed, self._resumed = -1, len(self), False
         self._ends_at = limited(len(self), limit)
-        self._resumed = False
 
     def __len__(self) -> int:
         return self.n_steps * self.ranks.accumulation
@@ -202,10 +194,8 @@ class TrainLoader(ServedLoader):
         if not self._resumed or self._consumed >= self._ends_at:
             self._epoch, self._consumed = self._epoch + 1, 0
         self._resumed = False
-        self._keys[:] = [
-            (self._epoch, micro // self.ranks.accumulation, micro % self.ranks.accumulation)
-            for micro in range(self._consumed, len(self))
-        ]
+        micro_batches = range(self._consumed, len(self))
+        self._keys[:] = [(self._epoch, *divmod(micro, self.ranks.accumulation)) for micro in micro_batches]
         # Workers read ahead; a batch counts as consumed when it is handed over.
         for batch in self._batches:
             self._consumed += 1

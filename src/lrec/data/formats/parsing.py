@@ -6,16 +6,15 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from csv import Error as CsvError
 from csv import reader as csv_reader
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import polars as pl
 from polars.exceptions import PanicException, PolarsError
 
-from lrec.data.formats.streams import BYTE_ORDER_MARK, count_byte, first_line, outside_quotes, row_blocks
+from lrec.data.formats.streams import BYTE_ORDER_MARK, Block, first_line, outside_quotes, row_blocks
 from lrec.data.store.long_work import map_ahead
 from lrec.errors import UserError
 
@@ -25,6 +24,7 @@ _KEYS_PIECE = 1 << 16  # bytes of JSON that are searched for keys at once
 _NESTED_BATCH = 50_000  # for rows that contain lists
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONE_RETURN = "a carriage return without a line feed"
 
 
 @dataclass(frozen=True)
@@ -58,86 +58,61 @@ def csv_tables(
     """Parse delimited text into columns of text. The columns in `integers` become integers if that loses nothing.
     `header` names the columns of a file without a header."""
     blocks = row_blocks(parts, name, quotes=True)
-    row = 1
     if header is None:
-        header, first = _split_header(next(blocks), name, separator)
-        row, blocks = 2, chain([first] if first else [], blocks)
+        header, first = _split_header(next(blocks), separator)
+        blocks = chain([first] if first.text else [], blocks)
 
-    def table(block: _Block) -> Table:
-        return Table(name, _csv_block(block, name, separator, header, integers), block.row, text=True)
+    def table(block: Block) -> Table:
+        return Table(name, _csv_frame(block, separator, header, integers), block.row, text=True)
 
     last: Table | None = None
-    for last in map_ahead(table, _measured(blocks, name, separator, row)):
+    for last in map_ahead(table, blocks):
         yield last
     if last is None:
         raise UserError(f"{name} has a header but no rows")
 
 
-class _Block(NamedTuple):
-    """Some consecutive rows of a delimited file, without the last line end."""
-
-    text: bytes
-    row: int  # number of the first row
-    rows: int
-    separators: int  # number of separators outside quotes
-    quoted: bool
-
-
-def _measured(blocks: Iterable[bytes], name: str, separator: str, row: int) -> Iterator[_Block]:
-    """Blocks of text with their rows counted; UserError for characters that no row may contain."""
-    for text in blocks:
-        _refuse_nul(text, name, row)
-        if quoted := b'"' in text:
-            rows, separators = _count_quoted(text, name, row, separator)
-        else:
-            text = text.replace(b"\r\n", b"\n") if b"\r" in text else text
-            if (place := text.find(b"\r")) >= 0:
-                _refuse_return(name, row + text.count(b"\n", 0, place))
-            rows, separators = count_byte(text, "\n") + 1, count_byte(text, separator)
-        yield _Block(text, row, rows, separators, quoted)
-        row += rows
-
-
-def _split_header(block: bytes, name: str, separator: str) -> tuple[list[str], bytes]:
-    _refuse_nul(block, name, 1)
-    first, _, rest = block.partition(b"\n")
-    line = decode(first, name, 1).removesuffix("\r")
-    if "\r" in line:
-        _refuse_return(name, 1)
+def _split_header(block: Block, separator: str) -> tuple[list[str], Block]:
+    """The names of the columns, and the block without the header."""
+    line, _, rest = block.text.partition(b"\n")
+    text = replace(block, text=line.removesuffix(b"\r")).decoded()
+    if "\r" in text:
+        block.refuse(0, _LONE_RETURN)
     try:
-        header = next(csv_reader([line], delimiter=separator, strict=True), [])
+        header = next(csv_reader([text], delimiter=separator, strict=True), [])
     except CsvError as error:
-        raise UserError(f"{name}, row 1: {error}") from None
+        block.refuse(0, str(error))
     for place, column in enumerate(header):
         if column in header[:place]:
-            raise UserError(f"{name}, row 1: two columns are named {column}")
-    return header, rest
+            block.refuse(0, f"two columns are named {column}")
+    return header, replace(block, row=2, text=rest)
 
 
-def _csv_block(block: _Block, name: str, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame:
-    whole = block.separators == block.rows * (len(header) - 1)
-    if whole and not block.quoted and (frame := _integer_block(block, separator, header, integers)) is not None:
+def _csv_frame(block: Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame:
+    _refuse_stray(block, separator)
+    quoted = b'"' in block.text
+    if not quoted and b"\r" in block.text:
+        block = replace(block, text=block.text.replace(b"\r\n", b"\n"))
+    rows = block.rows
+    whole = block.count(separator) == rows * (len(header) - 1)
+    if whole and not quoted and (frame := _integer_block(block, separator, header, integers)) is not None:
         return frame
     # Polars removes a byte order mark from any text. The mark of the file is already gone; any other mark is data.
     text = BYTE_ORDER_MARK + block.text if block.text.startswith(BYTE_ORDER_MARK) else block.text
     problem = ""
     try:
-        frame = _read_csv(text, separator, dict.fromkeys(header, pl.String), block.quoted)
+        quote, types = '"' if quoted else None, dict.fromkeys(header, pl.String)
+        frame = pl.read_csv(text, separator=separator, has_header=False, schema=types, quote_char=quote)
         # Polars refuses rows that are too long, but fills short rows with nulls: the number of separators finds these.
-        if whole and frame.height == block.rows:
+        if whole and frame.height == rows:
             return frame
     except PolarsError as error:
         problem = f" ({first_line(error)})"
-    _refuse_row(block.text, name, block.row, separator, len(header))
-    raise UserError(f"{name}, rows {block.row} to {block.row + block.rows - 1}: not delimited text{problem}")
+    _refuse_row(block, separator, len(header))
+    raise UserError(f"{block.name}, rows {block.row} to {block.row + rows - 1}: not delimited text{problem}")
 
 
-def _read_csv(text: bytes, separator: str, schema: dict[str, Any], quoted: bool) -> pl.DataFrame:
-    quote = '"' if quoted else None
-    return pl.read_csv(text, separator=separator, has_header=False, schema=schema, quote_char=quote)
-
-
-def _integer_block(block: _Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
+def _integer_block(block: Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame | None:
     """The block with integers in those columns of `integers` that have an integer in the shortest form in the first
     row. Until ids are encoded, integers take a third of the time of text. None if there is no such column, or if
     another row has something else in one of them."""
@@ -147,7 +122,7 @@ def _integer_block(block: _Block, separator: str, header: list[str], integers: C
         return None
     types = {column: pl.Int64 if column in chosen else pl.String for column in header}
     try:
-        frame = _read_csv(block.text, separator, types, quoted=False)
+        frame = pl.read_csv(block.text, separator=separator, has_header=False, schema=types, quote_char=None)
     except PolarsError:
         return None
     length = block.rows * len(header) - 1  # length of the text if all numbers are in the shortest form
@@ -162,128 +137,108 @@ def _integer_block(block: _Block, separator: str, header: list[str], integers: C
     return frame if frame.height == block.rows and length == len(block.text) else None
 
 
-def _count_quoted(block: bytes, name: str, row: int, separator: str) -> tuple[int, int]:
-    """Count rows and separators outside quotes; refuse the first quote that neither begins nor ends a field."""
-    framed = np.frombuffer(b"\n" + block + b"\n", dtype=np.uint8)  # so that each character has neighbours
-    text = framed[1:-1]
-    quotes, ends = np.flatnonzero(text == ord('"')), outside_quotes(text, "\n")
-    opening, closing, edges = quotes[0::2], quotes[1::2], [ord(separator), ord("\n"), ord('"')]
-    bad_open = opening[~np.isin(framed[opening], edges)]
-    bad_close = closing[~np.isin(framed[closing + 2], [*edges, ord("\r")])]
-    bad = np.concatenate([bad_open, bad_close, quotes[-1:] if len(quotes) % 2 else quotes[:0]])
-    if len(bad):
-        # A row whose quote is never closed has no end, so only the row ends before the bad quote count.
-        number = row + int(np.searchsorted(ends, bad.min()))
-        raise UserError(f"{name}, row {number}: a quote that does not enclose a whole field")
-    returns = outside_quotes(text, "\r")
-    lone = returns[framed[returns + 2] != ord("\n")]
-    if len(lone):
-        _refuse_return(name, row + int(np.searchsorted(ends, lone[0])))
-    return len(ends) + 1, len(outside_quotes(text, separator))
+def _refuse_stray(block: Block, separator: str) -> None:
+    """Refuse a quote that neither begins nor ends a field, and outside quotes a carriage return without a line feed."""
+    if b'"' in block.text:
+        framed = np.frombuffer(b"\n" + block.text + b"\n", dtype=np.uint8)  # so that each quote has neighbours
+        quotes, edges = np.flatnonzero(framed == ord('"')), [ord(separator), ord("\n"), ord('"')]
+        opening, closing = quotes[0::2], quotes[1::2]
+        bad_open = opening[~np.isin(framed[opening - 1], edges)]
+        bad_close = closing[~np.isin(framed[closing + 1], [*edges, ord("\r")])]
+        bad = np.concatenate([bad_open, bad_close, quotes[-1:] if len(quotes) % 2 else quotes[:0]])
+        if len(bad):
+            block.refuse(bad.min() - 1, "a quote that does not enclose a whole field")
+    if b"\r" in block.text:
+        returns = outside_quotes(block.text, "\r")
+        lone = returns[np.frombuffer(block.text, dtype=np.uint8)[returns + 1] != ord("\n")]
+        if len(lone):
+            block.refuse(lone[0], _LONE_RETURN)
 
 
-def _refuse_return(name: str, row: int) -> NoReturn:
-    raise UserError(f"{name}, row {row}: a carriage return without a line feed")
-
-
-def _refuse_nul(block: bytes, name: str, row: int) -> None:
-    if (place := block.find(b"\0")) >= 0:
-        # A file in another encoding has NULs too: if bytes before the NUL are not UTF-8, that is the clearer message.
-        decode(block[:place], name, row)
-        number = row + block.count(b"\n", 0, place)
-        raise UserError(f"{name}, row {number}: a NUL byte")
-
-
-def _refuse_row(block: bytes, name: str, row: int, separator: str, width: int) -> None:
+def _refuse_row(block: Block, separator: str, width: int) -> None:
     """Raise for the first row that is not UTF-8 or has too few or too many fields."""
-    text = decode(block, name, row)
-    reader = csv_reader(io.StringIO(text, newline=""), delimiter=separator)
+    row = block.row
     try:
-        for number, fields in enumerate(reader, start=row):
-            row = number + 1
+        for fields in csv_reader(io.StringIO(block.decoded(), newline=""), delimiter=separator):
             if len(fields) != width:
-                raise UserError(f"{name}, row {number}: {len(fields)} fields where {width} are expected")
+                raise UserError(f"{block.name}, row {row}: {len(fields)} fields where {width} are expected")
+            row += 1
     except CsvError as error:
-        raise UserError(f"{name}, row {row}: {error}") from None
+        raise UserError(f"{block.name}, row {row}: {error}") from None
 
 
 def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
     """Parse one JSON object per line into columns of text; nested values become JSON text."""
-    row = 1
     for block in row_blocks(parts, name):
-        _refuse_nul(block, name, row)
-        _refuse_half_pairs(block, name, row)
-        rows, frame, problem = count_byte(block, "\n") + 1, None, ""
+        _refuse_half_pairs(block)
+        frame, problem = pl.DataFrame(), ""
         try:
-            frame = pl.read_ndjson(block, schema=dict.fromkeys(_keys(block, name, row), pl.String))
+            frame = pl.read_ndjson(block.text, schema=dict.fromkeys(_keys(block), pl.String))
         except PolarsError as error:
             problem = f" ({first_line(error)})"
-        if frame is None or frame.height != rows:
-            _json_keys(block, name, row)
-            raise UserError(f"{name}, rows {row} to {row + rows - 1}: not JSON lines{problem}")
-        yield Table(name, frame, row, keys_vary=True)
-        row += rows
+        if frame.height != block.rows:
+            _json_keys(block)
+            raise UserError(f"{name}, rows {block.row} to {block.row + block.rows - 1}: not JSON lines{problem}")
+        yield Table(name, frame, block.row, keys_vary=True)
 
 
-def _keys(block: bytes, name: str, row: int) -> list[str]:
+def _keys(block: Block) -> list[str]:
     """The keys of all objects. Polars reads the block in pieces: with many keys, it needs minutes for a whole block."""
     keys: dict[str, None] = {}
     start = 0
-    while start < len(block) and len(keys) <= _MOST_KEYS:
-        end = block.find(b"\n", start + _KEYS_PIECE) + 1 or len(block)
+    while start < len(block.text) and len(keys) <= _MOST_KEYS:
+        end = block.text.find(b"\n", start + _KEYS_PIECE) + 1 or len(block.text)
         try:
-            keys |= dict.fromkeys(pl.scan_ndjson(block[start:end], infer_schema_length=None).collect_schema())
+            keys |= dict.fromkeys(pl.scan_ndjson(block.text[start:end], infer_schema_length=None).collect_schema())
         except PolarsError:  # a damaged line, or a column of incompatible types
-            return _json_keys(block, name, row)
+            return _json_keys(block)
         start = end
-    return list(keys) if len(keys) <= _MOST_KEYS else _json_keys(block, name, row)
+    return list(keys) if len(keys) <= _MOST_KEYS else _json_keys(block)
 
 
-def _json_keys(block: bytes, name: str, row: int) -> list[str]:
+def _json_keys(block: Block) -> list[str]:
     keys: dict[str, None] = {}
-    for number, line in enumerate(decode(block, name, row).split("\n"), start=row):
+    for row, line in enumerate(block.decoded().split("\n"), start=block.row):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
-            raise UserError(f"{name}, row {number}: not one JSON object per line")
+            raise UserError(f"{block.name}, row {row}: not one JSON object per line")
         keys |= dict.fromkeys(value)
         if len(keys) > _MOST_KEYS:
             many = f"more than {_MOST_KEYS:,} different keys up to here"
-            raise UserError(f"{name}, row {number}: {many}: write text that differs from row to row as a value")
+            raise UserError(f"{block.name}, row {row}: {many}: write text that differs from row to row as a value")
     return list(keys)
 
 
-def _refuse_half_pairs(block: bytes, name: str, row: int) -> None:
-    for match in _SURROGATE.finditer(block):
-        start, end = block.rfind(b"\n", 0, match.start()) + 1, block.find(b"\n", match.start())
+def _refuse_half_pairs(block: Block) -> None:
+    text = block.text
+    for match in _SURROGATE.finditer(text):
+        start, end = text.rfind(b"\n", 0, match.start()) + 1, text.find(b"\n", match.start())
         try:
-            json.dumps(json.loads(block[start : end if end >= 0 else None]), ensure_ascii=False).encode()
+            json.dumps(json.loads(text[start : end if end >= 0 else None]), ensure_ascii=False).encode()
         except (ValueError, RecursionError):
-            number = row + block.count(b"\n", 0, start)
-            raise UserError(f"{name}, row {number}: not JSON text (half a surrogate pair)") from None
+            block.refuse(start, "not JSON text (half a surrogate pair)")
 
 
 def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
     """Parse lines of `user item item ...`, items in time order, into columns user and item."""
-    row, met = 1, set()
+    met = set()
     for block in row_blocks(parts, name):
-        _refuse_nul(block, name, row)
-        lines = pl.Series("line", decode(block, name, row).split("\n"))
+        lines = pl.Series("line", block.decoded().split("\n"))
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
         if len(short := (words.list.len() < 2).arg_true()):
             raise UserError(
-                f"{name}, row {short[0] + row}: a user and at least one item are expected, separated by blanks "
+                f"{name}, row {short[0] + block.row}: a user and at least one item are expected, separated by blanks "
                 "(format lines; for csv and others, set the option format)"
             )
         users = words.list.first()
-        for number, user in enumerate(users.to_list(), start=row):
+        for row, user in enumerate(users.to_list(), start=block.row):
             if user in met:
-                raise UserError(f"{name}, row {number}: user {user} has a line already")
+                raise UserError(f"{name}, row {row}: user {user} has a line already")
             met.add(user)
-        yield Table(name, pl.DataFrame({"user": users, "item": words.list.slice(1)}).explode("item"), row)
-        row += len(lines)
+        yield Table(name, pl.DataFrame({"user": users, "item": words.list.slice(1)}).explode("item"), block.row)
 
 
 def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
@@ -306,11 +261,3 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
         raise UserError(f"{name!a} is not a name in UTF-8, as Parquet files need: rename it") from None
     except (PolarsError, PanicException, OSError) as error:
         raise UserError(f"{name} is not a whole Parquet file ({first_line(error)})") from None
-
-
-def decode(data: bytes, name: str, row: int) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        number = row + data.count(b"\n", 0, error.start)
-        raise UserError(f"{name}, row {number}: not UTF-8 text") from None

@@ -18,7 +18,7 @@ import polars as pl
 
 from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables, lines_tables, parquet_tables
 from lrec.data.formats.streams import COMPRESSIONS, unpacked
-from lrec.data.formats.times import Kind, TimeUnits, not_a_time, parse_times
+from lrec.data.formats.times import TimeUnits, not_a_time, parse_times
 from lrec.data.store.encoding import FEATURE, REST, SEPARATOR
 from lrec.data.store.prepare import RawInteractions
 from lrec.errors import UserError
@@ -61,63 +61,67 @@ def format_of(path: Path, chosen: Format | None) -> Format:
 
 
 def read_table(path: Path, file_format: Format, integers: Collection[str] = ()) -> Iterator[Table]:
+    name = str(path)
     match file_format:
-        case "csv" | "tsv":
-            separator = "," if file_format == "csv" else "\t"
-            yield from csv_tables(unpacked(path), str(path), separator, integers=integers)
+        case "csv":
+            return csv_tables(unpacked(path), name, ",", integers=integers)
+        case "tsv":
+            return csv_tables(unpacked(path), name, "\t", integers=integers)
         case "jsonl":
-            yield from jsonl_tables(unpacked(path), str(path))
+            return jsonl_tables(unpacked(path), name)
         case "lines":
-            yield from lines_tables(unpacked(path), str(path))
+            return lines_tables(unpacked(path), name)
         case "parquet":
-            source = io.BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSIONS else path
-            yield from parquet_tables(source, str(path))
+            return parquet_tables(io.BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSIONS else path, name)
 
 
 def read_columns(
-    path: Path, file_format: Format, wanted: Mapping[str, tuple[str | None, str]]
-) -> Iterator[tuple[dict[str, pl.Series], int]]:
-    """The columns that are wanted, block by block, and the number of each block's first row. `wanted` holds, for each
-    key, the name of a column (None: the first of the file) and what tells the user why it is needed."""
-    known: dict[str, None] = {}
+    path: Path, file_format: Format, wanted: Mapping[str, tuple[str | None, str, bool | None]]
+) -> pl.DataFrame:
+    """Some columns of a file. `wanted` holds, for each key, the name of a column (None: the first of the file), what
+    tells the user why it is needed, and whether it is a feature of numbers; None: ids."""
+    known, found = dict[str, None](), []
     for table in read_table(path, file_format):
         known |= dict.fromkeys(table.frame.columns)
-        names = {key: (name or next(iter(known)), said) for key, (name, said) in wanted.items()}
-        yield {key: table.column_or_nulls(*named) for key, named in names.items()}, table.first_row
-    for named in names.values():
-        Table(str(path), pl.DataFrame(schema=list(known)), 1).column(*named)
+        columns = {}
+        for key, (name, said, is_number) in wanted.items():
+            raw = table.column_or_nulls(name or next(iter(known)), said)
+            if is_number is None:
+                refuse_types(raw, table.name)
+                columns[key] = ids_of(raw)
+            else:
+                columns[key] = feature_of(raw, is_number, table.name, table.first_row)
+        found.append(pl.DataFrame(columns))
+    for name, said, _ in wanted.values():
+        Table(str(path), pl.DataFrame(schema=list(known)), 1).column(name or next(iter(known)), said)
+    return pl.concat(found, how="vertical_relaxed")
 
 
 def to_interactions(
     tables: Iterable[Table],
     columns: Columns,
     min_rating: float | None = None,
-    duplicates: bool = False,
     features: Mapping[str, bool] | None = None,
 ) -> RawInteractions:
-    """Check the columns that are used, and keep rows with a rating of at least `min_rating`. `duplicates` keeps rows
-    that are identical in every column; without times, they are always kept, because they may be repeats of an item.
-    The tables have the same columns, and the rows of a file are consecutive. `features` names further columns, in which
-    values may be missing, and says whether they are numbers."""
+    """Check the columns that are used, and keep rows with a rating of at least `min_rating`. Rows that are identical in
+    every column become one; without times, they stay, because they may be repeats of an item. The tables have the same
+    columns, and the rows of a file are consecutive. `features` names further columns, in which values may be missing,
+    and says whether they are numbers."""
     units = TimeUnits()
-    wanted = {name: getattr(columns, name) for name in ("user", "item", "time", "event", "domain")}
-    wanted = {key: column for key, column in wanted.items() if column is not None}
-    exact = [column for key, column in wanted.items() if key not in ("time", "domain")]
-    if min_rating is not None:
-        assert columns.rating is not None
-        wanted["rating"] = columns.rating
+    keys = ["user", "item", "time", "event", "domain", *["rating"] * (min_rating is not None)]
+    wanted = {key: getattr(columns, key) for key in keys if getattr(columns, key) is not None}
+    exact = [wanted[key] for key in ("user", "item", "event") if key in wanted]
 
     def frames() -> Iterator[pl.DataFrame]:
         kept = 0
         for table in _agreeing(tables):
             if table.frame.is_empty():
                 continue
-            checked, kind = _check(table, wanted, units.kinds.get(table.name))
-            if "time" in checked:
-                units.note(table.name, table.first_row, wanted["time"], checked["time"], kind)
+            checked = _check(table, wanted, units)
             for name, is_number in (features or {}).items():
-                checked[f"{FEATURE}{name}"] = _feature(table, name, is_number)
-            if not duplicates and "time" in checked:
+                raw = table.column_or_nulls(name, "that is named as a feature")
+                checked[f"{FEATURE}{name}"] = feature_of(raw, is_number, table.name, table.first_row)
+            if "time" in checked:
                 checked[REST] = _rest(table, exact, wanted["time"], checked["time"])
             frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
             if min_rating is not None:
@@ -158,8 +162,7 @@ def _rest(table: Table, exact: list[str], time_column: str, times: pl.Series) ->
                 continue
             # Two spellings of one number are different texts; only the usual spelling is left out of the hash.
             raw = raw.set(raw == times.cast(pl.String), None)
-        hashes = _hashes(raw, zlib.crc32(column.encode())).to_numpy()
-        total += np.where(raw.is_null().to_numpy(), np.uint64(0), hashes) if raw.null_count() else hashes
+        total += _hashes(raw, zlib.crc32(column.encode())).set(raw.is_null(), 0).to_numpy()
     return pl.Series(total)
 
 
@@ -182,32 +185,34 @@ def _blank(raw: pl.Series) -> np.ndarray:
     return blank
 
 
-def _check(table: Table, wanted: dict[str, str], kind: Kind | None) -> tuple[dict[str, pl.Series], Kind]:
+def _check(table: Table, wanted: dict[str, str], units: TimeUnits) -> dict[str, pl.Series]:
+    """The columns that are wanted, by their keys; UserError if a value is missing or cannot be read."""
     checked: dict[str, pl.Series] = {}
-    found: Kind = "number"
     for key, column in wanted.items():
-        if column not in table.frame.columns and table.keys_vary and table.first_row > 1:
-            raise UserError(f"{table.name}, row {table.first_row}: {column} is empty")
-        raw = table.column(column, f"(option {key}_column)")
+        find = table.column if table.first_row == 1 else table.column_or_nulls
+        raw = find(column, f"(option {key}_column)")
         refuse_types(raw, table.name, pl.Duration, pl.Time)
         if key == "time":
-            if table.text and kind not in (None, "number") and raw.dtype.is_integer():
+            known = units.kinds.get(table.name)
+            if table.text and known not in (None, "number") and raw.dtype.is_integer():
                 raw = raw.cast(pl.String)
-            checked[key], found = parse_times(raw, kind)
+            checked[key], kind = parse_times(raw, known)
         elif key == "rating":
             checked[key] = raw.cast(pl.Float64, strict=False).fill_nan(None)
         else:
-            checked[key] = ids_of(raw).cast(pl.String) if key == "domain" else ids_of(raw)
+            checked[key] = raw if raw.dtype.is_integer() and key != "domain" else ids_of(raw)
         bad_N = _blank(checked[key])
         if bad_N.any():
             row = int(bad_N.argmax())
-            problem = not_a_time(raw, row, found) if key == "time" else "is not a number"
+            problem = not_a_time(raw, row, kind) if key == "time" else "is not a number"
             is_empty = key not in ("time", "rating") or _blank(raw)[row]
             what = "is empty" if is_empty else f"{problem}: {' '.join(str(raw[row]).split())[:80]}"
             raise UserError(f"{table.name}, row {row + table.first_row}: {column} {what}")
+        if key == "time":
+            units.note(table.name, table.first_row, column, checked[key], kind)
     if table.domain is not None:
         checked["domain"] = pl.repeat(table.domain, table.frame.height, dtype=pl.String, eager=True)
-    return checked, found
+    return checked
 
 
 def refuse_types(raw: pl.Series, name: str, *others: type[pl.DataType]) -> None:
@@ -222,37 +227,19 @@ def id_of(raw: Any) -> str:
 
 
 def ids_of(raw: pl.Series) -> pl.Series:
-    """The ids as integers or text, null if an id is missing or nan. A whole number becomes the text of an integer,
-    because a column of integers with a missing value often arrives as floats, and one of a database as decimals."""
-    if raw.dtype.is_integer():
-        return raw
-    if not raw.dtype.is_numeric():
+    """The ids as text, null if an id is missing or nan. A whole number becomes the text of an integer, because a column
+    of integers with a missing value often arrives as floats, and one of a database as decimals."""
+    if raw.dtype.is_integer() or not raw.dtype.is_numeric():
         return raw.cast(pl.String)
     raw = raw.fill_nan(None) if raw.dtype.is_float() else raw
     whole = raw.cast(pl.Int64, strict=False)
     return whole.cast(pl.String).zip_with((whole == raw).fill_null(False), raw.cast(pl.String))
 
 
-def _feature(table: Table, column: str, numbers: bool) -> pl.Series:
-    raw = table.column_or_nulls(column, "that is named as a feature")
-    return numbers_of(raw, table.name, table.first_row) if numbers else listed_as_text(raw, table.name)
-
-
-def numbers_of(raw: pl.Series, name: str, first_row: int) -> pl.Series:
-    """The values as numbers, null if a value is missing; UserError if a value is not a finite number."""
-    refuse_types(raw, name)
-    numbers = raw.cast(pl.Float64, strict=False)
-    bad_N = (numbers.is_null() | numbers.is_infinite().fill_null(False)).to_numpy() & ~_blank(raw)
-    if bad_N.any():
-        row = int(bad_N.argmax())
-        kind = "a" if numbers[row] is None else "a finite"
-        raise UserError(f"{name}, row {row + first_row}: {raw.name} is not {kind} number: {str(raw[row])[:80]}")
-    return numbers.fill_nan(None)
-
-
-def listed_as_text(raw: pl.Series, name: str) -> pl.Series:
-    """The values as text; a list, also one in JSON text, becomes its values with | between them. `name` is the file."""
-    if isinstance(raw.dtype, pl.List | pl.Array):
+def feature_of(raw: pl.Series, is_number: bool, name: str, first_row: int) -> pl.Series:
+    """The values of a column of the file `name`: finite numbers, null if missing, or text. In text, a list, also one as
+    JSON, becomes its values with | between them."""
+    if not is_number and isinstance(raw.dtype, pl.List | pl.Array):
         refuse_types(pl.Series(raw.name, dtype=raw.dtype.inner), name)
         value, whole = pl.element(), pl.element().cast(pl.Int64, strict=False)
         if raw.dtype.inner.is_float():  # as in `ids_of`
@@ -260,9 +247,17 @@ def listed_as_text(raw: pl.Series, name: str) -> pl.Series:
         texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(value.cast(pl.String))
         return texts.list.join(SEPARATOR, ignore_nulls=True)
     refuse_types(raw, name)
-    texts = ids_of(raw).cast(pl.String)
-    lists = texts.filter(texts.str.starts_with("[")).unique()
-    return texts.replace(lists, pl.Series([_joined(text) for text in lists], dtype=pl.String))
+    if not is_number:
+        texts = ids_of(raw)
+        lists = texts.filter(texts.str.starts_with("[")).unique()
+        return texts.replace(lists, pl.Series([_joined(text) for text in lists], dtype=pl.String))
+    numbers = raw.cast(pl.Float64, strict=False)
+    bad_N = (numbers.is_null() | numbers.is_infinite().fill_null(False)).to_numpy() & ~_blank(raw)
+    if bad_N.any():
+        row = int(bad_N.argmax())
+        kind = "a" if numbers[row] is None else "a finite"
+        raise UserError(f"{name}, row {row + first_row}: {raw.name} is not {kind} number: {str(raw[row])[:80]}")
+    return numbers.fill_nan(None)
 
 
 def _joined(text: str) -> str:
@@ -286,10 +281,6 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     file_format = infer_format(path.name)
     if file_format is None or file_format == "lines":
         raise UserError(f"{path}: titles are read from .csv, .tsv, .jsonl and .parquet files and from movies.dat")
-    found = []
-    wanted = {"item": (item_column, "(option title_item_column)"), "title": (title_column, "(option title_column)")}
-    for columns, _ in read_columns(path, file_format, wanted):
-        for column in columns.values():
-            refuse_types(column, str(path))
-        found.append(pl.DataFrame({key: ids_of(column).cast(pl.String) for key, column in columns.items()}))
-    return pl.concat(found).drop_nulls().unique("item", keep="first", maintain_order=True)
+    items, titles = (item_column, "(option title_item_column)", None), (title_column, "(option title_column)", None)
+    found = read_columns(path, file_format, {"item": items, "title": titles}).drop_nulls()
+    return found.unique("item", keep="first", maintain_order=True)

@@ -4,9 +4,11 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import zstandard
@@ -56,13 +58,42 @@ def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
         raise EOFError("the stream ends before its end mark")
 
 
-def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Iterator[bytes]:
-    """Cut a stream of text into blocks of whole rows, without the line end after the last row of a block.
+@dataclass(frozen=True)
+class Block:
+    """Some consecutive rows of a text file, without the line end after the last row."""
 
-    Line ends at the end of the file and a byte order mark at its start are dropped. With `quotes`, a line end between
-    double quotes does not end a row. `name` is the file, for messages.
-    """
-    held, lines = bytearray(), 0
+    name: str  # of the file, for messages
+    row: int  # number of the first row
+    text: bytes
+    quotes: bool = False  # a line end between double quotes does not end a row
+
+    @cached_property
+    def rows(self) -> int:
+        return self.count("\n") + 1
+
+    def count(self, character: str) -> int:
+        """How often an ASCII character occurs, outside quotes if the file may have them."""
+        if self.quotes and b'"' in self.text:
+            return len(outside_quotes(self.text, character))
+        # Several times faster than bytes.count.
+        return int(np.count_nonzero(np.frombuffer(self.text, dtype=np.uint8) == ord(character)))
+
+    def decoded(self) -> str:
+        try:
+            return self.text.decode()
+        except UnicodeDecodeError as error:
+            self.refuse(error.start, "not UTF-8 text")
+
+    def refuse(self, place: int, problem: str) -> NoReturn:
+        """Raise UserError for the row with the byte at this place."""
+        row = self.row + replace(self, text=self.text[:place]).count("\n")
+        raise UserError(f"{self.name}, row {row}: {problem}") from None
+
+
+def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Iterator[Block]:
+    """Cut a stream of text into blocks of whole rows; UserError for a NUL byte. Line ends at the end of the file and a
+    byte order mark at its start are dropped."""
+    held, row = bytearray(), 1
     for part in chain(parts, [None]):
         held += part or b""
         if part is not None and len(held) < BLOCK:
@@ -70,32 +101,32 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
         end = len(held) if part is None else _last_row_end(held, quotes)
         while end and held[end - 1] in b"\r\n":
             end -= 1
-        if end and (lines or held.strip()):
-            block = bytes(memoryview(held)[:end])
-            yield block if lines else block.removeprefix(BYTE_ORDER_MARK)
-            lines += count_byte(block, "\n") + 1
+        if end and (row > 1 or held.strip()):
+            text = bytes(memoryview(held)[:end])
+            block = Block(name, row, text if row > 1 else text.removeprefix(BYTE_ORDER_MARK), quotes)
+            if (place := block.text.find(b"\0")) >= 0:
+                # A file in another encoding has NULs too. That is the clearer message, if other bytes show it.
+                replace(block, text=block.text[:place]).decoded()
+                block.refuse(place, "a NUL byte")
+            yield block
+            row += block.rows
             # Further line ends stay: they are blank rows unless only line ends follow.
             del held[: end + (2 if held.startswith(b"\r\n", end) else held.startswith(b"\n", end))]
         elif len(held) > _LONGEST_ROW:
             problem = "a quote is not closed" if quotes and b'"' in held else "the row does not end"
-            raise UserError(f"{name}, row {lines + 1}: {problem} within {_LONGEST_ROW >> 20} MiB")
-    if lines == 0:
+            raise UserError(f"{name}, row {row}: {problem} within {_LONGEST_ROW >> 20} MiB")
+    if row == 1:
         raise UserError(f"{name} is empty")
-
-
-def count_byte(data: bytes, character: str) -> int:
-    """How often an ASCII character occurs; several times faster than bytes.count."""
-    return int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == ord(character)))
 
 
 def _last_row_end(held: bytearray, quotes: bool) -> int:
     """Number of bytes up to and including the last line end that ends a row; 0 if there is none."""
     if not quotes or b'"' not in held:
         return held.rfind(b"\n") + 1
-    return int(outside_quotes(np.frombuffer(bytes(held), dtype=np.uint8), "\n").max(initial=-1)) + 1
+    return int(outside_quotes(held, "\n").max(initial=-1)) + 1
 
 
-def outside_quotes(text: np.ndarray, character: str) -> np.ndarray:
+def outside_quotes(text: bytes | bytearray, character: str) -> np.ndarray:
     """Where an ASCII character occurs outside double quotes."""
-    places, quotes = (np.flatnonzero(text == ord(each)) for each in (character, '"'))
+    places, quotes = (np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord(each)) for each in (character, '"'))
     return places[np.searchsorted(quotes, places) % 2 == 0]

@@ -28,15 +28,9 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
             times = times.set(raw.dt.epoch("ns") % 1000 != 0, None)
         return times, "date"
     if raw.dtype == pl.String:
-        found: dict[Kind, pl.Series] = {}
-        for each in (kind,) if kind else get_args(Kind):  # if two read as much of the text, the first is chosen
-            found[each] = _read(raw.str.strip_chars(), each)
-            if found[each].null_count() == 0:
-                break
-        best = min(found, key=lambda each: found[each].null_count())
-        return found[best], best
-    if raw.dtype.is_integer():
-        return raw.cast(pl.Int64, strict=False), "number"
+        kinds: tuple[Kind, ...] = (kind,) if kind else get_args(Kind)
+        found = [(_read(raw.str.strip_chars(), each), each) for each in kinds]
+        return min(found, key=lambda times_kind: times_kind[0].null_count())  # of equals, the first
     if raw.dtype.is_numeric():
         return _whole(raw), "number"
     return pl.Series([None] * len(raw), dtype=pl.Int64), "number"
@@ -93,36 +87,35 @@ class TimeUnits:
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}  # of each file's times
-        self._counts: dict[str, np.ndarray] = {}
-        self._first: dict[str, dict[int, str]] = {}  # for each file and unit: the first row with such a time
+        self._counts: dict[str, np.ndarray] = {}  # of each file's times in each unit
+        self._first: dict[tuple[str, int], str] = {}  # for each file and unit: the first row with such a time
 
     def note(self, name: str, first_row: int, column: str, times: pl.Series, kind: Kind) -> None:
         self.kinds[name] = kind
         sizes_N = np.abs(times.to_numpy())
         counts = -np.diff([len(sizes_N), *(np.count_nonzero(sizes_N >= bound) for bound in _BOUNDS), 0])
         self._counts[name] = self._counts.get(name, 0) + counts
-        first = self._first.setdefault(name, {})
-        for unit in set(np.flatnonzero(counts).tolist()) - first.keys():
+        for unit in np.flatnonzero(counts).tolist():
             least, end = (_ANY_UNIT, *_BOUNDS, np.inf)[unit : unit + 2]
             found = np.flatnonzero((sizes_N >= least) & (sizes_N < end))
             if len(found):
-                first[unit] = f"{name}, row {first_row + found[0]}: {column} {times[int(found[0])]}"
+                where = f"{name}, row {first_row + found[0]}: {column} {times[int(found[0])]}"
+                self._first.setdefault((name, unit), where)
 
     def facts(self) -> dict[str, Any]:
         """The unit of all times, if there are any; UserError if units are mixed."""
-        found: dict[str, str] = {}
-        for name, counts in self._counts.items():
-            unit = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
-            for other, where in self._first[name].items():
-                if other != unit and self.kinds[name] == "number":
+        files: dict[str, str] = {}  # a file for each unit
+        for name, kind in self.kinds.items():
+            counts = self._counts[name]
+            most = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
+            files.setdefault(_UNITS[most] if kind == "number" else f"a {kind}", name)
+            for (file, unit), where in self._first.items():
+                if file == name and unit != most and kind == "number":
                     raise UserError(
-                        f"{where} is a time in {_IN_WORDS[other]}, but most times of the file are in {_IN_WORDS[unit]}"
+                        f"{where} is a time in {_IN_WORDS[unit]}, but most times of the file are in {_IN_WORDS[most]}"
                         ": give all times in one unit"
                     )
-            kind = self.kinds[name]
-            found.setdefault(_UNITS[unit] if kind == "number" else f"a {kind}", name)
-        if len(found) > 1:
-            listed = ", ".join(f"{name} ({unit})" for unit, name in found.items())
+        if len(files) > 1:
+            listed = ", ".join(f"{name} ({unit})" for unit, name in files.items())
             raise UserError(f"the files' times are in different units: {listed}")
-        units = [each if each in _UNITS else "us" for each in found]
-        return {"time_unit": units[0]} if units else {}
+        return {"time_unit": next((unit for unit in _UNITS if unit in files), "us")} if files else {}

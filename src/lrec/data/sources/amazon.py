@@ -113,7 +113,7 @@ class AmazonDataModule(SequenceDataModule):
             raise UserError(f"{self.path} does not exist (option path)")
         candidates = self.path.iterdir() if self.path.is_dir() else [self.path]
         matches = [(_NAME.fullmatch(path.name), path) for path in candidates if path.is_file()]
-        files = [_File(match["domain"], match["layout"], path) for match, path in matches if match]
+        files = sorted(_File(match["domain"], match["layout"], path) for match, path in matches if match)
         if not files:
             raise UserError(f"{self.path}: no .csv, .json or .jsonl file of Amazon reviews is there (option path)")
         if self.domains is not None:
@@ -121,7 +121,6 @@ class AmazonDataModule(SequenceDataModule):
             if unknown := [domain for domain in self.domains if domain not in known]:
                 raise UserError(f"{self.path} has no file of the domain {unknown[0]}, only {', '.join(sorted(known))}")
             files = [file for file in files if file.domain in self.domains]
-        files.sort()
         for one, other in pairwise(files):
             if one.domain == other.domain:
                 raise UserError(
@@ -135,10 +134,8 @@ def _refuse_other_year(table: Table, year: int) -> None:
     """Refuse a file of another year: it has a header, or most users look like items and most items do not."""
     if "user_id" in table.frame.row(0):
         raise UserError(f"{table.name} has a header, as Amazon 2023 has: set the option year to 2023")
-
-    def share(column: str) -> float:
-        return float(table.frame.select(pl.col(column).str.contains(_ITEM_ID).mean()).item() or 0.0)
-
-    if share(_COLUMNS[year].user) > 0.5 > share(_COLUMNS[year].item):
+    ids = pl.col(_COLUMNS[year].user, _COLUMNS[year].item)
+    users, items = table.frame.select(ids.str.contains(_ITEM_ID).mean().fill_null(0.0)).row(0)
+    if users > 0.5 > items:
         other = 2014 if year == 2018 else 2018
         raise UserError(f"{table.name} has users where Amazon {year} has items: set the option year to {other}")

@@ -26,27 +26,23 @@ def fetch(url: str, path: Path) -> None:
         return
     try:
         with locked(path.parent / ".lock"):
-            if not path.exists():
-                md5 = _published_md5(url)
-                with replacing(path) as unfinished, _open(url) as response, unfinished.open("wb") as file:
+            if path.exists():
+                return
+            md5 = _published_md5(url)
+            with replacing(path) as unfinished:
+                with _open(url) as response, unfinished.open("wb") as file:
                     total = int(response.headers["Content-Length"] or 0)
                     print(f"fetching {url}: {total / 1e6:,.1f} MB", file=sys.stderr)
                     shutil.copyfileobj(response, file)
-                    file.flush()
-                    _check(unfinished, total, md5)
+                if (received := unfinished.stat().st_size) != total:
+                    raise ConnectionError(f"the connection ended after {received} of {total} bytes")
+                with unfinished.open("rb") as file:
+                    found = hashlib.file_digest(file, "md5").hexdigest()
+                if md5 not in (None, found):
+                    raise ConnectionError(f"its MD5 is {found} where {md5} is published")
     except (OSError, HTTPException) as error:
-        raise UserError(
-            f"{url} cannot be fetched ({error}): run again, or fetch it elsewhere and put it at {path}"
-        ) from None
-
-
-def _check(file: Path, total: int, md5: str | None) -> None:
-    if (received := file.stat().st_size) != total:
-        raise ConnectionError(f"the connection ended after {received} of {total} bytes")
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "md5").hexdigest()
-    if md5 not in (None, found):
-        raise ConnectionError(f"its MD5 is {found} where {md5} is published")
+        said = f"{url} cannot be fetched ({error}): run again, or fetch it elsewhere and put it at {path}"
+        raise UserError(said) from None
 
 
 def _published_md5(url: str) -> str | None:
@@ -80,30 +76,25 @@ def copy_here(url: str, folder: Path) -> None:
     files that the URL no longer has are removed. Processes that want the same folder wait for the first."""
     import fsspec
 
-    known_file = folder / "copied.json"
     try:
         with locked(folder / ".lock"):
-            known = read_json(known_file, {})
+            entries = read_json(folder / "copied.json", {}).values()  # several URLs may name a file
+            known = {name: checksum for files in entries for name, checksum in files.items()}
             system, root = fsspec.url_to_fs(url)
-            # Other URLs may have copied files that this one names too.
-            before, checksums = {name: each for copied in known.values() for name, each in copied.items()}, {}
-            here = place_of(url, folder)
+            here, checksums = place_of(url, folder), dict[str, str]()
             for file, place in _files_at(system, root, here).items():
                 name = str(place.relative_to(folder))
                 checksums[name] = str(system.checksum(file))
-                if before.get(name) == checksums[name] and place.exists():
+                if known.get(name) == checksums[name] and place.exists():
                     continue
                 print(f"fetching {file}: {system.size(file) / 1e6:,.1f} MB", file=sys.stderr)
                 with replacing(place) as unfinished:
                     system.get_file(file, str(unfinished))
             named = glob.glob(str(here), recursive=True)
-            for name in before.keys() - checksums.keys():
+            for name in known.keys() - checksums.keys():
                 if any((folder / name).is_relative_to(each) for each in named):
                     (folder / name).unlink(missing_ok=True)
-            for copied in known.values():
-                for name in checksums:
-                    copied.pop(name, None)
-            write_json(known_file, known | {url: checksums})
+            write_json(folder / "copied.json", {"files": known | checksums})
     except FileNotFoundError:
         raise UserError(f"{url} does not exist") from None
     except ImportError as error:

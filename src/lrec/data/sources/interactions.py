@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -97,7 +97,7 @@ class InteractionsDataModule(SequenceDataModule):
             if self.columns.event is not None or self.feature_columns:
                 option = "data.event_column" if self.columns.event is not None else "features of the log"
                 raise UserError(f"{option}: one-user-per-line files have no columns")
-            return to_interactions(tables, Columns("user", "item"), duplicates=True)
+            return to_interactions(tables, Columns("user", "item"))
         return to_interactions(tables, self.columns, self.min_rating, features=self.feature_columns)
 
     def _files(self) -> list[tuple[Path, Format]]:
@@ -108,13 +108,12 @@ class InteractionsDataModule(SequenceDataModule):
         found = [self.path] if self.path.is_file() else sorted(_data_files(Path(*parts[:n_fixed]), parts[n_fixed:]))
         if self.path.is_dir() and self.format is None:
             found = [file for file in found if infer_format(file.name) is not None]
-        once: dict[Path, Path] = {}  # a file may have several names, such as links and matches of **
-        for file in found:
-            once.setdefault(file.resolve(), file)
+        # A file may have several names, such as links and matches of **: the first is taken.
+        once = sorted({file.resolve(): file for file in reversed(found)}.values())
         if not once:
             problem = "holds no file of a known format" if self.path.is_dir() else "does not exist"
             raise UserError(f"{self.path} {problem} (option path)")
-        files = [(file, format_of(file, self.format)) for file in once.values()]
+        files = [(file, format_of(file, self.format)) for file in once]
         if len({file_format == "lines" for _, file_format in files}) > 1:
             raise UserError(f"{self.path} mixes one-user-per-line files with others: choose the option format")
         return files
@@ -137,26 +136,19 @@ def _data_files(folder: Path, parts: Sequence[str], above: tuple[Path, ...] = ()
             is_data_dir = part == "**" and (entry / "sources.json").exists()
             if not is_data_dir and entry.resolve() not in above:
                 yield from _data_files(entry, parts if part == "**" else rest, above)
-        elif not rest and not entry.exists():
+        elif rest:
+            continue
+        elif not entry.exists():
             raise UserError(f"{entry} is a link to nothing: correct or remove it")
-        elif not rest and not _is_of_lrec(entry):
+        elif entry.name != "sources.json" and not any((up / "offsets.npy").exists() for up in entry.parents[:2]):
             yield entry
-
-
-def _is_of_lrec(file: Path) -> bool:
-    """Whether lrec wrote the file, in a store or beside the stores of a data_dir."""
-    return file.name == "sources.json" or any((folder / "offsets.npy").exists() for folder in file.parents[:2])
 
 
 def _partition(file: Path) -> dict[str, str | None]:
     """Columns and values from the column=value folders directly above a file."""
-    values: dict[str, str | None] = {}
-    for folder in file.parents:
-        column, equals, value = folder.name.partition("=")
-        if not equals:
-            break
-        values[unquote(column)] = None if value == _NO_VALUE else unquote(value)
-    return values
+    named = takewhile(lambda name: "=" in name, (folder.name for folder in file.parents))
+    pairs = (name.split("=", 1) for name in named)
+    return {unquote(column): None if value == _NO_VALUE else unquote(value) for column, value in pairs}
 
 
 def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:

@@ -67,7 +67,7 @@ class MovieLensDataModule(SequenceDataModule):
 
     def read(self) -> RawInteractions:
         file = self._file()
-        tables = _read_zip(file) if file.suffix == ".zip" else _parse(unpacked(file), file.name, str(file))
+        tables = _read_zip(file) if file.suffix == ".zip" else _parse(unpacked(file), str(file))
         return to_interactions(tables, _COLUMNS, features=self.feature_columns)
 
     def _file(self) -> Path:
@@ -114,20 +114,17 @@ def _read_zip(file: Path) -> Iterator[Table]:
             if len(members) != 1:
                 raise UserError(f"{file} holds {len(members)} MovieLens ratings files where one is expected")
             with archive.open(members[0]) as member:
-                parts = iter(lambda: member.read(1 << 20), b"")
-                yield from _parse(parts, members[0], f"{file}/{members[0]}")
+                yield from _parse(iter(lambda: member.read(1 << 20), b""), f"{file}/{members[0]}")
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{file} is cut off or damaged: {error}; fetch it again") from None
 
 
-def _parse(parts: Iterable[bytes], file_name: str, name: str) -> Iterator[Table]:
-    header = ["userId", "movieId", "rating", "timestamp"]
-    layout = _layout(file_name)
-    if layout == "ratings.csv":
+def _parse(parts: Iterable[bytes], name: str) -> Iterator[Table]:
+    if _layout(name) == "ratings.csv":
         return csv_tables(parts, name, ",", integers=_COLUMNS.integers)
     # Polars accepts separators of one byte; no field of ratings.dat contains a tab.
-    rows = _single_separators(parts) if layout == "ratings.dat" else parts
-    return csv_tables(rows, name, "\t", header, _COLUMNS.integers)
+    parts = _single_separators(parts) if _layout(name) == "ratings.dat" else parts
+    return csv_tables(parts, name, "\t", ["userId", "movieId", "rating", "timestamp"], _COLUMNS.integers)
 
 
 def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -114,21 +114,20 @@ class Process:
         """Draw every user's items, (U, L) int32, by inverting the cumulative distribution of each next item."""
         draws_UL = np.random.default_rng([self.seed, 1]).random((n_users, length), dtype=np.float32)
         _ = self.kernel_VV  # made once, before the threads need it
-        starts = range(0, n_users, _DRAWN)
-        drawn = map_ahead(lambda start: self._invert(draws_UL[start : start + _DRAWN]), starts)
-        return np.concatenate(list(drawn))
 
-    def _invert(self, draws_BL: np.ndarray) -> np.ndarray:
-        """Turn uniform draws into items."""
-        items_BL = np.empty(draws_BL.shape, dtype=np.int32)
-        for position, draws_B in enumerate(draws_BL.T):
-            logits_BV = self.logits(items_BL[:, max(position - self.memory, 0) : position])
-            upto_VB = np.exp(logits_BV).T.copy()
-            # np.cumsum of each user's weights adds the same numbers in the same order, but takes twice the time.
-            for before_B, here_B in pairwise(upto_VB):
-                here_B += before_B
-            items_BL[:, position] = np.minimum((upto_VB <= draws_B * upto_VB[-1]).sum(0), self.n_items - 1)
-        return items_BL
+        def drawn(start: int) -> np.ndarray:
+            draws_BL = draws_UL[start : start + _DRAWN]
+            items_BL = np.empty(draws_BL.shape, dtype=np.int32)
+            for position, draws_B in enumerate(draws_BL.T):
+                logits_BV = self.logits(items_BL[:, max(position - self.memory, 0) : position])
+                upto_VB = np.exp(logits_BV).T.copy()
+                # np.cumsum of each user's weights adds the same numbers in the same order, but takes twice the time.
+                for before_B, here_B in pairwise(upto_VB):
+                    here_B += before_B
+                items_BL[:, position] = np.minimum((upto_VB <= draws_B * upto_VB[-1]).sum(0), self.n_items - 1)
+            return items_BL
+
+        return np.concatenate(list(map_ahead(drawn, range(0, n_users, _DRAWN))))
 
     def bayes_loss(self, items_UL: np.ndarray, targets: Targets, catalogue_V: np.ndarray) -> float:
         """Mean -log p(target | the items before), in nats.
@@ -223,18 +222,15 @@ class SyntheticDataModule(SequenceDataModule):
         n_users, length = self.sequences
         items_UL = self.process.sample(n_users, length)
         catalogue_V = np.bincount(items_UL[:, :-2].ravel(), minlength=self.process.n_items) > 0
-        users_U = np.arange(n_users)
-        targets = {"val": Targets(users_U, np.full(n_users, length - 2))}
-        targets["test"] = Targets(users_U, np.full(n_users, length - 1))
+        users_U, positions = np.arange(n_users), {"val": length - 2, "test": length - 1}
+        targets = {part: Targets(users_U, np.full(n_users, position)) for part, position in positions.items()}
+        columns = {
+            "user": _raw_ids(n_users).gather(np.repeat(users_U, length)),
+            "item": _raw_ids(self.process.n_items).gather(items_UL.ravel()),
+            "time": np.tile(np.arange(length), n_users),
+        }
         floor = {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
-        frame = pl.DataFrame(
-            {
-                "user": _raw_ids(n_users).gather(np.repeat(users_U, length)),
-                "item": _raw_ids(self.process.n_items).gather(items_UL.ravel()),
-                "time": np.tile(np.arange(length), n_users),
-            }
-        )
-        return RawInteractions(frame, {"time_unit": "step", "floor": floor})
+        return RawInteractions(pl.DataFrame(columns), {"time_unit": "step", "floor": floor})
 
     @property
     def floor(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ domains is also held out for a model of one domain. So one model may start from 
 Shape suffixes: U users, N interactions, I items of the store.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -61,18 +61,15 @@ def of_domain(split: Split, domain: str) -> Split:
         mine_U = np.where(position_U < 0, 0, within(begin_U + number_U) - within(begin_U))
         return np.where(mine_U > 0, within(begin_U), -1), mine_U
 
-    val_U, val_targets_U = part(split.val_U, split.val_targets_U)
-    test_U, test_targets_U = part(split.test_U, split.test_targets_U)
-    result = replace(
-        split,
-        store=store,
-        train_U=within(split.train_U),
-        val_U=val_U,
-        val_targets_U=val_targets_U,
-        test_U=test_U,
-        test_targets_U=test_targets_U,
+    result = Split(
+        store,
+        within(split.train_U),
+        *part(split.val_U, split.val_targets_U),
+        *part(split.test_U, split.test_targets_U),
         trajectory_U=np.where(split.trajectory_U < 0, -1, within(np.maximum(split.trajectory_U, 0))),
+        held_out_U=split.held_out_U,
         target_N=None if split.target_N is None else split.target_N[store.kept_N],
+        sets_2=split.sets_2,
     )
     result.check()
     if len(result.catalogue_V) == 0:

@@ -80,9 +80,6 @@ class TrainingPart:
         places = (ranges(starts[some] + 1, lengths[some]) for some in blocks_of_users(lengths))
         return sum(int(np.count_nonzero(target_N[self.rows_at(each)])) for each in places)
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        return {name: values for name, values in vars(self).items() if isinstance(values, np.ndarray)}
-
     def check(self) -> None:
         """Raise AssertionError if an entry lies outside its user's unreduced training part."""
         users = np.flatnonzero(self.lengths_U)

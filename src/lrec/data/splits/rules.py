@@ -131,17 +131,17 @@ class UserSplit(SplitRule):
         share_U, lengths_U = user_hashes(store, "part") / 2**64, np.diff(store.offsets_U1)
         validates_U = share_U < self.validation
         tests_U = ~validates_U & (share_U < self.validation + self.test)
-        targets_U = np.maximum(lengths_U - 1, 0)
-        for name, chosen_U in (("validation", validates_U), ("test", tests_U)):
-            if not (targets_U * chosen_U).any():
+        val_targets_U, test_targets_U = (np.maximum(lengths_U - 1, 0) * each for each in (validates_U, tests_U))
+        for name, number_U in (("validation", val_targets_U), ("test", test_targets_U)):
+            if not number_U.any():
                 raise UserError(f"split.{name} {getattr(self, name)}: no target in {store.n_users} users; increase it")
         return Split(
             store=store,
             train_U=np.where(validates_U | tests_U, 0, lengths_U),
-            val_U=np.where(validates_U & (targets_U > 0), 1, -1),
-            val_targets_U=targets_U * validates_U,
-            test_U=np.where(tests_U & (targets_U > 0), 1, -1),
-            test_targets_U=targets_U * tests_U,
+            val_U=np.where(val_targets_U > 0, 1, -1),
+            val_targets_U=val_targets_U,
+            test_U=np.where(test_targets_U > 0, 1, -1),
+            test_targets_U=test_targets_U,
             trajectory_U=np.full(store.n_users, -1),
             held_out_U=np.zeros(store.n_users, dtype=bool),
         )
@@ -225,9 +225,16 @@ class Split:
         """Which of these interactions, rows of the store, may be targets, bool (N,)."""
         return np.ones(len(rows_N), dtype=bool) if self.target_N is None else self.target_N[rows_N]
 
+    def target_items(self, targets: Targets) -> np.ndarray:
+        """Catalogue index of each target, int64 (T,); -1 outside the catalogue, or after the last item of the user."""
+        begins_U, (users_T, positions_T) = self.store.offsets_U1, targets
+        exists_T = begins_U[users_T] + positions_T < begins_U[users_T + 1]
+        items_T = self.store.items_N.take(self.rows_of(targets), mode="clip")
+        return np.where(exists_T, self.catalogue_index_I[items_T], -1)
+
     def is_known(self, targets: Targets) -> np.ndarray:
         """Whether each target is an item of the catalogue, bool (T,)."""
-        return self.catalogue_index_I[self.store.items_N[self.rows_of(targets)]] >= 0
+        return self.target_items(targets) >= 0
 
     def events(self, rows_N: np.ndarray) -> np.ndarray | None:
         """What a network reads of interactions besides item and time, int64: the type of each, (N,), or, with features,
@@ -257,14 +264,9 @@ class Split:
             counts_I += np.bincount(self.store.items_N[rows_N], minlength=len(counts_I))
         return counts_I
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays that `of_arrays` needs, including the counts."""
-        found = vars(self) | {"counts_I": self.counts_I}
-        return {name: values for name, values in found.items() if isinstance(values, np.ndarray)}
-
     @classmethod
     def of_arrays(cls, store: Store, arrays: dict[str, np.ndarray]) -> "Split":
-        """The split that has these arrays."""
+        """The split that has these arrays, counts included."""
         mine: dict[str, Any] = {each.name: arrays[each.name] for each in fields(cls) if each.name in arrays}
         split = cls(store, **mine)
         vars(split).update(arrays)  # cached properties too
@@ -309,14 +311,12 @@ class Split:
     def check(self) -> None:
         """Raise AssertionError unless training < validation < test < trajectory holds within every user."""
         self._check_shapes()
-        end_U = np.diff(self.store.offsets_U1)
-        leaks = [self.held_out_U & (self.train_U > 0)]
+        end_U, leaks_U = np.diff(self.store.offsets_U1), self.held_out_U & (self.train_U > 0)
         test, val = (self.test_U, self.test_targets_U), (self.val_U, self.val_targets_U)
         for begin_U, number_U in ((self.trajectory_U, 0), test, val, (0, self.train_U)):
-            has_U = begin_U >= 0
-            leaks.append(has_U & (begin_U + number_U > end_U))
-            end_U = np.where(has_U, begin_U, end_U)
-        refuse_leak(np.logical_or.reduce(leaks))
+            leaks_U |= (begin_U >= 0) & (begin_U + number_U > end_U)
+            end_U = np.where(begin_U >= 0, begin_U, end_U)
+        refuse_leak(leaks_U)
 
     def _check_shapes(self) -> None:
         n_users = self.store.n_users
@@ -341,12 +341,12 @@ class Split:
         """Raise AssertionError unless training < validation < test holds in time, over all users together. Without
         `validation`, only check that training and validation lie before the test."""
         assert self.store.times_N is not None
-        latest, none_U = None, np.zeros_like(self.train_U)
+        none_U, latest = np.zeros_like(self.train_U), -np.inf
         train, val, test = (none_U, self.train_U), (self.val_U, self.val_targets_U), (self.test_U, self.test_targets_U)
         before = [train, val] if validation else [(none_U, np.maximum(self.train_U, self.val_U + self.val_targets_U))]
         for begin_U, number_U in (*before, test):
             times_T = self.store.times_N[ranges(self.store.offsets_U1[:-1] + begin_U, number_U)]
-            if latest is not None and len(times_T) and times_T.min() <= latest:
+            if (times_T <= latest).any():
                 raise AssertionError(f"leak: a target at time {times_T.min()}, earlier parts reach to {latest}")
             latest = times_T.max() if len(times_T) else latest
 

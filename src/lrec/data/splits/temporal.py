@@ -66,14 +66,10 @@ class GlobalTemporal(SplitRule):
     def trained_on(self) -> str:
         """Options that only affect the test are left out, so that a run may be tested in several ways. Later options
         are left out if they are not set, so that the data hash of earlier runs stays the same."""
-        options = {name: getattr(self, name) for name in ("validate_from", "test_from", "targets")}
-        if self.validate_by != "time":
-            options["validate_by"] = self.validate_by
-        if self.validate_by == "users":
-            options["held_out_users"] = self.held_out_users
-        if self.targets == "random" and self.seed:  # it draws the targets of the validation too
-            options["seed"] = self.seed
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
+        names = ["validate_from", "test_from", "targets"]
+        names += ["validate_by"] * (self.validate_by != "time") + ["held_out_users"] * (self.validate_by == "users")
+        names += ["seed"] * (self.targets == "random" and self.seed != 0)  # it draws the targets of the validation too
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     def cut(self, store: Store) -> Split:
         """Cut by time, and check for leaks in time over all users."""
@@ -90,23 +86,18 @@ class GlobalTemporal(SplitRule):
                 raise UserError(f"{said[0]} must lie before {said[1]}")
         before_U = {name: count_before(store, time) for name, time in times.items()}
         seen_U, end_U = before_U["test_from"], before_U.get("test_until", np.diff(store.offsets_U1))
-        train_U, val_U, val_targets_U = self._validation(store, before_U.get("validate_from"), seen_U)
         test_targets = self.test_targets or self.targets
-        test_U, test_targets_U = self._targets(store, "test", test_targets, seen_U, end_U)
-        for name, targets_U in (("validation", val_targets_U), ("test", test_targets_U)):
-            if not targets_U.any():
-                raise UserError(f"the split leaves no {name} target: cut elsewhere than at {times}")
         split = Split(
-            store=store,
-            train_U=train_U,
-            val_U=val_U,
-            val_targets_U=val_targets_U,
-            test_U=test_U,
-            test_targets_U=test_targets_U,
+            store,
+            *self._validation(store, before_U.get("validate_from"), seen_U),
+            *self._targets(store, "test", test_targets, seen_U, end_U),
             trajectory_U=np.full(store.n_users, -1),
             held_out_U=np.zeros(store.n_users, dtype=bool),
             sets_2=np.array([self.targets == "window" and self.validate_by == "time", test_targets == "window"]),
         )
+        for name, targets_U in (("validation", split.val_targets_U), ("test", split.test_targets_U)):
+            if not targets_U.any():
+                raise UserError(f"the split leaves no {name} target: cut elsewhere than at {times}")
         split.check_times(validation=self.validate_by == "time")
         return split
 
@@ -151,27 +142,24 @@ def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) 
         return int(np.partition(store.times_N, place)[place])
     if isinstance(cut, int):
         return cut
-    unit = _time_unit(store, f"{option}={cut}")
     if seconds_in(cut) is not None:
         return since + in_units(store, option, cut)
     microseconds = (_instant(option, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    return -(-microseconds * unit // 10**6)
+    return -(-microseconds * _time_unit(store, f"{option}={cut}") // 10**6)
 
 
 def in_units(store: Store, option: str, duration: str) -> int:
     """A duration such as 7d in the store's unit of time."""
     seconds = seconds_in(duration)
-    if seconds is None:
-        raise UserError(f"{option}={duration} is no duration such as 90s, 30m, 12h, 7d or 2w")
+    assert seconds is not None, "the option was checked"
     return seconds * _time_unit(store, f"{option}={duration}")
 
 
 def _time_unit(store: Store, option: str) -> int:
     """Number of the store's time units in a second."""
-    unit = store.time_unit
-    if unit not in TIME_UNITS:
+    if store.time_unit not in TIME_UNITS:
         raise UserError(f"{option}: the data's times are no dates; give a share or a number")
-    return TIME_UNITS[unit]
+    return TIME_UNITS[store.time_unit]
 
 
 def _instant(option: str, cut: str) -> datetime:

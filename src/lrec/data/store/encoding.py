@@ -1,5 +1,6 @@
 """Encode raw ids, and so whole rows, as integers. Shape suffixes: N rows, K ids."""
 
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from lrec.errors import UserError
 Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
 REST = "rest"  # a hash of all other columns of the source: only rows that are equal in it too are duplicates
 FEATURE = "feature."  # prefix of feature columns, before the column's own name
+_IDS = ("user", "item", "event", "domain")  # columns
 SEPARATOR = "|"  # between the values of an entry that has several
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows like MovieLens's, the
@@ -25,16 +27,6 @@ class Ranked(NamedTuple):
     ids: pl.Series
     rank_K: np.ndarray  # each code's place in ids, int32
     counts: np.ndarray  # rows of each id
-
-
-class RankedIds(NamedTuple):
-    """All ids and texts of some rows."""
-
-    users: Ranked
-    items: Ranked
-    domains: Ranked
-    events: Ranked
-    features: dict[str, Ranked | None]  # by column; None: a column of numbers
 
 
 class Ids:
@@ -70,68 +62,59 @@ class Ids:
         return ids.cast(pl.String).cast(self._type).to_physical().cast(pl.UInt32).to_numpy()
 
     def _encode_integers(self, values_N: np.ndarray) -> np.ndarray:
-        end = int(values_N.max()) + 1
-        if end > len(self._code_of_integer):
-            longer = np.full(min(max(end, 2 * len(self._code_of_integer)), _DIRECT), _UNKNOWN)
-            longer[: len(self._code_of_integer)] = self._code_of_integer
-            self._code_of_integer = longer
-        codes_N = self._code_of_integer[values_N]
-        unknown_N = codes_N == _UNKNOWN
-        if unknown_N.any():
-            met = np.zeros(end, dtype=bool)
-            met[values_N[unknown_N]] = True
-            new = np.flatnonzero(met)
+        end, known = int(values_N.max()) + 1, len(self._code_of_integer)
+        if end > known:
+            more = min(max(end, 2 * known), _DIRECT) - known
+            self._code_of_integer = np.pad(self._code_of_integer, (0, more), constant_values=_UNKNOWN)
+        if len(new := np.unique(values_N[self._code_of_integer[values_N] == _UNKNOWN])):
             self._code_of_integer[new] = self._encode_text(pl.Series(new))
-            codes_N = self._code_of_integer[values_N]
-        return codes_N
+        return self._code_of_integer[values_N]
 
 
 class Encoder:
-    """Encodes frames of raw interactions as rows of numbers; keeps the ids of users, items, domains, types of event."""
+    """Encodes frames of raw interactions as rows of numbers; keeps the ids and texts of each column that has some."""
 
     def __init__(self, name: str) -> None:
         self._name = name  # of the data set, for messages
         self.n_rows = 0
-        self.users, self.items, self.domains, self.events = Ids(), Ids(), Ids(), Ids()
-        self.features: dict[str, Ids | None] = {}  # by column; None: a column of numbers
+        self.ids = defaultdict[str, Ids](Ids)  # by column
+        self.features: dict[str, bool] = {}  # columns of features, and whether they are text, as in the first frame
 
     def encode(self, frame: pl.DataFrame) -> Rows:
         self._refuse_unfit(frame)
-        rows = {"user": narrow(self.users.encode(frame["user"])), "item": narrow(self.items.encode(frame["item"]))}
-        if "time" in frame.columns:
-            rows["time"] = narrow(frame["time"].cast(pl.Int64).to_numpy())
-        if "event" in frame.columns:
-            rows["event"] = narrow(self.events.encode(frame["event"]))
-        if "domain" in frame.columns:
+        rows: Rows = {}
+        for name in frame.columns:
+            column = frame[name]
+            if name.startswith(FEATURE) and not self.features.setdefault(name, column.dtype == pl.String):
+                rows[name] = column.cast(pl.Float64).to_numpy().copy()
+            elif name in _IDS or name in self.features:
+                rows[name] = narrow(self.ids[name].encode(column.fill_null("") if name in self.features else column))
+            elif name == "time":
+                rows[name] = narrow(column.cast(pl.Int64).to_numpy())
+            elif name == REST:
+                rows[name] = column.to_numpy().copy()
+        if "domain" in rows:
             rows["row"] = np.arange(self.n_rows, self.n_rows + frame.height, dtype=np.int64)
-            rows["domain"] = narrow(self.domains.encode(frame["domain"]))
-        for name in (each for each in frame.columns if each.startswith(FEATURE)):
-            is_text = frame[name].dtype == pl.String
-            ids = self.features.setdefault(name, Ids() if is_text else None)
-            values = frame[name].cast(pl.Float64).to_numpy() if ids is None else ids.encode(frame[name].fill_null(""))
-            rows[name] = values.copy() if ids is None else narrow(values)
-        if REST in frame.columns:
-            rows[REST] = frame[REST].to_numpy().copy()
         self.n_rows += frame.height
         return rows
 
-    def ranked(self) -> RankedIds:
+    def ranked(self) -> dict[str, Ranked]:
+        """The ids and texts of each column in text order; UserError if there are none, or too many."""
         if self.n_rows == 0:
             raise UserError(f"{self._name}: no interactions are left to prepare")
-        events = self.events.ranked()
-        if len(events.ids) > MOST_EVENT_TYPES:
-            raise UserError(
-                f"{self._name}: {len(events.ids):,} types of event, such as {events.ids[0]}; at most "
-                f"{MOST_EVENT_TYPES} are possible: event_column must name what was done, such as view or buy"
-            )
-        features = {name: None if ids is None else ids.ranked() for name, ids in self.features.items()}
-        for name, ranked in features.items():
-            if ranked is not None and len(ranked.ids) > MOST_FEATURE_VALUES:
+        ranked = {name: ids.ranked() for name, ids in self.ids.items()}
+        for name, (texts, *_) in ranked.items():
+            if name == "event" and len(texts) > MOST_EVENT_TYPES:
                 raise UserError(
-                    f"the feature {name.removeprefix(FEATURE)} has {len(ranked.ids):,} different texts; at most "
+                    f"{self._name}: {len(texts):,} types of event, such as {texts[0]}; at most {MOST_EVENT_TYPES} are "
+                    "possible: event_column must name what was done, such as view or buy"
+                )
+            if name in self.features and len(texts) > MOST_FEATURE_VALUES:
+                raise UserError(
+                    f"the feature {name.removeprefix(FEATURE)} has {len(texts):,} different texts; at most "
                     f"{MOST_FEATURE_VALUES:,} are possible: group them, or name it under numbers"
                 )
-        return RankedIds(self.users.ranked(), self.items.ranked(), self.domains.ranked(), events, features)
+        return ranked
 
     def _refuse_unfit(self, frame: pl.DataFrame) -> None:
         """Raise UserError if a data set's `read` returns a frame that `RawInteractions` does not allow."""

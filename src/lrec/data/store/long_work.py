@@ -50,28 +50,24 @@ class Progress:
     updated in place; any other output gets a line every ten seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._stage, self._rows = clock, "", 0
-        self._stage_start = clock()
-        self._silent_until = self._next = self._stage_start + 2
-        self._begin = ""  # returns to the start of a line that is still open
+        self._clock, self._stage, self._rows, self._start = clock, "", 0, clock()
+        self._silent_until = self._next = self._start + 2
 
     def stage(self, name: str) -> None:
         self.finish()
-        self._stage, self._rows, self._stage_start = name, 0, self._clock()
+        self._stage, self._rows, self._start = name, 0, self._clock()
 
     def add(self, rows: int) -> None:
         self._rows += rows
-        now = self._clock()
-        if now >= self._next:
-            terminal = sys.stderr.isatty()
-            self._print("" if terminal else "\n")
-            self._next = now + (0.2 if terminal else 10)
+        if self._clock() >= self._next:
+            self._print("")
+            self._next = self._clock() + (0.2 if sys.stderr.isatty() else 10)
 
     def finish(self) -> None:
         if self._stage and self._clock() >= self._silent_until:
             self._print("\n")
 
     def _print(self, end: str) -> None:
-        text = f"{self._begin}  {self._stage}: {self._rows:,} rows, {self._clock() - self._stage_start:.1f} s"
-        print(text, end=end, file=sys.stderr, flush=True)
-        self._begin = "" if end else "\r"
+        text = f"  {self._stage}: {self._rows:,} rows, {self._clock() - self._start:.1f} s"
+        begin, end = ("\r", end) if sys.stderr.isatty() else ("", "\n")
+        print(begin + text, end=end, file=sys.stderr, flush=True)

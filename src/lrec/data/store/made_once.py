@@ -16,6 +16,7 @@ from lrec.common.files import file_hash, json_hash, locked, replacing
 from lrec.data.store.store import Store
 
 Arrays = dict[str, np.ndarray]
+SHARED_ROWS = 10**7  # a split of fewer rows takes hardly any time or memory
 
 
 def made_once(folder: Path, name: str, make: Callable[[], Arrays]) -> Arrays:
@@ -30,6 +31,19 @@ def made_once(folder: Path, name: str, make: Callable[[], Arrays]) -> Arrays:
                     for each, values in made.items():
                         np.save(unfinished / f"{each}.npy", values)
     return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in mine.glob("*.npy")}
+
+
+def made_if_large(store: Store, rule: object, what: str, options: Any, make: Callable[[], Arrays]) -> Arrays:
+    """`made_beside` the store if a split of it takes time and memory: it has many rows. A user's own split rule is not
+    shared: its code may change while its repr stays the same."""
+    if type(store) is Store and type(rule).__module__.startswith("lrec.") and len(store.items_N) >= SHARED_ROWS:
+        return made_beside(store, what, [repr(rule), options], make)
+    return make()
+
+
+def arrays_of(value: object) -> Arrays:
+    """The attributes of an object that are arrays."""
+    return {name: each for name, each in vars(value).items() if isinstance(each, np.ndarray)}
 
 
 def made_beside(store: Store, what: str, options: Any, make: Callable[[], Arrays]) -> Arrays:

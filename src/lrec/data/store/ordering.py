@@ -1,8 +1,7 @@
 """Order any number of rows in bounded memory: they come in the order of the source and leave user after user.
 
-Rows are columns of numbers, in pieces. They stay in memory up to a limit; beyond it they go to a file. Either way,
-every piece is split into ranges of users that fit into memory, and each range is ordered by itself. So the result is
-the same.
+Rows come in pieces, which stay in memory up to a limit; beyond it they go to a file. Either way, every piece is split
+into ranges of users that fit into memory, and each range is ordered by itself. So the result is the same.
 
 Shape suffixes: N rows of a range, U users, I items, K ids.
 """
@@ -25,40 +24,40 @@ Repeats = bool | Literal["not_in_a_row"]
 
 
 class RowBuffer:
-    """Rows in the order they came, piece by piece: in memory, or in a file once they exceed `limit` bytes."""
+    """Rows in the order they came, piece by piece: in memory, or in a file whenever they reach `limit` bytes."""
 
     def __init__(self, file: Path, limit: float) -> None:
         self._file, self._limit, self._size = file, limit, 0
         self._held: list[Rows] = []
-        # For each piece in the file: its offset, its number of rows, and the types of its columns.
-        self._written: list[tuple[int, int, dict[str, np.dtype]]] = []
+        # For each piece in the file: its number of rows, and the place and type of its columns.
+        self._written: list[tuple[int, dict[str, tuple[int, np.dtype]]]] = []
         self.spilled = False
 
     def append(self, piece: Rows) -> None:
         self._held.append(piece)
         self._size += sum(column.nbytes for column in piece.values())
-        if self._size <= self._limit:
+        if self._size < self._limit:
             return
-        self.spilled = True
         with self._file.open("ab") as file:
-            for held in self._held:
-                types = {name: column.dtype for name, column in held.items()}
-                self._written.append((file.tell(), _length(held), types))
-                for column in held.values():
-                    write_array(file, column)
-        self._held = []
+            columns = {}
+            for name in piece:
+                held = [each[name] for each in self._held]
+                columns[name] = file.tell(), np.result_type(*(column.dtype for column in held))
+                for column in held:
+                    write_array(file, column.astype(columns[name][1], copy=False))
+        self._written.append((sum(map(len, held)), columns))
+        self._held, self._size, self.spilled = [], 0, True
 
     def part(self, number: int, start: int = 0, end: int | None = None) -> Rows:
         """Rows start .. end - 1 of a piece."""
         if not self.spilled:
-            return {name: column[start:end] for name, column in self._held[number].items()}
-        place, length, types = self._written[number]
+            return at(self._held[number], slice(start, end))
+        length, columns = self._written[number]
         count = (length if end is None else end) - start
-        part = {}
-        for name, dtype in types.items():
-            part[name] = np.fromfile(self._file, dtype, count, offset=place + start * dtype.itemsize)
-            place += length * dtype.itemsize
-        return part
+        return {
+            name: np.fromfile(self._file, dtype, count, offset=place + start * dtype.itemsize)
+            for name, (place, dtype) in columns.items()
+        }
 
     def drain(self) -> Iterator[Rows]:
         """The pieces in order; the buffer frees each one when it returns it."""
@@ -95,13 +94,18 @@ class Ordered(NamedTuple):
         kept_N = mine_U[users_N] & kept_I[items_N]
         if not self.in_a_row:
             rows = np.flatnonzero(kept_N)
-            kept_N[rows[_again(users_N[rows], items_N[rows])]] = False
+            kept_N[rows[again(users_N[rows], items_N[rows])]] = False
         return kept_N, np.bincount(users_N[kept_N], minlength=len(mine_U))
 
 
-def _again(users_N: np.ndarray, items_N: np.ndarray) -> np.ndarray:
-    """Which interactions have the same user and the same item as the one before."""
-    return np.append(False, (users_N[1:] == users_N[:-1]) & (items_N[1:] == items_N[:-1]))[: len(users_N)]
+def at(rows: Rows, places: np.ndarray | slice) -> Rows:
+    """Some of the rows: their places, or a mask."""
+    return {name: column[places] for name, column in rows.items()}
+
+
+def again(users_N: np.ndarray, values_N: np.ndarray) -> np.ndarray:
+    """Which interactions have the same user and the same value (item or time) as the one before."""
+    return np.append(False, (users_N[1:] == users_N[:-1]) & (values_N[1:] == values_N[:-1]))[: len(users_N)]
 
 
 def ordered(
@@ -109,90 +113,53 @@ def ordered(
 ) -> Iterator[Ordered]:
     """Rows by (user, time, place in the source); with REST, without rows that are identical to an earlier one.
 
-    `rows` has the columns user and item (codes), and if there are any, time, event, features, domain, row and REST; it
-    is consumed. If it spilled, the ranges of users lie in `folder`. Each range has about `range_rows` rows.
-
-    The rows are split at once, in the thread of the caller, because freed memory is reused by the thread that allocated
-    it. Each range is ordered when it is needed.
+    `rows`, which are consumed, have codes of users and items. If they spilled, the ranges of users lie in `folder`.
+    Each range has about `range_rows` rows. The rows are split at once, in the thread of the caller, because freed
+    memory is reused by the thread that allocated it. Each range is ordered when it is needed.
     """
-    bounds = _ranges(users.counts, range_rows)
+    ends_U = np.cumsum(users.counts)
+    # Ranges are numbered in 16 bits.
+    n_ranges = min(math.ceil(int(ends_U[-1]) / max(range_rows, 1)), len(ends_U), 1 << 16)
+    inner = np.searchsorted(ends_U, np.arange(1, n_ranges) * (int(ends_U[-1]) / n_ranges)) + 1
+    bounds = np.unique([0, *inner, len(ends_U)])
     n_ranges = len(bounds) - 1
     range_of_U = np.repeat(np.arange(n_ranges, dtype=np.uint16), np.diff(bounds))
     split = RowBuffer(folder / "ranges", 0 if rows.spilled else math.inf)
     cuts: list[np.ndarray] = []
-    # Splitting takes an eighth of the memory of ordering; in a file, larger pieces make fewer reads.
-    for piece in _joined(rows.drain(), 8 * range_rows if rows.spilled else 1):
+    for piece in rows.drain():
         piece["user"] = users.rank_K[piece["user"]]
         range_N = range_of_U[piece["user"]]
-        if n_ranges > 1:
-            order_N = np.argsort(range_N, kind="stable")
-            for name in piece:
-                piece[name] = piece[name][order_N]
+        order_N = np.argsort(range_N, kind="stable")
+        for name in piece:  # one after the other, to need less memory
+            piece[name] = piece[name][order_N]
         split.append(piece)
-        cuts.append(np.concatenate([[0], np.cumsum(np.bincount(range_N, minlength=n_ranges))]))
+        cuts.append(np.append(0, np.cumsum(np.bincount(range_N, minlength=n_ranges))))
 
     def order(number: int) -> Ordered:
-        begins_and_ends = ((cut[number], cut[number + 1]) for cut in cuts)
-        parts = [split.part(place, b, e) for place, (b, e) in enumerate(begins_and_ends) if e > b]
-        if not parts:  # happens if rows are appended to a store, but none for these users
-            parts = [split.part(0, 0, 0)]
-        return _order(_concatenated(parts), int(bounds[number]), int(bounds[number + 1]), items.rank_K, repeats)
+        parts = [split.part(place, *cut[number : number + 2]) for place, cut in enumerate(cuts)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return _order(joined, range(*bounds[number : number + 2]), items.rank_K, repeats)
 
     return map_ahead(order, range(n_ranges))
 
 
-def _length(piece: Rows) -> int:
-    return len(next(iter(piece.values())))
-
-
-def _concatenated(pieces: list[Rows]) -> Rows:
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _joined(pieces: Iterable[Rows], least: int) -> Iterator[Rows]:
-    """The same rows in pieces of at least `least` rows."""
-    held: list[Rows] = []
-    for piece in pieces:
-        held.append(piece)
-        if sum(map(_length, held)) >= least:
-            yield _concatenated(held) if len(held) > 1 else piece
-            held = []
-    if held:
-        yield _concatenated(held)
-
-
-def _ranges(counts_U: np.ndarray, range_rows: int) -> np.ndarray:
-    """Bounds of ranges of users with about `range_rows` rows each."""
-    ends_U = np.cumsum(counts_U)
-    # Ranges are numbered in 16 bits.
-    n_ranges = min(math.ceil(int(ends_U[-1]) / max(range_rows, 1)), len(counts_U), 1 << 16)
-    targets = np.arange(1, n_ranges) * (int(ends_U[-1]) / n_ranges)
-    return np.unique(np.concatenate([[0], np.searchsorted(ends_U, targets, side="left") + 1, [len(counts_U)]]))
-
-
-def _order(rows: Rows, first_user: int, end_user: int, item_rank_K: np.ndarray, repeats: Repeats) -> Ordered:
-    users_N = rows.pop("user").astype(np.int64) - first_user
-    order_N = in_time_order(users_N, rows.get("time"))
-    rest_N = rows.pop(REST, None)
-    users_N = users_N[order_N]
-    rows = {name: column[order_N] for name, column in rows.items()}
+def _order(rows: Rows, users: range, item_rank_K: np.ndarray, repeats: Repeats) -> Ordered:
+    rows["user"] = rows["user"].astype(np.int64) - users.start
+    order_N, rest_N = in_time_order(rows["user"], rows.get("time")), rows.pop(REST, None)
+    rows = at(rows, order_N)
     rows["item"] = item_rank_K[rows["item"]]
     if "time" in rows:
         rows["time"] = rows["time"].astype(np.int64)
     if rest_N is not None:
-        fresh_N = _first_of_equal(users_N, rows, rest_N, order_N)
-        if not fresh_N.all():
-            users_N, rows = users_N[fresh_N], {name: column[fresh_N] for name, column in rows.items()}
-    n_distinct = len(users_N)
-    if repeats is not True:
-        if repeats:
-            first = np.flatnonzero(~_again(users_N, rows["item"]))
-        else:
-            pairs_N = users_N * len(item_rank_K) + rows["item"]
-            first = np.sort(np.unique(pairs_N, return_index=True)[1])
-        users_N, rows = users_N[first], {name: column[first] for name, column in rows.items()}
-    lengths_U = np.bincount(users_N, minlength=end_user - first_user)
-    return Ordered(first_user, lengths_U, rows, n_distinct - len(users_N), repeats != "not_in_a_row")
+        rows = at(rows, _first_of_equal(rows, rest_N, order_N))
+    n_distinct = len(rows["item"])
+    if repeats == "not_in_a_row":
+        rows = at(rows, ~again(rows["user"], rows["item"]))
+    elif not repeats:
+        pairs_N = rows["user"] * len(item_rank_K) + rows["item"]
+        rows = at(rows, np.sort(np.unique(pairs_N, return_index=True)[1]))
+    lengths_U = np.bincount(rows.pop("user"), minlength=len(users))
+    return Ordered(users.start, lengths_U, rows, n_distinct - len(rows["item"]), repeats != "not_in_a_row")
 
 
 def in_time_order(users_N: np.ndarray, times_N: np.ndarray | None, two_runs: bool = False) -> np.ndarray:
@@ -220,17 +187,17 @@ def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
     return order_N
 
 
-def _first_of_equal(users_N: np.ndarray, rows: Rows, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
+def _first_of_equal(rows: Rows, rest_N: np.ndarray, order_N: np.ndarray) -> np.ndarray:
     """Whether each row, in order, is the first of all rows that are equal except in row and domain. `rest_N` is still
     in the order of the source, because only few of its entries are needed."""
-    fresh_N = np.ones(len(users_N), dtype=bool)
-    suspects = np.arange(len(users_N))
+    fresh_N = np.ones(len(order_N), dtype=bool)
+    suspects = np.arange(len(order_N))
     if "time" in rows:
-        same_N = (rows["time"][1:] == rows["time"][:-1]) & (users_N[1:] == users_N[:-1])
-        suspects = np.flatnonzero(np.append(same_N, False) | np.append(False, same_N))
+        same_N = again(rows["user"], rows["time"])
+        suspects = np.flatnonzero(same_N | np.append(same_N[1:], False)[: len(same_N)])
     if len(suspects):
         compared = {name: column[suspects] for name, column in rows.items() if name not in ("row", "domain")}
-        frame = pl.DataFrame({"user": users_N[suspects], **compared, REST: rest_N[order_N[suspects]]})
+        frame = pl.DataFrame({**compared, REST: rest_N[order_N[suspects]]})
         # Equal hashes only select the rows to compare; comparing all would take several times the time and memory.
         equal = frame.hash_rows().is_duplicated().to_numpy()
         first = frame.filter(equal).select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
@@ -238,19 +205,13 @@ def _first_of_equal(users_N: np.ndarray, rows: Rows, rest_N: np.ndarray, order_N
     return fresh_N
 
 
-class Spool:
-    """Ordered interactions to be read several times: in memory, or in a file."""
-
-    def __init__(self, parts: Iterator[Ordered], file: Path, in_file: bool) -> None:
-        self._rows = RowBuffer(file, 0 if in_file else math.inf)
-        self._parts: list[Ordered] = []
-        for part in parts:
-            self._rows.append(part.columns)
-            self._parts.append(part._replace(columns={}))
-
-    def __iter__(self) -> Iterator[Ordered]:
-        for number, part in enumerate(self._parts):
-            yield part._replace(columns=self._rows.part(number))
+def spooled(parts: Iterable[Ordered], file: Path, in_file: bool) -> Callable[[], Iterator[Ordered]]:
+    """A function that gives the same parts each time. Their rows are in memory, or in a file."""
+    rows, heads = RowBuffer(file, 0 if in_file else math.inf), list[Ordered]()
+    for part in parts:
+        rows.append(part.columns)
+        heads.append(part._replace(columns={}))
+    return lambda: (head._replace(columns=rows.part(number)) for number, head in enumerate(heads))
 
 
 def find_core(

@@ -8,7 +8,6 @@ Shape suffixes: N interactions, U users, I items.
 """
 
 import errno
-import json
 import re
 import shutil
 import sys
@@ -22,23 +21,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lrec.common.files import file_hash, json_hash, locked, replacing, write_json
+from lrec.common.files import file_hash, json_hash, locked, read_json, replacing, write_json
 from lrec.common.hardware import available_gib
 from lrec.data.store.append import Earlier, refuse_append, refuse_other_unit
 from lrec.data.store.encoding import Encoder
 from lrec.data.store.long_work import Progress, ahead
-from lrec.data.store.ordering import Ordered, RowBuffer, Spool, find_core, ordered
+from lrec.data.store.ordering import Ordered, RowBuffer, find_core, ordered, spooled
 from lrec.data.store.store import SCHEMA, Store
 from lrec.data.store.writing import StoreWriter
 from lrec.errors import UserError
 
 _GIB = 1 << 30
 _ORDERING_BYTES = 512  # memory per row while a range of users is ordered, including all copies
-_TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\..+\.[0-9a-f]{8}\.tmp")
 # For each data_dir: size, mtime and SHA-256 of each source that this process has looked at, by its path.
 _hashed: dict[Path, dict[str, list[Any]]] = defaultdict(dict)
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "has no room for the store")
 _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_REFUSED |= dict.fromkeys(_NO_FOLDER, "cannot be used for stores")
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,11 @@ def prepare_store(
     if not path.exists():
         memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
         meta = {"name": name, "source": source, "options": {"k_core": k_core}, "reading": reading or {}}
-        _make(path, lambda folder: _write(folder, meta, k_core, read(), memory, earlier))
-    remembered, hashed = _remembered(data_dir), _hashed[data_dir]
-    if earlier is None and any(remembered.get(file) != entry for file, entry in hashed.items()):
+        _make(path, lambda folder: _write(folder, meta, read(), memory, earlier))
+    remembered = read_json(data_dir / "sources.json", {})
+    if earlier is None and (known := remembered | _hashed[data_dir]) != remembered:
         with suppress(OSError):  # the next process hashes them again
-            write_json(data_dir / "sources.json", remembered | hashed)
+            write_json(data_dir / "sources.json", known)
     return path
 
 
@@ -117,7 +116,7 @@ def append_to(
     """
     refuse_append(store)
     first = store.meta["source"]
-    parts = [*(first["parts"] if first["kind"] == "parts" else [first]), source]  # oldest first
+    parts = [*first.get("parts", [first]), source]  # oldest first
     name, k_core, reading = store.meta["name"], store.meta["options"]["k_core"], store.meta["reading"]
     return prepare_store(data_dir, name, {"kind": "parts", "parts": parts}, k_core, read, memory_gib, reading, store)
 
@@ -130,31 +129,26 @@ def _make(path: Path, write: Callable[[Path], None]) -> None:
         with locked(data_dir / ".lock"):
             if path.exists():
                 return
-            for left in data_dir.iterdir():
-                # Left by a process that was killed: a running one would hold the lock.
-                if _TEMPORARY.fullmatch(left.name):
-                    shutil.rmtree(left, ignore_errors=True)
+            # Left by processes that were killed: a running one would hold the lock.
+            for left in data_dir.glob(f".*-{'[0-9a-f]' * 16}.*.tmp"):
+                shutil.rmtree(left, ignore_errors=True)
             print(f"preparing {path}", file=sys.stderr)
             with replacing(path) as folder:
                 folder.mkdir()
                 write(folder)
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise UserError(f"{data_dir} has no room for the store ({error.strerror}; option data_dir)") from None
-        if error.errno in _NO_FOLDER:
-            raise UserError(f"{data_dir} cannot be used for stores ({error.strerror}; option data_dir)") from None
-        raise
+        if error.errno not in _REFUSED:
+            raise
+        raise UserError(f"{data_dir} {_REFUSED[error.errno]} ({error.strerror}; option data_dir)") from None
 
 
-def _write(
-    folder: Path, meta: dict[str, Any], k: int, raw: RawInteractions, memory: int, store: Store | None = None
-) -> None:
+def _write(folder: Path, meta: dict[str, Any], raw: RawInteractions, memory: int, store: Store | None) -> None:
     """Fill the store's folder. If there is an earlier `store`, its rows come before the rows that are read.
 
     Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
     is being ordered, and the rest for the block that is being read and the ids.
     """
-    progress, work = Progress(), folder / "work"
+    progress, work, k = Progress(), folder / "work", meta["options"]["k_core"]
     work.mkdir()
     rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])
     earlier = None if store is None else Earlier(store, encoder)
@@ -165,28 +159,28 @@ def _write(
         rows.append(encoder.encode(frame))
         progress.add(frame.height)
     facts, ids, n_rows = raw.all_facts(), encoder.ranked(), encoder.n_rows
+    users, items = ids["user"], ids["item"]
 
     progress.stage("order" if k > 1 else "order and write")
     # Ranges that fit the cache are fastest, unless there are more than a few hundred of them.
     range_rows = min(memory // 4 // _ORDERING_BYTES, max(1 << 17, n_rows >> 10))
-    parts: Iterable[Ordered] = ordered(
-        rows, work, ids.users, ids.items, range_rows, meta["reading"].get("repeats", True)
-    )
+    parts = ordered(rows, work, users, items, range_rows, meta["reading"].get("repeats", True))
     if earlier is not None:
         refuse_other_unit(earlier.store, facts)
-        parts = (earlier.followed_by(part, ids.users, ids.items) for part in parts)
+        parts = (earlier.followed_by(part, users, items) for part in parts)
         n_rows += sum(earlier.store.statistics[each] for each in ("interactions", "duplicates_dropped"))
 
-    kept_U, kept_I = np.ones(len(ids.users.ids), dtype=bool), np.ones(len(ids.items.ids), dtype=bool)
+    kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
     if k > 1:
-        parts = spool = Spool(_counted(parts, progress), work / "ordered", rows.spilled)
+        again = spooled(_counted(parts, progress), work / "ordered", rows.spilled)
         progress.stage(f"{k}-core")
-        kept_U, kept_I = find_core(lambda: _counted(spool, progress), len(kept_U), len(kept_I), k)
+        kept_U, kept_I = find_core(lambda: _counted(again(), progress), len(kept_U), len(kept_I), k)
+        parts = again()
         if not kept_U.any():
             raise UserError(f"{meta['name']}: k_core={k} leaves no interactions: choose a smaller k_core")
         progress.stage("write")
 
-    writer = StoreWriter(folder, ids, kept_U, kept_I)
+    writer = StoreWriter(folder, ids, list(encoder.features), kept_U, kept_I)
     for part in ahead(_counted(parts, progress)):
         writer.append(part)
     shutil.rmtree(work)
@@ -204,17 +198,10 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
     """SHA-256 of each file. If a preparation noted it in `data_dir` for the same path, size and mtime, the file is not
     read again. Nothing is written."""
     hashed = _hashed[Path(data_dir)]
-    remembered = _remembered(Path(data_dir)) | hashed
+    remembered = read_json(Path(data_dir) / "sources.json", {}) | hashed
     for file in files:
         path, stat = str(file.resolve()), file.stat()
         *before, digest = remembered.get(path, [""])
         now = [stat.st_size, stat.st_mtime_ns]
         hashed[path] = [*now, digest if before == now else file_hash(file)]
     return [hashed[str(file.resolve())][2] for file in files]
-
-
-def _remembered(data_dir: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((data_dir / "sources.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
-        return {}

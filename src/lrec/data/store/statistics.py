@@ -1,59 +1,11 @@
-"""A store's statistics: counted while it is written, and shown by `lrec data describe`. Shape suffixes: N interactions,
-U users, I items."""
+"""A store's statistics in words: what `lrec data describe` shows."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lrec.data.store.store import TIME_UNITS, Store
-
-
-class Counter:
-    """Counts statistics of interactions that are added user after user, all interactions of a user at once."""
-
-    def __init__(self, n_items: int) -> None:
-        self.counts_I = np.zeros(n_items, dtype=np.int64)
-        self._lengths: list[np.ndarray] = []
-        self._repeats = self._ties = 0
-        self._times: list[int] = []
-
-    def add(self, lengths_U: np.ndarray, items_N: np.ndarray, times_N: np.ndarray | None) -> None:
-        if len(items_N) == 0:
-            return
-        n_items = len(self.counts_I)
-        self._lengths.append(lengths_U)
-        self.counts_I += np.bincount(items_N, minlength=n_items)
-        users_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
-        pairs_N = np.sort(users_N * n_items + items_N)
-        self._repeats += int(np.count_nonzero(pairs_N[1:] == pairs_N[:-1]))
-        if times_N is not None:
-            self._ties += int(np.count_nonzero((times_N[1:] == times_N[:-1]) & (users_N[1:] == users_N[:-1])))
-            times = (*self._times, int(times_N.min()), int(times_N.max()))
-            self._times = [min(times), max(times)]
-
-    def offsets_U1(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(np.concatenate(self._lengths))])
-
-    def statistics(self) -> dict[str, Any]:
-        lengths_U, n_items = np.concatenate(self._lengths), len(self.counts_I)
-        interactions = int(lengths_U.sum())
-        statistics: dict[str, Any] = {
-            "users": len(lengths_U),
-            "items": n_items,
-            "interactions": interactions,
-            "density": interactions / (len(lengths_U) * n_items),
-            "mean_length": float(lengths_U.mean()),
-            "median_length": float(np.median(lengths_U)),
-            "max_length": int(lengths_U.max()),
-            "repeats": self._repeats,
-        }
-        if self._times:
-            statistics["ties"] = self._ties
-            statistics["first_time"], statistics["last_time"] = self._times
-        return statistics
 
 
 def describe(store: Path, verify: bool = False) -> None:
@@ -86,14 +38,13 @@ def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple
     rows = [(name, f"{counted[name]:,}") for name in ("users", "items", "interactions")]
     rows += [("density", f"{counted['density']:.4%}"), ("length", lengths)]
     if "first_time" in counted:
-        rows.append(("time", f"{time_text(counted['first_time'], unit)} to {time_text(counted['last_time'], unit)}"))
-        rows.append(("ties in time", _share(counted["ties"], counted["interactions"])))
+        first, last = (time_text(counted[name], unit) for name in ("first_time", "last_time"))
+        rows += [("time", f"{first} to {last}"), ("ties in time", _share(counted["ties"], counted["interactions"]))]
     else:
         rows.append(("time", "none: rows are in time order"))
     rows.append(("repeats of an item", _share(counted["repeats"], counted["interactions"])))
-    for name in ("duplicates_dropped", "domains"):
-        if name in counted:
-            rows.append((name.replace("_", " "), f"{counted[name]:,}"))
+    counts = [name for name in ("duplicates_dropped", "domains") if name in counted]
+    rows += [(name.replace("_", " "), f"{counted[name]:,}") for name in counts]
     return rows + [(name, str(value)) for name, value in facts.items()]
 
 

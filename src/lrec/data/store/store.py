@@ -13,7 +13,6 @@
 Shape suffixes: N interactions, U users, I items.
 """
 
-import json
 from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
@@ -23,7 +22,7 @@ from typing import IO, Any, Self
 import numpy as np
 import polars as pl
 
-from lrec.common.files import file_hash, json_hash
+from lrec.common.files import file_hash, json_hash, read_json
 from lrec.errors import UserError
 
 SCHEMA = 1
@@ -63,13 +62,9 @@ class Store:
             UserError: There is no store, or a file was truncated, edited or removed.
         """
         path = Path(path)
-        try:
-            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            problem = "is not a store (it has no meta.json): prepare it with `lrec data prepare`"
-            raise UserError(f"{path} {problem}") from None
-        except ValueError:
-            raise UserError(f"{path / 'meta.json'} is damaged: delete the store and prepare it again") from None
+        meta = read_json(path / "meta.json")
+        if meta is None:
+            raise UserError(f"{path} is not a store (it has no meta.json): prepare it with `lrec data prepare`")
         if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
             raise UserError(f"{path} is not a store of this version of lrec: delete it and prepare it again")
         for name, recorded in meta["files"].items():
@@ -116,8 +111,7 @@ class Store:
             raise UserError("data.target_events: the data have no types of event (--data.event_column)")
         if unknown := [each for each in types if each not in self.event_types]:
             raise UserError(f"data.target_events {unknown[0]}: the data have {', '.join(self.event_types)}")
-        wanted = np.array([each in types for each in self.event_types])
-        return wanted[self.events_N]
+        return np.isin(self.events_N, [self.event_types.index(each) for each in types])
 
     def prepared_with(self, asked: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
         """The options of the preparation; UserError if `asked` has a value that is neither this nor the default."""
@@ -133,20 +127,18 @@ class Store:
     def check_features(self, columns: dict[str, bool]) -> None:
         """Raise UserError if a feature column is missing, or has texts instead of numbers or the reverse. `columns`
         says for each column whether it has numbers."""
-        stored = self.meta.get("features", {})
-        for column, is_number in columns.items():
-            if column not in stored or is_number != (stored[column] is None):
-                raise UserError(
-                    f"data: {self.path} was prepared without the feature {column}, or with one of another kind: "
-                    "prepare another store from the raw data"
-                )
+        stored = {column: texts is None for column, texts in self.meta.get("features", {}).items()}
+        if unlike := [column for column, is_number in columns.items() if stored.get(column) is not is_number]:
+            raise UserError(
+                f"data: {self.path} was prepared without the feature {unlike[0]}, or with one of another kind: "
+                "prepare another store from the raw data"
+            )
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
         """Values of each feature column: float64, or int32 places in `feature_texts`."""
-        columns = self.meta.get("features", {})
-        names = {column: feature_array(place, texts) for place, (column, texts) in enumerate(columns.items())}
-        return {column: self._map(f"{name}.npy") for column, name in names.items()}
+        columns = enumerate(self.meta.get("features", {}).items())
+        return {column: self._map(f"{feature_array(n, texts is not None)}.npy") for n, (column, texts) in columns}
 
     def feature_texts(self, column: str) -> pl.Series:
         """The different texts of a feature column, in text order; an empty text is a missing value."""
@@ -204,9 +196,9 @@ class Store:
         return np.load(self.path / name, mmap_mode="r", allow_pickle=False)
 
 
-def feature_array(place: int, values: list[str] | None) -> str:
-    """The name of the array of a feature. Its `values` are texts, or None for numbers."""
-    return f"feature_{'number' if values is None else 'text'}_{place}"
+def feature_array(place: int, is_text: bool) -> str:
+    """The name of a feature's array."""
+    return f"feature_{'text' if is_text else 'number'}_{place}"
 
 
 def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
@@ -216,22 +208,21 @@ def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
 
 def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
     remedy = "delete the store and prepare it again"
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {remedy}") from None
+    if not path.exists():
+        raise UserError(f"{path} is missing: {remedy}")
+    stat = path.stat()
     if stat.st_size != recorded["size"]:
         raise UserError(f"{path} has {stat.st_size} bytes instead of {recorded['size']}: {remedy}")
     whole = verify or stat.st_mtime_ns != recorded["mtime_ns"]
-    if sampled_hash(path, stat.st_size) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
+    if sampled_hash(path) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
         raise UserError(f"{path} was edited after it was written: {remedy}")
 
 
-def sampled_hash(path: Path, size: int) -> str:
+def sampled_hash(path: Path) -> str:
     """SHA-256 of blocks spread evenly over the file, first and last included."""
     digest = sha256()
     with path.open("rb") as file:
-        for start in np.linspace(0, max(size - _BLOCK, 0), _BLOCKS, dtype=np.int64):
+        for start in np.linspace(0, max(path.stat().st_size - _BLOCK, 0), _BLOCKS, dtype=np.int64):
             file.seek(int(start))
             digest.update(file.read(_BLOCK))
     return digest.hexdigest()

@@ -14,12 +14,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask
+from lrec.data.batching.eval_batches import EvalBatches
 from lrec.data.batching.plan import BatchPlan, EpochPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, TrainBatch, TrainLoader
 from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.data.splits.reduction import Reduction, training_part
-from lrec.data.splits.rules import LastItems, Split
+from lrec.data.splits.rules import LastItems, Split, Targets
 from lrec.errors import UserError
 
 FIXTURE_ONCE = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -218,12 +218,12 @@ def test_evaluation_equals_the_reference(make_store, sequences: list[list[int]],
     names = split.store.item_table["raw_id"].gather(split.catalogue_V).to_list()
     index = {name: place for place, name in enumerate(names)}
     tasks = {
-        "val": EvalTask(split.val_users, split.val_U[split.val_users], True),
-        "test": EvalTask(split.test_users, split.test_U[split.test_users], True),
-        "predict": EvalTask(np.arange(len(sequences)), np.diff(split.store.offsets_U1), False),
+        "val": split.val_targets,
+        "test": split.test_targets,
+        "predict": Targets(np.arange(len(sequences)), np.diff(split.store.offsets_U1)),
     }
-    for stage, task in tasks.items():
-        loaders = [EvalLoader(split, task, max_len, Ranks(world, rank)) for rank in range(world)]
+    for stage, targets in tasks.items():
+        loaders = [EvalBatches(split, targets, max_len, Ranks(world, rank)) for rank in range(world)]
         assert len({len(loader) for loader in loaders}) == 1
         users = []
         for batch in (batch for loader in loaders for batch in loader):
@@ -251,7 +251,7 @@ def test_evaluation_equals_the_reference(make_store, sequences: list[list[int]],
 def test_a_history_without_catalogue_items_has_weight_zero(make_lengths) -> None:
     split = LastItems(held_out_users=1.0)(make_lengths([60, 5]))
     held_out = np.array([0])
-    (batch,) = EvalLoader(split, EvalTask(held_out, split.test_U[held_out], True), 8)
+    (batch,) = EvalBatches(split, Targets(held_out, split.test_U[held_out]), 8)
     assert batch.weights_M.tolist() == [0]
     assert batch.targets_M.tolist() == [-1]
     assert batch.positions_M.tolist() == [0]
@@ -260,7 +260,7 @@ def test_a_history_without_catalogue_items_has_weight_zero(make_lengths) -> None
 def test_evaluation_batches_are_bounded(make_lengths) -> None:
     split = LastItems()(make_lengths([3] * 1500 + [400] * 100))
     for max_len in (8, 400):
-        loader = EvalLoader(split, EvalTask(split.test_users, split.test_U[split.test_users], True), max_len)
+        loader = EvalBatches(split, split.test_targets, max_len)
         batches = list(loader)
         assert sum(len(batch.users_M) for batch in batches) == 1600
         assert all(len(batch.users_M) <= 1024 and batch.items_BL.numel() <= 16384 for batch in batches)
@@ -323,8 +323,7 @@ def test_batches_carry_each_event_s_time_and_then_the_target_s(
             found[(item, times[0]), (target, times[1])] += 1
     trained = [events[user][:length] for user, length in enumerate(split.train_U)]
     assert found == Counter(pair for sequence in trained for pair in pairwise(sequence))
-    task = EvalTask(split.test_targets.users_T, split.test_targets.positions_T, True, True)
-    for batch in EvalLoader(split, task, max_len):
+    for batch in EvalBatches(split, split.test_targets, max_len, with_times=True):
         assert batch.times_BT.shape[1] == batch.items_BL.shape[1] + 1
         for row, user in enumerate(batch.users_M.tolist()):
             *history, (_, asked) = events[user]
@@ -336,5 +335,4 @@ def test_without_times_batches_are_what_they_were(make_lengths) -> None:
     split = LastItems()(make_lengths([9, 5]))
     plan = BatchPlan(training_part(split, Reduction()), 4, 8)
     assert all(batch.times_BT is None for batch in load(split, plan))
-    task = EvalTask(split.val_targets.users_T, split.val_targets.positions_T, True)
-    assert all(batch.times_BT is None for batch in EvalLoader(split, task, 4))
+    assert all(batch.times_BT is None for batch in EvalBatches(split, split.val_targets, 4))

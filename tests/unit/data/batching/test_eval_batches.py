@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask
+from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
 from lrec.data.batching.train_batches import Ranks
-from lrec.data.splits.rules import Split, UserSplit
+from lrec.data.splits.rules import Split, Targets, UserSplit
 from lrec.evaluation.baselines import Baselines
 from lrec.evaluation.cases import Cases, batches, cases_before, rank_by_net
 from lrec.model.config import Architecture, TransformerConfig
@@ -62,8 +62,7 @@ def test_parts_of_a_batch_are_scored_as_the_whole(
     split: Split, name: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net, targets = network(split, name), split.val_targets
-    task = EvalTask(targets.users_T, targets.positions_T, True, with_times=net.reads_times)
-    (batch,) = EvalLoader(split, task, MAX_LEN)
+    (batch,) = EvalBatches(split, targets, MAX_LEN, with_times=net.reads_times)
     assert batch.parts(n) == [batch], "too small to be divided"
     monkeypatch.setattr("lrec.data.batching.eval_batches.MAX_TARGETS", len(batch.targets_M))
     parts = batch.parts(n)
@@ -83,9 +82,8 @@ def test_parts_of_a_batch_are_scored_as_the_whole(
 def test_a_target_in_a_shared_row_is_scored_as_it_is_alone(split: Split, name: str) -> None:
     net, targets = network(split, name), split.val_targets
     baselines = Baselines(split, torch.device("cpu"))
-    task = EvalTask(targets.users_T, targets.positions_T, True, with_times=net.reads_times)
     found, rows = [], 0
-    for batch in EvalLoader(split, task, MAX_LEN):
+    for batch in EvalBatches(split, targets, MAX_LEN, with_times=net.reads_times):
         rows += len(batch.items_BL)
         of_all = [scored(net, batch), *(list(baselines.score(each, batch)) for each in baselines.names)]
         for target, user in enumerate(batch.users_M.tolist()):
@@ -93,8 +91,8 @@ def test_a_target_in_a_shared_row_is_scored_as_it_is_alone(split: Split, name: s
                 found.append((user, [part[target] for parts in of_all for part in parts]))
     expected = []
     for one in range(len(targets.users_T)):
-        alone = EvalTask(targets.users_T[one : one + 1], targets.positions_T[one : one + 1], True, task.with_times)
-        (batch,) = EvalLoader(split, alone, MAX_LEN)
+        alone = Targets(targets.users_T[one : one + 1], targets.positions_T[one : one + 1])
+        (batch,) = EvalBatches(split, alone, MAX_LEN, with_times=net.reads_times)
         of_all = [scored(net, batch), *(list(baselines.score(each, batch)) for each in baselines.names)]
         if batch.weights_M[0]:
             expected.append((int(batch.users_M[0]), [part[0] for parts in of_all for part in parts]))
@@ -103,7 +101,7 @@ def test_a_target_in_a_shared_row_is_scored_as_it_is_alone(split: Split, name: s
     assert outside > 10
     assert longer > 20
     users = len(np.unique(targets.users_T))
-    assert rows <= users + longer + (outside if task.with_times else 0), "what fits shares a row"
+    assert rows <= users + longer + (outside if net.reads_times else 0), "what fits shares a row"
 
     def order(pair: tuple[int, list[torch.Tensor]]) -> tuple[float, ...]:
         return pair[0], *(round(float(part.nan_to_num(-1, -1)), 3) for part in pair[1] if part.ndim == 0)
@@ -118,20 +116,20 @@ def test_a_target_in_a_shared_row_is_scored_as_it_is_alone(split: Split, name: s
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_each_target_is_evaluated_once(split: Split, world: int) -> None:
-    task = EvalTask(*split.val_targets, True)
-    loaders = [EvalLoader(split, task, MAX_LEN, Ranks(world, rank)) for rank in range(world)]
+    loaders = [EvalBatches(split, split.val_targets, MAX_LEN, Ranks(world, rank)) for rank in range(world)]
     assert len({len(loader) for loader in loaders}) == 1
     served = [batch for loader in loaders for batch in loader]
     users = Counter(user for batch in served for user in batch.users_M.tolist() if user >= 0)
-    assert users == Counter(task.users.tolist())
+    assert users == Counter(split.val_targets.users_T.tolist())
     items = Counter(item for batch in served for item in batch.targets_M[batch.users_M >= 0].tolist())
     store = split.store
-    assert items == Counter(split.catalogue_index_I[store.items_N[store.offsets_U1[task.users] + task.ends]].tolist())
+    rows_T = store.offsets_U1[split.val_targets.users_T] + split.val_targets.positions_T
+    assert items == Counter(split.catalogue_index_I[store.items_N[rows_T]].tolist())
 
 
 def test_batches_of_shared_rows_are_bounded(make_lengths) -> None:
     split = UserSplit(validation=0.4, test=0.2)(make_lengths([3] * 300 + [700] * 5 + [40] * 200))
-    served = list(EvalLoader(split, EvalTask(*split.val_targets, True), 700))
+    served = list(EvalBatches(split, split.val_targets, 700))
     assert sum(len(batch.users_M) for batch in served) == len(split.val_targets.users_T)
     assert all(len(batch.users_M) <= 1024 and batch.items_BL.numel() <= 16384 for batch in served)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from host_waits import HostWaits
-from lrec.data.batching.eval_batches import EvalBatch, EvalLoader, EvalTask
+from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
 from lrec.data.splits.rules import UserSplit
 from lrec.evaluation.baselines import Baselines
 from lrec.evaluation.evaluator import Evaluation
@@ -35,8 +35,8 @@ def test_a_batch_is_evaluated_without_asking_the_device(  # type: ignore[no-unty
     rows = [(f"{user:02}", str(random.integers(300)), place) for user in range(90) for place in range(12)]
     split = UserSplit(validation=0.4, test=0.2)(make_store(rows))
     config = TransformerConfig(len(split.catalogue_V), 8, 2, 12, 3, architecture=ARCHITECTURES[name])
-    task = EvalTask(*split.val_targets, True, with_times=config.architecture.time != "none")
-    here = next(iter(EvalLoader(split, task, 8)))
+    with_times = config.architecture.time != "none"
+    here = next(iter(EvalBatches(split, split.val_targets, 8, with_times=with_times)))
 
     net = Transformer(config).to(META)
     batch = EvalBatch(*(None if part is None else part.to(META) for part in here))

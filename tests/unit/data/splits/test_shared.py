@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrec.data import datamodule
 from lrec.data.sources.interactions import InteractionsDataModule
-from lrec.data.splits import reduction, rules, shared
+from lrec.data.splits import rules
 from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
+from lrec.data.store import made_once
 from lrec.data.store.store import Store
 from lrec.study.processes import start_server
 
@@ -35,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def arrays(data: InteractionsDataModule) -> dict[str, Any]:
     part = data.batch_plan.part
-    found = data.cuts.arrays() | {"starts": part.starts_U, "lengths": part.lengths_U, "n": part.n_targets}
+    found = made_once.arrays_of(data.cuts) | {"starts": part.starts_U, "lengths": part.lengths_U, "n": part.n_targets}
     return found | {"catalogue": data.cuts.catalogue_V, "rows": part.rows, "targets_of_part": part.split.target_N}
 
 
@@ -59,7 +61,7 @@ def test_what_was_made_before_is_read_back_identical(
     alone.setup()
     expected = arrays(alone)
     assert not (alone.store.path / "made").exists(), "few rows take no time"
-    monkeypatch.setattr(shared, "SHARED_ROWS", 0)
+    monkeypatch.setattr(made_once, "SHARED_ROWS", 0)
     monkeypatch.setattr(rules.blocks_of_users, "__defaults__", (100,))
     for _ in range(2):
         again = module(folder, **options)
@@ -71,7 +73,7 @@ def test_what_was_made_before_is_read_back_identical(
 
 
 def _set_up(folder: Path, barrier: Any, results: Any) -> None:
-    cut, part = LastItems.cut, reduction.training_part
+    cut, part = LastItems.cut, datamodule.training_part
 
     def counted(name: str, make: Any) -> Any:
         def counting(*args: Any) -> Any:
@@ -83,7 +85,7 @@ def _set_up(folder: Path, barrier: Any, results: Any) -> None:
 
     tempfile.tempdir = str(folder)  # so that an earlier test left nothing there
     LastItems.cut = counted("s", cut)  # type: ignore[method-assign]
-    shared.training_part, shared.SHARED_ROWS = counted("p", part), 0
+    datamodule.training_part, made_once.SHARED_ROWS = counted("p", part), 0
     data = module(folder)
     barrier.wait()
     data.setup()
@@ -115,7 +117,7 @@ def test_a_user_s_own_rule_cuts_in_each_process(folder: Path, monkeypatch: pytes
     class Own(LastItems):
         pass
 
-    monkeypatch.setattr(shared, "SHARED_ROWS", 0)
+    monkeypatch.setattr(made_once, "SHARED_ROWS", 0)
     rule: SplitRule = Own()
     data = module(folder, split=rule)
     data.setup()

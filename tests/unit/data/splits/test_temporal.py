@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from lrec.data.batching.eval_batches import EvalLoader, EvalTask
+from lrec.data.batching.eval_batches import EvalBatches
 from lrec.data.batching.train_batches import Ranks
 from lrec.data.sources.movielens import MovieLensDataModule
 from lrec.data.sources.synthetic import SyntheticDataModule
@@ -261,8 +261,7 @@ def test_each_target_comes_after_everything_before_it(make_store, world: int) ->
     names = split.store.item_table["raw_id"].to_list()
     index = split.catalogue_index_I
     for targets in (split.val_targets, split.test_targets):
-        task = EvalTask(*targets, True)
-        loaders = [EvalLoader(split, task, 6, Ranks(world, rank)) for rank in range(world)]
+        loaders = [EvalBatches(split, targets, 6, Ranks(world, rank)) for rank in range(world)]
         found = []
         for batch in (batch for loader in loaders for batch in loader):
             for target, user in enumerate(batch.users_M.tolist()):
@@ -299,8 +298,7 @@ def test_the_loss_of_a_window_is_of_its_first_item_that_may_be_a_target(make_sto
         assert (split.store.items_N[split.rows_of(targets)] == items_T).all()
         whole = replace(split, train_U=np.diff(split.store.offsets_U1))  # so that the items of windows are known
         index_I = whole.catalogue_index_I
-        task = EvalTask(*targets, True, sizes=sizes_U[targets.users_T])
-        (batch,) = EvalLoader(whole, task, 50)
+        (batch,) = EvalBatches(whole, targets, 50, sizes_T=sizes_U[targets.users_T])
         assert batch.users_M.tolist() == [1, 2, 3]
         assert batch.targets_M.tolist() == index_I[items_T].tolist()
         assert [int((batch.seen_targets_S == m).sum()) for m in range(3)] == [begin] * 3
