@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from lrec.common.files import write_text
 from lrec.data.batching.eval_batches import EvalBatch
-from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.evaluator import Evaluation
 from lrec.evaluation.metrics import KS
 from lrec.model import losses, memory
 from lrec.model.config import TransformerConfig

@@ -15,7 +15,7 @@ import lrec as library
 from lrec.data.datasets import datamodule_of
 from lrec.data.histories import histories_of
 from lrec.errors import UserError
-from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
+from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.transformer import Transformer
 from lrec.run import Run
 from lrec.serving.recommender import Model

@@ -16,10 +16,9 @@ from host_waits import HostWaits
 from lrec.common import cpu_threads
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.model.config import TransformerConfig
-from lrec.model.item_table import VECTORS, whole_table
 from lrec.model.losses import GBCE, FullSoftmax, Loss, NextItems, SampledSoftmax
 from lrec.model.parallelize import Sharding, build, fill
-from lrec.model.sharded_table import fetch, whole
+from lrec.model.sharded_table import VECTORS, fetch, whole, whole_table
 from lrec.model.transformer import Transformer
 from lrec.ranking.scoring import score, top_items
 from lrec.training.optim import Optimizer, Switch

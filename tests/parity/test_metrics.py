@@ -11,7 +11,7 @@ from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_reci
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
-from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.evaluator import Evaluation
 from lrec.evaluation.metrics import KS
 from lrec.ranking import scoring
 from lrec.ranking.scoring import Scores, score, top_items

@@ -18,7 +18,7 @@ from lrec.data.sources.movielens import MovieLensDataModule
 from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.evaluation.baselines import Baselines
-from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.evaluator import Evaluation
 from lrec.evaluation.metrics import METRICS
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder

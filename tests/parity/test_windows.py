@@ -19,7 +19,7 @@ from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
-from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.evaluator import Evaluation
 from lrec.evaluation.metrics import KS, METRICS
 from lrec.ranking.scoring import score
 

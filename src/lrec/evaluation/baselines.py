@@ -11,7 +11,7 @@ The softmax of the scores gives shares, so each baseline has a cross-entropy, ex
 acts as one more observation (c p_j as c of them) that is divided among the items by popularity. Ranks and lists follow
 the rules of `scoring.score`, also for ties. They come in closed form from counts, without a catalogue pass per row.
 
-Shape suffixes: L positions, M targets, V catalogue, N interactions.
+Shape suffixes: B rows, L positions, M targets, V catalogue, N interactions, T edges, R items that rows reach.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from hashlib import sha256
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 from torch import Tensor
 
 from lrec.common.hardware import available_gib
@@ -28,7 +28,6 @@ from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.splits.rules import Split, ranges
 from lrec.data.store.made_once import Arrays, made_beside
 from lrec.data.store.store import TIME_UNITS, seconds_in
-from lrec.evaluation.followers import Followers, bytes_to_count, edges_of
 from lrec.evaluation.metrics import KS
 from lrec.evaluation.shared_scoring import leads, number, of_first
 from lrec.ranking.best_items import Pairs
@@ -51,7 +50,7 @@ class Baselines:
     def __init__(self, split: Split, device: torch.device, recent: float | str = RECENT_SHARE) -> None:
         """Use the training part of the split. `recent` is the share of it, or the duration at its end, that
         recent-popularity counts."""
-        self._split, self._device, self._recently = split, device, recent
+        self.split, self._device, self._recently = split, device, recent
         self._share_V = split.counts_V / split.counts_V.sum()
         self._k = min(max(KS), len(self._share_V))
         self.names = [name for name in BASELINES if name != "recent-popularity" or split.store.times_N is not None]
@@ -82,7 +81,7 @@ class Baselines:
     @cached_property
     def _recent(self) -> tuple[CommonOrder, Tensor]:
         def count() -> Arrays:
-            store, rows_N = self._split.store, self._training_rows()
+            store, rows_N = self.split.store, self._training_rows()
             assert store.times_N is not None
             times_N = store.times_N[rows_N]
             if isinstance(self._recently, str):
@@ -90,7 +89,7 @@ class Baselines:
                 earliest = times_N.max() + 1 - (seconds_in(self._recently) or 0) * unit
             else:
                 earliest = np.partition(times_N, place := int((1 - self._recently) * len(times_N)))[place]
-            items_N = self._split.catalogue_index_I[store.items_N[rows_N[times_N >= earliest]]]
+            items_N = self.split.catalogue_index_I[store.items_N[rows_N[times_N >= earliest]]]
             return {"counts_V": np.bincount(items_N, minlength=len(self._share_V))}
 
         return self._common(self._counted(f"recent-popularity-{self._recently}", count)["counts_V"] + self._share_V)
@@ -102,11 +101,11 @@ class Baselines:
         return CommonOrder(scores_V), float(np.log(values_V.sum())) - scores_V.float()
 
     @cached_property
-    def _next_items(self) -> Followers:
+    def _next_items(self) -> "Followers":
         return Followers(self._edges("markov", (1,)), self._share_V, self._device)
 
     @cached_property
-    def _item_graph(self) -> Followers:
+    def _item_graph(self) -> "Followers":
         # Small enough that each item that an edge reaches scores above all other items.
         prior = min(1.0, LEAST / (2 * float(self._share_V.max())))
         edges_VV = self._edges("item-graph", EDGES, NEIGHBOURS)
@@ -116,8 +115,8 @@ class Baselines:
         n_items = len(self._share_V)
 
         def count() -> Arrays:
-            items_N = self._split.catalogue_index_I[self._split.store.items_N[self._training_rows()]]
-            users_N = np.repeat(np.arange(len(self._split.train_U)), self._split.train_U)
+            items_N = self.split.catalogue_index_I[self.split.store.items_N[self._training_rows()]]
+            users_N = np.repeat(np.arange(len(self.split.train_U)), self.split.train_U)
             edges_VV = edges_of(users_N, items_N, n_items, weights, most)
             return {"data": edges_VV.data, "indices": edges_VV.indices, "indptr": edges_VV.indptr}
 
@@ -128,13 +127,15 @@ class Baselines:
         """What `count` counts in the training part. Of several processes, one counts and all map it into memory."""
         if number() == 1:
             return count()
-        cut = sha256(np.ascontiguousarray(self._split.train_U, dtype=np.int64).data).hexdigest()
-        return made_beside(self._split.store, name, cut, count)
+        cut = sha256(np.ascontiguousarray(self.split.train_U, dtype=np.int64).data).hexdigest()
+        return made_beside(self.split.store, name, cut, count)
 
     def with_room(self, names: list[str]) -> list[str]:
         """The names whose counts fit into the memory of the first process; prints which names are left out."""
-        n_rows, steps = int(self._split.train_U.sum()), {"recent-popularity": 0, "markov": 1, "item-graph": len(EDGES)}
-        gib = {name: bytes_to_count(n_rows, len(self._share_V), n) / 2**30 for name, n in steps.items()}
+        n_rows, steps = int(self.split.train_U.sum()), {"recent-popularity": 0, "markov": 1, "item-graph": len(EDGES)}
+        # Measured bytes for each row, and for each edge that `edges_of` can find.
+        edges = {name: min(n * n_rows, len(self._share_V) ** 2) for name, n in steps.items()}
+        gib = {name: (64 * n_rows + 36 * n_edges) / 2**30 for name, n_edges in edges.items()}
         room = available_gib()
         left_out = of_first([name for name in names if gib.get(name, 0) > room])
         if left_out and leads():
@@ -143,4 +144,81 @@ class Baselines:
         return [name for name in names if name not in left_out]
 
     def _training_rows(self) -> np.ndarray:
-        return ranges(self._split.store.offsets_U1[:-1], self._split.train_U)
+        return ranges(self.split.store.offsets_U1[:-1], self.split.train_U)
+
+
+class Followers:
+    """Scores log(g_j + c p_j): g_j adds up the edges from the last items to j, p_j is j's share of all interactions.
+
+    An edge leads from an item to each item that followed it. Items that an edge reaches score above all others, so a
+    list has the reached items by score, and then the other items by popularity.
+    """
+
+    def __init__(
+        self,
+        edges_VV: csr_array,
+        share_V: np.ndarray,
+        device: torch.device,
+        prior: float = 1.0,
+        one: int = 1,
+        weights_back: Sequence[int] = (1,),
+    ) -> None:
+        """`prior` is c. `weights_back` has the weights of a history's last item, the item before it, and so on. g is
+        the sum of item weight * edge weight / `one`. Weights are whole numbers, so that ties are exact."""
+        self._edges_VV, self._one, self._weights_back = edges_VV, one, np.array(weights_back)
+        self._prior, self._device = prior, device
+        self._prior_V = torch.from_numpy(prior * share_V).to(device)
+        self._popular = CommonOrder(torch.from_numpy(share_V).to(device))
+
+    def score(self, items_BL: Tensor, last_M: Tensor, targets_M: Tensor, seen: Pairs, k: int) -> Scores:
+        """Score every catalogue item for every target; last_M is the flat index of the last item before each target."""
+        rows_R, items_R, weights_R = self._reached(items_BL, last_M)
+        values_R = weights_R + self._prior_V[items_R]
+        value_M = self._prior_V[targets_M.clamp(min=0)]
+        hit_R = items_R == targets_M[rows_R]
+        value_M[rows_R[hit_R]] = values_R[hit_R]
+        total_M = torch.full_like(value_M, self._prior).index_add_(0, rows_R, weights_R)
+        loss_M = total_M.log() - value_M.log().float()
+        ranked = self._popular.ranked(targets_M, k, Leading(rows_R, items_R, values_R), seen)
+        return Scores(loss_M.masked_fill(targets_M < 0, torch.nan), *ranked)
+
+    def _reached(self, items_BL: Tensor, last_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The items that edges reach from the last items before each target: rows and items, ascending, and their g."""
+        items_N, last_N = items_BL.flatten().cpu().numpy(), last_M.cpu().numpy()
+        back = np.arange(len(self._weights_back))
+        rows_M, back_M = np.nonzero(back <= (last_N % items_BL.shape[1])[:, None])
+        read = self._weights_back[back_M], (rows_M, items_N[last_N[rows_M] - back_M])
+        shape = len(last_N), self._edges_VV.shape[0]
+        reached_BV = coo_array(read, shape=shape).tocsr() @ self._edges_VV
+        reached_BV.sort_indices()
+        rows_R = np.repeat(np.arange(len(last_N)), np.diff(reached_BV.indptr))
+        found = rows_R, reached_BV.indices.astype(np.int64), reached_BV.data / self._one
+        rows, items, weights = (torch.from_numpy(values_R).to(self._device) for values_R in found)
+        return rows, items, weights
+
+
+def edges_of(
+    users_N: np.ndarray, items_N: np.ndarray, n_items: int, weights: Sequence[int] = (1,), most: int | None = None
+) -> csr_array:
+    """The edges between items of the same user; `users_N` and `items_N` are in the order of the interactions. `weights`
+    has the weight of an edge to the next item, to the item after it, and so on. An item keeps its `most` strongest."""
+    edges_VV = csr_array((n_items, n_items), dtype=np.int64)
+    for step, weight in enumerate(weights, start=1):
+        together_N = users_N[:-step] == users_N[step:]
+        pairs = items_N[:-step][together_N], items_N[step:][together_N]
+        edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
+    return edges_VV if most is None else _strongest(edges_VV, most)
+
+
+def _strongest(edges_VV: csr_array, most: int) -> csr_array:
+    """At most `most` edges of each item: those with the largest weights, ties by index."""
+    starts_V1, kept_T = edges_VV.indptr, np.ones(edges_VV.nnz, dtype=bool)
+    for item in np.flatnonzero(np.diff(starts_V1) > most):
+        row = slice(starts_V1[item], starts_V1[item + 1])
+        weights_M = edges_VV.data[row]
+        least = np.partition(weights_M, -most)[-most]
+        kept_T[row] = weights_M > least
+        ties_M = starts_V1[item] + np.flatnonzero(weights_M == least)
+        kept_T[ties_M[: most - np.count_nonzero(kept_T[row])]] = True
+    starts_V1 = np.append(0, np.cumsum(kept_T))[starts_V1]
+    return csr_array((edges_VV.data[kept_T], edges_VV.indices[kept_T], starts_V1), shape=edges_VV.shape)

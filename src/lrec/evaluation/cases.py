@@ -19,7 +19,7 @@ from lrec.evaluation.metrics import METRICS, Found, Mean, Metric
 from lrec.evaluation.shared_scoring import share_of, together
 from lrec.model.transformer import Transformer
 from lrec.ranking.common_order import CommonOrder, Leading, newest_first
-from lrec.ranking.scoring import score
+from lrec.ranking.scoring import Scores, score
 
 LIST_LENGTH = 10
 
@@ -50,9 +50,9 @@ class Cases:
         return np.repeat(np.arange(len(self)), self.lengths_C)
 
     def where(self, chosen_C: np.ndarray) -> Self:
-        chosen_C = np.flatnonzero(chosen_C) if chosen_C.dtype == bool else chosen_C
-        places = ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])
-        at = {"C": chosen_C, "N": places}
+        """The cases with these indices, or for which a mask is true."""
+        chosen_C = np.arange(len(self))[chosen_C]
+        at = {"C": chosen_C, "N": ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])}
         fields: dict[str, Any] = {name: _at(values, at[name[-1]]) for name, values in vars(self).items()}
         return replace(self, **fields)
 
@@ -70,9 +70,9 @@ class Cases:
         """The same cases with other histories. Each item of items_M takes its blank mark, time and event from the old
         item at its entry of places_M."""
         of_items: dict[str, Any] = {
-            name: _at(getattr(self, name), places_M) for name in ("blank_N", "times_N", "events_N")
+            name: _at(values, places_M) for name, values in vars(self).items() if name.endswith("_N")
         }
-        return replace(self, items_N=items_M, lengths_C=lengths_C, **of_items)
+        return replace(self, **of_items | {"items_N": items_M, "lengths_C": lengths_C})
 
 
 def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
@@ -93,17 +93,10 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
     lengths_C = np.minimum(end_C - begin_C, max_len)
     rows_N = np.flatnonzero(known_I)[ranges(end_C - lengths_C, lengths_C)]
     next_C = store.offsets_U1[users_C] + positions_C
-    has_times = store.times_N is not None
-    cases = Cases(
-        users_C=users_C,
-        positions_C=positions_C,
-        items_N=items_I[rows_N],
-        lengths_C=lengths_C,
-        targets_C=items_I[split.rows_of(Targets(users_C, positions_C))],
-        times_N=store.seconds(rows_N) if has_times else None,
-        asked_C=store.seconds(next_C) if has_times else None,
-        events_N=split.events(rows_N),
-    )
+    targets_C = items_I[split.rows_of(Targets(users_C, positions_C))]
+    cases = Cases(users_C, positions_C, items_I[rows_N], lengths_C, targets_C, events_N=split.events(rows_N))
+    if store.times_N is not None:
+        cases = replace(cases, times_N=store.seconds(rows_N), asked_C=store.seconds(next_C))
     return cases.where(lengths_C > 0)
 
 
@@ -186,21 +179,22 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     device = net.items.weight.device
     # Catalogue indices of the candidates, which get a table of their own.
     names_V = np.arange(net.config.n_items) if candidates_V is None else candidates_V
-    targets_C = _index_among(names_V, cases.targets_C)
-    n_listed = min(LIST_LENGTH, len(names_V))
-    loss_C, rank_C, top_CK = np.zeros(len(cases)), np.zeros(len(cases)), np.zeros((len(cases), n_listed), np.int64)
+    places_C = np.minimum(np.searchsorted(names_V, cases.targets_C), len(names_V) - 1)
+    targets_C = np.where(names_V[places_C] == cases.targets_C, places_C, -1)
+    loss_C, rank_C = np.zeros(len(cases)), np.zeros(len(cases))
+    top_CK = np.zeros((len(cases), min(LIST_LENGTH, len(names_V))), np.int64)
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     for chosen_M, read in share_of(batches(cases, net)):
         targets_M = torch.from_numpy(targets_C[chosen_M]).to(device)
 
-        def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> tuple[Tensor, ...]:
+        def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> Scores:
             if candidates_V is not None:
                 table_VD = table_VD[torch.from_numpy(candidates_V).to(device)]
-            scores = score(hidden_MD, table_VD, targets_M, nothing, nothing, LIST_LENGTH)
-            return scores.loss_B, scores.rank_B, scores.top_BK
+            return score(hidden_MD, table_VD, targets_M, nothing, nothing, LIST_LENGTH)
 
         found = net(head=head, **read)
-        loss_C[chosen_M], rank_C[chosen_M], top_CK[chosen_M] = (tensor.cpu().numpy() for tensor in found)
+        loss_C[chosen_M], rank_C[chosen_M] = found.loss_B.cpu(), found.rank_B.cpu()
+        top_CK[chosen_M] = found.top_BK.cpu()
     return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 
 
@@ -236,18 +230,11 @@ def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None
     return [ranked.rank_B.numpy(), ranked.top_BK.numpy()]
 
 
-def _index_among(names_V: np.ndarray, items_C: np.ndarray) -> np.ndarray:
-    places_C = np.minimum(np.searchsorted(names_V, items_C), len(names_V) - 1)
-    return np.where(names_V[places_C] == items_C, places_C, -1)
-
-
 def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
     """The counts, with 0 for items that are not candidates; no catalogue item has a count of 0."""
     if candidates_V is None:
         return counts_V
-    result_V = np.zeros_like(counts_V)
-    result_V[candidates_V] = counts_V[candidates_V]
-    return result_V
+    return np.where(np.isin(np.arange(len(counts_V)), candidates_V), counts_V, 0)
 
 
 def values_of(

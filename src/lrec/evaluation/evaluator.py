@@ -1,7 +1,11 @@
-"""The model and the baselines on the targets of a stage (val or test): scores, figures, table, verdict."""
+"""The model and the baselines on the targets of a stage (val or test): figures, table, verdict.
+
+Shape suffixes: B targets, V catalogue, K cut-offs, U users.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,15 +15,101 @@ from torch import Tensor
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
-from lrec.data.splits.rules import Split
 from lrec.evaluation.baselines import BASELINES, Baselines
-from lrec.evaluation.evaluation import Evaluation
-from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Metric, best_is
+from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Found, Mean, Metric, best_is, with_unseen
+from lrec.evaluation.shared_scoring import reduced
 from lrec.model.sharded_table import Table
 from lrec.model.transformer import Transformer
 from lrec.ranking.scoring import Scores, score
 
 Result = TypeVar("Result")
+
+
+class Evaluation:
+    """A scorer's whole evaluation: cross-entropy, and rank metrics over all items (`NDCG@10`) and over the items that
+    the user has not seen (`NDCG@10_unseen`).
+
+    Args:
+        counts_V: Training interactions of each item, on the device of the scores.
+        sets: Whether targets are sets.
+        warm: Whether there are also separate figures for the targets inside the catalogue.
+        users_U: Store indices of the users, ascending, for means over users too; None for no such means.
+    """
+
+    def __init__(
+        self,
+        counts_V: Tensor,
+        metrics: Sequence[Metric] = METRICS,
+        sets: bool = False,
+        warm: bool = False,
+        users_U: Tensor | None = None,
+    ) -> None:
+        self._counts_V, self._of_sets, self._users_U = counts_V, sets, users_U
+        # Number of targets, of targets outside the catalogue, and of requests (a set is one request).
+        self._targets_3 = torch.zeros(3, dtype=torch.float64, device=counts_V.device)
+        there = [(suffix, each) for suffix, each in with_unseen(metrics) if sets or not each.of_sets]
+        in_parts = [(suffix, each) for suffix, each in there if isinstance(each, Mean) and each.in_parts]
+        if warm:
+            there += (in_warm := [(f"{suffix}{WARM}", each) for suffix, each in in_parts])
+            in_parts += in_warm
+        self._states = [(each, suffix, each.empty(counts_V)) for suffix, each in there]
+        # For each user: the weighted sum of the values at each cut-off, and the sum of the weights.
+        self._by_user = [
+            (each, suffix, self._targets_3.new_zeros(len(each.cutoffs) + 1, len(users_U)))
+            for suffix, each in in_parts
+            if users_U is not None
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        names = [f"{label}{suffix}" for each, suffix, _ in self._states for label in each.labels]
+        return names + [f"{label}{suffix}{BY_USER}" for each, suffix, _ in self._by_user for label in each.labels]
+
+    def update(self, scores: Scores, batch: EvalBatch) -> None:
+        """Add the targets of a batch; targets of weight 0 do not count."""
+        targets_B, weights_B, n_true_B = batch.targets_M, batch.weights_M, batch.n_true_M
+        of_all = Found(scores.loss_B, scores.rank_B, scores.top_BK, targets_B, self._counts_V)
+        of_unseen = of_all._replace(rank_B=scores.rank_unseen_B, top_BK=scores.top_unseen_BK)
+        found, known_B, n_B = {"": of_all, "_unseen": of_unseen}, (targets_B >= 0).long(), torch.ones_like(targets_B)
+        if batch.true_targets_P is not None and batch.true_items_P is not None and n_true_B is not None:
+            pairs = batch.true_targets_P, batch.true_items_P
+            found = {suffix: each.with_sets(*pairs, n_true_B) for suffix, each in found.items()}
+            n_B, known_B = n_true_B, torch.zeros_like(n_true_B).index_add_(0, pairs[0], torch.ones_like(pairs[0]))
+        weights = dict.fromkeys(found, weights_B)
+        for suffix, each in [*found.items()]:
+            found[f"{suffix}{WARM}"] = each if n_true_B is None else each._replace(n_true_B=known_B)
+            weights[f"{suffix}{WARM}"] = weights_B * (known_B > 0)
+        counted = (n_B, n_B - known_B, torch.ones_like(n_B))
+        self._targets_3 += torch.stack([(weights_B * each_B).sum() for each_B in counted])
+        for metric, suffix, state in self._states:
+            metric.add(state, found[suffix], weights[suffix])
+        if self._users_U is None:
+            return
+        place_B = torch.searchsorted(self._users_U, batch.users_M)
+        for metric, suffix, state_K1U in self._by_user:
+            counts_B = weights[suffix].double()
+            values = [metric.of_targets(found[suffix], k).double() * counts_B for k in metric.cutoffs]
+            state_K1U.index_add_(1, place_B, torch.stack([*values, counts_B]))
+
+    def compute(self) -> dict[str, float]:
+        """Every metric by name, over the rows of all processes; all processes must call this together."""
+        targets, outside, requests = reduced(self._targets_3, "sum").tolist()
+        figures = {"targets": targets, "targets_outside_catalogue": outside}
+        if self._of_sets:
+            figures["targets_sets"] = requests
+        for metric, suffix, state in self._states:
+            state = reduced(state, metric.state)
+            labels = [f"{label}{suffix}" for label in metric.labels]
+            figures |= zip(labels, metric.values_K(state).tolist(), strict=True)
+            if isinstance(metric, Mean) and metric.with_error:
+                figures |= zip((f"{label}_se" for label in labels), metric.errors_K(state).tolist(), strict=True)
+        for metric, suffix, state_K1U in self._by_user:
+            state_K1U = reduced(state_K1U, "sum")
+            mean_KU = (state_K1U[:-1] / state_K1U[-1])[:, state_K1U[-1] > 0]
+            errors_K = mean_KU.std(1, correction=0) / mean_KU.shape[1] ** 0.5
+            for label, mean, error in zip(metric.labels, mean_KU.mean(1).tolist(), errors_K.tolist(), strict=True):
+                figures |= {f"{label}{suffix}{BY_USER}": mean, f"{label}{suffix}{BY_USER}_se": error}
+        return figures
 
 
 class Evaluator:
@@ -34,24 +124,22 @@ class Evaluator:
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
         self.figures: dict[str, dict[str, float]] = {}
         self._metrics = metrics
-        self._cuts: Split | None = None
         self._baselines: Baselines | None = None
         self._under_way: dict[str, Evaluation] = {}
-        self._users_of: dict[tuple[str, bool], np.ndarray] = {}
 
     def begin(self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False) -> None:
         """Prepare for the first batch. `counts_V` is the training interactions of each item, on the device of the
         scores. During training (`fitting`), popularity is the only baseline."""
-        if self._baselines is None or self._cuts is not data.cuts:
+        if self._baselines is None or self._baselines.split is not data.cuts:
             self.figures = {stage: figures for stage, figures in self.figures.items() if "/" not in stage}
-            self._users_of, self._cuts = {}, data.cuts
             self._baselines = Baselines(data.cuts, counts_V.device, data.recent_popularity)
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
         anew = [name for name in beside if f"{stage}/{name}" not in self.figures]
         scorers = ["model", *(anew if fitting else self._baselines.with_room(anew))]
-        users_U = self._users(stage, data, fitting)
-        users = None if users_U is None else torch.from_numpy(users_U).to(counts_V.device)
-        self._under_way = {scorer: self._evaluation(stage, data, counts_V, users) for scorer in scorers}
+        users_U = None
+        if _tells_users(stage, data):
+            users_U = torch.from_numpy(np.unique(data.evaluated(stage)[0].users_T)).to(counts_V.device)
+        self._under_way = {scorer: self._evaluation(stage, data, counts_V, users_U) for scorer in scorers}
 
     def names(self, stage: str, data: SequenceDataModule) -> list[str]:
         """Names of the metrics of an evaluation of these data."""
@@ -60,13 +148,6 @@ class Evaluator:
 
     def _evaluation(self, stage: str, data: SequenceDataModule, counts_V: Tensor, users_U: Tensor | None) -> Evaluation:
         return Evaluation(counts_V, self._metrics, data.has_sets(stage), data.cold_targets == "apart", users_U)
-
-    def _users(self, stage: str, data: SequenceDataModule, fitting: bool) -> np.ndarray | None:
-        if not _tells_users(stage, data):
-            return None
-        if (stage, fitting) not in self._users_of:
-            self._users_of[stage, fitting] = np.unique(data.evaluated(stage)[0].users_T)
-        return self._users_of[stage, fitting]
 
     def add(self, batch: EvalBatch, scores: Scores) -> None:
         assert self._baselines is not None
@@ -107,22 +188,17 @@ def evaluation_table(
     for scorer, row in figures.items():
         loss = f"loss {row['loss']:.4f}" if math.isfinite(row["loss"]) else ""
         lines.append(f"{scorer:<18}{loss}" + (f"  (floor {floor:.4f})" if loss and floor is not None else ""))
-        for suffix in (f"{of}{part}{by}" for part in ("", WARM) for by in ("", BY_USER) for of in ("", "_unseen")):
+        for part, by, of in product(("", WARM), ("", BY_USER), ("", "_unseen")):
+            # all items, unseen items; for means over users or warm targets all/user, unseen/warm ...
+            title = (of[1:] or "all") + ((part + by).replace(BY_USER, "/user").replace(WARM, "/warm") or " items")
             for metric in metrics:
                 shown = scorer == "model" or metric not in METRICS or metric.name in ("HR", "NDCG")
-                if metric.name == "loss" or not shown or f"{metric.labels[0]}{suffix}" not in row:
+                if metric.name == "loss" or not shown or f"{metric.labels[0]}{of}{part}{by}" not in row:
                     continue
-                values = [row[f"{label}{suffix}"] for label in metric.labels]
+                values = [row[f"{label}{of}{part}{by}"] for label in metric.labels]
                 cells = (f"{value:>10.1f}" if value >= 10 else f"{value:>10.4f}" for value in values)
-                of = _title(suffix) if metric.name == "HR" else ""
-                lines.append(f"  {of:<12}  {metric.name:<10}" + "".join(cells))
+                lines.append(f"  {title if metric.name == 'HR' else '':<12}  {metric.name:<10}" + "".join(cells))
     return "\n".join(lines)
-
-
-def _title(suffix: str) -> str:
-    """The title of rows: all items or unseen items; for means over users or warm targets all/user, unseen/warm ..."""
-    of, parts = ("unseen" if "_unseen" in suffix else "all"), suffix.removeprefix("_unseen").replace(BY_USER, "/user")
-    return of + (parts.replace(WARM, "/warm") or " items")
 
 
 def verdict(

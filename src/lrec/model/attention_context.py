@@ -18,7 +18,7 @@ class KeyValueCache:
         # The number of filled positions of each row; it is also the position of the row's next item.
         self.filled_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self._reach = 0  # no row is filled beyond this; a Python number, so that nothing waits for the device
-        self._layers: dict[int, tuple[Tensor, ...]] = {}
+        self._values: dict[int | str, tuple[Tensor, ...]] = {}
 
     def keep(self, lengths_B: Tensor) -> None:
         """Forget each row's positions from its length on, such as the padding of the first histories."""
@@ -32,14 +32,14 @@ class KeyValueCache:
         self.filled_B = self.filled_B + length
         return Context((read_C <= positions_BL[..., None])[:, None], positions_BL, cache=self)
 
-    def extend(self, layer: int, positions_BL: Tensor, *new: Tensor) -> tuple[Tensor, ...]:
+    def extend(self, name: int | str, positions_BL: Tensor, *new: Tensor) -> tuple[Tensor, ...]:
         """Store a block's values at these positions, such as keys (B, L, H, K); return all of them, (B, C, H, K)."""
-        if layer not in self._layers:
-            self._layers[layer] = tuple(each.new_zeros(len(each), self.capacity, *each.shape[2:]) for each in new)
+        if name not in self._values:
+            self._values[name] = tuple(each.new_zeros(len(each), self.capacity, *each.shape[2:]) for each in new)
         rows_B1 = torch.arange(len(positions_BL), device=positions_BL.device)[:, None]
-        for whole, each in zip(self._layers[layer], new, strict=True):
+        for whole, each in zip(self._values[name], new, strict=True):
             whole[rows_B1, positions_BL] = each
-        return tuple(whole[:, : self._reach] for whole in self._layers[layer])
+        return tuple(whole[:, : self._reach] for whole in self._values[name])
 
 
 class Context(NamedTuple):
@@ -54,12 +54,13 @@ class Context(NamedTuple):
         """The indices of the `length` positions that read, (B or 1, L)."""
         return torch.arange(length, device=device)[None] if self.positions_BL is None else self.positions_BL
 
-    def with_cached(self, layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-        """Return a block's values at these positions, (B, L, ...); with a cache, store them in it and return all."""
+    def with_cached(self, name: int | str, *new: Tensor) -> tuple[Tensor, ...]:
+        """The values at these positions, (B, L, ...), of a block or of an input; with a cache, store them, and return
+        those of all positions."""
         if self.cache is None:
             return new
         assert self.positions_BL is not None
-        return self.cache.extend(layer, self.positions_BL, *new)
+        return self.cache.extend(name, self.positions_BL, *new)
 
     def of_one(self, alone_B: Tensor, length: int) -> "Context":
         """The context of one position of each row of `length` positions, given by flat indices; in it, L is 1."""

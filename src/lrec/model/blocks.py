@@ -99,8 +99,9 @@ class Attention(Branch):
         return x_BLHK if self.positions is None else self.positions(x_BLHK, positions_BL)
 
     def flops_per_pair(self) -> int:
-        """Forward FLOPs for each pair of a position and one that it reads: 2 d for the score, 2 d for the value."""
-        return 4 * self.config.width
+        """Forward FLOPs for each pair of a position and one that it reads, in all heads together: 2 for each entry of
+        the key, and 2 for each entry of the value."""
+        return 4 * self.config.heads * self.config.head_width
 
     def logit_bias(self, length: int, context: Context) -> Tensor | None:
         """What is added to the logits of the `length` positions that read, (B or 1, 1, L, C); None if nothing is."""

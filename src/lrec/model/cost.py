@@ -58,8 +58,6 @@ def _has_own_parts(config: TransformerConfig) -> bool:
 def _counted(config: TransformerConfig) -> Parameters:
     count = dict.fromkeys(Parameters._fields, 0)
     for name, parameter in _net(config).named_parameters():
-        if not parameter.requires_grad:
-            continue
         if name == "items.weight":
             group = "items"
         elif name.startswith(("positions.", "times.", "events.", "items.")):
@@ -68,7 +66,7 @@ def _counted(config: TransformerConfig) -> Parameters:
             group = "body"
         else:
             group = "norms" if "norm" in name else "biases"
-        count[group] += parameter.numel()
+        count[group] += parameter.numel() * parameter.requires_grad
     return Parameters(**count)
 
 

@@ -15,7 +15,6 @@ from lrec.model.config import TIME_BUCKETS, TransformerConfig
 
 # As in HSTU's code: the gaps of a bucket are e^0.301 = 1.35 times those of the bucket before it.
 _BUCKET_WIDTH = 0.301
-_CACHED = -1  # the cache's key for times; the keys of layers begin at 0
 
 
 class EventInput(nn.Module):
@@ -68,7 +67,7 @@ def gaps(times_BT: Tensor, context: Context, to_request: bool) -> Tensor:
 
 def _read_times(times_BT: Tensor, context: Context, to_request: bool) -> Tensor:
     """The times of all events that may be read, (B, C), including those in the cache."""
-    events_BC, requests_BC = context.with_cached(_CACHED, times_BT[:, :-1], times_BT[:, 1:])
+    events_BC, requests_BC = context.with_cached("times", times_BT[:, :-1], times_BT[:, 1:])
     if context.cache is not None and to_request:
         # The position before was computed with this time as its request's, and so were its keys and values.
         first_B1 = context.positions(1, times_BT.device)[:, :1]

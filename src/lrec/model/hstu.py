@@ -27,7 +27,6 @@ class HSTU(Attention):
     biased = True
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        """Make the matrices, for `config.heads` heads of width `config.head_width`."""
         super().__init__(config, layer)
         inner = config.heads * config.head_width
         self.dropout = DropoutLayer(config.dropout.attention.of_layer(layer, config.layers))
@@ -40,9 +39,6 @@ class HSTU(Attention):
             return None
         std = (2 / sum(shape)) ** 0.5
         return torch.empty(shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-
-    def flops_per_pair(self) -> int:
-        return 4 * self.config.heads * self.config.head_width
 
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
         gate_BLHK, value_BLHK, query_BLHK, key_BLHK = self._made(self.uvqk.weight, hidden_BLD, 4)
@@ -67,17 +63,13 @@ class HSTU(Attention):
         scores_BHLC = query_BLHK.transpose(1, 2) @ key_BCHK.permute(0, 2, 3, 1)
         if self.config.attention_scale != 1:
             scores_BHLC = scores_BHLC * self.config.attention_scale
-        scores_BHLC += self._bias(query_BLHK, context, scores_BHLC.dtype)
+        never = max(NEVER, torch.finfo(scores_BHLC.dtype).min / 2)  # SiLU of it is 0; of minus infinity it would be nan
+        bias_B1LC = self.logit_bias(query_BLHK.shape[1], context)
+        if bias_B1LC is None:
+            bias_B1LC = torch.zeros((), device=query_BLHK.device)
+        scores_BHLC += bias_B1LC.to(scores_BHLC.dtype).where(self.allowed(query_BLHK, context), never)
         read_BHLK = F.silu(scores_BHLC) @ (value_BCHK / self.config.max_len).transpose(1, 2)
         read_BLI = read_BHLK.transpose(1, 2).flatten(-2)
         precise = torch.promote_types(read_BLI.dtype, torch.float32)
         normed_BLI = F.layer_norm(read_BLI.to(precise), read_BLI.shape[-1:], eps=NORM_EPS).to(read_BLI.dtype)
         return self.out(self.dropout(gate_BLHK.flatten(-2) * normed_BLI))
-
-    def _bias(self, query_BLHK: Tensor, context: Context, dtype: torch.dtype) -> Tensor:
-        """What is added to the logits, (B or 1, 1, L, C). If c must not be read, it is so low that SiLU is 0."""
-        never = max(NEVER, torch.finfo(dtype).min / 2)  # SiLU of minus infinity would be nan
-        bias_B1LC = self.logit_bias(query_BLHK.shape[1], context)
-        if bias_B1LC is None:
-            bias_B1LC = torch.zeros((), dtype=dtype, device=query_BLHK.device)
-        return bias_B1LC.to(dtype).where(self.allowed(query_BLHK, context), never)

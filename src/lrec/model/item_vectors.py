@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lrec.errors import UserError
-from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
+from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS
 from lrec.model.transformer import Transformer
 
 AT_ONCE = 2**14  # vectors read at once, so that a mapped file is never in memory as a whole
@@ -108,31 +108,30 @@ def read_item_vectors(path: Path) -> tuple[pl.Series, np.ndarray]:
         raise UserError(f"model.item_vectors {path}: {len(vectors_FW):,} vectors and {len(ids):,} item ids")
     if (twice := ids.is_duplicated()).any():
         raise UserError(f"model.item_vectors {path}: item {ids[int(twice.arg_max() or 0)]} is in it twice")
-    finite_F = np.concatenate([np.isfinite(vectors_FW[part_C]).all(1) for part_C in _parts(np.arange(len(ids)))])
+    finite_F = np.concatenate([np.isfinite(part_CW).all(1) for part_CW in _parts(vectors_FW)])
     if not finite_F.all():
+        odd = ids[int(finite_F.argmin())]
         raise UserError(
-            f"model.item_vectors {path}: the vector of item {ids[int((~finite_F).argmax())]} is not finite: "
-            "each value must be a number"
+            f"model.item_vectors {path}: the vector of item {odd} is not finite: each value must be a number"
         )
     return ids, vectors_FW
 
 
 def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]:
     """Ids and vectors; with `n_rows`, only that number of vectors."""
-    if path.suffix not in _READERS:
-        raise UserError(f"model.item_vectors {path}: its name must end in {', '.join(_READERS)}")
-    if not path.is_file():
-        raise UserError(f"model.item_vectors {path}: no such file")
     try:
+        if path.suffix not in _READERS:
+            raise UserError(f"its name must end in {', '.join(_READERS)}")
+        if not path.is_file():
+            raise UserError("no such file")
         ids, vectors_FW = _READERS[path.suffix](path, n_rows)
-    except UserError:
-        raise
+        if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
+            raise UserError(f"vectors of the shape {vectors_FW.shape}, not (items, width)")
+        if vectors_FW.dtype.kind not in "biuf":
+            raise UserError(f"its values are {vectors_FW.dtype}, not real numbers")
     except _DAMAGE as error:
-        raise UserError(f"model.item_vectors {path}: not a file of item vectors, or a damaged one") from error
-    if vectors_FW.ndim != 2 or 0 in vectors_FW.shape:
-        raise UserError(f"model.item_vectors {path}: vectors of the shape {vectors_FW.shape}, not (items, width)")
-    if vectors_FW.dtype.kind not in "biuf":
-        raise UserError(f"model.item_vectors {path}: its values are {vectors_FW.dtype}, not real numbers")
+        wrong = error if isinstance(error, UserError) else "not a file of item vectors, or a damaged one"
+        raise UserError(f"model.item_vectors {path}: {wrong}") from error
     return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
 
 
@@ -140,32 +139,28 @@ def _read_parquet(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray
     found = pl.read_parquet_schema(path)
     for column in ("item", "vector"):
         if column not in found:
-            raise UserError(f"model.item_vectors {path} has no column {column}; its columns are {', '.join(found)}")
-    kind = found["vector"]
-    inner = kind.inner if isinstance(kind, pl.List | pl.Array) else None
+            raise UserError(f"it has no column {column}; its columns are {', '.join(found)}")
+    inner = getattr(found["vector"], "inner", None)
     if inner is None or not pl.Series(dtype=inner).dtype.is_numeric():
-        raise UserError(f"model.item_vectors {path}: the column vector holds {kind}, not lists of numbers")
+        raise UserError(f"the column vector holds {found['vector']}, not lists of numbers")
     if not (found["item"] == pl.String or found["item"].is_integer()):
-        raise UserError(f"model.item_vectors {path}: the column item holds {found['item']}, not text or integers")
+        raise UserError(f"the column item holds {found['item']}, not text or integers")
     table = pl.read_parquet(path, columns=["item", "vector"], n_rows=n_rows, glob=False)
-    if table.is_empty():
-        raise UserError(f"model.item_vectors {path} is empty")
     ids, vectors = table["item"].cast(pl.String), table["vector"].cast(pl.List(inner))
     if ids.null_count():
-        raise UserError(f"model.item_vectors {path}, row {int(ids.is_null().arg_max() or 0) + 1}: item is empty")
+        raise UserError(f"row {int(ids.is_null().arg_max() or 0) + 1}: item is empty")
     lengths = vectors.list.len().fill_null(0)
-    if (odd := lengths != lengths[0]).any():
+    if (odd := lengths != lengths.first()).any():
         row = int(odd.arg_max() or 0)
-        raise UserError(
-            f"model.item_vectors {path}, row {row + 1}: {lengths[row]} values, but the first vector has {lengths[0]}"
-        )
-    return ids, vectors.explode().cast(pl.Float32).fill_null(np.nan).to_numpy().reshape(len(table), -1)
+        raise UserError(f"row {row + 1}: {lengths[row]} values, but the first vector has {lengths[0]}")
+    values = vectors.explode().cast(pl.Float32).fill_null(np.nan).to_numpy()
+    return ids, values.reshape(len(table), len(values) // max(len(table), 1))
 
 
 def _read_npy(path: Path, _: int | None) -> tuple[pl.Series, np.ndarray]:
     beside = path.with_suffix(".txt")
     if not beside.is_file():
-        raise UserError(f"model.item_vectors {path}: {beside}, with a raw id on each line, is missing")
+        raise UserError(f"{beside}, with a raw id on each line, is missing")
     # Not splitlines, which also splits at characters that may be inside an id.
     lines = beside.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     return pl.Series(lines, dtype=pl.String), np.load(path, mmap_mode="r")
@@ -175,7 +170,7 @@ def _read_safetensors(path: Path, n_rows: int | None) -> tuple[pl.Series, np.nda
     with safe_open(path, framework="pt") as opened:
         metadata: dict[str, Any] = opened.metadata() or {}
         if "vectors" not in opened.keys() or "item_ids" not in metadata:  # noqa: SIM118 (no mapping)
-            raise UserError(f"model.item_vectors {path}: it needs a tensor vectors, and item_ids in the metadata")
+            raise UserError("it needs a tensor vectors, and item_ids in the metadata")
         rows = opened.get_slice("vectors")
         vectors = rows[: n_rows if len(rows.get_shape()) == 2 else None].float().numpy()
     return pl.Series([str(raw_id) for raw_id in json.loads(metadata["item_ids"])], dtype=pl.String), vectors

@@ -94,34 +94,24 @@ def _block_activations(config: TransformerConfig, stream: int, product: int, dev
         kept += branches * d * (4 if stream == 4 else 6)  # normalised, in float32
     if config.dropout.residual.first or config.dropout.residual.last:
         kept += branches * product * d
-    hstu = choice.attention == "hstu"
-    kept += _hstu_activations(config, product) if hstu else _softmax_activations(config, product, device)
-    return kept + product * {"gelu": 2, "swiglu": 4, "none": 0}.get(choice.mlp, 2) * config.inner_width
-
-
-def _softmax_activations(config: TransformerConfig, product: int, device: str) -> int:
-    choice, d = config.architecture, config.width
-    kept = product * 4 * d + 4 * config.heads  # queries, keys, values; what is read; statistics
+    kept += product * {"gelu": 2, "swiglu": 4, "none": 0}.get(choice.mlp, 2) * config.inner_width
+    drops = bool(config.dropout.attention.first or config.dropout.attention.last)
+    if choice.attention == "hstu":
+        # U, V, Q and K before and after SiLU, and copies of three of them by heads; what is read, before and after the
+        # norm (in float32) and after the gate, and a dropout mask; logits and weights.
+        inner = config.heads * config.head_width
+        return kept + product * ((4 + 4 + 3 + 1 + drops) * inner + 2 * config.heads * config.max_len) + 2 * 4 * inner
+    kept += product * 4 * d + 4 * config.heads  # queries, keys, values; what is read; statistics
     if choice.qk_norm or choice.positions == "rotary":
         kept += product * 2 * d
     if choice.qk_norm:
         kept += 2 * d * (4 if product == 4 else 8)  # normalised, and the input, in float32
-    has_dropout = config.dropout.attention.first or config.dropout.attention.last
-    if has_dropout or choice.biased:
-        kept += (12 if has_dropout else 8) * config.heads * config.max_len  # the weights, in float32
+    if drops or choice.biased:
+        kept += (12 if drops else 8) * config.heads * config.max_len  # the weights, in float32
         kept += 3 * (4 - product) * d
     elif device == "cpu" and product < 4:
         kept += 3 * (4 - product) * d + 4 * d  # queries, keys, values and what is read, in float32
     return kept
-
-
-def _hstu_activations(config: TransformerConfig, product: int) -> int:
-    inner = config.heads * config.head_width
-    has_dropout = config.dropout.attention.first or config.dropout.attention.last
-    # U, V, Q and K before and after SiLU, and copies of three of them by heads; what is read, before and after the norm
-    # (in float32) and after the gate, and a dropout mask; logits and weights.
-    kept = product * (4 + 4 + 3 + 1 + (1 if has_dropout else 0)) * inner + 2 * 4 * inner
-    return kept + product * 2 * config.heads * config.max_len
 
 
 def _head(config: TransformerConfig, n_items: int, positions: int, product: int, device: str) -> int:

@@ -50,7 +50,17 @@ def build(
         for block in net.blocks:  # for any shape; all blocks share graphs, whatever their weights and rates
             block.forward = torch.compile(block.forward, dynamic=True)
     if sharding is not None:
-        _shard(net, sharding)
+        reduce_dtype = torch.float32 if sharding.param_dtype is not None else None
+        precision = MixedPrecisionPolicy(sharding.param_dtype, reduce_dtype)
+        for block in net.blocks:
+            fully_shard(block, mesh=sharding.mesh, mp_policy=precision)
+        # On the same mesh as FSDP's own parameters: otherwise torch cannot compute the norm of all gradients.
+        placements = [Shard(0)] * sharding.mesh.ndim
+        for name, rows in net.items.by_item().items():
+            spread = distribute_tensor(rows, sharding.mesh, placements)
+            setattr(net.items, name, nn.Parameter(spread, requires_grad=rows.requires_grad))
+        ignored = set(net.items.by_item().values())
+        fully_shard(net, mesh=sharding.mesh, mp_policy=precision, ignored_params=ignored)
         net.to_empty(device=sharding.mesh.device_type)
         assert not dict(net.named_buffers()), "a buffer has no initial value"
         for name, parameter in net.named_parameters():
@@ -62,21 +72,6 @@ def build(
 def _keep_rates_out_of_graphs() -> None:
     """Do not compile attention with dropout: torch's kernels would make each block's rate a constant of its graph."""
     softmax_attention.fused_dropping = torch.compiler.disable(softmax_attention.fused_dropping)
-
-
-def _shard(net: Transformer, sharding: Sharding) -> None:
-    """Shard each block as a group, and all other parameters as one, except the item table."""
-    reduce_dtype = torch.float32 if sharding.param_dtype is not None else None
-    precision = MixedPrecisionPolicy(sharding.param_dtype, reduce_dtype)
-    for block in net.blocks:
-        fully_shard(block, mesh=sharding.mesh, mp_policy=precision)
-    # On the same mesh as FSDP's own parameters: otherwise torch cannot compute the norm of all gradients.
-    placements = [Shard(0)] * sharding.mesh.ndim
-    for name, rows in net.items.by_item().items():
-        spread = distribute_tensor(rows, sharding.mesh, placements)
-        setattr(net.items, name, nn.Parameter(spread, requires_grad=rows.requires_grad))
-    ignored = set(net.items.by_item().values())
-    fully_shard(net, mesh=sharding.mesh, mp_policy=precision, ignored_params=ignored)
 
 
 @torch.no_grad()

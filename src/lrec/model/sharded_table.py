@@ -1,4 +1,5 @@
-"""The item table, whose rows may be spread over all processes, and what processes exchange instead of whole tables.
+"""The item table: trained rows, rows made from given item vectors, or the sum of both. Its rows may be spread over all
+processes, which exchange other things than whole tables.
 
 If several processes share the table, it is a DTensor, split by rows over every dimension of its mesh. Each process
 computes with the rows that it holds. Processes exchange little: item indices, hidden states, sums for each target.
@@ -8,24 +9,76 @@ reduce-scatter brings every process its own rows. This moves as many bytes as th
 exchange of only the needed rows could not start before the host knows their number.
 
 Shape suffixes: V catalogue, H rows held here, D width, M items or hidden states of this process, P the largest M of any
-process, G = R P those of all processes, N items that all processes ask for, R processes.
+process, G = R P those of all processes, N items that all processes ask for, R processes, W width of given vectors.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from lrec.model.config import TransformerConfig
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # its import takes longer than loading a network
 
 # How long processes wait for one that may be lost. No process makes the others wait as long as this, even for a save.
 PATIENCE_MINUTES = 10.0
+# The parameters' names in a network.
+OWN_ROWS, VECTORS, PROJECTION = "items.weight", "items.vectors", "items.projection"
+
+
+class ItemTable(nn.Module):
+    """The rows with which hidden states begin and with which they are compared at the end (tied, no bias)."""
+
+    weight: nn.Parameter  # trained rows of the items (V, D); None if the rows are made from vectors only
+    vectors: nn.Parameter | None  # given vectors of the items (V, W), not trained; None if none are given
+    projection: nn.Parameter  # makes rows from vectors (W, D)
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        n_items, width, given = config.n_items, config.width, config.vector_width
+        self.register_parameter("weight", nn.Parameter(torch.empty(n_items, width)) if config.own_rows else None)
+        self.vectors = None
+        if given is not None:
+            self.vectors = nn.Parameter(torch.empty(n_items, given), requires_grad=False)
+            self.projection = nn.Parameter(torch.empty(given, width))
+
+    def by_item(self) -> dict[str, nn.Parameter]:
+        """The parameters that have a row for each item, by name: trained rows and vectors."""
+        return {name: rows for name, rows in self.named_parameters() if name != "projection"}
+
+    def fetch(self, items: Tensor) -> "tuple[Tensor, Table]":
+        """The rows of some items, and the table for a head; see `fetch` below."""
+        if self.vectors is None:
+            return fetch(self.weight, items)
+        vectors_HW, processes = local_rows(self.vectors), processes_of(self.vectors)
+        with torch.autocast(vectors_HW.device.type, enabled=False):
+            rows_HD = vectors_HW @ self.projection.to(vectors_HW.dtype)
+        if processes > 1 and rows_HD.requires_grad:
+            # Each process has the gradient of its own rows. The projection's is their sum, but FSDP takes the average.
+            rows_HD.register_hook(lambda grad_HD: grad_HD * processes)
+        if self.weight is not None:
+            rows_HD = rows_HD + local_rows(self.weight)
+        return fetch(self.vectors, items, rows_HD)
+
+
+def rows_of_vectors(parameters: Mapping[str, Tensor], vectors_VW: Tensor) -> Tensor:
+    """The rows (V, D) that a network's projection makes from vectors."""
+    return vectors_VW.float() @ parameters[PROJECTION].float()
+
+
+def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
+    """All rows (V, D) of a network's item table, from its parameters by name."""
+    if VECTORS not in parameters:
+        return parameters[OWN_ROWS]
+    rows_VD = rows_of_vectors(parameters, parameters[VECTORS])
+    return rows_VD + parameters[OWN_ROWS].float() if OWN_ROWS in parameters else rows_VD
 
 
 @dataclass(eq=False)
@@ -125,12 +178,6 @@ class Gradient:
     def add_dense(self, grad_HD: Tensor) -> None:
         self.dense_HD = grad_HD if self.dense_HD is None else self.dense_HD.add_(grad_HD)
 
-    def rows(self) -> list[tuple[Tensor, Tensor]]:
-        """All rows with their places, which are then forgotten; there must be no dense part."""
-        assert self.dense_HD is None, "this loss gives every row a gradient"
-        touched, self.touched = self.touched, []
-        return touched
-
     def total(self, like_HD: Tensor) -> Tensor:
         """The whole gradient as one tensor; it is then forgotten."""
         total_HD = torch.zeros_like(like_HD) if self.dense_HD is None else self.dense_HD
@@ -193,12 +240,6 @@ def local_range(tensor: Tensor) -> slice:
     return split(len(tensor), [(mesh.get_local_rank(each), mesh.size(each)) for each in dimensions])
 
 
-def is_first_copy(tensor: "DTensor") -> bool:
-    """Whether this process has the first copy of its rows."""
-    replicated = [dimension for dimension, placement in enumerate(tensor.placements) if not placement.is_shard(0)]
-    return all(tensor.device_mesh.get_local_rank(each) == 0 for each in replicated)
-
-
 def split(n: int, parts: list[tuple[int, int]]) -> slice:
     """Part i of k of n rows: ceil(n / k) rows, fewer or none in the last parts. The next (i, k) splits that part."""
     start, stop = 0, n
@@ -208,6 +249,12 @@ def split(n: int, parts: list[tuple[int, int]]) -> slice:
     return slice(start, stop)
 
 
+def is_first_copy(tensor: "DTensor") -> bool:
+    """Whether this process has the first copy of its rows."""
+    replicated = [dimension for dimension, placement in enumerate(tensor.placements) if not placement.is_shard(0)]
+    return all(tensor.device_mesh.get_local_rank(each) == 0 for each in replicated)
+
+
 def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tuple[Tensor, Table]:
     """The rows of some items, and the table for a head: the table's gradient flows only through these two. With
     `rows_HD`, the rows held here are these instead of those of `table_VD`, and are spread in the same way.
@@ -215,18 +262,16 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
     The gradient of a sharded table is the average of the gradients of the processes' losses, as with FSDP for every
     other parameter. All processes must multiply their losses by the same number.
     """
-    processes = processes_of(table_VD)
     here_HD = local_rows(table_VD) if rows_HD is None else rows_HD
-    here = Shard(here_HD, local_range(table_VD).start, len(table_VD), processes, Gradient())
-    if processes == 1 and not torch.is_grad_enabled():
+    here = Shard(here_HD, local_range(table_VD).start, len(table_VD), processes_of(table_VD), Gradient())
+    if here.processes == 1 and not torch.is_grad_enabled():
         return F.embedding(items, here_HD), here_HD
     rows_MD, table_HD = _Fetch.apply(here_HD, items.flatten(), here, getattr(table_VD, "touched", None))
-    rows = rows_MD.unflatten(0, items.shape)
-    if processes > 1:
-        return rows, Shard(table_HD, here.start, here.n_items, processes, here.gradient)
-    # A head gets a plain tensor here; `shard_of` finds the `Gradient` in its attribute.
-    table_HD.gradient = here.gradient
-    return rows, table_HD
+    table = replace(here, rows_HD=table_HD)
+    if here.processes == 1:  # a head gets a plain tensor; `shard_of` finds the `Gradient` in its attribute
+        table = table_HD
+        table.gradient = here.gradient
+    return rows_MD.unflatten(0, items.shape), table
 
 
 def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:
@@ -280,20 +325,22 @@ class _Fetch(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor | None, grad_HD: Tensor | None) -> tuple[Tensor | None, ...]:
         here: Shard = ctx.here
-        assert here.gradient is not None
+        gradient = here.gradient
+        assert gradient is not None
         if grad_MD is not None:
-            here.gradient.touched.append(ctx.spread(grad_MD))
+            gradient.touched.append(ctx.spread(grad_MD))
         if ctx.touched is not None:
-            assert grad_HD is None, "this loss gives every row a gradient"
-            for places_N, grad_ND in here.gradient.rows():
+            assert grad_HD is gradient.dense_HD is None, "this loss gives every row a gradient"
+            while gradient.touched:
+                places_N, grad_ND = gradient.touched.pop(0)
                 if here.processes > 1:
                     mine_N = (places_N >= 0) & (places_N < len(here.rows_HD))
                     places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / here.processes
                 ctx.touched.add(places_N, grad_ND)
             return None, None, None, None
         if grad_HD is not None:
-            here.gradient.add_dense(grad_HD.clone())  # a copy: others may use autograd's
-        total_HD = here.gradient.total(here.rows_HD)
+            gradient.add_dense(grad_HD.clone())  # a copy: others may use autograd's
+        total_HD = gradient.total(here.rows_HD)
         return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None, None
 
 

@@ -32,8 +32,8 @@ class SoftmaxAttention(Attention):
 
     def forward(self, hidden_BLD: Tensor, context: Context = CAUSAL) -> Tensor:
         query_BLHK, key_BLHK, value_BLHK = self.by_head(self.qkv(hidden_BLD), 3)
-        query_BLHK = self.placed(_normed(query_BLHK, self.query_norm), context.positions_BL)
-        key_BLHK = self.placed(_normed(key_BLHK, self.key_norm), context.positions_BL)
+        query_BLHK = self._ready(query_BLHK, self.query_norm, context.positions_BL)
+        key_BLHK = self._ready(key_BLHK, self.key_norm, context.positions_BL)
         key_BCHK, value_BCHK = context.with_cached(self.layer, key_BLHK, value_BLHK)
         return self._read(query_BLHK, key_BCHK, value_BCHK, context)
 
@@ -42,36 +42,42 @@ class SoftmaxAttention(Attention):
         weight, bias, context = self.qkv.weight, self.qkv.bias, context.of_one(alone_B, hidden_BLD.shape[1])
         (query_B1HK,) = self.by_head(F.linear(at(hidden_BLD, alone_B), weight[of_query], bias[of_query]), 1)
         key_BLHK, value_BLHK = self.by_head(F.linear(hidden_BLD, weight[of_rest], bias[of_rest]), 2)
-        query_B1HK = self.placed(_normed(query_B1HK, self.query_norm), context.positions_BL)
-        key_BLHK = self.placed(_normed(key_BLHK, self.key_norm), None)
-        return self._read(query_B1HK, key_BLHK, value_BLHK, context)
+        query_B1HK = self._ready(query_B1HK, self.query_norm, context.positions_BL)
+        return self._read(query_B1HK, self._ready(key_BLHK, self.key_norm, None), value_BLHK, context)
+
+    def _ready(self, x_BLHK: Tensor, norm: nn.RMSNorm | None, positions_BL: Tensor | None) -> Tensor:
+        """Queries or keys, with their norm and positions."""
+        if norm is not None:
+            # Under autocast, x is bfloat16 and the gains are float32; the norm's kernels do not accept this mix.
+            x_BLHK = norm(x_BLHK.to(norm.weight.dtype)).to(x_BLHK.dtype)
+        return self.placed(x_BLHK, positions_BL)
 
     def _read(self, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, context: Context) -> Tensor:
         # The causal mask is enough: windows are padded on the right, so no real position reads padding.
         states = (query_BLHK.transpose(1, 2), key_BCHK.transpose(1, 2), value_BCHK.transpose(1, 2))
-        mask_B1LC, bias_B1LC = context.allowed_B1LC, self.logit_bias(query_BLHK.shape[1], context)
-        drops, scale = self.dropout.drops and self.training, self.config.attention_scale
-        if drops and query_BLHK.device.type == "cpu":
-            read_BHLK = _dropping_on_cpu(*states, mask_B1LC, bias_B1LC, self.dropout, scale)
+        drops, on_cpu, dtype = self.dropout.drops and self.training, query_BLHK.device.type == "cpu", query_BLHK.dtype
+        # On a CPU, at least float32: its bfloat16 kernel takes up to three times as long, and rounds the weights.
+        precise = torch.promote_types(dtype, torch.float32) if on_cpu else dtype
+        scale, bias_B1LC = self.config.attention_scale, self.logit_bias(query_BLHK.shape[1], context)
+        if bias_B1LC is not None:
+            bias_B1LC = bias_B1LC.to(precise).masked_fill(~self.allowed(query_BLHK, context), -math.inf)
+        mask_B1LC = context.allowed_B1LC if bias_B1LC is None else bias_B1LC
+        options: dict[str, Any] = {"attn_mask": mask_B1LC, "is_causal": mask_B1LC is None, "scale": scale}
+        if drops and not on_cpu:
+            read_BHLK = fused_dropping(*states, self.dropout, **options)
         else:
-            if bias_B1LC is not None:
-                bias_B1LC = bias_B1LC.to(_computed_in(query_BLHK))
-                mask_B1LC = bias_B1LC.masked_fill(~self.allowed(query_BLHK, context), -math.inf)
-            options: dict[str, Any] = {"attn_mask": mask_B1LC, "is_causal": mask_B1LC is None, "scale": scale}
-            read_BHLK = fused_dropping(*states, self.dropout, **options) if drops else _fused(*states, **options)
-        return self.out(read_BHLK.transpose(1, 2).flatten(-2))
-
-
-def _computed_in(states: Tensor) -> torch.dtype:
-    """On a CPU, at least float32: its bfloat16 kernel takes up to three times as long, and rounds the weights."""
-    return torch.promote_types(states.dtype, torch.float32) if states.device.type == "cpu" else states.dtype
-
-
-def _fused(query_BHLK: Tensor, key_BHCK: Tensor, value_BHCK: Tensor, **options: Any) -> Tensor:
-    dtype = _computed_in(query_BHLK)
-    states = (query_BHLK.to(dtype), key_BHCK.to(dtype), value_BHCK.to(dtype))
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(*states, **options).to(query_BHLK.dtype)
+            with torch.autocast("cpu", enabled=False):
+                query_BHLK, key_BHCK, value_BHCK = (each.to(precise) for each in states)
+                if drops:  # torch has no kernel for dropout on a CPU, and would take a third more time
+                    scores_BHLC = (query_BHLK * scale) @ key_BHCK.transpose(-1, -2)
+                    if bias_B1LC is None:
+                        scores_BHLC.masked_fill_(~self.allowed(query_BLHK, context), -math.inf)
+                    else:
+                        scores_BHLC += bias_B1LC
+                    read_BHLK = self.dropout(scores_BHLC.softmax(-1)) @ value_BHCK
+                else:
+                    read_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, **options)
+        return self.out(read_BHLK.to(dtype).transpose(1, 2).flatten(-2))
 
 
 def fused_dropping(
@@ -79,31 +85,3 @@ def fused_dropping(
 ) -> Tensor:
     """scaled_dot_product_attention with dropout of the weights. Its kernels need the rate as a number."""
     return F.scaled_dot_product_attention(query_BHLK, key_BHCK, value_BHCK, dropout_p=dropout.rate, **options)
-
-
-def _dropping_on_cpu(
-    query_BHLK: Tensor,
-    key_BHCK: Tensor,
-    value_BHCK: Tensor,
-    allowed_B1LC: Tensor | None,
-    bias_B1LC: Tensor | None,
-    dropout: DropoutLayer,
-    scale: float,
-) -> Tensor:
-    """Attention with dropout on a CPU: torch has no kernel for it, and would take a third more time."""
-    dtype = _computed_in(query_BHLK)
-    with torch.autocast("cpu", enabled=False):
-        scores_BHLC = (query_BHLK.to(dtype) * scale) @ key_BHCK.to(dtype).transpose(-1, -2)
-        if bias_B1LC is not None:
-            scores_BHLC += bias_B1LC
-        later_LC = torch.ones(scores_BHLC.shape[-2:], dtype=torch.bool).triu(1)
-        forbidden = later_LC if allowed_B1LC is None else ~allowed_B1LC
-        weights_BHLC = scores_BHLC.masked_fill_(forbidden, -math.inf).softmax(-1)
-        return (dropout(weights_BHLC) @ value_BHCK.to(dtype)).to(query_BHLK.dtype)
-
-
-def _normed(x_BLHK: Tensor, norm: nn.RMSNorm | None) -> Tensor:
-    if norm is None:
-        return x_BLHK
-    # Under autocast, x is bfloat16 and the gains are float32; the norm's kernels do not accept this mix.
-    return norm(x_BLHK.to(norm.weight.dtype)).to(x_BLHK.dtype)

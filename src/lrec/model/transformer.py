@@ -8,7 +8,6 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +19,7 @@ from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
 from lrec.model.config import BASE_WIDTH, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
-from lrec.model.item_table import OWN_ROWS, VECTORS, ItemTable
+from lrec.model.sharded_table import OWN_ROWS, VECTORS, ItemTable
 
 INIT_STD = 0.02
 DRAWN_AT_ONCE, ONE_STREAM = 2**20, 2**28  # numbers: drawn in a block, and at most in a tensor of one stream
@@ -138,7 +137,7 @@ class Transformer(nn.Module):
         assert (events_BL is not None) == self.reads_events, "types are missing, or given to a network without types"
         context = CAUSAL if cache is None else cache.next(items_BL.shape[1])
         if cache is not None and not all(attention.caches for attention in self.attentions):
-            return self._decode_again(items_BL, head, context, times_BT=times_BT, events_BL=events_BL)
+            return self._decode_again(head, context, items_BL=items_BL, times_BT=times_BT, events_BL=events_BL)
         if blank_BL is not None:
             context = _around(blank_BL)
         hidden_BLD, table = self.items.fetch(items_BL)
@@ -153,18 +152,15 @@ class Transformer(nn.Module):
         elif times_BT is not None:
             to_request = self.config.architecture.time == "request"
             context = context._replace(gaps_BLC=gaps(times_BT, context, to_request))
-        return head(self.norm(self._through_blocks(self.dropout(hidden_BLD), context, positions_M)), table)
-
-    def _through_blocks(self, hidden_BLD: Tensor, context: Context, positions_M: Tensor | None) -> Tensor:
-        """The hidden states after the last block, (B, L, D), or of the positions `positions_M` only, (M, D)."""
-        alone_B = positions_M if positions_M is not None and len(positions_M) == len(hidden_BLD) else None
-        again = self.checkpoint_activations and self.training
+        hidden_BLD = self.dropout(hidden_BLD)
+        alone_B = positions_M if positions_M is not None and len(positions_M) == len(items_BL) else None
         for block in self.blocks:
-            through = partial(checkpoint, block, use_reentrant=False) if again else block
-            hidden_BLD = through(hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
-        if positions_M is None:
-            return hidden_BLD
-        return hidden_BLD.flatten(0, 1) if alone_B is not None else hidden_BLD.flatten(0, 1)[positions_M]
+            given = (hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
+            again = self.checkpoint_activations and self.training
+            hidden_BLD = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+        if positions_M is not None:
+            hidden_BLD = hidden_BLD.flatten(0, 1)[slice(None) if alone_B is not None else positions_M]
+        return head(self.norm(hidden_BLD), table)
 
     @property
     def reads_times(self) -> bool:
@@ -178,24 +174,19 @@ class Transformer(nn.Module):
 
     @property
     def attentions(self) -> list[Attention]:
-        """The first branch of each block."""
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
-    def _decode_again(
-        self, items_BL: Tensor, head: Callable[[Tensor, Any], Result], context: Context, **inputs: Tensor | None
-    ) -> Result:
+    def _decode_again(self, head: Callable[[Tensor, Any], Result], context: Context, **inputs: Tensor | None) -> Result:
         """Put the items into the cache, and encode the whole histories again."""
         whole: dict[str, Any] = {}
-        if (times_BT := inputs["times_BT"]) is not None:
-            events_BC, requests_BC = context.with_cached(1, times_BT[:, :-1], times_BT[:, 1:])
-            whole["times_BT"] = torch.cat([events_BC[:, :1], requests_BC], 1)
-        if (events_BL := inputs["events_BL"]) is not None:
-            (whole["events_BL"],) = context.with_cached(2, events_BL)
-        rows_B1 = torch.arange(len(items_BL), device=items_BL.device)[:, None]
-        (items_BC,) = context.with_cached(0, items_BL)
-        return self.forward(
-            items_BC, lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table), **whole
-        )
+        for name, new in inputs.items():
+            if name == "times_BT" and new is not None:
+                events_BC, requests_BC = context.with_cached(name, new[:, :-1], new[:, 1:])
+                whole[name] = torch.cat([events_BC[:, :1], requests_BC], 1)
+            elif new is not None:
+                (whole[name],) = context.with_cached(name, new)
+        rows_B1 = torch.arange(len(whole["items_BL"]), device=whole["items_BL"].device)[:, None]
+        return self.forward(**whole, head=lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table))
 
 
 def _generator(key: str) -> torch.Generator:
@@ -211,17 +202,15 @@ def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: 
     again. So blocks of whole groups draw the same numbers; the last block takes the rest.
     """
     total, flat, generator = shape.numel(), rows.view(-1), _generator(key)
-    first = start * (total // max(shape[0], 1))
-    begin = 0
+    first, begin = start * (total // max(shape[0], 1)), 0
     while begin < min(total, first + len(flat)):
         size = DRAWN_AT_ONCE if begin + DRAWN_AT_ONCE + 16 <= total else total - begin
-        low, high = max(begin, first), min(begin + size, first + len(flat))
-        if total > ONE_STREAM and low < high:
-            generator = _generator(f"{key}/{begin}")
-        if total <= ONE_STREAM or low < high:
+        if total <= ONE_STREAM or begin + size > first:
+            if total > ONE_STREAM:
+                generator = _generator(f"{key}/{begin}")
             block = torch.empty(size).normal_(0.0, std, generator=generator)
-        if low < high:
-            flat[low - first : high - first] = block[low - begin : high - begin]
+            mine = block[max(first - begin, 0) : first + len(flat) - begin]
+            flat[max(begin - first, 0) :][: len(mine)] = mine
         begin += size
     return rows
 

@@ -57,20 +57,18 @@ class Best:
         """Add a piece whose first item is `start`. Pieces come in the order of items, before any pairs. NaNs among the
         scores are replaced in place."""
         scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
-        n_groups = scores_BC.shape[1] // GROUP_ITEMS
-        if n_groups <= self.k:
-            self._add_all(scores_BC, start)
-            return
-        # The k best items lie in the k groups with the highest maxima: of equal groups, the first has the first items.
-        whole = n_groups * GROUP_ITEMS
-        scores_BGM = scores_BC[:, :whole].unflatten(1, (n_groups, GROUP_ITEMS))
-        groups_G = torch.arange(n_groups, device=scores_BC.device)
-        groups_BL1 = _keys(scores_BGM.amax(2), groups_G).topk(self.k, 1).indices[..., None]
-        members_M = torch.arange(GROUP_ITEMS, device=scores_BC.device)
-        scores_BLM = scores_BGM.gather(1, groups_BL1.expand(-1, -1, GROUP_ITEMS))
-        self._append(_keys(scores_BLM, start + groups_BL1 * GROUP_ITEMS + members_M).flatten(1))
-        if whole < scores_BC.shape[1]:
-            self._add_all(scores_BC[:, whole:], start + whole)
+        columns_C = torch.arange(scores_BC.shape[1], device=scores_BC.device)
+        n_groups = len(columns_C) // GROUP_ITEMS
+        in_groups = n_groups * GROUP_ITEMS if n_groups > self.k else 0
+        if in_groups:
+            # The k best items lie in the k groups with the highest maxima; of equal groups, the first has the first.
+            scores_BGM = scores_BC[:, :in_groups].unflatten(1, (n_groups, GROUP_ITEMS))
+            groups_BL1 = _keys(scores_BGM.amax(2), columns_C[:n_groups]).topk(self.k, 1).indices[..., None]
+            scores_BLM = scores_BGM.gather(1, groups_BL1.expand(-1, -1, GROUP_ITEMS))
+            items_BLM = start + groups_BL1 * GROUP_ITEMS + columns_C[:GROUP_ITEMS]
+            self._append(_keys(scores_BLM, items_BLM).flatten(1))
+        if in_groups < len(columns_C):
+            self._append(_keys(scores_BC[:, in_groups:], start + columns_C[in_groups:]))
 
     def add_pairs(self, rows_S: Tensor, items_S: Tensor, scores_S: Tensor) -> None:
         """Add single items of single rows, in any order, after all pieces."""
@@ -88,9 +86,6 @@ class Best:
         self._shorten()
         unused_BK = self._keys_BW.new_full((len(self._keys_BW), self.k - self._keys_BW.shape[1]), _NONE)
         return torch.cat([self._keys_BW, unused_BK], 1)
-
-    def _add_all(self, scores_BC: Tensor, start: int) -> None:
-        self._append(_keys(scores_BC, torch.arange(start, start + scores_BC.shape[1], device=scores_BC.device)))
 
     def _append(self, keys_BW: Tensor) -> None:
         self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)
@@ -115,7 +110,14 @@ class BestAboveThreshold:
         """See `Best.add`, but the scores are not changed."""
         n_items = scores_BC.shape[1]
         if self._negative_BW.shape[1] == 0 and n_items >= 2 * self.k:
-            self._least_B1 = _below_kth(scores_BC, self.k)
+            # Just below the k-th largest of the maxima of at least 2 k groups, so that few more items exceed it.
+            members = n_items // (2 * self.k)
+            groups_BMG = scores_BC[:, : n_items // members * members].unflatten(1, (members, -1))
+            maxima_BG = groups_BMG.amax(1).numpy()
+            maxima_BG[np.isnan(maxima_BG)] = -np.inf
+            maxima_BG.partition(-self.k, 1)
+            least_B1 = maxima_BG[:, -self.k :].min(1, keepdims=True)
+            self._least_B1 = np.nextafter(least_B1, np.float32(-np.inf))
         values_BC = scores_BC.numpy()
         (places_N,) = (values_BC > self._least_B1).reshape(-1).nonzero()
         rows_N, columns_N = np.divmod(places_N, n_items)
@@ -158,13 +160,3 @@ def _keys(scores: Tensor, items: Tensor) -> Tensor:
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     sign = bits >> 31  # -1 for negative scores, which the next line negates
     return (((bits & _MAGNITUDE) ^ sign) - sign).long() * 2**_ITEM_BITS - items
-
-
-def _below_kth(scores_BC: Tensor, k: int) -> np.ndarray:
-    """For each row, a score that at least k items exceed, if at least k can be listed. It is just below the k-th
-    largest of the maxima of at least 2 k groups, so that few more items exceed it."""
-    members = scores_BC.shape[1] // (2 * k)
-    maxima_BG = scores_BC[:, : scores_BC.shape[1] // members * members].unflatten(1, (members, -1)).amax(1).numpy()
-    maxima_BG[np.isnan(maxima_BG)] = -np.inf
-    maxima_BG.partition(-k, 1)
-    return np.nextafter(maxima_BG[:, -k:].min(1, keepdims=True), np.float32(-np.inf))

@@ -89,7 +89,15 @@ def score(
 @torch.no_grad()
 def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_items_S: Tensor, k: int) -> TopItems:
     """Only the lists of unseen items of `score`, with scores: exact, over every item that the row has not seen."""
-    (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(_list_block)
+
+    def of_block(block: _Block) -> tuple[Tensor]:
+        best = block.best()
+        for start, scores_BC, _ in block.pieces():
+            block.leave_out_seen(start, scores_BC)
+            best.add(scores_BC, start)
+        return (best.keys(),)
+
+    (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(of_block)
     return _merged(keys_RBK)
 
 
@@ -103,14 +111,6 @@ class _Found(NamedTuple):
     unseen_keys_RBK: Tensor
 
 
-def _list_block(block: "_Block") -> tuple[Tensor]:
-    best = block.best()
-    for piece in block.pieces():
-        block.leave_out_seen(piece)
-        best.add(piece.scores_BC, piece.start)
-    return (best.keys(),)
-
-
 def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, near_B: Tensor) -> _Found:
     n_rows, targets_B1, target_score_B1 = len(targets_B), targets_B[:, None], target_score_B[:, None]
     low_B, high_B = target_score_B - near_B, target_score_B + near_B
@@ -118,20 +118,19 @@ def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, nea
     log_sums = [target_score_B.new_full((n_rows,), -math.inf)]
     sign_B = torch.zeros(n_rows, dtype=torch.float64, device=target_score_B.device)
     best, seen = block.best(), block.seen
-    for piece in block.pieces():
-        scores_BC, work_BC = piece.scores_BC, piece.work_BC
+    for start, scores_BC, work_BC in block.pieces():
         # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
         share_BC = torch.softmax(scores_BC, 1, out=work_BC)
         log_sums.append(scores_BC.amax(1) - share_BC.amax(1).log_())
         for end_B in (low_B, high_B):
             sign_B += torch.sub(scores_BC, end_B[:, None], out=work_BC).sign_().sum(1) / 2
-        column_B1 = targets_B1 - piece.start
+        column_B1 = targets_B1 - start
         inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
         found_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), found_B1)
-        block.leave_out_seen(piece)
-        best.add(scores_BC, piece.start)
+        block.leave_out_seen(start, scores_BC)
+        best.add(scores_BC, start)
     # The sum of `_above` over all items except the target.
-    of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.holds(targets_B)
+    of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.search.shard.places(targets_B)[0]
     above_B = (sign_B + block.n_items) / 2 - of_target_B
     seen_above_B = torch.zeros_like(above_B)
     of_seen_S = _above(block.seen_scores_S, low_B[seen.rows_S], high_B[seen.rows_S])
@@ -211,20 +210,11 @@ class _Memory(threading.local):
         self.scores_F, self.work_F = torch.empty(2, n_scores + 1, dtype=torch.float32, device=device)
 
 
-class _Piece(NamedTuple):
-    """Scores of a block's rows and some items, and working memory of the same size."""
-
-    start: int  # the first item
-    scores_BC: Tensor
-    work_BC: Tensor
-    scores_F: Tensor  # the scores, row after row, and one more element, for pairs outside the piece
-
-
 class _Block:
     """Rows that are scored together, and the items that they have seen."""
 
     def __init__(self, search: _Search, start: int) -> None:
-        self._search, self._table_HD = search, search.shard.rows_HD
+        self.search, self._table_HD = search, search.shard.rows_HD
         self.rows, self.n_items = slice(start, start + search.n_block), len(self._table_HD)
         rows_S, items_S = search.seen.rows_S - start, search.seen.items_S
         own_S = (rows_S >= 0) & (rows_S < search.n_block)
@@ -237,34 +227,31 @@ class _Block:
         # The score of each seen pair after its piece; -inf if its item is in none.
         self.seen_scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
-    def holds(self, items: Tensor) -> Tensor:
-        """Which of these items are in this process's part of the table."""
-        return self._search.shard.places(items)[0]
-
     def best(self) -> Best | BestAboveThreshold:
-        search, hidden_BD = self._search, self._search.hidden_GD[self.rows]
+        search, hidden_BD = self.search, self.search.hidden_GD[self.rows]
         if search.on_cpu:
             return BestAboveThreshold(len(hidden_BD), search.k)
         return Best(len(hidden_BD), search.k, hidden_BD.device)
 
-    def pieces(self) -> Iterator[_Piece]:
-        """The scores, piece by piece. Each piece is overwritten by the thread's next one."""
-        memory, hidden_BD = self._search.memory, self._search.hidden_GD[self.rows].float()
-        for start in range(0, self.n_items, self._search.n_chunk):
-            table_CD = self._table_HD[start : start + self._search.n_chunk].float()
+    def pieces(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The scores, piece by piece: the first item, scores (B, C), and working memory of the same size. Each piece is
+        overwritten by the thread's next one."""
+        memory, hidden_BD = self.search.memory, self.search.hidden_GD[self.rows].float()
+        for start in range(0, self.n_items, self.search.n_chunk):
+            table_CD = self._table_HD[start : start + self.search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)
-            scores_F, work_F = (of_all[: math.prod(shape) + 1] for of_all in (memory.scores_F, memory.work_F))
-            scores_BC = torch.mm(hidden_BD, table_CD.T, out=scores_F[:-1].view(shape))
-            yield _Piece(self._search.shard.start + start, scores_BC, work_F[:-1].view(shape), scores_F)
+            scores_BC, work_BC = (of_all[: math.prod(shape)].view(shape) for of_all in (memory.scores_F, memory.work_F))
+            yield self.search.shard.start + start, torch.mm(hidden_BD, table_CD.T, out=scores_BC), work_BC
 
-    def leave_out_seen(self, piece: _Piece) -> None:
-        """Keep the scores of the seen pairs that lie in the piece, and put -inf in their places."""
-        n_items, some = piece.scores_BC.shape[1], slice(None)
-        if self._search.on_cpu:  # there, the pairs are in the order of items
-            bounds = torch.tensor([piece.start, piece.start + n_items])
+    def leave_out_seen(self, start: int, scores_BC: Tensor) -> None:
+        """Keep the scores of the seen pairs that lie in a piece, and put -inf in their places."""
+        n_items, some = scores_BC.shape[1], slice(None)
+        scores_F = self.search.memory.scores_F[: scores_BC.numel() + 1]  # the last element is for pairs outside
+        if self.search.on_cpu:  # there, the pairs are in the order of items
+            bounds = torch.tensor([start, start + n_items])
             some = slice(*torch.searchsorted(self.seen.items_S, bounds).tolist())
-        column_S = self.seen.items_S[some] - piece.start
+        column_S = self.seen.items_S[some] - start
         outside_S = (column_S < 0) | (column_S >= n_items)
-        place_S = (self.seen.rows_S[some] * n_items + column_S).masked_fill(outside_S, len(piece.scores_F) - 1)
-        self.seen_scores_S[some] = torch.where(outside_S, self.seen_scores_S[some], piece.scores_F[place_S])
-        piece.scores_F.index_fill_(0, place_S, -math.inf)
+        place_S = (self.seen.rows_S[some] * n_items + column_S).masked_fill(outside_S, scores_BC.numel())
+        self.seen_scores_S[some] = torch.where(outside_S, self.seen_scores_S[some], scores_F[place_S])
+        scores_F.index_fill_(0, place_S, -math.inf)

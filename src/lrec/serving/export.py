@@ -23,14 +23,12 @@ from lrec.data.features import vectors_of_file
 from lrec.data.vocabulary import vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
-from lrec.model.item_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
 from lrec.model.item_vectors import scaled, vectors_of
+from lrec.model.sharded_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run, served
 from lrec.serving.card import card_of
 from lrec.serving.recommender import Model
-
-FORMAT = 2
 
 
 def export(
@@ -75,7 +73,7 @@ def write_safetensors(model: Model, file: Path) -> None:
     """Write a network and its item ids as one file, and its description as a JSON file next to it."""
     tensors = {name: tensor.contiguous() for name, tensor in model.net.state_dict().items()}
     tensors |= items_as_tensors(model.item_ids, model.counts_V)
-    about = model.about | {"format": FORMAT}
+    about = model.about | {"format": 2}
     text = json.dumps(about)
     with replacing(file) as temporary:
         save_tensors(tensors, temporary, {"lrec": text, CHECKSUM: checksum(text, tensors)})
@@ -153,11 +151,10 @@ def _read_exported(path: Path) -> Trained:
     with safe_open(path, framework="pt") as opened:
         metadata = opened.metadata()
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    about = json.loads(metadata["lrec"])
     if checksum(metadata["lrec"], tensors) != metadata[CHECKSUM]:
         raise ValueError("not as it was written")
     items = {name: tensors.pop(name) for name in CATALOGUE if name in tensors}
-    return Trained(about, tensors, *items_of(items))
+    return Trained(json.loads(metadata["lrec"]), tensors, *items_of(items))
 
 
 def file_of(path: Path) -> Path:

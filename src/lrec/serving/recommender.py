@@ -94,7 +94,13 @@ class Model:
         if not isinstance(histories, Histories):
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
-        request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, self._seconds(now))
+        reads_request = self.net.config.architecture.time == "request"
+        if reads_request and now is None:
+            raise UserError("the network reads the time of the request (architecture.time request): give now")
+        if not reads_request and now is not None:
+            raise UserError("now is only for networks that read the time of the request (architecture.time request)")
+        seconds = int(in_seconds(pl.Series([now]), "now")[0]) if reads_request else 0
+        request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, seconds)
         blocks = [*histories.blocks()] or [histories]  # a block without users has the columns too
         return pl.concat([self._of_block(block, *request) for block in blocks])
 
@@ -140,8 +146,11 @@ class Model:
         items_BK = np.full((len(lengths_B), min(k, n_candidates)), -1, dtype=np.int64)
         scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
         if fallback and self.counts_V is not None:
-            popular = _most_popular(self.counts_V, items_BK.shape[1], candidates_C)
-            items_BK[read_B == 0], scores_BK[read_B == 0] = popular
+            may_C = np.arange(len(self.counts_V)) if candidates_C is None else candidates_C
+            popular_K = may_C[np.argsort(-self.counts_V[may_C], kind="stable")[: items_BK.shape[1]]]
+            with np.errstate(divide="ignore"):  # items without a training interaction
+                shares_K = np.log(self.counts_V[popular_K] / self.counts_V.sum())
+            items_BK[read_B == 0], scores_BK[read_B == 0] = popular_K, shares_K
         # Batches of similar lengths; histories without a known item come first in the order, and are cut off.
         order_B = np.argsort(read_B, kind="stable")[int((read_B == 0).sum()) :]
         batches = [order_B[start:end] for start, end in pairwise(batch_bounds(read_B[order_B], np.ones_like(order_B)))]
@@ -218,15 +227,6 @@ class Model:
             raise UserError(f"histories: {unknown} is no type of event of the training data: {', '.join(names)}")
         return found.to_numpy()
 
-    def _seconds(self, now: Any) -> int:
-        """The time of the request in whole seconds; 0 if the network does not read it."""
-        reads = self.net.config.architecture.time == "request"
-        if reads and now is None:
-            raise UserError("the network reads the time of the request (architecture.time request): give now")
-        if not reads and now is not None:
-            raise UserError("now is only for networks that read the time of the request (architecture.time request)")
-        return int(in_seconds(pl.Series([now]), "now")[0]) if reads else 0
-
     @cached_property
     def _sorted_ids(self) -> tuple[pl.Series, np.ndarray]:
         index_V = self.item_ids.arg_sort()
@@ -261,14 +261,6 @@ def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -
     if (items_BK < 0).any():  # unused slots are the last ones
         lists = lists.select(pl.all().list.head(pl.lit(pl.Series((items_BK >= 0).sum(1)))))
     return lists.to_dict()
-
-
-def _most_popular(counts_V: np.ndarray, k: int, candidates_C: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The k most popular candidates, ties in the catalogue's order, and the logarithms of their shares."""
-    candidates_C = np.arange(len(counts_V)) if candidates_C is None else candidates_C
-    items_K = candidates_C[np.argsort(-counts_V[candidates_C], kind="stable")[:k]]
-    with np.errstate(divide="ignore"):  # items without a training interaction
-        return items_K, np.log(counts_V[items_K] / counts_V.sum())
 
 
 def _as_text(ids: RawIds, name: str) -> pl.Series:

@@ -18,7 +18,7 @@ from lrec.common.files import replacing, write_text
 from lrec.data.formats.readers import read_titles
 from lrec.errors import check_range
 from lrec.model import cost
-from lrec.model.item_table import whole_table
+from lrec.model.sharded_table import whole_table
 from lrec.training.checkpoint_callbacks import best_of, run_of
 from lrec.training.module import recommender
 

@@ -16,8 +16,7 @@ from lrec.data.vocabulary import vocabularies_of
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize
-from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS
-from lrec.model.sharded_table import Shard, local_range, local_rows, processes_of
+from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS, Shard, local_range, local_rows, processes_of
 from lrec.model.transformer import Transformer
 from lrec.serving.export import file_of, shape_of
 from lrec.serving.export import read as read_exported

@@ -18,8 +18,7 @@ from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError
 from lrec.evaluation import baselines
-from lrec.evaluation.baselines import BASELINES, Baselines
-from lrec.evaluation.followers import edges_of
+from lrec.evaluation.baselines import BASELINES, Baselines, edges_of
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 

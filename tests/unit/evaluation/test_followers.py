@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrec.evaluation.baselines import EDGES, STEPS_BACK
-from lrec.evaluation.followers import Followers, edges_of
+from lrec.evaluation.baselines import EDGES, STEPS_BACK, Followers, edges_of
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.scoring import score
 

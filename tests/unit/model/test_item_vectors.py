@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from lrec.errors import UserError
 from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
-from lrec.model.item_table import OWN_ROWS, PROJECTION, VECTORS, whole_table
 from lrec.model.item_vectors import initial_parameters, read_item_vectors, read_width, vectors_of
 from lrec.model.losses import FullSoftmax
 from lrec.model.parallelize import fill
+from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS, whole_table
 from lrec.model.transformer import Transformer
 
 IDS = ["b", "7", "a", "c"]

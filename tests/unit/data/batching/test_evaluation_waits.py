@@ -13,7 +13,7 @@ from host_waits import HostWaits
 from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
 from lrec.data.splits.rules import UserSplit
 from lrec.evaluation.baselines import Baselines
-from lrec.evaluation.evaluation import Evaluation
+from lrec.evaluation.evaluator import Evaluation
 from lrec.model import losses
 from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
