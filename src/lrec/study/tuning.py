@@ -203,7 +203,7 @@ class Tuner:
     def _rated(self) -> list[tuple[str, float]]:
         """The sizes whose rate is tried, with the shares."""
         large = (self.study.held_out or self.study.fitted[-1:])[0]
-        return [(size, self._shares[0]) for size in self._others if size != large] + [(large, HALF)]
+        return [(size, HALF if size == large else self._shares[0]) for size in self._others]
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
