@@ -49,10 +49,7 @@ class Chinchilla(Law):
 
     def units_of(self, shape_H: Array, unit_V: Array) -> list[float]:
         """The value, in the units of the data, of each coefficient that is 1 in the law's own units."""
-        return [
-            1.0,
-            *(power_of(np.log(unit), exponent) for unit, exponent in zip(unit_V[:2], shape_H[:2], strict=True)),
-        ]
+        return [1.0, *map(power_of, np.log(unit_V[:2]), shape_H[:2])]
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
         units = zip(coefficients_K, self.units_of(shape_H, unit_V), strict=True)
@@ -155,9 +152,7 @@ class Overfitting(Chinchilla):
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
         (size_N, data_N, unique_N), (a_G1, b_G1, d_G1, k_G1) = z_NV.T, by_column(shape_GH)
-        log_repeats_N = _log_repeats(data_N - unique_N)
-        penalty_GN = np.full((len(shape_GH), len(z_NV)), -1e4)  # without repeats, the term vanishes
-        np.add(d_G1 * log_repeats_N, k_G1 * (size_N - unique_N), out=penalty_GN, where=log_repeats_N > -600)
+        penalty_GN = d_G1 * _log_repeats(data_N - unique_N) + k_G1 * (size_N - unique_N)
         return stack(0.0, -a_G1 * size_N, -b_G1 * data_N, penalty_GN)
 
     def units_of(self, shape_H: Array, unit_V: Array) -> list[float]:
