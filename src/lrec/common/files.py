@@ -76,12 +76,13 @@ def temporary(path: Path) -> Iterator[Path]:
 def _is_left_over(name: str) -> bool:
     """Whether this is the name of a `temporary` path of this machine whose process has ended."""
     found = _TEMPORARY.fullmatch(name)
-    if found is not None and found["host"] == _HOST:
-        try:
-            with suppress(PermissionError):  # the process is another user's, and alive
-                os.kill(int(found["process"]), 0)
-        except ProcessLookupError:
-            return True
+    if found is None or found["host"] != _HOST:
+        return False
+    try:
+        with suppress(PermissionError):  # the process is another user's, and alive
+            os.kill(int(found["process"]), 0)
+    except ProcessLookupError:
+        return True
     return False
 
 

@@ -17,7 +17,7 @@ from lrec.laws.intervals import Judged, Prediction
 from lrec.laws.law import Law
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.metric_forecasts import judged_metrics
-from lrec.laws.predict import Comparison, Predictor, compare, roll_out, settings
+from lrec.laws.predict import Comparison, Predictor, compare, predictor_of, roll_out, settings
 from lrec.laws.table import has_lengths, points_of_most_data, source_hash
 from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
@@ -69,11 +69,11 @@ def analyse(
     used, of_all = (*predictor.columns, "y"), predictor
     if isinstance(predictor, Fit):
         fit, unsure, warned = predictor, unidentified(predictor), warnings(predictor, holdout)
-        of_all = fit_points(fit.law, points, fit.problem.objective) if holdout else predictor
     else:
         fit, unsure = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
         warned = data_warnings(fit.law, fit.points)
-        of_all = Forecast(points) if holdout else predictor
+    if holdout:
+        of_all = predictor_of(fit.law if fit is predictor else None, points, fit.problem.objective)
     methods = compare_methods(predictor, fit, holdout, points) if with_others else []
     ahead = outlook(of_all, floor)
     said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])

@@ -27,6 +27,7 @@ class Choice:
     data: float
     unique: float
     flops: float
+    place: tuple[float, ...]  # the values of the variables of the law
 
     @property
     def epochs(self) -> float:
@@ -102,8 +103,7 @@ class DataChooser:
         most = most or 1e6 * float((self._per_datum(self.fit.x_N) * self.fit.x_NV[:, 1]).max())
 
         def reached(flops: float) -> float:
-            choice = self.for_flops(flops)
-            return self.loss(choice.size, self.data_of(choice)).item()
+            return self.loss(*self.for_flops(flops).place[:2]).item()
 
         least = _bisect(lambda flops: reached(flops) - loss, 1e3, most)
         if least is None:
@@ -126,7 +126,7 @@ class DataChooser:
     def doubled(self, choice: Choice) -> dict[str, float]:
         """The loss with twice the parameters, with twice the data (all new), and with twice the passes over the data,
         if the law tells passes from new data and was fitted to as many passes."""
-        n, d, u = choice.size, self.data_of(choice), choice.unique
+        (n, d), u = choice.place[:2], choice.unique
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
         if self.tells_repeats and 2 * d / u <= self.most_epochs * (1 + 1e-9):
             losses["epochs"] = float(self.loss(n, 2 * d, u))
@@ -134,11 +134,7 @@ class DataChooser:
 
     def used_up(self, choice: Choice) -> bool:
         """Whether the largest fitted number of passes limits the plan. False if `epochs` is given."""
-        return self.epochs is None and 0.999 * self._most_data < self.data_of(choice)
-
-    def data_of(self, choice: Choice) -> float:
-        """The D of a choice, as the law counts it."""
-        return choice.data / self.repeats
+        return self.epochs is None and 0.999 * self._most_data < choice.place[1]
 
     def _unique_of(self, data: Array | float) -> Any:
         needed = np.asarray(data) / self.least_epochs
@@ -158,7 +154,9 @@ class DataChooser:
         return self.repeats * self._flops_of(size)
 
     def _choice(self, size: float, data: float) -> Choice:
-        return Choice(size, data * self.repeats, float(self._unique_of(data)), data * float(self._per_datum(size)))
+        unique, flops = float(self._unique_of(data)), data * float(self._per_datum(size))
+        place = (size, data, unique)[: len(self.fit.columns)]
+        return Choice(size, data * self.repeats, unique, flops, place)
 
 
 class SizeChooser:
@@ -179,7 +177,7 @@ class SizeChooser:
             )
 
     def for_size(self, size: float) -> Choice:
-        return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)))
+        return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)), (size,))
 
     def for_loss(self, loss: float) -> Choice:
         return self.for_size(_least(self.predictor, loss))
@@ -200,7 +198,7 @@ class FlopsChooser:
             raise UserError("--unique, --epochs: a law of FLOPs alone says nothing about the data; leave them out")
 
     def for_flops(self, flops: float) -> Choice:
-        return Choice(np.nan, np.nan, np.nan, flops)
+        return Choice(np.nan, np.nan, np.nan, flops, (flops,))
 
     def for_loss(self, loss: float) -> Choice:
         return self.for_flops(_least(self.predictor, loss))

@@ -16,7 +16,7 @@ from lrec.laws.descent import VANISHED, Kind, Objective, Problem
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.search import search
-from lrec.laws.table import NARROWEST
+from lrec.laws.table import check_places
 
 ZERO = 1e-8  # residuals below this are zero
 AGREED = 1.001  # starts that end below this multiple of the best objective agree
@@ -198,19 +198,7 @@ def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> Non
             raise UserError(f"fit: the law {law.name} has no parameter '{name}'; it has {', '.join(law.parameters)}")
     if "U" in law.variables and (x_NV[:, 1] < x_NV[:, 2] * (1 - 1e-9)).any():
         raise UserError("fit: D is below U at some point: D counts all interactions processed, U the unique ones")
-    needed, there = len(law.parameters) - len(fixed) + 1, len(np.unique(x_NV, axis=0))
-    what = "sizes" if len(law.variables) == 1 else f"settings of {', '.join(law.variables)}"
-    if there < needed:
-        raise UserError(
-            f"the law {law.name} needs at least {needed} distinct {what} to fit, but there are {there}: "
-            "add sizes or hold out fewer"
-        )
-    for variable, column in zip(law.variables[:2], x_NV.T, strict=False):
-        if column.max() / column.min() < NARROWEST:
-            raise UserError(
-                f"fit: all sizes are within {NARROWEST - 1:.0%} of {column.min():.6g} in {variable}; "
-                "a law needs sizes that differ"
-            )
+    check_places(f"the law {law.name}", x_NV, law.variables, len(law.parameters) - len(fixed) + 1)
 
 
 def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> tuple[Array, Array]:

@@ -94,10 +94,8 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
     if law is None:
         check_trusted({"class_path": name}, trust, path)
         law = law_named(name)
-    if forecasts:
-        return fit_points(law, points_of_most_data(points), objective), Forecast(points), content
-    fitted = fit_points(law, points, objective)
-    return fitted, fitted, content
+    fitted = fit_points(law, points_of_most_data(points) if forecasts else points, objective)
+    return fitted, Forecast(points) if forecasts else fitted, content
 
 
 def table(content: dict[str, Any]) -> str:

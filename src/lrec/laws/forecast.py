@@ -16,11 +16,10 @@ from itertools import product
 import numpy as np
 import polars as pl
 
-from lrec.errors import UserError
 from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
 from lrec.laws.mixture import LADDER, Errors, Mixture, Part, Prior, of_curve, of_runs, posterior, with_one_off
-from lrec.laws.table import NARROWEST, has_lengths, naive
+from lrec.laws.table import check_places, has_lengths, naive
 
 AHEAD = 2.0  # beliefs about a curve's fall are for the factor e^2 = 7.4 in x
 MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1])
@@ -70,14 +69,7 @@ class Forecast:
     name = "forecast"
 
     def __init__(self, points: pl.DataFrame, beliefs: Beliefs | None = None) -> None:
-        sizes = np.unique(points["x"].to_numpy())
-        if len(sizes) < LEAST_SIZES:
-            raise UserError(
-                f"the forecast needs at least {LEAST_SIZES} distinct sizes, but there are {len(sizes)}: "
-                "add sizes or hold out fewer"
-            )
-        if sizes[-1] / sizes[0] < NARROWEST:
-            raise UserError(f"the forecast needs sizes that differ; all are within 1% of {sizes[0]:.6g}")
+        check_places("the forecast", points.select("x").to_numpy(), ("x",), LEAST_SIZES)
         self.points, self.beliefs = points, beliefs or Beliefs()
         shares = "u" in points.columns and points["u"].null_count() == 0 and points["u"].n_unique() > 1
         self._lengths = has_lengths(points)
@@ -93,7 +85,7 @@ class Forecast:
         mean_4, sd_4 = (LENGTH_4, LENGTH_SD_4) if self._lengths else (MEAN_4, SD_4)
         prior = Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
         several = len(self.columns) > 1
-        long = LADDER < len(sizes) > len(points) / 2 and not several  # more points per size: separate runs
+        long = LADDER < points["x"].n_unique() > len(points) / 2 and not several  # more points per size: separate runs
         errors = [of_runs(place_NV @ self._is_ahead_V, self.beliefs.memory)]
         if long:
             t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)

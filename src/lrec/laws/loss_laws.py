@@ -187,10 +187,9 @@ def law_named(name: str) -> Law:
     kind = imported(name, "--law")
     if not (isinstance(kind, type) and issubclass(kind, Law)):
         raise UserError(f"--law {name} is no subclass of lrec.laws.law.Law")
-    silent = [attribute for attribute in Law.__annotations__ if not hasattr(kind, attribute)]
-    for what, missing in (("define", sorted(kind.__abstractmethods__)), ("say its", silent)):
-        if missing:
-            raise UserError(f"--law {name} does not {what} {', '.join(missing)}")
+    absent = (attribute for attribute in Law.__annotations__ if not hasattr(kind, attribute))
+    if missing := [*sorted(kind.__abstractmethods__), *absent]:
+        raise UserError(f"--law {name} does not define {', '.join(missing)}")
     law: Law = kind()
     if law.variables not in (("x",), ("N", "D"), ("N", "D", "U")):
         raise UserError(f'--law {name}: variables {law.variables} are none of ("x",), ("N", "D") and ("N", "D", "U")')

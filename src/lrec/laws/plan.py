@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from lrec.common.files import check_writable, write_json
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError, check_range
-from lrec.laws.choosers import Choice, Chooser, DataChooser, FlopsChooser, SizeChooser, chooser_of
+from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
 from lrec.laws.fit_json import finite, of_ten, read_fit
 from lrec.laws.intervals import Prediction
@@ -129,12 +129,8 @@ def _expected(
     fit: Fit, predictor: Predictor, content: dict[str, Any], chooser: Chooser, choice: Choice
 ) -> dict[str, Any]:
     """The expected loss and metrics of a choice, and notes about it."""
-    of_data = chooser if isinstance(chooser, DataChooser) else None
-    x = choice.flops if isinstance(chooser, FlopsChooser) else choice.size
-    where = [x, of_data.data_of(choice) if of_data else choice.data, choice.unique][: len(fit.columns)]
-    (loss,) = predictor.predict(np.array([where]))
-    # The runs at exactly this place, including held-out ones.
-    is_here_N = np.isclose(fit.x_NV, where, rtol=1e-3, atol=0).all(1)
+    (loss,) = predictor.predict(np.array([choice.place]))
+    is_here_N = np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1)
     measured = fit.points.filter(pl.Series(is_here_N))
     if not measured.is_empty():
         loss = _of_runs(loss, fit, fit.y_N[is_here_N])
@@ -144,7 +140,7 @@ def _expected(
     elif failed := [sentence for sentence in content["verdict"] if FAILS in sentence]:
         raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
     else:
-        (loss,), turned = ([loss], False) if of_data else _at_sizes(predictor, [loss])
+        (loss,), turned = _at_sizes(predictor, [loss]) if len(choice.place) == 1 else ([loss], False)
         expected = outlook_metrics(predictor.points, [loss], turned)
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
     notes = _notes(fit, content, chooser, choice, loss)
@@ -155,7 +151,7 @@ def _expected(
         "measured_runs": len(measured),
         "metrics": metrics,
         "cheapest": None,
-        "doubled": of_data and of_data.doubled(choice),
+        "doubled": chooser.doubled(choice) if isinstance(chooser, DataChooser) else None,
         "notes": notes,
     }
 
@@ -206,7 +202,7 @@ def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
     notes = [sentence for sentence in content["verdict"] if FAILS in sentence]  # only a trained size gets this far
-    for name, value in {"x": loss.x, "d": loss.d}.items():
+    for name, value in (("x", loss.x), ("d", loss.d)):
         if value is None or name not in fit.points.columns:
             continue
         fitted_N = fit.points[name].to_numpy()

@@ -42,7 +42,7 @@ class HeldOut(Judged, Prediction):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions compared with the actual losses. The largest is for `extrapolation_factor` times a fitted size."""
+    """Predictions compared with the actual losses. The largest x is `extrapolation_factor` times the fitted."""
 
     points: tuple[HeldOut, ...]
     extrapolation_factor: float
