@@ -68,10 +68,10 @@ def refits(by_scipy: int = 50) -> None:
     began = time.process_time()
     refits_of(fitted, 1000)
     between = time.process_time()
-    low_T, high_T = fitted.low_T, fitted.high_T
+    low_T, high_T = fitted.problem.low_T, fitted.problem.high_T
     for _ in range(by_scipy):
         y_1N = fitted.curve(fitted.x_NV)[None] * np.exp(0.003 * rng.standard_normal((1, 10)))
-        problem = replace(fitted.problem(), y_SN=y_1N)
+        problem = replace(fitted.problem, y_SN=y_1N)
         for share in (None, 0.05, 0.5, 0.9):  # the floor starts at this share of the lowest loss
             start_T = fitted.theta_T.copy()
             if share is not None:
@@ -83,7 +83,7 @@ def refits(by_scipy: int = 50) -> None:
                 bounds=(low_T, high_T),
                 x_scale="jac",
                 loss="huber",
-                f_scale=fitted.objective.delta,
+                f_scale=fitted.problem.objective.delta,
                 ftol=1e-10,
                 xtol=1e-10,
                 gtol=1e-10,

@@ -23,13 +23,12 @@ def check_writable(path: Path, option: str) -> None:
     """UserError if no file can be written at `path`. Call it before hours of work, not after."""
     if path.is_dir():
         raise UserError(f"{option} {path} is a folder: name a file")
-    check_folder(path, option, path.absolute().parent)
+    check_folder(path.absolute().parent, option)
 
 
-def check_folder(path: Path, option: str, folder: Path | None = None) -> None:
-    """UserError if `folder`, by default `path`, cannot be written to, or cannot be made."""
-    folder = folder or path.absolute()
-    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+def check_folder(path: Path, option: str) -> None:
+    """UserError if the folder cannot be written to, or cannot be made."""
+    nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
     if not nearest.is_dir():
         raise UserError(f"{option} {path}: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK):

@@ -1,7 +1,8 @@
 """Tables and reports: Markdown in files, aligned text on a terminal."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import groupby
 from pathlib import Path
 
 
@@ -15,24 +16,13 @@ def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
 def on_terminal(markdown: str, folder: Path = Path()) -> str:
     """A report for a terminal: aligned tables without bars, underlined headings, and a line for each picture, with a
     path that begins with `folder`."""
-    lines, table = list[str](), list[str]()
-    for line in [*markdown.strip().splitlines(), ""]:
-        if line.startswith("|"):
-            table.append(line)
-            continue
-        if table:
-            lines += _aligned(table)
-            table = []
-        if heading := re.fullmatch(r"#+ (.*)", line):
-            lines += [heading[1], "-" * len(heading[1])]
-        elif picture := re.fullmatch(r"!\[(.*)\]\((.*)\)", line):
-            lines.append(f"{folder / picture[2]}: {picture[1]}")
-        else:
-            lines.append(line)
-    return "\n".join(lines).strip()
+    text = re.sub(r"^#+ (.*)$", lambda heading: f"{heading[1]}\n{'-' * len(heading[1])}", markdown.strip(), flags=re.M)
+    text = re.sub(r"^!\[(.*)\]\((.*)\)$", lambda picture: f"{folder / picture[2]}: {picture[1]}", text, flags=re.M)
+    blocks = groupby(text.splitlines(), key=lambda line: line.startswith("|"))
+    return "\n".join(line for is_table, lines in blocks for line in (_aligned(lines) if is_table else lines))
 
 
-def _aligned(table: list[str]) -> list[str]:
+def _aligned(table: Iterable[str]) -> list[str]:
     """The lines of a Markdown table with aligned columns, and two spaces between columns."""
     cells = (re.split(r"(?<!\\)\|", line)[1:-1] for line in table)
     head, rules, *rows = [[cell.strip().replace(r"\|", "|") for cell in line] for line in cells]

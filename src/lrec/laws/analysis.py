@@ -13,11 +13,11 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Prediction
+from lrec.laws.intervals import Judged, Prediction
 from lrec.laws.law import Law
 from lrec.laws.loss_laws import LAWS
-from lrec.laws.metric_forecasts import Judged, judged_metrics
-from lrec.laws.predict import Holdout, Predictor, compare, roll_out, settings
+from lrec.laws.metric_forecasts import judged_metrics
+from lrec.laws.predict import Comparison, Predictor, compare, predictor_of, roll_out, settings
 from lrec.laws.table import has_lengths, points_of_most_data, source_hash
 from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
@@ -39,7 +39,7 @@ class Analysis:
     names: Mapping[str, str]
     points: pl.DataFrame
     source_hash: str
-    holdout: Holdout | None
+    holdout: Comparison | None
     metrics: Mapping[str, Sequence[Judged]]
     methods: list[Method]
     outlook: Prediction
@@ -56,7 +56,7 @@ class Analysis:
 
 def analyse(
     predictor: Predictor,
-    holdout: Holdout | None,
+    holdout: Comparison | None,
     points: pl.DataFrame,
     names: Mapping[str, str],
     with_others: bool = True,
@@ -69,11 +69,11 @@ def analyse(
     used, of_all = (*predictor.columns, "y"), predictor
     if isinstance(predictor, Fit):
         fit, unsure, warned = predictor, unidentified(predictor), warnings(predictor, holdout)
-        of_all = fit_points(fit.law, points, fit.objective) if holdout else predictor
     else:
         fit, unsure = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
         warned = data_warnings(fit.law, fit.points)
-        of_all = Forecast(points) if holdout else predictor
+    if holdout:
+        of_all = predictor_of(fit.law if fit is predictor else None, points, fit.problem.objective)
     methods = compare_methods(predictor, fit, holdout, points) if with_others else []
     ahead = outlook(of_all, floor)
     said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])
@@ -83,40 +83,33 @@ def analyse(
     return Analysis(predictor, of_all, fit, told, *rests_on, holdout, metrics, methods, ahead, unsure, warned, said)
 
 
-def compare_methods(predictor: Predictor, fit: Fit, holdout: Holdout | None, points: pl.DataFrame) -> list[Method]:
+def compare_methods(predictor: Predictor, fit: Fit, holdout: Comparison | None, points: pl.DataFrame) -> list[Method]:
     """Roll out the predictor and every law of the same variables that can be fitted. The best method is the first.
 
     A law of size, data and unique data is also compared with laws of size and data. Progress goes to stderr.
     """
     found = []
     if isinstance(predictor, Forecast):
-        met = None if holdout is None else holdout.mape
-        found.append(Method(predictor.name, None, met, roll_out(Forecast, points)))
+        found.append(Method(predictor.name, None, holdout.mape if holdout else None, roll_out(Forecast, points)))
         points = points_of_most_data(points)
     held_out = pl.col("x") > predictor.points["x"].max()
     small, large = points.filter(~held_out), points.filter(held_out)
-    for law, fixed in _of_the_same_variables(fit.law):
+    n = len(fit.law.variables)
+    alike = [law for law in (LAWS | {fit.law.name: fit.law}).values() if min(n, 2) <= len(law.variables) <= n]
+    floors: tuple[Mapping[str, float], ...] = ({}, {"E": 0.0})
+    for law, fixed in [(law, fixed) for law in alike for fixed in floors if not fixed or law.name in FLOORLESS]:
         name = ", ".join([law.name, *(f"{parameter} = {value:g}" for parameter, value in fixed.items())])
         if len(law.variables) > 1:
             print(f"rolling out {name}", file=sys.stderr, flush=True)
 
         def fitted_to(some: pl.DataFrame, law: Law = law, fixed: Mapping[str, float] = fixed) -> Fit:
             known = law is fit.law and not fixed and fit.points.equals(some)
-            return fit if known else fit_points(law, some, fit.objective, fixed)
+            return fit if known else fit_points(law, some, fit.problem.objective, fixed)
 
         try:
             fitted = fitted_to(small)
         except UserError:  # too few settings for the law's parameters
             continue
-        came = None
-        if len(large):
-            came = compare(fitted, fitted.predict(settings(law.columns, large)), large).mape
-        found.append(Method(name, fitted, came, roll_out(fitted_to, points)))
+        met = compare(fitted, fitted.predict(settings(law.columns, large)), large).mape if len(large) else None
+        found.append(Method(name, fitted, met, roll_out(fitted_to, points)))
     return sorted(found, key=lambda method: np.inf if method.rollout is None else method.rollout.mape)
-
-
-def _of_the_same_variables(law: Law) -> list[tuple[Law, Mapping[str, float]]]:
-    """The laws to compare, each with its fixed parameters."""
-    fewest, most = min(len(law.variables), 2), len(law.variables)
-    alike = [other for other in (LAWS | {law.name: law}).values() if fewest <= len(other.variables) <= most]
-    return [(other, fixed) for other in alike for fixed in ({}, {"E": 0.0}) if not fixed or other.name in FLOORLESS]

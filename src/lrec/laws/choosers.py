@@ -27,6 +27,7 @@ class Choice:
     data: float
     unique: float
     flops: float
+    place: tuple[float, ...]  # the values of the variables of the law
 
     @property
     def epochs(self) -> float:
@@ -48,6 +49,7 @@ class DataChooser:
         self.tells_repeats = len(fit.law.variables) == 3
         self.least_epochs, self.most_epochs = float(min(passes_N, default=1)), float(max(passes_N, default=1))
         self.repeats = float((points["processed"] / points["d"]).median()) if "processed" in points.columns else 1.0  # type: ignore[arg-type]
+        self._most_data = np.inf if unique is None else unique * self.most_epochs
         if epochs is None:
             return
         self.epochs = epochs / self.repeats
@@ -77,7 +79,7 @@ class DataChooser:
             return self._choice(_affordable(lambda size: data * self._per_datum(size), flops, spent), data)
 
         def data_at(size: Array | float) -> Array:
-            most = np.minimum(flops / self._per_datum(size), self._most_data())
+            most = np.minimum(flops / self._per_datum(size), self._most_data)
             return self._best_data(*np.atleast_1d(size, most))
 
         size_G = np.geomspace(1.0, max(flops, 10.0), 500)
@@ -99,53 +101,40 @@ class DataChooser:
     def for_loss(self, loss: float, most: float | None = None) -> Choice:
         """The best N and D for the lowest C that reaches the loss. C is at most `most`."""
         most = most or 1e6 * float((self._per_datum(self.fit.x_N) * self.fit.x_NV[:, 1]).max())
-        least = _bisect(lambda flops: self._loss_of(self.for_flops(flops)) - loss, 1e3, most)
+
+        def reached(flops: float) -> float:
+            return self.loss(*self.for_flops(flops).place[:2]).item()
+
+        least = _bisect(lambda flops: reached(flops) - loss, 1e3, most)
         if least is None:
-            bound = self._loss_of(self.for_flops(most))
             raise UserError(
                 f"--loss {loss:g}: not reached with {most:.2g} FLOPs, a million times the largest fitted run; the law "
-                f"gives {bound:.4g} there" + (", with the data and epochs allowed" if self.unique else "")
+                f"gives {reached(most):.4g} there" + (", with the data and epochs allowed" if self.unique else "")
             )
         return self.for_flops(least)
 
     def for_size(self, size: float) -> Choice:
         """Choose D for a size: with `unique`, by the best or given epochs, otherwise so that N is compute-optimal."""
         if self.unique is not None:
-            if self.epochs is not None:
-                return self._choice(size, self.epochs * self.unique)
-            return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data())).item())
+            best = self._best_data(*np.atleast_1d(size, self._most_data)).item()
+            return self._choice(size, best if self.epochs is None else self.epochs * self.unique)
         enough = _bisect(lambda flops: size - self.for_flops(flops).size, 6 * size, 1e12 * size**2)
         if enough is None:
             raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; give the data with --unique")
         return self._choice(size, enough / float(self._per_datum(size)))
 
     def doubled(self, choice: Choice) -> dict[str, float]:
-        """The loss with twice the parameters, with twice the data (all new), and with twice the passes over the data.
-
-        The last one is left out if the law does not tell passes from new data, or was not fitted to as many passes.
-        """
-        n, d, u = choice.size, self.data_of(choice), choice.unique
+        """The loss with twice the parameters, with twice the data (all new), and with twice the passes over the data,
+        if the law tells passes from new data and was fitted to as many passes."""
+        (n, d), u = choice.place[:2], choice.unique
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
         if self.tells_repeats and 2 * d / u <= self.most_epochs * (1 + 1e-9):
             losses["epochs"] = float(self.loss(n, 2 * d, u))
         return losses
 
-    def data_limited_from(self, choice: Choice) -> float | None:
-        """The smallest N at which twice the data (from this D and U) lowers the loss more than twice the parameters."""
-        d, u, size_G = self.data_of(choice), choice.unique, np.geomspace(1.0, 1e15, 3000)
-        better_G = self.loss(size_G, 2 * d, 2 * u) < self.loss(2 * size_G, d, u)
-        return float(size_G[better_G.argmax()]) if better_G.any() else None
-
     def used_up(self, choice: Choice) -> bool:
         """Whether the largest fitted number of passes limits the plan. False if `epochs` is given."""
-        return self.epochs is None and 0.999 * self._most_data() < self.data_of(choice)
-
-    def data_of(self, choice: Choice) -> float:
-        """The D of a choice, as the law counts it."""
-        return choice.data / self.repeats
-
-    def _most_data(self) -> float:
-        return np.inf if self.unique is None else self.unique * self.most_epochs
+        return self.epochs is None and 0.999 * self._most_data < choice.place[1]
 
     def _unique_of(self, data: Array | float) -> Any:
         needed = np.asarray(data) / self.least_epochs
@@ -165,10 +154,9 @@ class DataChooser:
         return self.repeats * self._flops_of(size)
 
     def _choice(self, size: float, data: float) -> Choice:
-        return Choice(size, data * self.repeats, float(self._unique_of(data)), data * float(self._per_datum(size)))
-
-    def _loss_of(self, choice: Choice) -> float:
-        return float(self.loss(choice.size, self.data_of(choice)))
+        unique, flops = float(self._unique_of(data)), data * float(self._per_datum(size))
+        place = (size, data, unique)[: len(self.fit.columns)]
+        return Choice(size, data * self.repeats, unique, flops, place)
 
 
 class SizeChooser:
@@ -189,15 +177,12 @@ class SizeChooser:
             )
 
     def for_size(self, size: float) -> Choice:
-        """The size, with the data and passes of the fitted runs."""
-        return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)))
+        return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)), (size,))
 
     def for_loss(self, loss: float) -> Choice:
-        """The smallest size that reaches the loss."""
         return self.for_size(_least(self.predictor, loss))
 
     def for_flops(self, flops: float) -> Choice:
-        """The size whose run on the same data costs as much as the budget."""
         if np.isnan(self.data):
             raise UserError("--flops: the points have no values of D and U; plan with --size or --loss")
         spent = f"any size on {self.data:g} interactions"
@@ -213,15 +198,12 @@ class FlopsChooser:
             raise UserError("--unique, --epochs: a law of FLOPs alone says nothing about the data; leave them out")
 
     def for_flops(self, flops: float) -> Choice:
-        """The budget, without a size or data."""
-        return Choice(np.nan, np.nan, np.nan, flops)
+        return Choice(np.nan, np.nan, np.nan, flops, (flops,))
 
     def for_loss(self, loss: float) -> Choice:
-        """The lowest budget that reaches the loss."""
         return self.for_flops(_least(self.predictor, loss))
 
     def for_size(self, size: float) -> Choice:
-        """Raises UserError, because a law of FLOPs has no sizes."""
         raise UserError(f"--size {size:g}: this is a law of FLOPs, without sizes; plan with --flops or --loss")
 
 

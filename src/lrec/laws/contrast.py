@@ -8,7 +8,7 @@ Shapes: B refits, S starts, N points, P places, T parameters.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -77,14 +77,14 @@ def _with_ends(value_B: Array, method: Literal["linear", "nearest"] = "nearest")
 def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
     """Parameters of refits to resampled residuals, theta_BT; UserError if there are no more runs than parameters."""
     run_N = _runs(fit)
-    n, p = int(run_N.max()) + 1, fit.n_fitted
+    n, p = int(run_N.max()) + 1, fit.problem.n_free
     if n <= p:
         raise UserError(
             f"bootstrap: a law of {counted(p, 'free parameter')} needs more runs than {n} to tell how they scatter"
         )
     drawn_BN = _resampled(fit.residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))
-    start_ST = fit.start_ST
-    problem = replace(fit.problem(), y_SN=np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1)))
+    start_ST = fit.problem.starts(fit.theta_T)
+    problem = replace(fit.problem, y_SN=np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1)))
     theta_ST, value_S = descend(problem, np.repeat(start_ST, refits, axis=0))
     best_B = value_S.reshape(-1, refits).argmin(0)
     return np.asarray(theta_ST.reshape(len(start_ST), refits, -1)[best_B, np.arange(refits)])
@@ -94,9 +94,9 @@ def _runs(fit: Fit) -> Array:
     """The number of each point's run. A point without a run (column `run`) counts as a run of its own."""
     if "run" not in fit.points.columns:
         return np.arange(len(fit.points))
-    keys = [(run, number if run is None else None) for number, run in enumerate(fit.points["run"])]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys])
+    numbers: dict[Any, int] = {}
+    keys = (number if run is None else (run,) for number, run in enumerate(fit.points["run"]))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def _resampled(residual_N: Array, run_N: Array, refits: int, rng: np.random.Generator) -> Array:
@@ -113,7 +113,7 @@ def _resampled(residual_N: Array, run_N: Array, refits: int, rng: np.random.Gene
 
 def _log_losses(fit: Fit, theta_BT: Array, x_P: Array) -> Array:
     """Logarithm of the loss of each curve at each size, (B, P)."""
-    return fit.law.log_loss(theta_BT, np.log(x_P[:, None] / fit.unit_V))
+    return fit.law.log_loss(theta_BT, np.log(x_P[:, None] / fit.problem.unit_V))
 
 
 def _crossings(gap_BP: Array, x_P: Array, before: float) -> Array:

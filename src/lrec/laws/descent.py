@@ -7,13 +7,14 @@ as long (benchmarks/laws.py --refits).
 Shapes: S rows, each with a start, N points, V variables, T parameters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from lrec.errors import UserError
-from lrec.laws.law import Array, Law
+from lrec.laws.law import Array, Law, as_columns
 
 Kind = Literal["huber", "lad", "lsq"]
 Residuals = Literal["log", "level"]
@@ -25,6 +26,10 @@ ROUNDS, TOLERANCE = 400, 1e-12  # most steps, and the relative fall of the objec
 FIRST_DAMPING, MOST_DAMPING = 1e-3, 1e8
 """The descent ends if a step with at most the first damping hardly falls, or if one above the second does not fall."""
 LONGEST = 4.0  # the longest step of a parameter in e-folds: the quadratic model is wrong for longer steps
+VANISHED = 16.0
+"""A coefficient is between e^-16 times the lowest loss, which counts as zero, and e^16 times the highest loss."""
+FLOORS = (0.05, 0.5, 0.9)
+"""Refits also start with floors at these shares of the lowest loss: a floor at zero would not rise by itself."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,39 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What each row minimises: the objective of a law's residuals at the points."""
+    """What each row minimises: the objective of a law's residuals at the points.
+
+    theta_T has the logarithms of the parameters of the law's basis: first the coefficients, then the shape.
+    """
 
     law: Law
     objective: Objective
-    z_NV: Array  # logarithms of the variables, divided by their units
+    unit_V: Array  # units of the variables (`Law.units`), by which the law divides them internally
+    z_NV: Array  # logarithms of the variables in these units
     y_SN: Array  # losses: one row for all starts, or one row for each start
-    low_T: Array
+    low_T: Array  # bounds, equal if a parameter is fixed
     high_T: Array
+
+    @property
+    def n_free(self) -> int:
+        """The number of parameters that are not fixed."""
+        return int((self.low_T < self.high_T).sum())
+
+    def parameters(self, theta_T: Array) -> dict[str, float]:
+        """The parameters by their names in `law.formula`, in the units of the data. A vanished coefficient is zero."""
+        log_c_K, log_shape_H = np.split(theta_T, [self.law.n_coefficients])
+        coefficients_K = np.where(log_c_K <= np.log(self.y_SN[0].min()) - VANISHED + 1e-9, 0.0, np.exp(log_c_K))
+        return self.law.named(coefficients_K, np.exp(log_shape_H), self.unit_V)
+
+    def starts(self, theta_T: Array) -> Array:
+        """Where refits start: these parameters, and the same parameters with other floors, (S, T)."""
+        start_ST = np.tile(theta_T, (1 + len(FLOORS) * self.law.has_floor, 1))
+        start_ST[1:, 0] = np.log(self.y_SN[0].min() * np.array(FLOORS[: len(start_ST) - 1]))
+        return start_ST
+
+    def curve(self, theta_T: Array, x: Sequence[float] | Array) -> Array:
+        """The loss at x, (N,) or (N, V)."""
+        return np.exp(self.law.log_loss(theta_T[None], np.log(as_columns(self.law, x) / self.unit_V))[0])
 
     def rows(self, chosen_S: Array) -> "Problem":
         """The problem of some rows only; losses that all rows share are not copied."""

@@ -9,7 +9,7 @@ import polars as pl
 
 from lrec.common.pictures import BLUE, GREY, INK, ORANGE, draw_frame, new_figure
 from lrec.laws.fit import Fit
-from lrec.laws.predict import HeldOut, Holdout, Predictor
+from lrec.laws.predict import Comparison, HeldOut, Predictor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ LEGEND: dict[str, Any] = {"fontsize": 7.5, "facecolor": "white", "edgecolor": "n
 def fit_figure(
     predictor: Predictor,
     fit: Fit,
-    holdout: Holdout | None = None,
+    holdout: Comparison | None = None,
     floor: float | None = None,
     x_label: str = "N_body",
     y_label: str = "test_loss",
@@ -51,9 +51,7 @@ def fit_figure(
     if held_out:
         axes.axvspan(np.sqrt(sizes[-1] * min(p.x for p in held_out)), x_P[-1], color=ORANGE, alpha=0.07, lw=0)
         axes.text(x_P[-1], 0.97, "predicted, then trained ", transform=across, ha="right", va="top", color=ORANGE)
-        axes.plot(
-            [p.x for p in held_out], [p.actual for p in held_out], "D", ms=6, mfc="white", mec=ORANGE, mew=1.6, zorder=4
-        )
+        axes.plot([p.x for p in held_out], [p.actual for p in held_out], "D", ms=6, **LATER, mew=1.6, zorder=4)
     axes.text(x_P[0], means.min(), " no gain", color=GREY, va="bottom")
     axes.text(x_P[-1], low_P[-1], f"{predictor.name}, 90 % ", color=BLUE, ha="right", va="top")
     if floor is not None:
@@ -76,12 +74,10 @@ def _finding(held_out: Sequence[HeldOut]) -> str:
     return f"The prediction missed by {missed} %,\nno gain by {none} %{' on average' * on_average}"
 
 
-def agreement_figure(fit: Fit, holdout: Holdout | None, x_label: str, y_label: str) -> "Figure":
+def agreement_figure(fit: Fit, holdout: Comparison | None, x_label: str, y_label: str) -> "Figure":
     """Draw fitted against actual losses, held-out ones with their 90 % intervals, and residuals against the size."""
-    alt = (
-        f"Fitted against actual {y_label}, held-out points with 90 % intervals; beside it, residuals against {x_label}"
-    )
-    figure = new_figure(9.0, 4.2, alt)
+    shown = f"Fitted against actual {y_label}, held-out points with 90 % intervals"
+    figure = new_figure(9.0, 4.2, f"{shown}; beside it, residuals against {x_label}")
     left, right = figure.subplots(1, 2)
     fitted_N = fit.curve(fit.x_NV)
     held_out = holdout.points if holdout is not None else ()

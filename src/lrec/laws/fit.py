@@ -12,12 +12,11 @@ import polars as pl
 from scipy.optimize import lsq_linear
 
 from lrec.errors import UserError
-from lrec.laws.curve import VANISHED, LawCurve
-from lrec.laws.descent import Kind, Objective, Problem
+from lrec.laws.descent import VANISHED, Kind, Objective, Problem
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
 from lrec.laws.search import search
-from lrec.laws.table import NARROWEST
+from lrec.laws.table import check_places
 
 ZERO = 1e-8  # residuals below this are zero
 AGREED = 1.001  # starts that end below this multiple of the best objective agree
@@ -35,10 +34,17 @@ class Diagnostics:
 
 
 @dataclass(frozen=True, eq=False)
-class Fit(LawCurve):
-    """The best curve found for the points, and where the starts of the search ended."""
+class Fit:
+    """The law with the parameters that explain the points best, and where the starts of the search ended."""
 
+    problem: Problem
+    points: pl.DataFrame  # columns as in `laws.table`
+    theta_T: Array
     ends_ST: Array
+
+    @property
+    def law(self) -> Law:
+        return self.problem.law
 
     @property
     def name(self) -> str:
@@ -48,6 +54,42 @@ class Fit(LawCurve):
     def columns(self) -> tuple[str, ...]:
         return self.law.columns
 
+    @cached_property
+    def x_NV(self) -> Array:
+        return self.points.select(self.columns).to_numpy().astype(float)
+
+    @property
+    def x_N(self) -> Array:
+        """The first variable: the size."""
+        return self.x_NV[:, 0]
+
+    @property
+    def y_N(self) -> Array:
+        return self.problem.y_SN[0]
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The parameters by their names in `law.formula`, in the units of the data."""
+        return self.problem.parameters(self.theta_T)
+
+    @property
+    def residual_N(self) -> Array:
+        """Actual minus fitted, of ln L or of L, depending on the objective."""
+        return self.problem.residuals(self.theta_T[None])[0]
+
+    @property
+    def value(self) -> float:
+        return float(self.problem.values(self.theta_T[None])[0])
+
+    @property
+    def r2(self) -> float:
+        spread = float(((self.y_N - self.y_N.mean()) ** 2).sum())
+        return 1 - float(((self.y_N - self.curve(self.x_NV)) ** 2).sum()) / spread if spread > 0 else 0.0
+
+    def curve(self, x: Sequence[float] | Array) -> Array:
+        """The loss at x, (N,) or (N, V)."""
+        return self.problem.curve(self.theta_T, x)
+
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each x, with the 90 % intervals of the mean curve and of a new run."""
         return self.profile.predict(x)
@@ -55,18 +97,18 @@ class Fit(LawCurve):
     @cached_property
     def profile(self) -> Profile:
         """The 90 % intervals of parameters and predictions: all that explains the points nearly as well as this fit."""
-        return Profile(self)
+        return Profile(self.problem, self.theta_T)
 
     @cached_property
     def diagnostics(self) -> Diagnostics:
-        problem, end_S = self.problem(), self.problem().values(self.ends_ST)
-        free_T = (self.theta_T > self.low_T) & (self.theta_T < self.high_T)
-        jacobian_NT = self.law.jacobian(self.theta_T[None], self.z_NV)[0]
+        problem, end_S = self.problem, self.problem.values(self.ends_ST)
+        free_T = (self.theta_T > problem.low_T) & (self.theta_T < problem.high_T)
+        jacobian_NT = self.law.jacobian(self.theta_T[None], problem.z_NV)[0]
         gradient_T = _gradient(problem, self.theta_T, free_T)
         return Diagnostics(
             starts=len(self.ends_ST),
             share_agreeing=float(np.mean(end_S <= end_S.min() * AGREED + 1e-15)),
-            bound_hits=tuple(np.array(self.law.parameters)[~free_T & (self.low_T < self.high_T)].tolist()),
+            bound_hits=tuple(np.array(self.law.parameters)[~free_T & (problem.low_T < problem.high_T)].tolist()),
             gradient_norm=float(np.abs(np.where(problem.held(self.theta_T, gradient_T), 0.0, gradient_T)).max()),
             condition_number=float(np.linalg.cond(jacobian_NT[:, free_T])) if free_T.any() else 1.0,
         )
@@ -77,19 +119,19 @@ class Fit(LawCurve):
 
         The logarithm of the likelihood is the objective: Gaussian for lsq, Laplace for huber and lad.
         """
-        return self._deviance + (self.n_fitted + 1) * float(np.log(len(self.points)))
+        return self._deviance + (self.problem.n_free + 1) * float(np.log(len(self.points)))
 
     @property
     def aicc(self) -> float:
         """Akaike's criterion, corrected for few points (Hurvich and Tsai 1989); infinite if the points are too few."""
-        n, p = len(self.points), self.n_fitted + 1
+        n, p = len(self.points), self.problem.n_free + 1
         return self._deviance + 2 * p + (2 * p * (p + 1) / (n - p - 1) if n > p + 1 else np.inf)
 
     @property
     def _deviance(self) -> float:
         """Minus twice the log-likelihood, with an estimated scale of the residuals."""
         n, residual_N = len(self.points), self.residual_N
-        if self.objective.kind == "lsq":
+        if self.problem.objective.kind == "lsq":
             return n * float(np.log(2 * np.pi * np.maximum((residual_N**2).mean(), 1e-300)) + 1)
         return 2 * n * float(np.log(2 * np.maximum(np.abs(residual_N).mean(), 1e-150)) + 1)
 
@@ -129,10 +171,8 @@ def fit_points(
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
     _check(law, x_NV, y_N, fixed)
     unit_V = law.units(x_NV)
-    low_T, high_T = _bounds(law, y_N, unit_V, fixed)
-    known = (law, objective, points, unit_V, low_T, high_T)
-    best_T, ends_ST = search(LawCurve(*known, theta_T=low_T).problem())
-    return Fit(*known, theta_T=best_T, ends_ST=ends_ST)
+    problem = Problem(law, objective, unit_V, np.log(x_NV / unit_V), y_N[None], *_bounds(law, y_N, unit_V, fixed))
+    return Fit(problem, points, *search(problem))
 
 
 def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
@@ -158,19 +198,7 @@ def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> Non
             raise UserError(f"fit: the law {law.name} has no parameter '{name}'; it has {', '.join(law.parameters)}")
     if "U" in law.variables and (x_NV[:, 1] < x_NV[:, 2] * (1 - 1e-9)).any():
         raise UserError("fit: D is below U at some point: D counts all interactions processed, U the unique ones")
-    needed, there = len(law.parameters) - len(fixed) + 1, len(np.unique(x_NV, axis=0))
-    what = "sizes" if len(law.variables) == 1 else f"settings of {', '.join(law.variables)}"
-    if there < needed:
-        raise UserError(
-            f"the law {law.name} needs at least {needed} distinct {what} to fit, but there are {there}: "
-            "add sizes or hold out fewer"
-        )
-    for variable, column in zip(law.variables[:2], x_NV.T, strict=False):
-        if column.max() / column.min() < NARROWEST:
-            raise UserError(
-                f"fit: all sizes are within {NARROWEST - 1:.0%} of {column.min():.6g} in {variable}; "
-                "a law needs sizes that differ"
-            )
+    check_places(f"the law {law.name}", x_NV, law.variables, len(law.parameters) - len(fixed) + 1)
 
 
 def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> tuple[Array, Array]:

@@ -36,8 +36,8 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "formula": fit.law.formula,
         **analysis.names,
         "parameters": {name: {"value": value, **ends[name]} for name, value in fit.parameters.items()},
-        "objective": fit.objective.kind,
-        "residuals": fit.objective.residuals,
+        "objective": fit.problem.objective.kind,
+        "residuals": fit.problem.objective.residuals,
         "objective_value": fit.value,
         "n_points": len(points),
         "n_sizes": len(points.select(analysis.predictor.columns).unique()),
@@ -68,7 +68,7 @@ def _method_content(method: Method) -> dict[str, Any]:
         "inside": rolled.inside,
         "steps": [asdict(step) for step in rolled.points],
     }
-    criteria = {"n_parameters": fit and fit.n_fitted, "bic": fit and fit.bic, "aicc": fit and fit.aicc}
+    criteria = {"n_parameters": fit and fit.problem.n_free, "bic": fit and fit.bic, "aicc": fit and fit.aicc}
     return {"law": method.name, **criteria, "holdout_mape": method.holdout_mape, "rollout": steps}
 
 
@@ -94,10 +94,8 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
     if law is None:
         check_trusted({"class_path": name}, trust, path)
         law = law_named(name)
-    if forecasts:
-        return fit_points(law, points_of_most_data(points), objective), Forecast(points), content
-    fitted = fit_points(law, points, objective)
-    return fitted, fitted, content
+    fitted = fit_points(law, points_of_most_data(points) if forecasts else points, objective)
+    return fitted, Forecast(points) if forecasts else fitted, content
 
 
 def table(content: dict[str, Any]) -> str:

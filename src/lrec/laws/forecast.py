@@ -16,11 +16,10 @@ from itertools import product
 import numpy as np
 import polars as pl
 
-from lrec.errors import UserError
 from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
 from lrec.laws.law import Array
-from lrec.laws.mixture import LADDER, Errors, Mixture, Part, Prior, likely, of_curve, of_runs, posterior, with_one_off
-from lrec.laws.table import NARROWEST, has_lengths, naive
+from lrec.laws.mixture import LADDER, Errors, Mixture, Part, Prior, of_curve, of_runs, posterior, with_one_off
+from lrec.laws.table import check_places, has_lengths, naive
 
 AHEAD = 2.0  # beliefs about a curve's fall are for the factor e^2 = 7.4 in x
 MEAN_4, SD_4 = np.array([0.0, 0.2, -0.05, 0.0]), np.array([np.inf, 0.6, 0.3, 0.1])
@@ -32,6 +31,7 @@ DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the values of g in G U^g, the size at which 
 STOPS, FARTHEST_STOP = 12, 4.0
 """The number of values of G, evenly spaced in the logarithm, from the smallest x to e^4 times the largest x."""
 OFF = 0.1  # the probability that one of the points is off (an outlier)
+NEGLIGIBLE = 1e-4  # shapes with a smaller share of the weight are left out
 LEAST_SIZES = 4
 
 
@@ -69,19 +69,12 @@ class Forecast:
     name = "forecast"
 
     def __init__(self, points: pl.DataFrame, beliefs: Beliefs | None = None) -> None:
-        sizes = np.unique(points["x"].to_numpy())
-        if len(sizes) < LEAST_SIZES:
-            raise UserError(
-                f"the forecast needs at least {LEAST_SIZES} distinct sizes, but there are {len(sizes)}: "
-                "add sizes or hold out fewer"
-            )
-        if sizes[-1] / sizes[0] < NARROWEST:
-            raise UserError(f"the forecast needs sizes that differ; all are within 1% of {sizes[0]:.6g}")
+        check_places("the forecast", points.select("x").to_numpy(), ("x",), LEAST_SIZES)
         self.points, self.beliefs = points, beliefs or Beliefs()
         shares = "u" in points.columns and points["u"].null_count() == 0 and points["u"].n_unique() > 1
         self._lengths = has_lengths(points)
         self.columns = ("x", "d") if self._lengths else ("x", "u") if shares else ("x",)
-        self._ahead = 2 if self._lengths else 1  # how many of the columns are extrapolated
+        self._is_ahead_V = np.array([name != "u" for name in self.columns])  # whether a column is extrapolated
         may_stop = "may_stop" in points.columns and bool(points["may_stop"].any())
         self._damping = self.beliefs.damping if may_stop else self.beliefs.steady_damping
         self._stops = self.beliefs.stops if may_stop or shares else 0.0
@@ -92,8 +85,8 @@ class Forecast:
         mean_4, sd_4 = (LENGTH_4, LENGTH_SD_4) if self._lengths else (MEAN_4, SD_4)
         prior = Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
         several = len(self.columns) > 1
-        long = LADDER < len(sizes) > len(points) / 2 and not several  # more points per size: separate runs
-        errors = [of_runs(place_NV[:, : self._ahead].sum(1), self.beliefs.memory)]
+        long = LADDER < points["x"].n_unique() > len(points) / 2 and not several  # more points per size: separate runs
+        errors = [of_runs(place_NV @ self._is_ahead_V, self.beliefs.memory)]
         if long:
             t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)
             place_NV = t_N[:, None]
@@ -108,7 +101,8 @@ class Forecast:
             log_prior_O = np.log([1 - OFF, *[OFF / len(y_N)] * len(y_N)])
         if long:  # with many points, keep only the likeliest case: a certain point is off, or none is
             log_GO[:, np.arange(log_GO.shape[1]) != np.logaddexp.reduce(log_GO).argmax()] = -np.inf
-        row_G, off_G = likely(log_GO)
+        weight_GO = np.exp(log_GO - log_GO.max())
+        row_G, off_G = np.nonzero(weight_GO > NEGLIGIBLE * weight_GO.sum())
         self._shape_GH, log_prior_G = shape_GH[row_G], log_prior_G[row_G] + log_prior_O[off_G]
         parts = self._parts(place_NV, errors, self._shape_GH, log_prior_G, errors_G[row_G], off_G)
         self._mixture = Mixture(parts, y_N, prior, len(points))
@@ -124,9 +118,8 @@ class Forecast:
             x_PV = np.column_stack([x_PV, np.full(len(x_PV), self._largest_V[-1])])
         place_PV = np.log(x_PV / self._largest_V)
         mean_GP, doubt_GP = mixture.at(self._basis(place_PV, self._shape_GH))
-        farther_PV = np.maximum(place_PV[:, : self._ahead], 0.0)
-        known_PV = np.column_stack([place_PV[:, : self._ahead] - farther_PV, place_PV[:, self._ahead :]])
-        here_GP, _ = mixture.at(self._basis(known_PV, self._shape_GH))
+        farther_PV = np.maximum(place_PV, 0.0) * self._is_ahead_V
+        here_GP, _ = mixture.at(self._basis(place_PV - farther_PV, self._shape_GH))
         noise_G1, distance_P = mixture.variance_G[:, None], farther_PV.sum(1)
         places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
         # Without several lengths, only u decides the no-gain baseline.
@@ -136,16 +129,14 @@ class Forecast:
         # The caution grows from nothing at the largest x to its full amount at twice the largest x.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
         beyond_P = np.clip(distance_P / np.log(2), 0, 1)
-        share_P = 0.5 + (caution - 0.5) * beyond_P
-        log_P = mixture.quantile(share_P, mean_GP, np.sqrt(noise_G1 * (1 + doubt_GP)))
+        log_P = mixture.quantile(0.5 + (caution - 0.5) * beyond_P, mean_GP, np.sqrt(noise_G1 * (1 + doubt_GP)))
         log_P = np.where(beyond_P > 0, np.minimum(log_P, best_P), log_P)
         wide_G1 = beliefs.widening**2 * noise_G1
-        far_P = (beliefs.growth * distance_P) ** 2
-        noise_GP = wide_G1 + beliefs.least_noise**2 + 0 * mean_GP
+        new_run_G1 = wide_G1 + beliefs.least_noise**2
         misfit_GP = beliefs.misfit**2 * (mean_GP - here_GP) ** 2 * distance_P / AHEAD
-        curve_GP = wide_G1 * doubt_GP + noise_GP * far_P + misfit_GP
+        curve_GP = wide_G1 * doubt_GP + new_run_G1 * (beliefs.growth * distance_P) ** 2 + misfit_GP
         ends = []
-        for variance_GP in (curve_GP, curve_GP + noise_GP):
+        for variance_GP in (curve_GP, curve_GP + new_run_G1):
             for share, inner in (((1 - LEVEL) / 2, np.minimum), ((1 + LEVEL) / 2, np.maximum)):
                 ends.append(np.exp(inner(mixture.quantile(share, mean_GP, np.sqrt(variance_GP)), log_P)))
         cautious_P = np.maximum(np.exp(log_P), np.minimum((np.exp(log_P) + ends[3]) / 2, np.exp(best_P)))

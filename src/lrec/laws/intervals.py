@@ -6,11 +6,13 @@ objective, a residual r beyond `OUTLYING` robust standard deviations s counts as
 At a fixed shape, the admissible parameters form an ellipsoid, without the part with negative coefficients. Its extremes
 are known in closed form. An interval spans the extremes of all admissible shapes.
 
-Shapes: N points, V variables, K coefficients, H shape parameters, G shapes, P places to predict.
+Points of one setting (values of the variables) are merged: at every shape, the squares within settings are the same.
+
+Shapes: N points, S settings, V variables, K coefficients (U used), H shape parameters, G shapes, P places to predict.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -18,8 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.special import fdtri, stdtrit
 
-from lrec.laws.curve import LawCurve
-from lrec.laws.descent import Objective, descend
+from lrec.laws.descent import Objective, Problem, descend
 from lrec.laws.law import Array, as_columns
 
 LEVEL = 0.9
@@ -29,27 +30,19 @@ OUTLYING = 2.0
 """A residual beyond this many standard deviations is outlying. In a normal sample, 5 % of the residuals are. Their
 lower weight costs least squares 1 % of its precision."""
 WALKERS, STEPS = 160, 48  # size of the cloud of admissible shapes if there are several shape parameters
-MANY = 1000
-"""If there are more points, those of one setting are merged. This changes intervals only by rounding errors."""
-AT_ONCE = 2_000_000  # most numbers in an array of shapes x points; more shapes are computed in parts
+AT_ONCE = 2_000_000  # most numbers in an array of shapes x settings; more shapes are computed in parts
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The expected loss at x (and d, u), with the interval of the mean curve and the wider interval of a new run.
-
-    `cautious` is a more careful prediction than `predicted`. Only a forecast has it; for a single law, it is None.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """The expected loss or metric at x (and d, u), with the 90 % interval of a new run."""
 
     x: float
-    predicted: float
-    mean_low: float
-    mean_high: float
-    low: float
-    high: float
     d: float | None = None
     u: float | None = None
-    cautious: float | None = None
+    predicted: float
+    low: float
+    high: float
 
     @property
     def at(self) -> tuple[float, ...]:
@@ -57,14 +50,38 @@ class Prediction:
         return tuple(value for value in (self.x, self.d, self.u) if value is not None)
 
 
-def came(low: float, predicted: float, high: float, actual: float, naive: float) -> dict[str, Any]:
-    """The actual value at a predicted place, the errors of the prediction and of no gain in percent of it, and whether
-    it is within the interval."""
+@dataclass(frozen=True, kw_only=True)
+class Prediction(Expected):
+    """An expected loss, also with the interval of the mean curve, which is narrower than that of a new run.
+
+    `cautious` is a more careful prediction than `predicted`. Only a forecast has it; for a single law, it is None.
+    """
+
+    mean_low: float
+    mean_high: float
+    cautious: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Expected):
+    """An expected value and the actual one, the mean over runs at x. `inside`: whether this is within the interval.
+
+    Errors are in percent of the actual value; naive is the no-gain baseline.
+    """
+
+    actual: float
+    error_pct: float
+    naive_error_pct: float
+    inside: bool
+
+
+def came(expected: Expected, actual: float, naive: float) -> dict[str, Any]:
+    """What `Judged` adds to an expected value; `naive` is the no-gain baseline's."""
     return {
         "actual": actual,
-        "error_pct": 100 * (predicted / actual - 1),
+        "error_pct": 100 * (expected.predicted / actual - 1),
         "naive_error_pct": 100 * (naive / actual - 1),
-        "inside": low <= actual <= high,
+        "inside": expected.low <= actual <= expected.high,
     }
 
 
@@ -75,19 +92,25 @@ class Profile:
     degrees of freedom; `shape_ends` are logarithms; `outliers` counts points that weigh less than half.
     """
 
-    def __init__(self, fit: LawCurve, level: float = LEVEL) -> None:
-        law, k = fit.law, fit.law.n_coefficients
-        self._fit, self._law = fit, law
-        unit_N = fit.curve(fit.x_NV) if fit.objective.residuals == "log" else np.ones(len(fit.points))
-        self._weight_N = np.ones(len(unit_N)) if fit.objective.kind == "lsq" else _robust_weights(fit)
-        self._merge(unit_N / np.sqrt(self._weight_N))
-        held_K = fit.low_T[:k] == fit.high_T[:k]
-        self._held_K = np.where(held_K, np.exp(fit.theta_T[:k]), 0.0)
+    def __init__(self, problem: Problem, theta_T: Array, level: float = LEVEL) -> None:
+        self._problem, self._theta_T, self._law, k = problem, theta_T, problem.law, problem.law.n_coefficients
+        y_N, in_logs = problem.y_SN[0], problem.objective.residuals == "log"
+        weight_N = np.ones(len(y_N)) if problem.objective.kind == "lsq" else _robust_weights(problem, theta_T)
+        self.outliers = int((weight_N < 0.5).sum())
+        precision_N = weight_N / np.exp(2 * self._law.log_loss(theta_T[None], problem.z_NV)[0]) if in_logs else weight_N
+        self._z_SV, setting_N = np.unique(problem.z_NV, axis=0, return_inverse=True)
+        setting_N = setting_N.ravel()
+        precision_S = np.bincount(setting_N, precision_N)
+        mean_S, self._root_S = np.bincount(setting_N, precision_N * y_N) / precision_S, np.sqrt(precision_S)
+        self._target_S = mean_S * self._root_S
+        self._within = float((precision_N * (y_N - mean_S[setting_N]) ** 2).sum())
+        held_K = problem.low_T[:k] == problem.high_T[:k]
+        self._held_K = np.where(held_K, np.exp(theta_T[:k]), 0.0)
         free = np.flatnonzero(~held_K).tolist()
         # Each set of free coefficients that may be positive while the others are zero.
         self._sets = [list(some) for size in range(len(free), 0, -1) for some in combinations(free, size)]
         self._sets += [[]] if held_K.any() else []
-        self._low_H, self._high_H = fit.low_T[k:], fit.high_T[k:]
+        self._low_H, self._high_H = problem.low_T[k:], problem.high_T[k:]
         best_H = self._best_shape()
         (least,), (positive,) = self._best(best_H[None])
         # A parameter that ends on its bound does not adapt to the points, so it costs no degree of freedom.
@@ -98,59 +121,36 @@ class Profile:
         self._shape_GH = self._shapes(best_H)
         self.shape_ends = self._shape_GH.min(0), self._shape_GH.max(0)
         self._solutions = self._solve(self._shape_GH)
-        self.outliers = int((self._weight_N < 0.5).sum())
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
         """The loss at each x, with both intervals. They always contain the fit's own curve."""
-        x_PV = as_columns(self._law, x)
-        places = max(1, AT_ONCE // (len(self._shape_GH) * self._law.n_coefficients))
-        if len(x_PV) > places:
-            parts = np.split(x_PV, range(places, len(x_PV), places))
-            return [prediction for part_PV in parts for prediction in self.predict(part_PV)]
-        phi_GPK = self._basis(self._shape_GH, np.log(x_PV / self._fit.unit_V))
-        log_residuals = self._fit.objective.residuals == "log"
-        predictions = []
-        for p, (where, loss) in enumerate(zip(x_PV.tolist(), self._fit.curve(x_PV).tolist(), strict=True)):
-            ends = []
-            for noise in (0.0, loss**2 if log_residuals else 1.0):
-                low_G, high_G = self._extremes(phi_GPK[:, p], noise)
-                ends += [max(0.0, min(loss, float(np.nanmin(low_G)))), max(loss, float(np.nanmax(high_G)))]
-            predictions.append(Prediction(where[0], loss, *ends, *where[1:]))
+        x_PV, predictions = as_columns(self._law, x), []
+        log_residuals = self._problem.objective.residuals == "log"
+        for where, loss in zip(x_PV.tolist(), self._problem.curve(self._theta_T, x_PV).tolist(), strict=True):
+            phi_GK = self._basis(self._shape_GH, np.log([where] / self._problem.unit_V))[:, 0]
+            at = dict(zip(self._law.columns, where, strict=True)) | {"predicted": loss}
+            for kind, noise in (("mean_", 0.0), ("", loss**2 if log_residuals else 1.0)):
+                low_G, high_G = self._extremes(phi_GK, noise)
+                at |= {f"{kind}low": max(0.0, min(loss, float(np.nanmin(low_G))))}
+                at |= {f"{kind}high": max(loss, float(np.nanmax(high_G)))}
+            predictions.append(Prediction(**at))
         return predictions
 
     @cached_property
     def parameters(self) -> dict[str, tuple[float, float]]:
         """The interval of each parameter, low and high. It always contains the fit's own value."""
-        law, k, unit_V = self._law, self._law.n_coefficients, self._fit.unit_V
-        values = {name: [value] for name, value in self._fit.parameters.items()}
+        law, k, unit_V = self._law, self._law.n_coefficients, self._problem.unit_V
+        values = {name: [value] for name, value in self._problem.parameters(self._theta_T).items()}
         # At a fixed shape a parameter rises or falls with its coefficient, whose extremes are known.
         for i in range(k):
-            names = [law.parameters[i], *(name for name, on in law.tied.items() if on == i)]
+            names = [law.parameters[i], *(name for name in law.parameters[k:] if law.tied.get(name, i) == i)]
             for end_G in self._extremes(np.broadcast_to(np.eye(k)[i], (len(self._shape_GH), k)), 0.0):
                 for end, shape_H in zip(end_G.tolist(), self._shape_GH, strict=True):
                     if not np.isnan(end):
                         named = law.named(np.full(k, max(end, 0.0)), np.exp(shape_H), unit_V)
                         for name in names:
                             values[name].append(named[name])
-        for shape_H in self._shape_GH:
-            named = law.named(np.ones(k), np.exp(shape_H), unit_V)
-            for name in set(law.parameters[k:]) - set(law.tied):
-                values[name].append(named[name])
         return {name: (min(found), max(found)) for name, found in values.items()}
-
-    def _merge(self, scale_N: Array) -> None:
-        """Set the places, targets and units that are fitted, and the sum of squares within settings (for any shape)."""
-        fit = self._fit
-        _, first_S, self._size_N = np.unique(fit.x_NV, axis=0, return_index=True, return_inverse=True)
-        self._size_N = self._size_N.ravel()
-        self._loss_N = fit.y_N / scale_N / np.sqrt(self._weight_N)
-        self._z_NV, self._scale_N, self._target_N, self._apart = fit.z_NV, scale_N, fit.y_N / scale_N, 0.0
-        if len(scale_N) > MANY:
-            precision_S = np.bincount(self._size_N, scale_N**-2)
-            mean_S = np.bincount(self._size_N, fit.y_N / scale_N**2) / precision_S
-            self._apart = float((((fit.y_N - mean_S[self._size_N]) / scale_N) ** 2).sum())
-            self._z_NV, self._scale_N = fit.z_NV[first_S], precision_S**-0.5
-            self._target_N = mean_S / self._scale_N
 
     def _basis(self, log_shape_GH: Array, z_NV: Array) -> Array:
         return np.exp(self._law.log_basis(np.exp(log_shape_GH), z_NV))
@@ -158,29 +158,29 @@ class Profile:
     def _best(self, log_shape_GH: Array) -> tuple[Array, Array]:
         """The least sum of squared residuals at each shape, and how many coefficients are positive there."""
         least_G, positive_G = np.full(len(log_shape_GH), np.inf), np.zeros(len(log_shape_GH), dtype=int)
-        for used, (_, solution_GS, sse_G) in zip(self._sets, self._solve(log_shape_GH), strict=True):
-            better_G = (solution_GS >= 0).all(-1) & (sse_G < least_G)
+        for used, (_, solution_GU, sse_G) in zip(self._sets, self._solve(log_shape_GH), strict=True):
+            better_G = (solution_GU >= 0).all(-1) & (sse_G < least_G)
             least_G, positive_G = np.where(better_G, sse_G, least_G), np.where(better_G, len(used), positive_G)
         return least_G, positive_G
 
     def _solve(self, log_shape_GH: Array) -> list[tuple[Array, ...]]:
         """For each set of coefficients: inverse Gram matrices, unconstrained solutions and their sums of squares."""
-        rows = max(1, AT_ONCE // (len(self._z_NV) * self._law.n_coefficients))
+        rows = max(1, AT_ONCE // (len(self._z_SV) * self._law.n_coefficients))
         if len(log_shape_GH) > rows:
             parts = [self._solve(part_GH) for part_GH in np.split(log_shape_GH, range(rows, len(log_shape_GH), rows))]
             return [tuple(map(np.concatenate, zip(*same, strict=True))) for same in zip(*parts, strict=True)]
-        phi_GNK = self._basis(log_shape_GH, self._z_NV) / self._scale_N[:, None]
-        rest_GN = self._target_N - phi_GNK @ self._held_K
+        phi_GSK = self._basis(log_shape_GH, self._z_SV) * self._root_S[:, None]
+        rest_GS = self._target_S - phi_GSK @ self._held_K
         found: list[tuple[Array, ...]] = []
         for used in self._sets:
-            phi_GNS = phi_GNK[..., used]
-            gram_GSS = phi_GNS.swapaxes(-1, -2) @ phi_GNS
-            scale_GS = np.sqrt(np.maximum(np.diagonal(gram_GSS, axis1=-2, axis2=-1), 1e-280))
-            both_GSS = scale_GS[:, :, None] * scale_GS[:, None]
-            inverse_GSS = np.linalg.inv(gram_GSS / both_GSS + 1e-14 * np.eye(len(used))) / both_GSS
-            solution_GS = (inverse_GSS @ (phi_GNS.swapaxes(-1, -2) @ rest_GN[..., None]))[..., 0]
-            sse_G = (((phi_GNS @ solution_GS[..., None])[..., 0] - rest_GN) ** 2).sum(-1)
-            found.append((inverse_GSS, solution_GS, sse_G + self._apart))
+            phi_GSU = phi_GSK[..., used]
+            gram_GUU = phi_GSU.swapaxes(-1, -2) @ phi_GSU
+            scale_GU = np.sqrt(np.maximum(np.diagonal(gram_GUU, axis1=-2, axis2=-1), 1e-280))
+            both_GUU = scale_GU[:, :, None] * scale_GU[:, None]
+            inverse_GUU = np.linalg.inv(gram_GUU / both_GUU + 1e-14 * np.eye(len(used))) / both_GUU
+            solution_GU = (inverse_GUU @ (phi_GSU.swapaxes(-1, -2) @ rest_GS[..., None]))[..., 0]
+            squares_G = (((phi_GSU @ solution_GU[..., None])[..., 0] - rest_GS) ** 2).sum(-1)
+            found.append((inverse_GUU, solution_GU, squares_G + self._within))
         return found
 
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
@@ -191,22 +191,23 @@ class Profile:
         """
         low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
         held_G = direction_GK @ self._held_K
-        for used, (inverse_GSS, solution_GS, sse_G) in zip(self._sets, self._solutions, strict=True):
-            step_GS = np.einsum("gst,gt->gs", inverse_GSS, direction_GK[:, used])
-            centre_G = (solution_GS * direction_GK[:, used]).sum(-1) + held_G
-            variance_G = (step_GS * direction_GK[:, used]).sum(-1) + noise
+        for used, (inverse_GUU, solution_GU, sse_G) in zip(self._sets, self._solutions, strict=True):
+            step_GU = np.einsum("gst,gt->gs", inverse_GUU, direction_GK[:, used])
+            centre_G = (solution_GU * direction_GK[:, used]).sum(-1) + held_G
+            variance_G = (step_GU * direction_GK[:, used]).sum(-1) + noise
             slack_G = self._limit - sse_G
             length_G = np.sqrt(np.maximum(slack_G, 0) / np.maximum(variance_G, 1e-300))
             for sign, end_G, choose in ((-1, low_G, np.fmin), (1, high_G, np.fmax)):
-                admissible_G = (slack_G >= 0) & (solution_GS + sign * length_G[:, None] * step_GS >= 0).all(-1)
+                admissible_G = (slack_G >= 0) & (solution_GU + sign * length_G[:, None] * step_GU >= 0).all(-1)
                 value_G = np.where(admissible_G, centre_G + sign * length_G * variance_G, np.nan)
                 end_G[:] = choose(end_G, value_G)
         return low_G, high_G
 
     def _best_shape(self) -> Array:
         """The logarithm of the shape with the least sum of squares, by pattern search from the fit or from a grid."""
-        least_squares = self._fit.problem(Objective("lsq", self._fit.objective.residuals))
-        shape_GH = descend(least_squares, self._fit.start_ST)[0][:, self._law.n_coefficients :]
+        problem = self._problem
+        least_squares = replace(problem, objective=Objective("lsq", problem.objective.residuals))
+        shape_GH = descend(least_squares, problem.starts(self._theta_T))[0][:, self._law.n_coefficients :]
         if len(self._low_H) == 1:
             shape_GH = np.concatenate([shape_GH, np.linspace(self._low_H, self._high_H, 400)])
         best_H = shape_GH[self._best(shape_GH)[0].argmin()]
@@ -268,22 +269,19 @@ class Profile:
         Runs of one size differ only by seed noise. If the sizes' means scatter about the curve more than this noise
         explains, each size counts as one observation, and the spread of seeds says nothing about a new size.
         """
-        size_N, loss_N = self._size_N, self._loss_N
-        n, k = len(size_N), int(size_N.max()) + 1
-        means = np.bincount(size_N, self._weight_N * loss_N) / np.bincount(size_N, self._weight_N)
-        pure = float((self._weight_N * (loss_N - means[size_N]) ** 2).sum())
-        lack = max(least - pure, 0.0)
-        if n > k > p and lack / (k - p) > fdtri(k - p, n - k, 1 - POOLING_LEVEL) * pure / (n - k):
+        n, k = len(self._problem.z_NV), len(self._z_SV)
+        lack = max(least - self._within, 0.0)
+        if n > k > p and lack / (k - p) > fdtri(k - p, n - k, 1 - POOLING_LEVEL) * self._within / (n - k):
             return float(np.sqrt(lack / (k - p))), k - p
         return float(np.sqrt(least / (n - p))), n - p
 
 
-def _robust_weights(fit: LawCurve) -> Array:
+def _robust_weights(problem: Problem, theta_T: Array) -> Array:
     """Weights of the points: 1, or less for a residual beyond `OUTLYING` standard deviations, found from the median.
 
     A robust fit with p free parameters passes through p points. So the median leaves out the p smallest residuals.
     """
-    size_N = np.abs(fit.residual_N)
-    p = min(fit.n_fitted, len(size_N) - 1)
+    size_N = np.abs(problem.residuals(theta_T[None])[0])
+    p = min(problem.n_free, len(size_N) - 1)
     typical = 1.4826 * float(np.median(np.sort(size_N)[p:]))
     return np.minimum(1.0, OUTLYING * typical / np.maximum(size_N, 1e-300)) if typical > 0 else np.ones(len(size_N))

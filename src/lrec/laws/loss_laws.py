@@ -49,10 +49,7 @@ class Chinchilla(Law):
 
     def units_of(self, shape_H: Array, unit_V: Array) -> list[float]:
         """The value, in the units of the data, of each coefficient that is 1 in the law's own units."""
-        return [
-            1.0,
-            *(power_of(np.log(unit), exponent) for unit, exponent in zip(unit_V[:2], shape_H[:2], strict=True)),
-        ]
+        return [1.0, *map(power_of, np.log(unit_V[:2]), shape_H[:2])]
 
     def named(self, coefficients_K: Array, shape_H: Array, unit_V: Array) -> dict[str, float]:
         units = zip(coefficients_K, self.units_of(shape_H, unit_V), strict=True)
@@ -155,9 +152,7 @@ class Overfitting(Chinchilla):
 
     def log_basis(self, shape_GH: Array, z_NV: Array) -> Array:
         (size_N, data_N, unique_N), (a_G1, b_G1, d_G1, k_G1) = z_NV.T, by_column(shape_GH)
-        log_repeats_N = _log_repeats(data_N - unique_N)
-        penalty_GN = np.full((len(shape_GH), len(z_NV)), -1e4)  # without repeats, the term vanishes
-        np.add(d_G1 * log_repeats_N, k_G1 * (size_N - unique_N), out=penalty_GN, where=log_repeats_N > -600)
+        penalty_GN = d_G1 * _log_repeats(data_N - unique_N) + k_G1 * (size_N - unique_N)
         return stack(0.0, -a_G1 * size_N, -b_G1 * data_N, penalty_GN)
 
     def units_of(self, shape_H: Array, unit_V: Array) -> list[float]:
@@ -192,10 +187,9 @@ def law_named(name: str) -> Law:
     kind = imported(name, "--law")
     if not (isinstance(kind, type) and issubclass(kind, Law)):
         raise UserError(f"--law {name} is no subclass of lrec.laws.law.Law")
-    silent = [attribute for attribute in Law.__annotations__ if not hasattr(kind, attribute)]
-    for what, missing in (("define", sorted(kind.__abstractmethods__)), ("say its", silent)):
-        if missing:
-            raise UserError(f"--law {name} does not {what} {', '.join(missing)}")
+    absent = (attribute for attribute in Law.__annotations__ if not hasattr(kind, attribute))
+    if missing := [*sorted(kind.__abstractmethods__), *absent]:
+        raise UserError(f"--law {name} does not define {', '.join(missing)}")
     law: Law = kind()
     if law.variables not in (("x",), ("N", "D"), ("N", "D", "U")):
         raise UserError(f'--law {name}: variables {law.variables} are none of ("x",), ("N", "D") and ("N", "D", "U")')

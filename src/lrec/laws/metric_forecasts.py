@@ -10,32 +10,20 @@ Shapes: N points, P places.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Prediction, came
+from lrec.laws.intervals import Expected, Judged, Prediction, came
 from lrec.laws.law import Array
 from lrec.laws.table import has_lengths, longest, metrics_in, points_of_most_data
 
 # Metrics that are better if higher. Another metric is better if lower only if it falls when the loss falls.
 RISING = ("HR@", "NDCG@", "MRR@", "recall@", "micro_recall@", "precision@", "MAP@")
 FARTHEST = 20.0  # limit of |ln size| that a loss counts as; it matters if the known losses are nearly equal
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The expected metric at a place, with the 90 % interval of a new run."""
-
-    x: float
-    predicted: float
-    low: float
-    high: float
-    d: float | None = None
-    u: float | None = None
 
 
 def expected_metrics(
@@ -50,16 +38,6 @@ def expected_metrics(
     return found
 
 
-@dataclass(frozen=True)
-class Judged(Expected):
-    """An expected metric and the actual one (the mean over runs at the place). Errors are in percent of the latter."""
-
-    actual: float = np.nan
-    error_pct: float = np.nan
-    naive_error_pct: float = np.nan
-    inside: bool = False
-
-
 def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl.DataFrame) -> dict[str, list[Judged]]:
     """Compare the metrics that fitted points predict at the places of predicted losses with those of later points."""
     found: dict[str, list[Judged]] = {}
@@ -69,7 +47,7 @@ def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl
             at = {name: value for name in ("x", "d", "u") if (value := getattr(each, name)) is not None}
             actual_N = later.filter(**at)[metric].drop_nulls().to_numpy()
             if len(actual_N) and (actual := float(actual_N.mean())) > 0:
-                judged = came(each.low, each.predicted, each.high, actual, _no_gain(fitted, metric, each))
+                judged = came(each, actual, _no_gain(fitted, metric, each))
                 found[metric].append(Judged(**vars(each), **judged))
     return found
 
@@ -133,7 +111,8 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
     expected = []
     for loss, logs in zip(losses, np.column_stack([middle_P, *ends_2P]), strict=True):
         middle, *ends = (1 / (is_share + np.exp(sign * logs))).tolist()
-        expected.append(Expected(loss.x, middle, min(ends), max(ends), loss.d, loss.u))
+        ends_of = {"low": min(ends), "high": max(ends)}
+        expected.append(Expected(x=loss.x, d=loss.d, u=loss.u, predicted=middle, **ends_of))
     return expected
 
 

@@ -24,7 +24,6 @@ ODDS, LENGTHS = (0.1, 1.0, 10.0), (0.1, 0.3, 1.0, 3.0)
 factor of e. Both are evenly spaced in the logarithm. All values are equally probable before the points are seen."""
 CELLS = 100
 """Points of more sizes are merged into this many cells, even in ln x. In a cell, a misfit hardly changes."""
-NEGLIGIBLE = 1e-4  # shapes with a smaller share of the weight are left out
 TAKEN = 0.99  # a point that is off loses this share of its weight
 FAR = 20.0  # quantiles are looked for within this many scales of the means
 
@@ -151,15 +150,7 @@ def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
     pulled_GN = errors.times(y_N - (part.basis_GNK @ mean_GK[..., None])[..., 0])
     share_GN = 1 - d_N * pulled_GN**2 / left_GN / square_G[:, None]
     log_GN = (np.log(1 - TAKEN) - np.log(left_GN) - prior.dof(len(y_N) + errors.merged) * np.log(share_GN)) / 2
-    return log_G[:, None] + np.concatenate(
-        [np.full((len(log_G), 1), np.log(1 - off)), np.log(off / len(y_N)) + log_GN], axis=1
-    )
-
-
-def likely(log_GO: Array) -> tuple[Array, ...]:
-    """The indices of the weights that are not negligible. The weights are given as logarithms."""
-    weight_GO = np.exp(log_GO - log_GO.max())
-    return np.nonzero(weight_GO > NEGLIGIBLE * weight_GO.sum())
+    return log_G[:, None] + np.column_stack([np.full(len(log_G), np.log(1 - off)), np.log(off / len(y_N)) + log_GN])
 
 
 class Mixture:

@@ -13,7 +13,7 @@ from scipy.special import stdtrit
 from lrec.common.files import check_writable, write_json
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError, check_range
-from lrec.laws.choosers import Choice, Chooser, DataChooser, FlopsChooser, SizeChooser, chooser_of
+from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
 from lrec.laws.fit_json import finite, of_ten, read_fit
 from lrec.laws.intervals import Prediction
@@ -76,23 +76,28 @@ def plan_command(
     check_writable(out, "--out")
     fitted, predictor, content = read_fit(fit, trust)
     chooser = chooser_of(predictor, content["x"], unique, epochs)
-    ((name, value),) = given.items()
     speed, source = _speed(fitted.points, mfu, peak_flops)
-    flops = 3600 * speed * hours if hours is not None else flops
-    if hr10 is not None:
-        choice = chooser.for_size(_size_for(predictor, content["x"], hr10))
+    flops = flops if hours is None else 3600 * speed * hours
+    size = size if hr10 is None else _size_for(chooser, hr10)
+    if flops is not None:
+        choice = chooser.for_flops(flops)
+    elif size is not None:
+        choice = chooser.for_size(size)
     else:
-        choice = chooser.for_flops(flops) if flops is not None else getattr(chooser, f"for_{name}")(value)
-    largest = float(predictor.points["x"].to_numpy().max())
-    if loss is not None and choice.size > FAR * largest:
-        raise UserError(f"--loss {loss:g}: not reached at {FAR:g} times the largest {content['x']} trained")
+        assert loss is not None
+        choice = chooser.for_loss(loss)
+        if choice.size > FAR * float(predictor.points["x"].to_numpy().max()):
+            raise UserError(f"--loss {loss:g}: not reached at {FAR:g} times the largest {content['x']} trained")
     planned = {"fit": str(fit), "source_hash": content["source_hash"], "request": given}
     planned |= {**_of(choice, speed), "flops_per_second": speed, "speed": source}
     planned["price"] = None if price_per_hour is None else price_per_hour * planned["hours"]
     planned |= _expected(fitted, predictor, content, chooser, choice)
     if flops is not None:
-        if not planned["measured_runs"]:  # the law does not know what was measured
-            planned["cheapest"] = _cheapest(chooser, choice, planned["loss"]["predicted"], speed)
+        if isinstance(chooser, DataChooser) and not planned["measured_runs"]:  # the law does not know what was measured
+            nearly = planned["loss"]["predicted"] * NEARLY
+            cheaper = chooser.for_loss(nearly, choice.flops)
+            if cheaper.flops <= 0.99 * choice.flops:
+                planned["cheapest"] = _of(cheaper, speed) | {"loss": {"predicted": nearly}}
         if choice.flops < 0.99 * flops:
             left = f"{1 - choice.flops / flops:.0%} of the budget is left, because it would not lower the loss"
             planned["notes"].append(left)
@@ -124,33 +129,29 @@ def _expected(
     fit: Fit, predictor: Predictor, content: dict[str, Any], chooser: Chooser, choice: Choice
 ) -> dict[str, Any]:
     """The expected loss and metrics of a choice, and notes about it."""
-    data = chooser.data_of(choice) if isinstance(chooser, DataChooser) else choice.data
-    x = choice.flops if isinstance(chooser, FlopsChooser) else choice.size
-    where = [{"x": x, "N": x, "D": data, "U": choice.unique}[name] for name in fit.law.variables]
-    (loss,) = predictor.predict(np.array([where]))
-    measured = _runs_at(predictor, where)
+    (loss,) = predictor.predict(np.array([choice.place]))
+    is_here_N = np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1)
+    measured = fit.points.filter(pl.Series(is_here_N))
     if not measured.is_empty():
-        loss = _of_runs(loss, fit, measured["y"].to_numpy())
+        loss = _of_runs(loss, fit, fit.y_N[is_here_N])
         known = [name for name in metrics_in(measured) if measured[name].null_count() == 0]
         ends = {"low": None, "high": None}
         metrics = {name: {"predicted": float(measured[name].to_numpy().mean())} | ends for name in known}
     elif failed := [sentence for sentence in content["verdict"] if FAILS in sentence]:
         raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
     else:
-        (loss,), turned = _at_sizes(predictor, [loss])
+        (loss,), turned = _at_sizes(predictor, [loss]) if len(choice.place) == 1 else ([loss], False)
         expected = outlook_metrics(predictor.points, [loss], turned)
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
     notes = _notes(fit, content, chooser, choice, loss)
     if not metrics:
         notes.append("too few sizes have metrics, so none is expected")
-    of_data = chooser if isinstance(chooser, DataChooser) else None
     return {
         "loss": asdict(loss),
         "measured_runs": len(measured),
         "metrics": metrics,
         "cheapest": None,
-        "doubled": of_data and of_data.doubled(choice),
-        "data_limited_from": of_data and of_data.data_limited_from(choice),
+        "doubled": chooser.doubled(choice) if isinstance(chooser, DataChooser) else None,
         "notes": notes,
     }
 
@@ -158,27 +159,23 @@ def _expected(
 def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[Prediction], bool]:
     """The losses: beyond all sizes those of the `outlook`, and otherwise no higher than the measured losses of smaller
     sizes. Also whether the loss has turned."""
-    if isinstance(predictor, Fit) and "d" in predictor.columns:
-        return list(losses), False
     points = points_of_most_data(predictor.points)
-    largest = float(points["x"].to_numpy().max())
+    means, largest = points.group_by("x").agg(pl.col("y").mean()), float(points["x"].to_numpy().max())
     bounded = []
     for loss in losses:
-        smaller = points.filter(pl.col("x") <= loss.x).group_by("x").agg(pl.col("y").mean())["y"].to_numpy()
         if loss.x > largest:
             bounded.append(outlook(predictor, times=loss.x / largest))
         else:
-            bound = min(float(smaller.min()) if len(smaller) else np.inf, loss.predicted)
+            bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
             bounded.append(replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound)))
     return bounded, turns(predictor, outlook(predictor))
 
 
-def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
+def _size_for(chooser: Chooser, hr10: float) -> float:
     """The smallest size with at least this HR@10, measured or expected."""
-    points = points_of_most_data(predictor.points)
-    of_data = isinstance(predictor, Fit) and "d" in predictor.columns
-    if of_data or x in ("flops", "C") or HR10 not in points.columns:
+    if not isinstance(chooser, SizeChooser) or HR10 not in chooser.predictor.points.columns:
         raise UserError(f"--hr10 needs a forecast, or a law of size alone, from points with {HR10}")
+    predictor, points = chooser.predictor, points_of_most_data(chooser.predictor.points)
     means = points.drop_nulls(HR10).group_by("x").agg(pl.col(HR10).mean()).sort("x")
     if found := means.filter(pl.col(HR10) >= hr10)["x"].to_list():
         return float(found[0])
@@ -193,29 +190,14 @@ def _size_for(predictor: Predictor, x: str, hr10: float) -> float:
     return float(size_G[int((expected_G >= hr10).argmax())])
 
 
-def _runs_at(predictor: Predictor, where: list[float]) -> pl.DataFrame:
-    """The runs at exactly this place, including held-out ones."""
-    points = points_of_most_data(predictor.points) if len(where) == 1 else predictor.points
-    place_NV = points.select(("x", "d", "u")[: len(where)]).to_numpy().astype(float)
-    return points.filter(pl.Series(np.isclose(place_NV, where, rtol=1e-3, atol=0).all(1)))
-
-
 def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
     """The prediction for the next run at a place with measured runs: their mean, and the fit's noise."""
     mean, n = float(np.mean(measured)), len(measured)
-    unit = mean if fit.objective.residuals == "log" else 1.0
+    unit = mean if fit.problem.objective.residuals == "log" else 1.0
     reach = float(stdtrit(fit.profile.dof, 0.95)) * fit.profile.sigma * unit
     curve, run = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
     ends = {"mean_low": mean - curve, "mean_high": mean + curve, "low": mean - run, "high": mean + run}
     return replace(loss, predicted=mean, **ends)
-
-
-def _cheapest(chooser: Chooser, best: Choice, loss: float, speed: float) -> dict[str, Any] | None:
-    """The cheapest choice that is nearly as good as the best one for a budget; None if it is hardly cheaper."""
-    if not isinstance(chooser, DataChooser):
-        return None
-    choice = chooser.for_loss(loss * NEARLY, best.flops)
-    return None if choice.flops > 0.99 * best.flops else _of(choice, speed) | {"loss": {"predicted": loss * NEARLY}}
 
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
@@ -244,8 +226,8 @@ def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, 
 
 def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     """The plan as Markdown."""
-    loss, cheapest = result["loss"], result["cheapest"]
-    rows = [["", "plan"]]
+    loss, cheapest, runs = result["loss"], result["cheapest"] or {}, result["measured_runs"]
+    rows = [["", "plan", "cheapest within 0.1 % of it"]]
     for label, key in (
         (str(content["x"]) if result["N"] else "", "N"),
         ("interactions processed, D", "D"),
@@ -256,12 +238,10 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
         ("price", "price"),
     ):
         if result[key] is not None:
-            beside = [f"{cheapest[key]:.4g}"] if cheapest and key in cheapest else []
-            rows.append([label, f"{result[key]:.4g}", *beside])
-    runs = result["measured_runs"]
+            rows.append([label, *(f"{each[key]:.4g}" for each in (result, cheapest) if key in each)])
     source = f", measured by {counted(runs, 'run')}" if runs else ""
-    at_loss = [f"{content['y']}{source}", f"{loss['predicted']:.4f}"]
-    rows.append(at_loss)
+    losses = (each["loss"]["predicted"] for each in (result, cheapest) if each)
+    rows.append([f"{content['y']}{source}", *(f"{each:.4f}" for each in losses)])
     rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
     if loss["cautious"] is not None and not runs:
@@ -272,14 +252,5 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
         rows.append([name, f"{each['predicted']:.4f} ({told})"])
     for what, doubled in (result["doubled"] or {}).items():
         rows.append([f"with twice the {what}", f"{doubled:.4f} ({doubled - loss['predicted']:+.4f})"])
-    if cheapest:
-        rows[0].append("cheapest within 0.1 % of it")
-        at_loss.append(f"{cheapest['loss']['predicted']:.4f}")
-        rows = [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
-    blocks = [rows_table(rows, text=(0,))]
-    if result["data_limited_from"]:
-        blocks.append(
-            f"From {content['x']} = {result['data_limited_from']:.3g} on, twice this data lowers the loss more than "
-            f"twice the parameters."
-        )
-    return "\n\n".join([*blocks, *(f"Note: {note.removesuffix('.')}." for note in result["notes"])])
+    rows = [[*row, ""][: 3 if cheapest else 2] for row in rows]
+    return "\n\n".join([rows_table(rows, text=(0,)), *(f"Note: {note.removesuffix('.')}." for note in result["notes"])])

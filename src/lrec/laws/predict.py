@@ -11,7 +11,7 @@ from lrec.errors import UserError
 from lrec.laws.descent import Kind, Objective
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Prediction, came
+from lrec.laws.intervals import Judged, Prediction, came
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import law_named
 from lrec.laws.mixture import LADDER
@@ -33,25 +33,19 @@ def predictor_of(method: Law | None, points: pl.DataFrame, objective: Objective 
     return Forecast(points) if method is None else fit_points(method, points, objective)
 
 
-@dataclass(frozen=True)
-class HeldOut(Prediction):
-    """A prediction and the actual loss, the mean over runs at x. `inside` is about the interval of a new run.
+@dataclass(frozen=True, kw_only=True)
+class HeldOut(Judged, Prediction):
+    """A predicted loss and the actual one. The half-width of the interval is in percent of the latter."""
 
-    Errors and half-width are in percent of the actual loss; naive is the no-gain baseline.
-    """
-
-    actual: float = np.nan
-    error_pct: float = np.nan
-    naive_error_pct: float = np.nan
-    half_width_pct: float = np.nan
-    inside: bool = False
+    half_width_pct: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions compared with the actual losses."""
+    """Predictions compared with the actual losses. The largest x is `extrapolation_factor` times the fitted."""
 
     points: tuple[HeldOut, ...]
+    extrapolation_factor: float
 
     @property
     def mape(self) -> float:
@@ -67,13 +61,6 @@ class Comparison:
         return sum(p.inside for p in self.points)
 
 
-@dataclass(frozen=True)
-class Holdout(Comparison):
-    """The held-out sizes of a fit. The largest one is `extrapolation_factor` times the largest fitted size."""
-
-    extrapolation_factor: float
-
-
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split points into those of the smaller sizes and those of the k largest sizes."""
     sizes = points["x"].unique().sort()
@@ -83,7 +70,7 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     return points.filter(~largest), points.filter(largest)
 
 
-def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Holdout:
+def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Comparison:
     """Join predictions with later points; UserError if a predicted point is missing, or if there is no prediction."""
     columns = predictor.columns
     known = ["u"] if "u" in actual.columns and "u" not in columns else []
@@ -94,16 +81,15 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
     points, best = [], {}
     for p in predictions:
         if p.at not in at:
-            raise UserError(
-                f"held-out report: no finished run at the predicted size {', '.join(f'{v:g}' for v in p.at)}"
-            )
+            where = ", ".join(f"{value:g}" for value in p.at)
+            raise UserError(f"held-out report: no finished run at the predicted size {where}")
         group = at[p.at]
         loss, data = float(group["y"]), (group.get("d"), group.get("u"))
         if data not in best:
             best[data] = naive(predictor.points, group)
-        judged = came(p.low, p.predicted, p.high, loss, best[data])
-        points.append(HeldOut(**vars(p), **judged, half_width_pct=100 * (p.high - p.low) / 2 / loss))
-    return Holdout(tuple(points), max(p.x for p in points) / float(predictor.points["x"].to_numpy().max()))
+        half_width = 100 * (p.high - p.low) / 2 / loss
+        points.append(HeldOut(**vars(p), **came(p, loss, best[data]), half_width_pct=half_width))
+    return Comparison(tuple(points), max(p.x for p in points) / float(predictor.points["x"].to_numpy().max()))
 
 
 def settings(columns: Sequence[str], points: pl.DataFrame) -> Array:
@@ -113,7 +99,7 @@ def settings(columns: Sequence[str], points: pl.DataFrame) -> Array:
 
 def holdout_report(
     method: Law | None, points: pl.DataFrame, k: int, objective: Objective | Kind = "huber"
-) -> tuple[Predictor, Holdout | None]:
+) -> tuple[Predictor, Comparison | None]:
     """Predict the k largest sizes from the others, by a law or the forecast. If k is 0, there is no comparison."""
     small, large = hold_out(points, k)
     predictor = predictor_of(method, small, objective)
@@ -124,7 +110,7 @@ def holdout_report(
 
 def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
     """Predict each size (of many sizes, several per step) from all smaller ones; None if there are too few to fit."""
-    steps: list[HeldOut] = []
+    steps = []
     for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
         small = points.filter(pl.col("x") <= last)
         following = points.filter(pl.col("x").is_between(last, reach, "right"))
@@ -132,8 +118,11 @@ def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFram
             predictor = fitted_to(small)
         except UserError:  # too few sizes yet
             continue
-        steps += compare(predictor, predictor.predict(settings(predictor.columns, following)), following).points
-    return Comparison(tuple(steps)) if steps else None
+        steps.append(compare(predictor, predictor.predict(settings(predictor.columns, following)), following))
+    if not steps:
+        return None
+    farthest = max(step.extrapolation_factor for step in steps)
+    return Comparison(tuple(point for step in steps for point in step.points), farthest)
 
 
 def _edges(sizes: list[float]) -> list[float]:

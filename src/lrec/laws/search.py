@@ -13,8 +13,7 @@ from itertools import product
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from lrec.laws.curve import VANISHED
-from lrec.laws.descent import Problem, descend
+from lrec.laws.descent import VANISHED, Problem, descend
 from lrec.laws.law import Array
 
 STARTS = 3  # how many shapes of the grid are followed

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import json_hash
+from lrec.errors import UserError
 from lrec.laws.law import Array
 
 COLUMNS = (
@@ -29,6 +30,18 @@ COLUMNS = (
 )
 
 NARROWEST = 1.01  # if sizes span less than this factor, only rounding errors distinguish a power from a constant
+
+
+def check_places(method: str, place_NV: Array, variables: Sequence[str], least: int) -> None:
+    """UserError if a method has fewer than `least` distinct places, or if all its sizes or data are nearly equal."""
+    if (there := len(np.unique(place_NV, axis=0))) < least:
+        places = "sizes" if len(variables) == 1 else f"settings of {', '.join(variables)}"
+        few = f"needs at least {least} distinct {places}, but there are {there}"
+        raise UserError(f"{method} {few}: add sizes or hold out fewer")
+    for variable, column in zip(variables[:2], place_NV.T, strict=False):
+        if column.max() / column.min() < NARROWEST:
+            alike = f"all are within {NARROWEST - 1:.0%} of {column.min():.6g} in {variable}"
+            raise UserError(f"{method} needs sizes that differ; {alike}")
 
 
 def metrics_in(points: pl.DataFrame) -> list[str]:

@@ -11,7 +11,7 @@ from lrec.laws.fit import Fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import OUTLYING, Prediction
 from lrec.laws.law import Law
-from lrec.laws.predict import Comparison, Holdout, Predictor
+from lrec.laws.predict import Comparison, Predictor
 from lrec.laws.table import flops_per_interaction, longest, points_of_most_data
 
 FAILS = "does not hold"
@@ -38,11 +38,11 @@ def outlook(predictor: Predictor, floor: float | None = None, times: float = AHE
 
     If the loss `turns`, it is also not below the loss of the largest size.
     """
-    _, largest = _reached(predictor)
+    largest, means = _reached(predictor)
     ahead = predictor.predict(np.array([[times * largest[0], *largest[1:]]]))[0]
     losses = {name: value for name, value in vars(ahead).items() if name not in ("x", "d", "u") and value is not None}
     if turns(predictor, ahead):
-        rise = max(_means(predictor)[-1] / ahead.predicted, 1.0)
+        rise = max(means[-1] / ahead.predicted, 1.0)
         losses |= {name: rise * loss for name, loss in losses.items() if name not in ("low", "mean_low")}
     return replace(ahead, **{name: max(loss, floor or 0.0) for name, loss in losses.items()})
 
@@ -50,22 +50,18 @@ def outlook(predictor: Predictor, floor: float | None = None, times: float = AHE
 def turns(predictor: Predictor, ahead: Prediction) -> bool:
     """Whether two sizes larger than the best size did worse, or a larger size is expected to be no better than the
     best: a loss that has risen may not fall again."""
-    means = _means(predictor)
+    _, means = _reached(predictor)
     return len(means) - int(np.argmin(means)) > 2 or ahead.predicted >= min(means)
 
 
-def _means(predictor: Predictor) -> list[float]:
-    """The mean loss of each size at the most data, sorted by size."""
-    points, largest = _reached(predictor)
-    means = points.group_by(predictor.columns).agg(pl.col("y").mean()).sort("x").iter_rows()
-    return [float(row[-1]) for row in means if row[1:-1] == largest[1:]]
-
-
-def _reached(predictor: Predictor) -> tuple[pl.DataFrame, tuple[float, ...]]:
-    """The longest runs, of a forecast only those on the most data, and the variables of the largest of them."""
+def _reached(predictor: Predictor) -> tuple[tuple[float, ...], list[float]]:
+    """The variables of the largest of the longest runs (of a forecast only those on the most data), and the mean loss
+    of each size at its data, sorted by size."""
     points = predictor.points
     points = points_of_most_data(points) if isinstance(predictor, Forecast) else longest(points)
-    return points, max(points.select(predictor.columns).iter_rows())
+    means = points.group_by(predictor.columns).agg(pl.col("y").mean()).sort(predictor.columns).rows()
+    largest = means[-1][:-1]
+    return largest, [row[-1] for row in means if row[1:-1] == largest[1:]]
 
 
 def doublings(forecast: Forecast, x: str) -> list[str]:
@@ -76,24 +72,19 @@ def doublings(forecast: Forecast, x: str) -> list[str]:
     points = forecast.points
     size, length = (float(points[name].to_numpy().max()) for name in ("x", "d"))
     again = "u" in points.columns and length > 1.001 * float(points["u"].to_numpy().max())
-    more = "passes" if again else "data"
-    places = {
-        "the same": (size, length),
-        f"twice {x}": (2 * size, length),
-        f"twice the {more}": (size, 2 * length),
-        "both": (2 * size, 2 * length),
-    }
+    longer_run = "twice the passes" if again else "twice the data"
+    times = {"the same": (1, 1), f"twice {x}": (2, 1), longer_run: (1, 2), "both": (2, 2)}
     flops = flops_per_interaction(points)
     rows = [["compared with the largest", "loss", "90 % low", "90 % high", "fall", "FLOPs"]]
     per_flop: dict[str, float] = {}
-    here, _, longer, _ = predictions = forecast.predict(np.array([*places.values()]))
+    here, _, longer, _ = predictions = forecast.predict(np.array([*times.values()]) * [size, length])
     if turns(forecast, outlook(forecast)):  # as in the outlook, size brings nothing
         predictions = [here, here, longer, longer]
-    for (name, place), p in zip(places.items(), predictions, strict=True):
-        times, fall = float(flops(place[0]) * place[1] / (flops(size) * length)), here.predicted - p.predicted
-        rows.append([name, *(f"{loss:.4f}" for loss in (p.predicted, p.low, p.high)), f"{fall:.4f}", f"{times:.2f}"])
-        if times > 1:
-            per_flop[name] = fall / (times - 1)
+    for (name, (larger, more)), p in zip(times.items(), predictions, strict=True):
+        cost, fall = float(more * flops(larger * size) / flops(size)), here.predicted - p.predicted
+        rows.append([name, *(f"{loss:.4f}" for loss in (p.predicted, p.low, p.high)), f"{fall:.4f}", f"{cost:.2f}"])
+        if cost > 1:
+            per_flop[name] = fall / (cost - 1)
     best = max(per_flop, key=per_flop.__getitem__)
     cheapest = f"The largest fall of the loss per FLOP is expected from {best}."
     if per_flop[best] <= 0:
@@ -119,9 +110,8 @@ def data_warnings(law: Law, points: pl.DataFrame) -> list[str]:
         same = " at the same data" if len(law.variables) > 1 else ""
         warnings.append(f"not monotone: the mean loss rises with x{same} from {where}")
     if (n_sizes := points["x"].n_unique()) < 5:
-        warnings.append(
-            f"only {counted(n_sizes, 'size')}: the exponent is hardly determined; trust the intervals, not the point"
-        )
+        few = counted(n_sizes, "size")
+        warnings.append(f"only {few}: the exponent is hardly determined; trust the intervals, not the point")
     if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
         warnings.append(
             f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best value, "
@@ -133,13 +123,13 @@ def data_warnings(law: Law, points: pl.DataFrame) -> list[str]:
 def unidentified(fit: Fit) -> list[str]:
     """Parameters that ended on a bound, and exponents whose interval spans `LOOSE` times or reaches a bound."""
     hits, k = fit.diagnostics.bound_hits, fit.law.n_coefficients
-    (low_H, high_H), (least_H, most_H) = fit.profile.shape_ends, (fit.low_T[k:], fit.high_T[k:])
+    (low_H, high_H), (least_H, most_H) = fit.profile.shape_ends, (fit.problem.low_T[k:], fit.problem.high_T[k:])
     loose_H = (high_H - low_H >= np.log(LOOSE)) | (low_H <= least_H + 1e-3) | (high_H >= most_H - 1e-3)
     names = np.array(fit.law.parameters[k:])[loose_H & (least_H < most_H)].tolist()
     return [*hits, *(name for name in names if name not in (*hits, *fit.law.tied))]
 
 
-def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
+def warnings(fit: Fit, holdout: Comparison | None) -> list[str]:
     """Warnings from the points, from the fit's search and intervals, and from the held-out sizes."""
     found, hits = data_warnings(fit.law, fit.points), fit.diagnostics.bound_hits
     if hits:
@@ -162,7 +152,7 @@ def warnings(fit: Fit, holdout: Holdout | None) -> list[str]:
 
 def verdict(
     predictor: Predictor,
-    holdout: Holdout | None,
+    holdout: Comparison | None,
     methods: Sequence[Method],
     ahead: Prediction,
     unsure: Sequence[str],
@@ -193,7 +183,7 @@ def verdict(
     return sentences
 
 
-def _held(predictor: Predictor, holdout: Holdout | None, x: str) -> str:
+def _held(predictor: Predictor, holdout: Comparison | None, x: str) -> str:
     sizes_N = predictor.points["x"].to_numpy()
     decades = np.log10(sizes_N.max() / sizes_N.min())
     what = "law" if isinstance(predictor, Fit) else predictor.name

@@ -14,7 +14,8 @@ import polars as pl
 from lrec.common.files import sibling
 from lrec.common.text_tables import amount
 from lrec.laws.analysis import Analysis
-from lrec.laws.metric_forecasts import Judged, best_measured, outlook_metrics
+from lrec.laws.intervals import Judged
+from lrec.laws.metric_forecasts import best_measured, outlook_metrics
 from lrec.laws.table import points_of_most_data
 from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.model import cost

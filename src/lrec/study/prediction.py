@@ -9,9 +9,10 @@ import numpy as np
 
 from lrec.common.files import read_json, write_json
 from lrec.laws.fit import Fit
+from lrec.laws.intervals import Expected, Prediction
 from lrec.laws.loss_laws import name_of
-from lrec.laws.metric_forecasts import Expected, expected_metrics
-from lrec.laws.predict import Prediction, Predictor, method_named, predictor_of
+from lrec.laws.metric_forecasts import expected_metrics
+from lrec.laws.predict import Predictor, method_named, predictor_of
 from lrec.laws.table import source_hash
 from lrec.model import cost
 from lrec.run import RunConfig, run_of_study

@@ -1,6 +1,6 @@
 """What an analysis says about a table of points: roll-outs, laws side by side, and the verdict."""
 
-from dataclasses import astuple, replace
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -86,7 +86,7 @@ def test_a_roll_out_goes_by_factors_and_not_by_every_size() -> None:
 def test_the_law_that_made_the_points_comes_first() -> None:
     first, second = methods_of(LSRM, with_floor(0.0003), 2)
     assert (first.name, second.name) == ("lsrm", "lsrm, E = 0")
-    assert (first.fit.n_fitted, second.fit.n_fitted) == (3, 2)
+    assert (first.fit.problem.n_free, second.fit.problem.n_free) == (3, 2)
     assert first.fit.bic < second.fit.bic - 10
     power = methods_of(LSRM, points_of(9 * SIZES**-0.1 * np.exp(1e-3 * np.random.default_rng(0).standard_normal(8))), 2)
     for criterion in ("bic", "aicc"):
@@ -115,15 +115,15 @@ def test_points_of_one_setting_count_as_much_merged_as_apart(monkeypatch: pytest
     size = np.repeat(SIZES, 5)
     loss = (4 + 60 * size**-0.4) * np.exp(1e-3 * np.random.default_rng(0).standard_normal(len(size)))
     loss[3] *= 1.02  # an outlier, which hardly counts
-    apart = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
-    before, ends = apart.predict([1e5, 1e8]), apart.profile.parameters
-    monkeypatch.setattr("lrec.laws.intervals.MANY", 10)
+    fitted = fit_points(LSRM, pl.DataFrame({"x": size, "y": loss}))
+    nearly_the_same = fitted.problem.z_NV + 1e-12 * np.arange(len(size))[:, None]
+    problems = fitted.problem, replace(fitted.problem, z_NV=nearly_the_same)
     monkeypatch.setattr("lrec.laws.intervals.AT_ONCE", 200)
-    merged = replace(apart)
-    assert [astuple(p)[:6] for p in Profile(merged).predict([1e5, 1e8])] == [
-        pytest.approx(astuple(p)[:6], rel=1e-9) for p in before
-    ]
-    assert Profile(merged).parameters == {name: pytest.approx(end, rel=1e-6) for name, end in ends.items()}
+    merged, apart = (Profile(problem, fitted.theta_T) for problem in problems)
+    for one, other in zip(merged.predict([1e5, 1e8]), apart.predict([1e5, 1e8]), strict=True):
+        for name in ("predicted", "mean_low", "mean_high", "low", "high"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9)
+    assert merged.parameters == {name: pytest.approx(end, rel=1e-6) for name, end in apart.parameters.items()}
 
 
 def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_gets_a_warning() -> None:

@@ -82,7 +82,7 @@ def spread(fitted: Fit, refits: int = 500) -> float:
 @pytest.mark.slow
 def test_refits_scatter_as_the_delta_method_says_if_there_are_many_points() -> None:
     fitted = of_size(80, 0.005)
-    jacobian = fitted.law.jacobian(fitted.theta_T[None], fitted.z_NV)[0]
+    jacobian = fitted.law.jacobian(fitted.theta_T[None], fitted.problem.z_NV)[0]
     place = np.log(np.array([[8e7]]) / fitted.unit_V)
     gradient = fitted.law.jacobian(fitted.theta_T[None], place)[0, 0]
     covariance = (fitted.residual_N**2).sum() / 77 * np.linalg.inv(jacobian.T @ jacobian)
@@ -98,7 +98,7 @@ def test_refits_end_where_a_full_search_of_the_same_losses_does(objective: str) 
     drawn_BN = _resampled(inflated_N, np.arange(80), 4, np.random.default_rng(0))
     assert np.isin(np.abs(drawn_BN), np.abs(inflated_N)).all()
     for theta_T, drawn_N in zip(refits_BT, drawn_BN, strict=True):
-        again = fit(fitted.law, fitted.x_NV, fitted.curve(fitted.x_NV) * np.exp(drawn_N), fitted.objective)
+        again = fit(fitted.law, fitted.x_NV, fitted.curve(fitted.x_NV) * np.exp(drawn_N), fitted.problem.objective)
         assert replace(fitted, theta_T=theta_T).curve(fitted.x_NV) == pytest.approx(again.curve(fitted.x_NV), rel=2e-6)
 
 

@@ -133,7 +133,7 @@ def test_tight_tolerances_bring_the_starts_together_and_the_gradient_to_zero() -
 
 def test_too_few_sizes_are_refused_however_many_seeds() -> None:
     x = np.repeat([1e5, 1e6, 1e7], 5)
-    with pytest.raises(UserError, match="needs at least 4 distinct sizes to fit, but there are 3"):
+    with pytest.raises(UserError, match="needs at least 4 distinct sizes, but there are 3"):
         fit(LSRM, x, 4 + 1.2 * x**-0.12)
 
 

@@ -103,7 +103,7 @@ def test_a_study_takes_it(folder: Path) -> None:
         ("wrong_law.Absent", "--law wrong_law.Absent: module 'wrong_law' has no attribute 'Absent'"),
         ("wrong_law.Nothing", r"--law wrong_law.Nothing is no subclass of lrec\.laws\.law\.Law"),
         ("wrong_law.Empty", "--law wrong_law.Empty does not define internal, log_basis, named"),
-        ("wrong_law.Silent", "--law wrong_law.Silent does not say its name, formula, variables"),
+        ("wrong_law.Silent", "--law wrong_law.Silent does not define name, formula, variables"),
     ],
 )
 def test_what_is_no_law_is_named(folder: Path, name: str, message: str) -> None:

@@ -119,15 +119,6 @@ def test_a_law_from_runs_with_many_passes_plans_as_many_passes() -> None:
         DataChooser(chooser.fit, unique=1e6, epochs=1)
 
 
-def test_doubling_data_beats_doubling_parameters_from_the_stated_size() -> None:
-    chooser = DataChooser(chinchilla())
-    choice = chooser.for_flops(1e14)
-    border = chooser.data_limited_from(choice)
-    assert border is not None
-    for size, data_wins in ((border / 1.1, False), (border * 1.1, True)):
-        assert (chooser.loss(size, 2 * choice.data) < chooser.loss(2 * size, choice.data)) == data_wins
-
-
 def test_flops_of_an_interaction_come_from_the_points() -> None:
     x = grid()
     per_interaction = 6 * x[:, 0] + 900 * x[:, 0] ** 0.5

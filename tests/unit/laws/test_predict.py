@@ -52,7 +52,7 @@ def least_sse_through(fitted: Fit, x: float, loss: float) -> float:
 @pytest.mark.parametrize("seed", [2, 5])
 def test_the_ends_of_the_mean_interval_are_where_a_brute_force_profile_crosses_its_threshold(seed: int) -> None:
     fitted = small_fit(seed=seed)
-    profile = Profile(fitted)
+    profile = fitted.profile
     assert profile.dof == 3
     least = 3 * profile.sigma**2
     threshold = least + profile.sigma**2 * stats.t.ppf(0.95, 3) ** 2
@@ -67,12 +67,14 @@ def test_intervals_nest_and_widen() -> None:
     for p in predictions:
         assert p.low < p.mean_low < p.predicted < p.mean_high < p.high
     assert all(near.high - near.low < far.high - far.low for near, far in pairwise(predictions))
-    for narrow, wide in zip(Profile(fitted, 0.5).predict([8e7]), Profile(fitted, 0.99).predict([8e7]), strict=True):
+    for narrow, wide in zip(
+        *(Profile(fitted.problem, fitted.theta_T, level).predict([8e7]) for level in (0.5, 0.99)), strict=True
+    ):
         assert wide.low < narrow.low < narrow.high < wide.high
 
 
 def test_the_interval_of_a_new_run_is_the_mean_curves_and_seed_noise_together() -> None:
-    profile = Profile(small_fit(n_sizes=12, n_seeds=8, sigma=0.001))
+    profile = small_fit(n_sizes=12, n_seeds=8, sigma=0.001).profile
     (p,) = profile.predict([1e6])
     t = stats.t.ppf(0.95, profile.dof)
     seed_noise = t * profile.sigma * p.predicted
@@ -81,7 +83,7 @@ def test_the_interval_of_a_new_run_is_the_mean_curves_and_seed_noise_together() 
 
 def test_points_on_the_curve_leave_no_doubt() -> None:
     x = np.geomspace(1e5, 1e7, 5)
-    profile = Profile(fit(LSRM, x, curve(x)))
+    profile = fit(LSRM, x, curve(x)).profile
     (p,) = profile.predict([8.8e8])
     assert p.high - p.low < 1e-6
     assert p.predicted == pytest.approx(curve(np.array([8.8e8]))[0])
@@ -92,26 +94,26 @@ def test_points_on_the_curve_leave_no_doubt() -> None:
 
 def test_seeds_are_pure_error_unless_the_sizes_scatter_more() -> None:
     fitted = small_fit(n_sizes=6, n_seeds=4, seed=3)
-    profile = Profile(fitted)
+    profile = fitted.profile
     assert profile.dof == 24 - 3
     assert profile.sigma == pytest.approx(0.003, rel=0.5)
     off_curve = fitted.y_N * np.repeat(1 + 0.02 * np.array([1, -1, 1, -1, 1, -1]), 4)
-    scattered = Profile(fit(LSRM, fitted.x_N, off_curve))
+    scattered = fit(LSRM, fitted.x_N, off_curve).profile
     assert scattered.dof <= 4
     assert scattered.sigma > 0.02
 
 
 def test_parameter_intervals_hold_the_truth_and_say_when_it_is_unknown() -> None:
     truth = {"E": 4, "x0": 1.2 ** (1 / 0.12), "a": 0.12}
-    for name, (low, high) in Profile(small_fit(n_sizes=12, n_seeds=3, sigma=0.0005)).parameters.items():
+    for name, (low, high) in small_fit(n_sizes=12, n_seeds=3, sigma=0.0005).profile.parameters.items():
         assert 0 < low < truth[name] < high
-    low, high = Profile(small_fit(n_sizes=4)).parameters["a"]
+    low, high = small_fit(n_sizes=4).profile.parameters["a"]
     assert high > 20 * low
 
 
 def test_floors_held_at_the_intervals_ends_still_fit() -> None:
     fitted = small_fit(n_sizes=12)
-    for end in Profile(fitted).parameters["E"]:
+    for end in fitted.profile.parameters["E"]:
         pinned = fit(LSRM, fitted.x_N, fitted.y_N, fixed={"E": end})
         assert pinned.parameters["E"] == pytest.approx(end, rel=1e-12)
         assert pinned.curve(fitted.x_N) == pytest.approx(fitted.y_N, rel=0.01)

@@ -220,7 +220,7 @@ def test_normalised_variables_keep_the_problem_well_conditioned() -> None:
     assert np.linalg.cond(Naive().jacobian(theta)) > 1000
     assert fitted.diagnostics.condition_number < 50
     # At a given shape, only the coefficients are left to fit.
-    basis = CHINCHILLA.log_basis(np.array([[p["a"], p["b"]]]), fitted.z_NV)[0]
+    basis = CHINCHILLA.log_basis(np.array([[p["a"], p["b"]]]), fitted.problem.z_NV)[0]
     assert np.linalg.cond(np.exp(basis)) < 15
 
 

@@ -127,7 +127,7 @@ def test_a_parameter_beyond_anything_real_is_not_identified(tmp_path: Path, caps
         ({"objective": "ols"}, "--objective: 'ols'"),
         ({"residuals": "relative"}, "--residuals: 'relative' is none of log, level"),
         ({"holdout": 4}, "the forecast needs at least 4 distinct sizes, but there are 3"),
-        ({"holdout": 4, "law": "lsrm"}, "needs at least 4 distinct sizes to fit, but there are 3"),
+        ({"holdout": 4, "law": "lsrm"}, "needs at least 4 distinct sizes, but there are 3"),
         ({"holdout": -1}, "--holdout"),
         ({"x": "N"}, "no column 'N'"),
     ],
