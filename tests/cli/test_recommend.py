@@ -218,6 +218,18 @@ def test_a_gap_in_a_table_does_not_change_its_ids() -> None:
     assert histories_of(gap).rows["item"].to_list() == ["3", None, "4"]
 
 
+def test_dictionaries_are_a_table_of_users() -> None:
+    rows = [{"user": "u", "items": [1, "a"], "times": [5, 6], "age": 3}, {"items": [2], "times": [7]}, {"items": []}]
+    found = histories_of(rows, with_times=True, features=["age"])
+    assert found.users.to_list() == ["u", None, None]
+    assert found.lengths_B.tolist() == [2, 1, 0]
+    assert found.rows["item"].to_list() == ["1", "a", "2"]
+    assert found.rows["time"].to_list() == [5, 6, 7]
+    assert found.rows["feature.age"].to_list() == [3, 3, None]
+    with pytest.raises(UserError, match="times has not as many entries as items"):
+        histories_of([*rows, {"items": [4]}], with_times=True)
+
+
 @pytest.mark.parametrize("table", [pl.DataFrame, pd.DataFrame, lambda columns: columns["items"]])
 def test_a_whole_number_in_a_list_is_the_same_id(table: Callable[[dict[str, list]], object]) -> None:
     assert histories_of(table({"items": [[3.0, 4.0], [5.5]]})).rows["item"].to_list() == ["3", "4", "5.5"]

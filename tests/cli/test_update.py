@@ -184,10 +184,25 @@ def test_what_is_refused_changes_nothing(name: str, desk: Path, refused: Callabl
     assert snapshot(desk) == before
 
 
-def test_a_log_that_has_grown_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
-    pl.concat([pl.read_csv("old.csv"), pl.read_csv("new.csv")]).write_csv("old.csv")
-    lrec("data", "prepare", "--config", "run/config.yaml")
-    assert "was trained on other data than" in refused("update", "run", "--data", "newer.csv")
+@pytest.mark.parametrize("log_of_run", ["grown", "gone"])
+def test_the_store_of_a_run_is_enough(
+    log_of_run: str, desk: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    """A log grows, or moves away, but the store that was made of it stays."""
+    pl.concat([pl.read_csv("old.csv"), pl.read_csv("new.csv")]).write_csv("all.csv")
+    rows = "all.csv" if log_of_run == "grown" else "new.csv"
+    lrec("update", "run", "--data", rows, "--out", "expected")
+    if log_of_run == "grown":
+        shutil.copy("all.csv", "old.csv")
+        lrec("data", "prepare", "--config", "run/config.yaml")
+    else:
+        Path("old.csv").unlink()
+    lrec("update", "run", "--data", rows, "--out", "found")
+    expected, found = record("expected"), record("found")
+    assert [found[name] for name in ("models", "late_rows")] == [expected[name] for name in ("models", "late_rows")]
+    shutil.rmtree(Path(datamodule_of(Run(desk / "run").config.options).data_dir))
+    says = "does not exist" if log_of_run == "gone" else "not a store"
+    assert says in refused("update", "run", "--data", "newer.csv")
 
 
 def test_a_k_core_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:

@@ -64,13 +64,19 @@ def histories_of(
     """Histories in memory. `table` is a list of lists, or a Polars or pandas table with a row per user (columns items,
     which are lists, and user, which may be absent) or a row per interaction in time order (columns user and item).
     If asked for and present, times and types of event come from the columns times and events (lists), or time and
-    event. Features come from columns of their names: a list or a single value in each row of a user."""
+    event. Features come from columns of their names: a list or a single value in each row of a user. A list of
+    dictionaries is a table with a row per user."""
+    of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
+    of_users = {"user", *(f"{name}s" for name in of_rows), *features}
+    if isinstance(table, list) and table and all(isinstance(row, dict) and "items" in row for row in table):
+        given = {name: [row.get(name) for row in table] for name in of_users.intersection(set().union(*table))}
+        others = {name: pl.Series(values, strict=False) for name, values in given.items() if name != "items"}
+        return _of_lists({"items": given["items"], **others}, features)
     if not hasattr(table, "columns"):
         return _of_lists({"items": table})
     names = [str(name) for name in table.columns]
-    of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
     if "items" in names:
-        wanted = {"user", *(f"{name}s" for name in of_rows), *features}.intersection(names)
+        wanted = of_users.intersection(names)
         return _of_lists({name: table[name] if name == "items" else _column(table[name]) for name in wanted}, features)
     if not {"user", "item"}.issubset(names):
         there = ", ".join(names)

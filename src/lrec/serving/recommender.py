@@ -68,7 +68,8 @@ class Model:
 
         Args:
             histories: A list of histories, or a Polars or pandas table. The table has a row for each user (columns user
-                and items, lists) or for each interaction, in order of time (columns user and item). Ids may be text or
+                and items, lists) or for each interaction, in order of time (columns user and item). A list of
+                dictionaries, such as {"items": [1, 2], "times": [10, 20]}, is a table of users. Ids may be text or
                 integers. A network with `architecture.time` needs the time of each item: a column times (lists) or
                 time, with numbers or dates. A network that reads types of event needs a column events (lists) or event.
                 Features are columns with their names (lists, or a single value for a user); without its column, a

@@ -18,6 +18,7 @@ import polars as pl
 from lrec.checkpoint.reading import STATE
 from lrec.common.files import check_folder, file_hash, locked, read_json, remove, sibling, write_json, write_text
 from lrec.common.text_tables import on_terminal, rows_table
+from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.interactions import InteractionsDataModule
@@ -36,6 +37,7 @@ from lrec.options.class_paths import check_trusted
 from lrec.run import UPDATE, Point, Run, RunConfig, served
 from lrec.serving.export import load
 from lrec.serving.recommender import Model
+from lrec.study.grid import changed
 from lrec.study.launch import lock_of
 from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
 
@@ -140,16 +142,10 @@ def _base(folder: Path, trust: bool) -> Base:
             raise UserError(
                 f"{folder} was trained by an update: name the folder of this update, which has the original recipe"
             )
-        data = datamodule_of(config.options)
-        store = data.open_store()
+        data = _data_of(run)
+        store = data.store
         if store.times_N is None:
             raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
-        data.setup("test")
-        if {point.data_hash for point in run.points} - {data.data_hash, ""}:
-            raise UserError(
-                f"{folder} was trained on other data than {store.path} holds: bring back the file that it was trained "
-                "on, and give the new rows as a file of their own"
-            )
         cuts = data.cuts
         trains_U = cuts.train_U > 0
         last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
@@ -159,6 +155,31 @@ def _base(folder: Path, trust: bool) -> Base:
         raise UserError(f"{run.folder} has no best checkpoint: finish the run first")
     refuse_append(store)
     return Base(run, config, store, trained_until)
+
+
+def _data_of(run: Run) -> SequenceDataModule:
+    """The data that a run was trained on. If their file is gone or has changed, as a log that grows, they come from the
+    store that was made of them."""
+    trained_on = {point.data_hash for point in run.points} - {""}
+    data = datamodule_of(run.config.options)
+    stores = sorted(meta.parent for meta in data.data_dir.glob(f"{data.store_name}-*/meta.json"))
+    refusals = list[UserError]()
+    for given in ({}, *({"data.store": str(store)} for store in stores)):
+        try:
+            data = datamodule_of(changed(run.config.options, given))
+            data.setup("test")
+        except UserError as error:
+            refusals.append(error)
+            continue
+        if trained_on <= {data.data_hash}:
+            return data
+        refusals.append(
+            UserError(
+                f"{run.folder} was trained on other data than {data.store.path} holds: bring back the file that it was "
+                "trained on, and give the new rows as a file of their own"
+            )
+        )
+    raise refusals[0]
 
 
 def _reader(base: Base, data: Path) -> InteractionsDataModule:
