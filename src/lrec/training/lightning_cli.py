@@ -162,7 +162,11 @@ class CommandLine(LightningCLI):
                 raise UserError("choose --trainer.default_root_dir: all processes of a run write to the same folder")
             # The processes that Lightning starts for further devices inherit this variable, and so the folder. A script
             # may start several runs in the same second, so the name has microseconds.
-            trainer.default_root_dir = os.environ.setdefault("LREC_RUN", f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}")
+            chooser, _, folder = os.environ.get("LREC_RUN", "").partition(" ")
+            if chooser in ("", str(os.getpid())):
+                folder = f"runs/{datetime.now():%Y%m%d-%H%M%S-%f}"
+                os.environ["LREC_RUN"] = f"{os.getpid()} {folder}"
+            trainer.default_root_dir = folder
         # As Lightning does.
         trainer.default_root_dir = os.path.expanduser(trainer.default_root_dir)
         if self.trial is None:
