@@ -317,8 +317,15 @@ def test_a_ledger_has_forecasts_before_and_after_their_results(
     assert measured["no_gain"] == pytest.approx(min(losses))
     assert f"{measured['predicted']:.4f}" in Path("ledger.md").read_text()
 
+    other = json.loads((early / "prediction.json").read_text())
+    other["ladders"][0]["predictions"][0]["predicted"] += 0.1
+    (early / "prediction.json").write_text(json.dumps(other))
+    lrec("scaling", "register", "--study", early)
+    assert registered()[0] == measured, "another study with the same name changes nothing"
+    assert len(registered()) == 2
+
     lrec("scaling", "register", "--study", finished, "--ledger", "late.jsonl")
-    assert "after a held-out run" in Path("late.md").read_text()
+    assert "after its result" in Path("late.md").read_text()
     assert "the page has this name" in refused("scaling", "register", "--study", finished, "--ledger", "ledger.md")
     assert "no prediction.json" in refused("scaling", "register", "--study", tmp_path)
     Path("ledger.jsonl").write_text("{}\n")

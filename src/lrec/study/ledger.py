@@ -13,7 +13,7 @@ from typing import Any
 from lrec.common.files import check_writable, file_hash, locked, read_json, write_text
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
-from lrec.run import find_points, read_points_file
+from lrec.run import Point, find_points, read_points_file
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Forecast:
     """A forecast of one size, and what its runs then reached: their mean, None before.
 
     `sha256` is of the study's prediction.json. `commit` is of the current folder's repository ("" without one), and
-    `registered` the time in UTC. `before` is True if no held-out run of the study had a result then. `no_gain` is the
+    `registered` the time in UTC. `before` is True if no run of this size had a result then. `no_gain` is the
     no-gain baseline: the lowest loss of the fitted sizes.
     """
 
@@ -57,14 +57,16 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
         forecasts = _read(ledger)
         name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
         if (name, sha256) not in {(each.study, each.sha256) for each in forecasts}:
-            before = not prediction.get("trained_before") and not _trained(study) & prediction["held_out_runs"].keys()
+            reached = [point for point in _results(study) if point.run in prediction["held_out_runs"]]
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            stated: dict[str, Any] = {"sha256": sha256, "commit": _commit(), "registered": now, "before": before}
+            stated: dict[str, Any] = {"sha256": sha256, "commit": _commit(), "registered": now}
             for ladder in prediction["ladders"]:
+                sizes = {getattr(point, ladder["x"]) for point in reached}
                 for p in ladder["predictions"]:
                     forecast = {key: p[key] for key in ("x", "d", "predicted", "low", "high")}
-                    forecasts.append(Forecast(name, ladder["ladder"], **forecast, **stated))
-        forecasts = [_measured(each, study) if each.study == name else each for each in forecasts]
+                    forecasts.append(Forecast(name, ladder["ladder"], **forecast, **stated, before=p["x"] not in sizes))
+        mine = {file_hash(path) for path in study.glob("prediction*.json")}  # with those that were replaced
+        forecasts = [_measured(each, study) if each.sha256 in mine else each for each in forecasts]
         write_text(ledger, "".join(json.dumps(asdict(each)) + "\n" for each in forecasts))
         text = page(forecasts)
         write_text(ledger.with_suffix(".md"), text)
@@ -83,10 +85,10 @@ def _read(ledger: Path) -> list[Forecast]:
     return forecasts
 
 
-def _trained(study: Path) -> set[str]:
-    """The names of the runs with a result, in their own folders or in the study's record."""
+def _results(study: Path) -> list[Point]:
+    """The results of the study's runs, from their own folders and from its record."""
     files = [*find_points(study / "runs"), *study.glob("all_points.jsonl")]
-    return {point.run for file in files for point in read_points_file(file) if point.best}
+    return [point for file in files for point in read_points_file(file) if point.best]
 
 
 def _commit() -> str:
@@ -113,7 +115,7 @@ def page(forecasts: list[Forecast]) -> str:
     rows, within, better = list[tuple[tuple[int, float], list[str]]](), 0, 0
     for f in forecasts:
         place = f"{f.x:,.0f}" if f.d is None else f"{f.x:,.0f} / {f.d:,.0f}"
-        stated = " ".join([f.registered, f.commit, f.sha256[:12], *([] if f.before else ["after a held-out run"])])
+        stated = " ".join([f.registered, f.commit, f.sha256[:12], *([] if f.before else ["after its result"])])
         cells = [f"{f.study} {f.ladder}".strip(), place, f"{f.predicted:.4f}", f"{f.low:.4f} to {f.high:.4f}"]
         if f.measured is None or f.no_gain is None:
             rows.append(((2, 0.0), [*cells, "", "", "", "", stated]))
