@@ -1,12 +1,12 @@
 """This page compares [forecasts](../laws.md#the-forecast) with measured test losses.
 
-A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured
-loss outside the 90 % [interval](../glossary.md#interval) of its forecast. The column "committed" has the commit that
-added the forecast, and its time. If the same commit added the measured loss, the column begins with "study": only
-the study itself then says that the forecast came first. The last column has the file, and the first digits of its
-SHA-256. A second number after the parameters is the number of training targets: the forecast was made from runs on
-fewer. If a row names hours (1h), the study had [these hours](../study.md#step-2-a-study-of-so-many-hours). Keep such a
-ledger of your own studies with [`lrec scaling register`](../study.md#a-ledger-of-forecasts).
+A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
+outside the 90 % [interval](../glossary.md#interval) of its forecast, which is then bold. The column "committed" has the
+commit that added the forecast, and its time. If the same commit added the measured loss, the column begins with
+"study": only the study itself then says that the forecast came first. The last column has the file, and the first
+digits of its SHA-256. A second number after the parameters is the number of training targets: the forecast was made
+from runs on fewer. If a row names hours (1h), the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
+Keep such a ledger of your own studies with [`lrec scaling register`](../study.md#a-ledger-of-forecasts).
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -29,7 +29,8 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "ledger.md"
 NAMES = {
     "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
-    "go, earlier rates": "Go, earlier rates", "decks, earlier rates": "decks, earlier rates",
+    "go, earlier rates": "Go, earlier rates", "go, fewer trials": "Go, fewer trials",
+    "go, one curvature": "Go, one curvature", "decks, earlier rates": "decks, earlier rates",
     "decks, one step": "decks, one step",
     "globo, Muon": "clicks, Muon", "globo, one step": "clicks, one step", "ciao": "Ciao",
     "quickstart": "quickstart", "quickstart/40000-users": "quickstart, earlier",
@@ -159,17 +160,17 @@ def every(entries: list[Entry]) -> str:
         "measured",
         "error",
         "no gain",
-        "within",
         "committed",
         "file@SHA-256",
     ]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
         interval = f"{each.low:.3f}–{each.high:.3f}"
-        errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %", "yes" if each.within else "**no**"]
+        interval = interval if each.within else f"**{interval}**"
+        errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %"]
         stated = [f"{'' if each.before else 'study, '}{each.commit} {each.when}", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
-    return rows_table(rows, text=(0, 1, 8, 9))
+    return rows_table(rows, text=(0, 1, 7, 8))
 
 
 def main() -> None:
