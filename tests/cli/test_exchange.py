@@ -140,10 +140,15 @@ def test_a_step_beyond_the_ladder_is_worth_more_than_it_shows(study: Path, lrec:
     assert found["steps"]["users x2"]["gain"] < 0 < found["steps"]["users x2"]["worth"]["times"] < 1
 
 
-def test_what_is_offered_follows_from_the_study(study: Path, lrec: Callable[..., str]) -> None:
+@pytest.mark.parametrize("passes", [1, 3])
+def test_what_is_offered_follows_from_the_study(passes: int, study: Path, lrec: Callable[..., str]) -> None:
+    record = json.loads((study / "study.json").read_text())
+    for run in record["grid"]["runs"]:
+        run["options"]["trainer"]["max_epochs"] = passes
+    write_json(study / "study.json", record)
     printed = lrec("scaling", "exchange", f"--study={study}", "--size=1x16", "--dry_run")
     planned = [line.split()[0] for line in printed.splitlines() if line.startswith("1x16-")]
-    offered = ("users-x2", "length-x2", "passes-x2", "time", "next-items")
+    offered = ["users-x2", "length-x2", "passes-x2", "time", *(["next-items"] if passes > 1 else [])]
     assert planned == ["1x16-again-seed101", *(f"1x16-{name}-seed1" for name in offered)]
     assert not study.with_name("known-exchange").exists()
 

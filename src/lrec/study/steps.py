@@ -122,7 +122,7 @@ class Ladder:
             steps["passes x2"] = {EPOCHS: 2 * epochs}
         if data.store.times_N is not None and get(TIME) == "none":
             steps["time"] = {TIME: "past"}
-        if get("model.loss.class_path", FULL) == FULL:
+        if epochs > 1 and get("model.loss.class_path", FULL) == FULL:
             steps["next items"] = {"model.loss": "NextItems"}
         return steps
 
