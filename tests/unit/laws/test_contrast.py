@@ -74,7 +74,7 @@ def of_size(n: int, noise: float, objective: str = "lsq") -> Fit:
 
 def spread(fitted: Fit, refits: int = 500) -> float:
     """Standard deviation of the refits' log losses at eight times the largest size."""
-    place = np.log(np.array([[8 * fitted.x_N.max()]]) / fitted.unit_V)
+    place = np.log(np.array([[8 * fitted.x_N.max()]]) / fitted.problem.unit_V)
     log_loss_B1 = fitted.law.log_loss(refits_of(fitted, refits), place)
     return float(log_loss_B1.std())
 
@@ -83,7 +83,7 @@ def spread(fitted: Fit, refits: int = 500) -> float:
 def test_refits_scatter_as_the_delta_method_says_if_there_are_many_points() -> None:
     fitted = of_size(80, 0.005)
     jacobian = fitted.law.jacobian(fitted.theta_T[None], fitted.problem.z_NV)[0]
-    place = np.log(np.array([[8e7]]) / fitted.unit_V)
+    place = np.log(np.array([[8e7]]) / fitted.problem.unit_V)
     gradient = fitted.law.jacobian(fitted.theta_T[None], place)[0, 0]
     covariance = (fitted.residual_N**2).sum() / 77 * np.linalg.inv(jacobian.T @ jacobian)
     assert spread(fitted, 2000) == pytest.approx(float(np.sqrt(gradient @ covariance @ gradient)), rel=0.08)
