@@ -75,8 +75,8 @@ class NextItems(FullSoftmax):
     """Cross-entropy between the softmax over the whole catalogue and a weighted mean of the next items.
 
     -sum over k of w_k log softmax(hidden @ table.T)[target k], where the weights of the items that are there add up to
-    1. Items after the next one tell the network what a user likes, in whichever order. This helps a small
-    network that makes several passes over few data. In one pass, it raised the loss (benchmarks/targets.md). The validation and test
+    1. Items after the next one tell the network what a user likes, in whichever order. This helps a small network that
+    makes several passes over few data. In one pass, it raised the loss (benchmarks/targets.md). The validation and test
     losses stay those of the next item. Source: dense all action prediction, PinnerFormer, arXiv 2205.04507.
 
     Attributes:
