@@ -5,7 +5,7 @@
 
 import json
 import subprocess
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 from lrec.common.files import check_writable, file_hash, locked, read_json, write_text
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
+from lrec.laws.intervals import Expected, came
 from lrec.run import Point, find_points, read_points_file
 
 
-@dataclass(frozen=True)
-class Forecast:
+@dataclass(frozen=True, kw_only=True)
+class Entry(Expected):
     """A forecast of one size, and what its runs then reached: their mean, None before.
 
     `sha256` is of the study's prediction.json. `commit` is of the current folder's repository ("" without one), and
@@ -27,11 +28,6 @@ class Forecast:
 
     study: str
     ladder: str
-    x: float
-    d: float | None
-    predicted: float
-    low: float
-    high: float
     sha256: str
     commit: str
     registered: str
@@ -54,35 +50,36 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
     if prediction is None:
         raise UserError(f"--study {study}: it has no prediction.json: train its fitted sizes first")
     with locked(ledger):
-        forecasts = _read(ledger)
+        entries = _read(ledger)
         name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
-        if (name, sha256) not in {(each.study, each.sha256) for each in forecasts}:
+        if (name, sha256) not in {(each.study, each.sha256) for each in entries}:
             reached = [point for point in _results(study) if point.run in prediction["held_out_runs"]]
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            stated: dict[str, Any] = {"sha256": sha256, "commit": _commit(), "registered": now}
+            stated: dict[str, Any] = {"study": name, "sha256": sha256, "commit": _commit(), "registered": now}
             for ladder in prediction["ladders"]:
                 sizes = {getattr(point, ladder["x"]) for point in reached}
                 for p in ladder["predictions"]:
-                    forecast = {key: p[key] for key in ("x", "d", "predicted", "low", "high")}
-                    forecasts.append(Forecast(name, ladder["ladder"], **forecast, **stated, before=p["x"] not in sizes))
+                    expected = {field.name: p[field.name] for field in fields(Expected)}
+                    before = p["x"] not in sizes
+                    entries.append(Entry(**expected, ladder=ladder["ladder"], **stated, before=before))
         mine = {file_hash(path) for path in study.glob("prediction*.json")}  # with those that were replaced
-        forecasts = [_measured(each, study) if each.sha256 in mine else each for each in forecasts]
-        write_text(ledger, "".join(json.dumps(asdict(each)) + "\n" for each in forecasts))
-        text = page(forecasts)
+        entries = [_measured(each, study) if each.sha256 in mine else each for each in entries]
+        write_text(ledger, "".join(json.dumps(asdict(each)) + "\n" for each in entries))
+        text = page(entries)
         write_text(ledger.with_suffix(".md"), text)
     print(on_terminal(text))
 
 
-def _read(ledger: Path) -> list[Forecast]:
-    """The forecasts of a ledger, none if the file does not exist; UserError if a line is not a forecast."""
-    forecasts = []
+def _read(ledger: Path) -> list[Entry]:
+    """The entries of a ledger, none if the file does not exist; UserError if a line is not an entry."""
+    entries = []
     lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            forecasts.append(Forecast(**json.loads(line)))
+            entries.append(Entry(**json.loads(line)))
         except (ValueError, TypeError):
             raise UserError(f"--ledger {ledger}, row {number}: not a forecast that lrec registered") from None
-    return forecasts
+    return entries
 
 
 def _results(study: Path) -> list[Point]:
@@ -99,35 +96,35 @@ def _commit() -> str:
         return ""
 
 
-def _measured(forecast: Forecast, study: Path) -> Forecast:
-    """The forecast with the loss that the study's report has at its place, as far as there is one."""
-    fit = read_json(study / "fit" / forecast.ladder / "fit.json", {})
+def _measured(entry: Entry, study: Path) -> Entry:
+    """The entry with the loss that the study's report has at its place, as far as there is one."""
+    fit = read_json(study / "fit" / entry.ladder / "fit.json", {})
     for point in (fit.get("holdout") or {"points": []})["points"]:
-        if (point["x"], point["d"]) == (forecast.x, forecast.d):
+        if (point["x"], point["d"], point["u"]) == (entry.x, entry.d, entry.u):
             no_gain = point["actual"] * (1 + point["naive_error_pct"] / 100)
-            return replace(forecast, measured=point["actual"], no_gain=no_gain)
-    return forecast
+            return replace(entry, measured=point["actual"], no_gain=no_gain)
+    return entry
 
 
-def page(forecasts: list[Forecast]) -> str:
-    """All forecasts as a page: those outside their interval first, then by the size of the error; open ones last."""
+def page(entries: list[Entry]) -> str:
+    """All entries as a page: those outside their interval first, then by the size of the error; open ones last."""
     head = ["study", "size", "predicted", "90 % interval", "measured", "error", "no-gain error", "within", "registered"]
     rows, within, better = list[tuple[tuple[int, float], list[str]]](), 0, 0
-    for f in forecasts:
+    for f in entries:
         place = f"{f.x:,.0f}" if f.d is None else f"{f.x:,.0f} / {f.d:,.0f}"
         stated = " ".join([f.registered, f.commit, f.sha256[:12], *([] if f.before else ["after its result"])])
         cells = [f"{f.study} {f.ladder}".strip(), place, f"{f.predicted:.4f}", f"{f.low:.4f} to {f.high:.4f}"]
         if f.measured is None or f.no_gain is None:
             rows.append(((2, 0.0), [*cells, "", "", "", "", stated]))
             continue
-        error, no_gain = (100 * (loss / f.measured - 1) for loss in (f.predicted, f.no_gain))
-        inside = f.low <= f.measured <= f.high
+        judged = came(f, f.measured, f.no_gain)
+        error, no_gain, inside = judged["error_pct"], judged["naive_error_pct"], judged["inside"]
         within, better = within + inside, better + (abs(error) < abs(no_gain))
         cells += [f"{f.measured:.4f}", f"{error:+.2f} %", f"{no_gain:+.2f} %", "yes" if inside else "no", stated]
         rows.append(((int(inside), -abs(error)), cells))
-    known = sum(f.measured is not None for f in forecasts)
+    known = sum(f.measured is not None for f in entries)
     said = (
-        f"{counted(len(forecasts), 'forecast')}, {known} measured: {within} within the interval, {better} with a "
+        f"{counted(len(entries), 'forecast')}, {known} measured: {within} within the interval, {better} with a "
         "smaller error than the no-gain baseline. The last column has the time, git's commit, and the first digits of "
         "the SHA-256 of prediction.json."
     )
