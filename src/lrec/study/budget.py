@@ -57,6 +57,7 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     from lrec.training.lightning_options import epochs_in_all
 
     opened: dict[str, SequenceDataModule] = {}
+    spent = hours_by_run(study, [run for run in runs if run_of_study(study.folder, run.name).result is not None])
     costs = []
     for run in runs:
         if (key := json_hash(run.config.nested["data"] | {"seed": 0})) not in opened:
@@ -65,9 +66,7 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         place = study.placement(run.config)
         config = run.network(data.n_items)
         memory_gib, gpu_gib, disk_gib = gib_of(config, run.config, place)
-        if run_of_study(study.folder, run.name).result is not None:
-            hours = spent_hours(study, [run])
-        else:
+        if (hours := spent.get(run.name)) is None:
             epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
             positions = positions_of(run.config, place)
             rate = training_rate(config, run.model.loss, positions, place.precision, place.kind)
@@ -204,10 +203,15 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
 
 
 def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
-    """Hours of a core, or of a GPU for runs on GPUs, that the runs have taken up to their last evaluations."""
-    seconds, threads = 0.0, read_json(study.folder / "study.json", {}).get("threads", {})
+    return sum(hours_by_run(study, runs).values())
+
+
+def hours_by_run(study: Study, runs: list[PlannedRun]) -> dict[str, float]:
+    """By run, the hours of a core, or of a GPU for runs on GPUs, that it has taken up to its last evaluation."""
+    hours, threads = dict[str, float](), read_json(study.folder / "study.json", {}).get("threads", {})
     for run in runs:
         place = study.placement(run.config)
         wall_s = sum(point.wall_s for point in run_of_study(study.folder, run.name).points[-1:])
-        seconds += run.own * wall_s * (place.ranks if place.gpus else threads.get(run.name, study.threads))
-    return seconds / 3600
+        cores = place.ranks if place.gpus else threads.get(run.name, study.threads)
+        hours[run.name] = run.own * wall_s * cores / 3600
+    return hours
