@@ -1,7 +1,6 @@
 """Classes that benchmarks/targets.py names by class path: targets beyond the next item, and losses.
 
-Shape suffixes: B rows, L positions, M targets, K offsets of a window, D width, V catalogue, N negatives, F kinds of
-feedback. Offset 1 is the next item.
+Shape suffixes: B rows, L positions, M targets, K next items, D width, V catalogue, N negatives, F kinds of feedback.
 """
 
 from dataclasses import dataclass
@@ -16,13 +15,6 @@ from lrec import SampledSoftmax, SequentialRecommender
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.model.losses import _draw
 from lrec.model.sharded_table import Table, whole
-
-
-def with_offset(batch: TrainBatch, offset: int) -> Tensor:
-    """Which targets have another target `offset - 1` places later in their window: bool, for a prefix of all targets.
-    Every position of a window has a target."""
-    rows_M = batch.positions_M // batch.items_BL.shape[1]
-    return rows_M[: len(rows_M) - offset + 1] == rows_M[offset - 1 :]
 
 
 class WithHead(SequentialRecommender):
@@ -58,13 +50,15 @@ class MultiToken(WithHead):
         self.head = nn.Parameter(torch.zeros(further, width, width))  # added to the identity
 
     def loss_sum(self, batch: TrainBatch) -> Tensor:
+        next_MK = batch.next_targets(1 + len(self.head))
+
         def head(hidden_BLD: Tensor, table: Table) -> Tensor:
             table_VD, hidden_MD = whole(table), hidden_BLD.flatten(0, 1)[batch.positions_M]
             loss = self.loss(hidden_MD, table_VD, batch.targets_M, self.counts_V)
             for place, matrix_DD in enumerate(self.head, start=1):
-                has = with_offset(batch, place + 1)
-                some_MD = hidden_MD[: len(has)][has]
-                targets_M = batch.targets_M[place:][has]
+                there_M = next_MK[:, place] >= 0
+                some_MD = hidden_MD[there_M]
+                targets_M = next_MK[there_M, place]
                 further = self.loss(some_MD + some_MD @ matrix_DD, table_VD, targets_M, self.counts_V)
                 loss = loss + self.weight * further
             return loss
@@ -92,13 +86,13 @@ class Feedback(WithHead):
 
     def loss_sum(self, batch: TrainBatch) -> Tensor:
         assert batch.events_BL is not None
-        has = with_offset(batch, 2)
-        feedback_M = batch.events_BL.flatten()[batch.positions_M[1:][has]]
+        there_M = batch.next_targets(2)[:, 1] >= 0
+        feedback_M = batch.events_BL.flatten()[batch.positions_M[there_M.roll(1)]]
 
         def head(hidden_BLD: Tensor, table: Table) -> Tensor:
             table_VD, hidden_MD = whole(table), hidden_BLD.flatten(0, 1)[batch.positions_M]
             loss = self.loss(hidden_MD, table_VD, batch.targets_M, self.counts_V)
-            some_MD, rows_MD = hidden_MD[: len(has)][has], F.embedding(batch.targets_M[: len(has)][has], table_VD)
+            some_MD, rows_MD = hidden_MD[there_M], F.embedding(batch.targets_M[there_M], table_VD)
             scores_MF = torch.cat([some_MD, rows_MD, some_MD * rows_MD], 1) @ self.head.T
             return loss + self.weight * F.cross_entropy(scores_MF, feedback_M, reduction="sum")
 
