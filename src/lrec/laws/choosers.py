@@ -116,8 +116,9 @@ class DataChooser:
     def for_size(self, size: float) -> Choice:
         """Choose D for a size: with `unique`, by the best or given epochs, otherwise so that N is compute-optimal."""
         if self.unique is not None:
-            best = self._best_data(*np.atleast_1d(size, self._most_data)).item()
-            return self._choice(size, best if self.epochs is None else self.epochs * self.unique)
+            if self.epochs is not None:
+                return self._choice(size, self.epochs * self.unique)
+            return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data)).item())
         enough = _bisect(lambda flops: size - self.for_flops(flops).size, 6 * size, 1e12 * size**2)
         if enough is None:
             raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; give the data with --unique")
