@@ -69,20 +69,17 @@ def histories_of(
     of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
     of_users = {"user", *(f"{name}s" for name in of_rows), *features}
     if isinstance(table, list) and table and all(isinstance(row, dict) and "items" in row for row in table):
-        given = {name: [row.get(name) for row in table] for name in of_users.intersection(set().union(*table))}
-        others = {name: pl.Series(values, strict=False) for name, values in given.items() if name != "items"}
-        return _of_lists({"items": given["items"], **others}, features)
-    if not hasattr(table, "columns"):
-        return _of_lists({"items": table})
-    names = [str(name) for name in table.columns]
-    if "items" in names:
-        wanted = of_users.intersection(names)
-        return _of_lists({name: table[name] if name == "items" else _column(table[name]) for name in wanted}, features)
-    if not {"user", "item"}.issubset(names):
-        there = ", ".join(names)
+        given = {name: [row.get(name) for row in table] for name in set().union(*table)}
+    else:
+        given = {str(name): table[name] for name in table.columns} if hasattr(table, "columns") else {"items": table}
+    if "items" in given:
+        columns = {name: _column(given[name]) for name in (of_users - {"items"}) & given.keys()}
+        return _of_lists({"items": given["items"], **columns}, features)
+    if not {"user", "item"} <= given.keys():
+        there = ", ".join(given)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    mine = [name for name in features if name in names]
-    columns = {name: _column(table[name]) for name in {"user", *of_rows, *mine}.intersection(names)}
+    mine = [name for name in features if name in given]
+    columns = {name: _column(given[name]) for name in {"user", *of_rows, *mine} & given.keys()}
     users = pl.DataFrame(columns).group_by("user", maintain_order=True)
     return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
 
@@ -130,8 +127,8 @@ def histories_in(
 
 
 def _column(values: Any) -> pl.Series:
-    if isinstance(values, pl.Series):
-        return values
+    if isinstance(values, pl.Series | list):
+        return pl.Series(values, strict=False)
     plain = values.tolist()
     return pl.Series([None if gone else value for value, gone in zip(plain, values.isna(), strict=True)])
 

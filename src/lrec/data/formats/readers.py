@@ -241,10 +241,7 @@ def feature_of(raw: pl.Series, is_number: bool, name: str, first_row: int) -> pl
     JSON, becomes its values with | between them."""
     if not is_number and isinstance(raw.dtype, pl.List | pl.Array):
         refuse_types(pl.Series(raw.name, dtype=raw.dtype.inner), name)
-        value, whole = pl.element(), pl.element().cast(pl.Int64, strict=False)
-        if raw.dtype.inner.is_float():  # as in `ids_of`
-            value = pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.fill_nan(None).cast(pl.String))
-        texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(value.cast(pl.String))
+        texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(pl.element().map_batches(ids_of, pl.String))
         return texts.list.join(SEPARATOR, ignore_nulls=True)
     refuse_types(raw, name)
     if not is_number:

@@ -16,7 +16,6 @@ import polars as pl
 
 from lrec.data.store.encoding import REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
-from lrec.data.store.store import write_array
 
 # Which interactions of a user with the same item stay: all (True), the first in time (False), or all that do not come
 # directly after another one, also after the k-core has dropped users and items.
@@ -44,7 +43,8 @@ class RowBuffer:
                 held = [each[name] for each in self._held]
                 columns[name] = file.tell(), np.result_type(*(column.dtype for column in held))
                 for column in held:
-                    write_array(file, column.astype(columns[name][1], copy=False))
+                    # numpy's tofile does not say why it fails.
+                    file.write(column.astype(columns[name][1], copy=False).data)
         self._written.append((sum(map(len, held)), columns))
         self._held, self._size, self.spilled = [], 0, True
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -199,11 +199,6 @@ class Store:
 def feature_array(place: int, is_text: bool) -> str:
     """The name of a feature's array."""
     return f"feature_{'text' if is_text else 'number'}_{place}"
-
-
-def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
-    """Write the bytes of an array; numpy's tofile does not say why it fails."""
-    file.write(values_N.view(np.uint8).data)
 
 
 def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
