@@ -103,8 +103,8 @@ class Vocabulary:
         return np.where(np.isnan(numbers_N), self.size - 1 if self.missing else -1, rows_N)[:, None]
 
     def vectors(self, values: pl.Series) -> np.ndarray:
-        """Each entry as a vector, (N, W): a one for each of its values; or the standardised number and, if training had
-        missing values, whether it is missing."""
+        """Each entry as a vector, (N, W): a one for each value; or the standardised number, and if training had missing
+        ones, whether it is missing."""
         read = self._as_trained(values)
         if self.kind == "numbers":
             numbers_N = (read.to_numpy() - self.centre[0]) / self.centre[1]
@@ -198,8 +198,7 @@ class Features:
         return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
-        """Read the file: `ID` and the columns, text or numbers, null if a value is missing; UserError if the file
-        cannot be used."""
+        """The file's `ID` and columns: text or numbers, null if missing; UserError if the file cannot be used."""
         assert self.path is not None
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
@@ -319,8 +318,7 @@ def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndar
 
 
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Ids and vectors of the items of another file, first those of `raw_ids`, then new ones. `about` describes the
-    features of a trained network."""
+    """Ids and vectors of another file's items, first `raw_ids`, then new ones. `about` describes a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
     frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids)
     return frame[ID], item_vectors(vocabularies, frame)

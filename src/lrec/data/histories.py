@@ -1,5 +1,4 @@
-"""Histories that recommendations continue: from a table in memory, or from a file, block by block. Shape suffixes:
-B histories."""
+"""Histories (B of them) that recommendations continue: from a table in memory, or from a file, block by block."""
 
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping

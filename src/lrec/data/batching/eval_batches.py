@@ -5,8 +5,8 @@ history share a row if the network would read the same positions for each of the
 
 A target may stand for a set: all items of a user in a window of time, predicted once, before the first of them.
 
-Letters and padding are those of `train_batches`, and S seen pairs, P pairs of a target and an item of its set, T
-targets and R rows of all batches.
+Letters and padding: see `train_batches`. S seen pairs, P pairs of a target and an item of its set; of all batches, T
+targets and R rows.
 """
 
 from collections.abc import Iterator
@@ -127,9 +127,8 @@ def history_batch(
 ) -> EvalBatch:
     """The batch of these histories, laid end to end, without targets. Items are catalogue indices; -1 is left out.
 
-    `times` are the times of the items (N) and of the request of each history (B). `places` are the row of each target
-    and the number of the row's items before it (M); by default, one target follows each row. A row of more than max_len
-    items must have only one target.
+    `times` are those of the items (N) and of each history's request (B). `places` are each target's row and the number
+    of the row's items before it (M); by default, and if a row has more than max_len items, one target follows the row.
     """
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
@@ -160,18 +159,15 @@ def history_batch(
 
 @dataclass
 class EvalBatches(Dataset[EvalBatch]):
-    """This rank's evaluation batches: each rank has the same number, and each target is on exactly one rank.
-
-    A target is the user's item at its position, or -1 after the last item; its history is the items before. If targets
-    are sets, they have the sizes `sizes_T`.
-    """
+    """This rank's evaluation batches: each rank has as many, and each target is on exactly one rank. A target is the
+    user's item at its position, or -1 after the last item; its history is the items before."""
 
     split: Split
     targets: Targets
     max_len: int
     ranks: Ranks = ALONE
     with_times: bool = False
-    sizes_T: np.ndarray | None = None
+    sizes_T: np.ndarray | None = None  # numbers of items, if targets are sets
 
     def __post_init__(self) -> None:
         batches = shared_rows(self.split, self.targets, self.max_len, self.with_times).batches()

@@ -53,8 +53,7 @@ def testable_users(targets: Targets, n_items: int) -> int:
 
 def sampled(targets: Targets, n_users: int | Literal["all"]) -> tuple[Targets, tuple[int, int] | None]:
     """The targets of a fixed sample of the users who have some, and (users of the sample, all users), or None if it has
-    all targets. The sample is the users whose place in the store has the smallest hash, so a larger sample contains a
-    smaller one."""
+    all targets. Its users' places in the store have the smallest hashes, so a larger sample contains a smaller one."""
     users = np.unique(targets.users_T)
     if n_users == "all" or n_users >= len(users):
         return targets, None

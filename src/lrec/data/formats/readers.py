@@ -167,8 +167,7 @@ def _rest(table: Table, exact: list[str], time_column: str, times: pl.Series) ->
 
 
 def _hashes(raw: pl.Series, seed: int) -> pl.Series:
-    """Hashes of the values. 5 and 5.0 have the same, because the files of a log may hold a column in different types of
-    numbers."""
+    """Hashes of the values. 5 and 5.0 have the same: the files of a log may hold a column in different types."""
     if raw.dtype == pl.Int64 or not raw.dtype.is_numeric():
         return raw.hash(seed)
     whole = raw.cast(pl.Int64, strict=False)
@@ -270,8 +269,7 @@ def _joined(text: str) -> str:
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
-    """The first title of each item, in text columns item (raw id) and title. Ids are in the first column of the file
-    unless `item_column` names another."""
+    """The first title of each item, in text columns item (raw id) and title. By default, ids are the first column."""
     if re.search(r"movies\.dat(\.\w+)?$", path.name):
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", b"".join(unpacked(path)).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")

@@ -50,7 +50,7 @@ class RawInteractions:
             (strings, optional) and REST (uint64, optional), all without nulls, and features (strings or floats, null if
             missing), whose names begin with FEATURE. If there is REST, only the first of the rows that are equal in all
             columns except domain is kept.
-        facts: JSON-able facts for meta.json, such as time_unit ("s", "ms" or "us") and floor. Or a function that
+        facts: JSON-able facts for meta.json, such as time_unit ("s", "ms" or "us") and floor, or a function that
             returns them after the last frame.
     """
 
@@ -86,8 +86,7 @@ def prepare_store(
 
     The store does not depend on `memory_gib` (None: half of the available memory): rows that do not fit go to a
     temporary folder inside the store. `reading` records how the raw data were read; its entry `repeats` decides which
-    interactions of a user with the same item stay. The rows of the store `earlier` come before the rows that are read:
-    see `append_to`.
+    interactions of a user with the same item stay. Rows of the store `earlier` come first: see `append_to`.
     """
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
     if not path.exists():
@@ -195,8 +194,7 @@ def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
-    """SHA-256 of each file. If a preparation noted it in `data_dir` for the same path, size and mtime, the file is not
-    read again. Nothing is written."""
+    """SHA-256 of each file, as noted in `data_dir` by a preparation if path, size and mtime agree. Writes nothing."""
     hashed = _hashed[Path(data_dir)]
     remembered = read_json(Path(data_dir) / "sources.json", {}) | hashed
     for file in files:
