@@ -37,23 +37,16 @@ class Vocabulary:
 
     If the training part has missing values, they have a row too, the last one. A value that is not in the training part
     has no row (-1) and adds nothing.
-
-    Attributes:
-        values: Values of categories and lists, in text order.
-        edges: Edges of the buckets of numbers: bucket b holds edges[b - 1] <= x < edges[b].
-        centre: Mean and standard deviation of numbers in training.
-        missing: Whether training had missing values.
-        slots: Largest number of values in an entry.
     """
 
     column: str
     of: str  # event, user or item
     kind: Kind
-    values: list[str] = field(default_factory=list)
-    edges: list[float] = field(default_factory=list)
-    centre: tuple[float, float] = (0.0, 1.0)
-    missing: bool = False
-    slots: int = 1
+    values: list[str] = field(default_factory=list)  # of categories and lists, in text order
+    edges: list[float] = field(default_factory=list)  # of buckets of numbers: bucket b holds edges[b - 1] <= x < edges[b]
+    centre: tuple[float, float] = (0.0, 1.0)  # mean and standard deviation of numbers in training
+    missing: bool = False  # whether training had missing values
+    slots: int = 1  # largest number of values in an entry
 
     @classmethod
     def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":

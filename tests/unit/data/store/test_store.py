@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lrec.data.store.statistics import describe
-from lrec.data.store.store import Store
+from lrec.data.store.store import Store, describe
 from lrec.errors import UserError
 
 
