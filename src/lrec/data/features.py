@@ -33,17 +33,15 @@ MOST_NUMBERS = 2**20  # numbers of the training part, whose quantiles bound the 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The values of a column in the training part: a table row for each value, or for each bucket of numbers.
-
-    If the training part has missing values, they have a row too, the last one. A value that is not in the training part
-    has no row (-1) and adds nothing.
-    """
+    """The values of a column in the training part: a table row for each value, or for each bucket of numbers. If the
+    training part has missing values, they have a row too, the last one. A value that is not in the training part has no
+    row (-1) and adds nothing."""
 
     column: str
     of: str  # event, user or item
     kind: Kind
     values: list[str] = field(default_factory=list)  # of categories and lists, in text order
-    edges: list[float] = field(default_factory=list)  # of buckets of numbers: bucket b holds edges[b - 1] <= x < edges[b]
+    edges: list[float] = field(default_factory=list)  # of numbers: bucket b holds edges[b - 1] <= x < edges[b]
     centre: tuple[float, float] = (0.0, 1.0)  # mean and standard deviation of numbers in training
     missing: bool = False  # whether training had missing values
     slots: int = 1  # largest number of values in an entry

@@ -91,14 +91,12 @@ def histories_in(
     with_times: bool = False,
     with_events: bool = False,
 ) -> Iterator[Histories]:
-    """Histories in a file, in blocks.
+    """Histories in a file, in blocks. `otherwise` names columns to use if the file lacks those of `reading`.
 
     A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`). Then the blocks
-    come in the file's order. Or a row may be an interaction. Then the file is ordered first, like training data, in
+    come in the file's order, times and types of event are lists in the columns times and events, and features are in
+    columns of their names. Or a row may be an interaction. Then the file is ordered first, like training data, in
     bounded memory and a temporary folder, and the blocks come in the order of the users' ids.
-
-    `otherwise` names columns to use if the file lacks those of `reading`. If a row is a user, times and types of event
-    are lists in the columns times and events, and features are in columns of their names.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name one file")

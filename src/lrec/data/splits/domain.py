@@ -1,8 +1,6 @@
 """One domain of a data set, cut at the same places as all domains together. What is held out for a model of all
 domains is also held out for a model of one domain. So one model may start from the other and be compared with it.
-
-Shape suffixes: U users, N interactions, I items of the store.
-"""
+Shape suffixes: U users, N interactions, I items of the store."""
 
 from dataclasses import dataclass
 from functools import cached_property

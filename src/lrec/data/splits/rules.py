@@ -1,8 +1,7 @@
 """Which interactions are for training, validation and test: where each user's sequence is cut.
 
 Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffixes: U users, N
-interactions, I items of the store, V items of the catalogue, T targets of evaluation.
-"""
+interactions, I items of the store, V items of the catalogue, T targets of evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

@@ -1,9 +1,8 @@
 """Append new rows to those of a store. The result is a store of all rows; the old raw data are not read again.
 
 Users, items and types of event get the same numbers as in a preparation of all rows, so arrays, tables and statistics
-are the same, bit for bit. Only the source in meta.json differs: it lists the parts.
-
-Shape suffixes: N rows, U users of the store, I items of the store.
+are the same, bit for bit. Only the source in meta.json differs: it lists the parts. Shape suffixes: N rows; of the
+store, U users and I items.
 """
 
 import json

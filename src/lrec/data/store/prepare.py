@@ -108,11 +108,8 @@ def append_to(
     memory_gib: float | None = None,
 ) -> Path:
     """Write a store with the rows of a store and then new rows, as `prepare_store` would from all rows at once. Only
-    the source in meta.json differs: it lists the parts.
-
-    Raises:
-        UserError: The store lacks rows that it needs (k_core dropped them), or the new rows have other columns.
-    """
+    the source in meta.json differs: it lists the parts. UserError if the store lacks rows that it needs (k_core dropped
+    them), or the new rows have other columns."""
     refuse_append(store)
     first = store.meta["source"]
     parts = [*first.get("parts", [first]), source]  # oldest first
