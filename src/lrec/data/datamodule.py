@@ -14,15 +14,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalBatches
-from lrec.data.batching.evaluated_users import affordable_users, check_targets, sampled, testable_users
+from lrec.data.batching.eval_batches import EvalBatches, affordable_users, check_targets, sampled, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, ServedLoader, TrainLoader
 from lrec.data.features import Chosen, Features, Learned
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
-from lrec.data.splits.domain import of_domain
-from lrec.data.splits.reduction import Reduction, TrainingPart, training_part
+from lrec.data.splits.reduction import Reduction, TrainingPart, of_domain, training_part
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
 from lrec.data.store.made_once import Arrays, arrays_of, made_if_large, shared_folder
 from lrec.data.store.ordering import Repeats

@@ -63,10 +63,8 @@ def format_of(path: Path, chosen: Format | None) -> Format:
 def read_table(path: Path, file_format: Format, integers: Collection[str] = ()) -> Iterator[Table]:
     name = str(path)
     match file_format:
-        case "csv":
-            return csv_tables(unpacked(path), name, ",", integers=integers)
-        case "tsv":
-            return csv_tables(unpacked(path), name, "\t", integers=integers)
+        case "csv" | "tsv":
+            return csv_tables(unpacked(path), name, "," if file_format == "csv" else "\t", integers=integers)
         case "jsonl":
             return jsonl_tables(unpacked(path), name)
         case "lines":
