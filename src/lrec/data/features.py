@@ -208,15 +208,13 @@ class Features:
             if not frame[ID].is_in(raw_ids.implode()).any():
                 raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
             return _completed(frame, raw_ids)
-        store, first_K = split.store, np.full(len(raw_ids), -1)
-        for rows_N in split.training_rows():
-            if of == "user":
-                keys_N = np.searchsorted(store.offsets_U1, rows_N, side="right") - 1
-            else:
-                keys_N = split.catalogue_index_I[store.items_N[rows_N]]
-            new_N = first_K[keys_N] < 0
-            # If a key occurs twice, numpy keeps its last value, which in this order is the first row.
-            first_K[keys_N[new_N][::-1]] = rows_N[new_N][::-1]
+        store = split.store
+        if of == "user":
+            first_K = np.where(split.train_U > 0, store.offsets_U1[:-1], -1)
+        else:  # each of them is in the training part
+            first_K = np.full(len(raw_ids), len(store.items_N))
+            for rows_N in split.training_rows():
+                np.minimum.at(first_K, split.catalogue_index_I[store.items_N[rows_N]], rows_N)
         there = pl.when(pl.Series(first_K >= 0))
         found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
         return pl.DataFrame({ID: raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
