@@ -1,7 +1,7 @@
 """Histories (B of them) that recommendations continue: from a table in memory, or from a file, block by block."""
 
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
 from lrec.data.store.encoding import FEATURE
 from lrec.data.store.ordering import Repeats
-from lrec.data.store.prepare import prepare_store
+from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 from lrec.errors import UserError
 
@@ -46,15 +46,6 @@ class Histories(NamedTuple):
         mine = ids.join(frame, on=ID, how="left", maintain_order="left")
         of_rows = mine.drop(ID)[np.repeat(np.arange(len(mine)), self.lengths_B)]
         return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
-
-
-class ReadingRules(NamedTuple):
-    """How rows of interactions are read: in the same way as the training data."""
-
-    columns: Columns
-    min_rating: float | None = None  # applied if the rows have a column of ratings
-    repeats: Repeats = True
-    features: Mapping[str, bool] | None = None  # columns that a network reads, and whether they are numbers
 
 
 def histories_of(
@@ -86,12 +77,17 @@ def histories_of(
 def histories_in(
     path: Path,
     file_format: Format | None,
-    reading: ReadingRules,
+    columns: Columns,
     otherwise: Columns,
+    min_rating: float | None = None,
+    repeats: Repeats = True,
+    features: Mapping[str, bool] | None = None,
     with_times: bool = False,
     with_events: bool = False,
 ) -> Iterator[Histories]:
-    """Histories in a file, in blocks. `otherwise` names columns to use if the file lacks those of `reading`.
+    """Histories in a file, in blocks, read like the training data. `otherwise` names columns to use if the file lacks
+    those of `columns`. `min_rating` counts if there is a column of ratings. `features` names the columns that a network
+    reads, and says whether they are numbers.
 
     A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`). Then the blocks
     come in the file's order, times and types of event are lists in the columns times and events, and features are in
@@ -102,15 +98,15 @@ def histories_in(
         raise UserError(f"{path} is a folder: name one file")
     if (url := url_of(path)) is not None:
         raise UserError(f"{url} is not on this machine: fetch it, and name the file")
-    file_format, columns = format_of(path, file_format), reading.columns
+    file_format = format_of(path, file_format)
     tables = read_table(path, file_format, columns.integers)
     first = next(tables)
     tables = chain([first], tables)
     found, names = first.frame.columns, vars(columns)
     others = {key: name for key, name in vars(otherwise).items() if name in found and names[key] not in found}
-    min_rating = reading.min_rating if columns.rating in found else None
-    features = {name: is_number for name, is_number in (reading.features or {}).items() if name in found}
-    reading = reading._replace(columns=replace(columns, **others), min_rating=min_rating, features=features)
+    min_rating = min_rating if columns.rating in found else None
+    columns = replace(columns, **others)
+    features = {name: is_number for name, is_number in (features or {}).items() if name in found}
     if file_format == "lines":
         for table in tables:
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
@@ -118,9 +114,9 @@ def histories_in(
     elif "items" in found and (_is_list(first.frame["items"]) or _is_json_list(first.frame["items"])):
         wanted = ["times"] * with_times + ["events"] * with_events
         for table in tables:
-            yield from _of_table(table, reading.columns.user, wanted, features).blocks()
+            yield from _of_table(table, columns.user, wanted, features).blocks()
     else:
-        yield from _in_order(path, tables, reading)
+        yield from _in_order(path, to_interactions(tables, columns, min_rating, features), repeats)
 
 
 def _column(values: Any) -> pl.Series:
@@ -196,12 +192,11 @@ def _of_table(table: Table, user_column: str, beside: list[str], features: Colle
     return _of_lists(columns, features)
 
 
-def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Iterator[Histories]:
+def _in_order(path: Path, raw: RawInteractions, repeats: Repeats) -> Iterator[Histories]:
     with temporary(Path(tempfile.gettempdir()) / "lrec-histories") as folder:
         folder.mkdir(mode=0o700)
-        raw = to_interactions(tables, reading.columns, reading.min_rating, features=reading.features)
-        source, rules = {"path": str(path)}, {"repeats": reading.repeats}
-        store = Store.open(prepare_store(folder, "histories", source, 0, lambda: raw, reading=rules))
+        source, reading = {"path": str(path)}, {"repeats": repeats}
+        store = Store.open(prepare_store(folder, "histories", source, 0, lambda: raw, reading=reading))
         raw_items = store.item_table["raw_id"]
         for start in range(0, store.n_users, BLOCK):
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]
