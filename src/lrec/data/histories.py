@@ -59,7 +59,7 @@ def histories_of(
     of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
     of_users = {"user", *(f"{name}s" for name in of_rows), *features}
     if isinstance(table, list) and table and all(isinstance(row, dict) and "items" in row for row in table):
-        given = {name: [row.get(name) for row in table] for name in set().union(*table)}
+        given: dict[str, Any] = {name: [row.get(name) for row in table] for name in set().union(*table)}
     else:
         given = {str(name): table[name] for name in table.columns} if hasattr(table, "columns") else {"items": table}
     if "items" in given:
