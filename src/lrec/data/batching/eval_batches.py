@@ -3,7 +3,6 @@ after them.
 
 Attention is causal, so the hidden state of a position depends only on the history up to this position. Targets of one
 history share a row if the network would read the same positions for each of them: one pass over the row serves all.
-
 A target may stand for a set: all items of a user in a window of time, predicted once, before the first of them.
 
 Letters and padding: see `train_batches`. S seen pairs, P pairs of a target and an item of its set; of all batches, T
@@ -138,10 +137,8 @@ def history_batch(
     events_N: np.ndarray | None = None,
 ) -> EvalBatch:
     """The batch of these histories, laid end to end, without targets. Items are catalogue indices; -1 is left out.
-
     `times` are those of the items (N) and of each history's request (B). `places` are each target's row and the number
-    of the row's items before it (M); by default, and if a row has more than max_len items, one target follows the row.
-    """
+    of the row's items before it (M); by default, and if a row has more than max_len items, one target follows it."""
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
     known_before_N1 = np.append(0, np.cumsum(known_N))

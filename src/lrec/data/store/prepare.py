@@ -5,9 +5,7 @@ for bit.
 
 Reading, ordering and encoding are written by hand and work block by block. For the same arrays of 20 million rows,
 Polars' streaming engine and DuckDB need 1.8 and 2.6 times the time and three to four times the memory, and they do not
-give the row number of a mistake (benchmarks/prepare.md).
-
-Shape suffixes: N interactions, U users, I items.
+give the row number of a mistake (benchmarks/prepare.md). Shape suffixes: N interactions, U users, I items.
 """
 
 import errno
@@ -88,11 +86,9 @@ def prepare_store(
     earlier: Store | None = None,
 ) -> Path:
     """Write the store unless it exists, and return its path. Processes that want the same store wait for the first one.
-
     The store does not depend on `memory_gib` (None: half of the available memory): rows that do not fit go to a
     temporary folder inside the store. `reading` records how the raw data were read; its entry `repeats` decides which
-    interactions of a user with the same item stay. Rows of the store `earlier` come first: see `append_to`.
-    """
+    interactions of a user with the same item stay. Rows of the store `earlier` come first: see `append_to`."""
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
     if not path.exists():
         memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
@@ -144,11 +140,9 @@ def _make(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write(folder: Path, meta: dict[str, Any], raw: RawInteractions, memory: int, store: Store | None) -> None:
-    """Fill the store's folder. If there is an earlier `store`, its rows come before the rows that are read.
-
-    Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
-    is being ordered, and the rest for the block that is being read and the ids.
-    """
+    """Fill the store's folder. If there is an earlier `store`, its rows come before the rows that are read. Of the
+    memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that is being
+    ordered, and the rest for the block that is being read and the ids."""
     progress, work, k = Progress(), folder / "work", meta["options"]["k_core"]
     work.mkdir()
     rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])

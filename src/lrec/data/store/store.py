@@ -53,17 +53,9 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, verify: bool = False) -> Self:
-        """Open a store after checking each file's size, mtime and sampled blocks against meta.json.
-
-        A file whose mtime differs (a copied store) is hashed as a whole.
-
-        Args:
-            path: The store's folder.
-            verify: Hash every file as a whole, whatever its mtime.
-
-        Raises:
-            UserError: There is no store, or a file was truncated, edited or removed.
-        """
+        """Open the store in a folder after checking each file's size, mtime and sampled blocks against meta.json. Files
+        whose mtime differs (a copied store), or with `verify` all files, are hashed as a whole. UserError if there is
+        no store, or if a file was truncated, edited or removed."""
         path = Path(path)
         meta = read_json(path / "meta.json")
         if meta is None:
