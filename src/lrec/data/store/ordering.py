@@ -78,10 +78,6 @@ class Ordered(NamedTuple):
     in_a_row: bool = True  # whether a user may have an item twice in a row
 
     @property
-    def n_rows(self) -> int:
-        return len(self.columns["item"])
-
-    @property
     def users_N(self) -> np.ndarray:
         """The user of each interaction, counted from `first_user`."""
         return np.repeat(np.arange(len(self.lengths_U)), self.lengths_U)

@@ -186,7 +186,7 @@ def _write(folder: Path, meta: dict[str, Any], raw: RawInteractions, memory: int
 def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
     for part in parts:
         yield part
-        progress.add(part.n_rows)
+        progress.add(len(part.columns["item"]))
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:

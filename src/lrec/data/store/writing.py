@@ -38,7 +38,7 @@ class StoreWriter:
 
     def append(self, part: Ordered) -> None:
         """Write the interactions of the next users."""
-        self._n_distinct += part.n_rows + part.repeats_dropped
+        self._n_distinct += len(part.columns["item"]) + part.repeats_dropped
         self._repeats_dropped += part.repeats_dropped
         kept_N, lengths_U = part.those_kept(self._kept_U, self._kept_I)
         columns = at(part.columns, kept_N)
