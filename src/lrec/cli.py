@@ -45,7 +45,7 @@ _SURROUNDINGS = (
 # What each of lrec's own commands does, and the function that runs it, imported only then.
 OWN_COMMANDS = {
     "data prepare": ("read your files once and write a store for all runs", "lrec.data.datasets.prepare"),
-    "data describe": ("print the statistics of a prepared store", "lrec.data.store.statistics.describe"),
+    "data describe": ("print the statistics of a prepared store", "lrec.data.store.store.describe"),
     "update": ("train a run's network on new rows, and keep the better network", "lrec.study.update.update"),
     "export": ("write a checkpoint as one file that can recommend", "lrec.serving.export.export"),
     "recommend": ("list the best next items for any histories", "lrec.serving.command.recommend"),

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.data.features import Features
+from lrec.data.features import Features, Vocabulary
 from lrec.data.sources.interactions import InteractionsDataModule
-from lrec.data.vocabulary import Vocabulary
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled

@@ -6,7 +6,7 @@ from lrec.backtest.report import write_report
 from lrec.backtest.windows import baselines, measured
 from lrec.common.files import check_folder, locked
 from lrec.common.text_tables import on_terminal, rows_table
-from lrec.data.store.statistics import time_text
+from lrec.data.store.store import time_text
 from lrec.study import budget
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import lock_of

@@ -9,8 +9,7 @@ import numpy as np
 
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import count_before, cut_time, in_units
-from lrec.data.store.statistics import time_text
-from lrec.data.store.store import Store, seconds_in
+from lrec.data.store.store import Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Runs, Study

@@ -15,8 +15,7 @@ from lrec.common.files import write_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import BLUE, GREY, alt_text, draw_frame, new_figure, save_figure
 from lrec.common.text_tables import lasting, rows_table
-from lrec.data.store.statistics import time_text
-from lrec.data.store.store import Store
+from lrec.data.store.store import Store, time_text
 from lrec.evaluation.standard_errors import standard_error
 from lrec.laws.fit_json import finite
 from lrec.run import Point, Run

@@ -14,15 +14,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
-from lrec.data.batching.eval_batches import EvalBatches
-from lrec.data.batching.evaluated_users import affordable_users, check_targets, sampled, testable_users
+from lrec.data.batching.eval_batches import EvalBatches, affordable_users, check_targets, sampled, testable_users
 from lrec.data.batching.plan import BatchPlan, shared_epoch
 from lrec.data.batching.train_batches import Ranks, ServedLoader, TrainLoader
 from lrec.data.features import Chosen, Features, Learned
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.download import copy_here, place_of, url_of
-from lrec.data.splits.domain import of_domain
-from lrec.data.splits.reduction import Reduction, TrainingPart, training_part
+from lrec.data.splits.reduction import Reduction, TrainingPart, of_domain, training_part
 from lrec.data.splits.rules import LastItems, Split, SplitRule, Targets
 from lrec.data.store.made_once import Arrays, arrays_of, made_if_large, shared_folder
 from lrec.data.store.ordering import Repeats
@@ -55,6 +53,7 @@ class SequenceDataModule(LightningDataModule, ABC):
     repeats: Repeats = True
     target_events: list[str] | None = None
     with_times: bool = False
+    given_store: Path | None = None
     store: Store
     cuts: Split
     batch_plan: BatchPlan
@@ -149,7 +148,6 @@ class SequenceDataModule(LightningDataModule, ABC):
         self.repeats = repeats
         self.recent_popularity = recent_popularity
         self._urls: list[str] = []
-        self.given_store: Path | None = None  # which `local` reads
         self.given_store = None if store is None else self.local(store)
         self._train_loader: TrainLoader | None = None
         self._resume: dict[str, Any] | None = None
@@ -281,8 +279,7 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     @property
     def event_rows(self) -> list[str]:
-        """Names of the vectors that the network has besides those of items: types of event, and values of the features
-        of events and users."""
+        """Names of the network's vectors besides items': types of event, and values of features of events and users."""
         of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
         return [*self.store.event_types, *chain.from_iterable(of_features)]
 
@@ -313,8 +310,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         return loader
 
     def evaluated(self, stage: str) -> tuple[Targets, tuple[int, int] | None]:
-        """The targets of the users that a stage (val or test) evaluates, and (evaluated users, all users), or None if
-        they are all evaluated."""
+        """The targets that a stage (val or test) evaluates, and (evaluated users, all users), or None for all users."""
         every, some = self.cuts.test_targets, self.test_users
         if stage == "val":
             every, some = self.cuts.val_targets, self.validation_users

@@ -9,7 +9,7 @@ from lrec.data.sources.movielens import MovieLensDataModule
 from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.data.splits.rules import LastItems, UserSplit
 from lrec.data.splits.temporal import GlobalTemporal
-from lrec.data.store.statistics import describe, print_rows
+from lrec.data.store.store import describe, print_rows
 from lrec.options.objects import from_config
 
 __all__ = ["AmazonDataModule", "GlobalTemporal", "InteractionsDataModule", "LastItems", "MovieLensDataModule"]

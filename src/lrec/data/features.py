@@ -3,28 +3,155 @@
     a column -> its Vocabulary, from the training part alone -> events and users: codes, which are rows of a table
                                                              -> items: vectors of ones and numbers
 
-Shape suffixes: N interactions, U users, K users, items or distinct values, S values that an entry of a column may have,
-F values that the entries of all columns may have, W width of an item's vector.
+Shape suffixes: N interactions or entries, U users, K users, items or distinct values, S values that an entry of a
+column may have, F values that the entries of all columns may have, W width of an item's vector.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash
-from lrec.data.formats.readers import infer_format, read_columns
+from lrec.data.formats.readers import feature_of, infer_format, read_columns
 from lrec.data.splits.rules import Split
+from lrec.data.store.encoding import SEPARATOR
 from lrec.data.store.store import Store
-from lrec.data.vocabulary import Kind, Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
 
+Kind = Literal["categories", "numbers", "lists"]
+MOST_SLOTS = 32
 ID = ""  # a column of ids; no feature has this name
 MOST_WIDTH = 4096
 MOST_NUMBERS = 2**20  # numbers of the training part, whose quantiles bound the buckets
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The values of a column in the training part: a table row for each value, or for each bucket of numbers. If the
+    training part has missing values, they have a row too, the last one. A value that is not in the training part has no
+    row (-1) and adds nothing."""
+
+    column: str
+    of: str  # event, user or item
+    kind: Kind
+    values: list[str] = field(default_factory=list)  # of categories and lists, in text order
+    edges: list[float] = field(default_factory=list)  # of numbers: bucket b holds edges[b - 1] <= x < edges[b]
+    centre: tuple[float, float] = (0.0, 1.0)  # mean and standard deviation of numbers in training
+    missing: bool = False  # whether training had missing values
+    slots: int = 1  # largest number of values in an entry
+
+    @classmethod
+    def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":
+        """The vocabulary of a column, from its values in the training part."""
+        is_number = kind == "numbers"
+        blank = values.fill_null(np.nan).is_nan() if is_number else values.fill_null("").str.strip_chars() == ""
+        values, missing = values.filter(~blank), bool(blank.any())
+        if is_number:
+            numbers = np.sort(values.to_numpy())
+            distinct = np.unique(numbers)
+            if len(distinct) > buckets:
+                places = np.arange(1, buckets) * len(numbers) // buckets
+                distinct = np.unique(np.append(numbers[0], numbers[places]))
+            centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
+            return cls(column, of, kind, [], distinct[1:].tolist(), centre, missing)
+        entries = [_parts(text, kind) for text in values.unique()]
+        slots = max([1, *map(len, entries)])
+        if slots > MOST_SLOTS:
+            raise UserError(f"{of}_features.lists {column}: an entry has {slots} values; at most {MOST_SLOTS} are read")
+        known = sorted({part for entry in entries for part in entry})
+        return cls(column, of, kind, known, missing=missing, slots=slots)
+
+    @property
+    def size(self) -> int:
+        """Rows of the table."""
+        return (len(self.edges) + 1 if self.kind == "numbers" else len(self.values)) + self.missing
+
+    @property
+    def row_names(self) -> list[str]:
+        """A name for each row that no other row has."""
+        values = range(len(self.edges) + 1) if self.kind == "numbers" else self.values
+        return [f"{self.of} {self.column}={value}" for value in (*values, *["\0missing"] * self.missing)]
+
+    def codes(self, values: pl.Series) -> np.ndarray:
+        """The table rows of each entry's values, int64 (N, S); -1 if a value has no row or a slot is unused."""
+        read = self._as_trained(values)
+        if self.kind == "numbers":
+            return self.buckets(read.to_numpy())
+        distinct, unused = read.unique(), [-1] * self.slots
+        rows = [[*self._rows_in(text), *unused][: self.slots] for text in distinct]
+        rows_KS = np.array(rows, dtype=np.int64).reshape(-1, self.slots)
+        return rows_KS[read.cast(pl.Enum(distinct)).to_physical().to_numpy()]
+
+    def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
+        """The table rows of numbers, int64 (N, 1). Not with Polars, whose threads a data loader's process lacks."""
+        rows_N = np.searchsorted(np.asarray(self.edges), numbers_N, side="right")
+        return np.where(np.isnan(numbers_N), self.size - 1 if self.missing else -1, rows_N)[:, None]
+
+    def vectors(self, values: pl.Series) -> np.ndarray:
+        """Each entry as a vector, (N, W): a one for each value; or the standardised number, and if training had missing
+        ones, whether it is missing."""
+        read = self._as_trained(values)
+        if self.kind == "numbers":
+            numbers_N = (read.to_numpy() - self.centre[0]) / self.centre[1]
+            return np.stack([np.nan_to_num(numbers_N), np.isnan(numbers_N)], 1)[:, : 1 + self.missing]
+        ones_NW = np.zeros((len(values), self.size), dtype=np.float32)
+        for place, text in enumerate(read):
+            ones_NW[place, self._rows_in(text)] = 1
+        return ones_NW
+
+    def _as_trained(self, values: pl.Series) -> pl.Series:
+        """The values as training read them: numbers, nan if missing; or text, empty if missing."""
+        is_number = self.kind == "numbers"
+        if is_number or values.dtype != pl.String:
+            values = feature_of(values.alias(self.column), is_number, "features", 1)
+        return values.fill_null(np.nan if is_number else "")
+
+    def _rows_in(self, text: str) -> list[int]:
+        """The table rows of an entry's values."""
+        return [self._row_of[part] for part in _parts(text, self.kind) if part in self._row_of]
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {value: row for row, value in enumerate([*self.values, *[""] * self.missing])}
+
+
+def _parts(text: str, kind: Kind) -> list[str]:
+    """The values of an entry, each once; an empty text for a missing entry."""
+    if not text.strip():
+        return [""]
+    found = text.split(SEPARATOR) if kind == "lists" else [text]
+    return [part for part in dict.fromkeys(each.strip() for each in found) if part]
+
+
+def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n: int) -> np.ndarray:
+    """The codes of `n` entries, (N, F), as rows of one table. Of a column that is not given, all values are missing."""
+    nothing = pl.Series([None] * n, dtype=pl.Float64)
+    codes = [vocabulary.codes(values.get(vocabulary.column, nothing)) for vocabulary in vocabularies]
+    return one_table(codes, [vocabulary.size for vocabulary in vocabularies])
+
+
+def one_table(codes: list[np.ndarray], sizes: list[int]) -> np.ndarray:
+    """Codes of several columns, each (N, S), as rows of one table, (N, F), which joins the columns' tables in order.
+    The size of the last table is not needed."""
+    starts = [0, *accumulate(sizes)]
+    moved = [np.where(codes_NS < 0, -1, codes_NS + start) for codes_NS, start in zip(codes, starts, strict=False)]
+    return np.concatenate(moved, axis=1).astype(np.int64)
+
+
+def vocabularies_of(about: Mapping[str, Any]) -> list[Vocabulary]:
+    """The vocabularies of a trained network, from its description; empty if it has no features."""
+    return [Vocabulary(**each) for each in about.get("features", [])]
+
+
+def as_plain(vocabularies: list[Vocabulary]) -> dict[str, Any]:
+    """The part of the description that `vocabularies_of` reads; empty without vocabularies."""
+    return {"features": [asdict(each) for each in vocabularies]} if vocabularies else {}
 
 
 @dataclass(frozen=True)
@@ -62,8 +189,7 @@ class Features:
         return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
-        """Read the file: `ID` and the columns, text or numbers, null if a value is missing; UserError if the file
-        cannot be used."""
+        """The file's `ID` and columns: text or numbers, null if missing; UserError if the file cannot be used."""
         assert self.path is not None
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
@@ -82,15 +208,13 @@ class Features:
             if not frame[ID].is_in(raw_ids.implode()).any():
                 raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
             return _completed(frame, raw_ids)
-        store, first_K = split.store, np.full(len(raw_ids), -1)
-        for rows_N in split.training_rows():
-            if of == "user":
-                keys_N = np.searchsorted(store.offsets_U1, rows_N, side="right") - 1
-            else:
-                keys_N = split.catalogue_index_I[store.items_N[rows_N]]
-            new_N = first_K[keys_N] < 0
-            # If a key occurs twice, numpy keeps its last value, which in this order is the first row.
-            first_K[keys_N[new_N][::-1]] = rows_N[new_N][::-1]
+        store = split.store
+        if of == "user":
+            first_K = np.where(split.train_U > 0, store.offsets_U1[:-1], -1)
+        else:  # each of them is in the training part
+            first_K = np.full(len(raw_ids), len(store.items_N))
+            for rows_N in split.training_rows():
+                np.minimum.at(first_K, split.catalogue_index_I[store.items_N[rows_N]], rows_N)
         there = pl.when(pl.Series(first_K >= 0))
         found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
         return pl.DataFrame({ID: raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
@@ -183,8 +307,7 @@ def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndar
 
 
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Ids and vectors of the items of another file, first those of `raw_ids`, then new ones. `about` describes the
-    features of a trained network."""
+    """Ids and vectors of another file's items, first `raw_ids`, then new ones. `about` describes a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
     frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids)
     return frame[ID], item_vectors(vocabularies, frame)

@@ -1,8 +1,7 @@
-"""Histories that recommendations continue: from a table in memory, or from a file, block by block. Shape suffixes:
-B histories."""
+"""Histories (B of them) that recommendations continue: from a table in memory, or from a file, block by block."""
 
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from lrec.data.formats.times import in_seconds
 from lrec.data.sources.download import url_of
 from lrec.data.store.encoding import FEATURE
 from lrec.data.store.ordering import Repeats
-from lrec.data.store.prepare import prepare_store
+from lrec.data.store.prepare import RawInteractions, prepare_store
 from lrec.data.store.store import Store
 from lrec.errors import UserError
 
@@ -49,15 +48,6 @@ class Histories(NamedTuple):
         return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
 
 
-class ReadingRules(NamedTuple):
-    """How rows of interactions are read: in the same way as the training data."""
-
-    columns: Columns
-    min_rating: float | None = None  # applied if the rows have a column of ratings
-    repeats: Repeats = True
-    features: Mapping[str, bool] | None = None  # columns that a network reads, and whether they are numbers
-
-
 def histories_of(
     table: Any, with_times: bool = False, with_events: bool = False, features: Collection[str] = ()
 ) -> Histories:
@@ -69,20 +59,17 @@ def histories_of(
     of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
     of_users = {"user", *(f"{name}s" for name in of_rows), *features}
     if isinstance(table, list) and table and all(isinstance(row, dict) and "items" in row for row in table):
-        given = {name: [row.get(name) for row in table] for name in of_users.intersection(set().union(*table))}
-        others = {name: pl.Series(values, strict=False) for name, values in given.items() if name != "items"}
-        return _of_lists({"items": given["items"], **others}, features)
-    if not hasattr(table, "columns"):
-        return _of_lists({"items": table})
-    names = [str(name) for name in table.columns]
-    if "items" in names:
-        wanted = of_users.intersection(names)
-        return _of_lists({name: table[name] if name == "items" else _column(table[name]) for name in wanted}, features)
-    if not {"user", "item"}.issubset(names):
-        there = ", ".join(names)
+        given: dict[str, Any] = {name: [row.get(name) for row in table] for name in set().union(*table)}
+    else:
+        given = {str(name): table[name] for name in table.columns} if hasattr(table, "columns") else {"items": table}
+    if "items" in given:
+        columns = {name: _column(given[name]) for name in (of_users - {"items"}) & given.keys()}
+        return _of_lists({"items": given["items"], **columns}, features)
+    if not {"user", "item"} <= given.keys():
+        there = ", ".join(given)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    mine = [name for name in features if name in names]
-    columns = {name: _column(table[name]) for name in {"user", *of_rows, *mine}.intersection(names)}
+    mine = [name for name in features if name in given]
+    columns = {name: _column(given[name]) for name in {"user", *of_rows, *mine} & given.keys()}
     users = pl.DataFrame(columns).group_by("user", maintain_order=True)
     return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
 
@@ -90,33 +77,36 @@ def histories_of(
 def histories_in(
     path: Path,
     file_format: Format | None,
-    reading: ReadingRules,
+    columns: Columns,
     otherwise: Columns,
+    min_rating: float | None = None,
+    repeats: Repeats = True,
+    features: Mapping[str, bool] | None = None,
     with_times: bool = False,
     with_events: bool = False,
 ) -> Iterator[Histories]:
-    """Histories in a file, in blocks.
+    """Histories in a file, in blocks, read like the training data. `otherwise` names columns to use if the file lacks
+    those of `columns`. `min_rating` counts if there is a column of ratings. `features` names the columns that a network
+    reads, and says whether they are numbers.
 
     A row may be a user (Parquet or JSON lines with a column `items` of lists; or the format `lines`). Then the blocks
-    come in the file's order. Or a row may be an interaction. Then the file is ordered first, like training data, in
+    come in the file's order, times and types of event are lists in the columns times and events, and features are in
+    columns of their names. Or a row may be an interaction. Then the file is ordered first, like training data, in
     bounded memory and a temporary folder, and the blocks come in the order of the users' ids.
-
-    `otherwise` names columns to use if the file lacks those of `reading`. If a row is a user, times and types of event
-    are lists in the columns times and events, and features are in columns of their names.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name one file")
     if (url := url_of(path)) is not None:
         raise UserError(f"{url} is not on this machine: fetch it, and name the file")
-    file_format, columns = format_of(path, file_format), reading.columns
+    file_format = format_of(path, file_format)
     tables = read_table(path, file_format, columns.integers)
     first = next(tables)
     tables = chain([first], tables)
     found, names = first.frame.columns, vars(columns)
     others = {key: name for key, name in vars(otherwise).items() if name in found and names[key] not in found}
-    min_rating = reading.min_rating if columns.rating in found else None
-    features = {name: is_number for name, is_number in (reading.features or {}).items() if name in found}
-    reading = reading._replace(columns=replace(columns, **others), min_rating=min_rating, features=features)
+    min_rating = min_rating if columns.rating in found else None
+    columns = replace(columns, **others)
+    features = {name: is_number for name, is_number in (features or {}).items() if name in found}
     if file_format == "lines":
         for table in tables:
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
@@ -124,14 +114,14 @@ def histories_in(
     elif "items" in found and (_is_list(first.frame["items"]) or _is_json_list(first.frame["items"])):
         wanted = ["times"] * with_times + ["events"] * with_events
         for table in tables:
-            yield from _of_table(table, reading.columns.user, wanted, features).blocks()
+            yield from _of_table(table, columns.user, wanted, features).blocks()
     else:
-        yield from _in_order(path, tables, reading)
+        yield from _in_order(path, to_interactions(tables, columns, min_rating, features), repeats)
 
 
 def _column(values: Any) -> pl.Series:
-    if isinstance(values, pl.Series):
-        return values
+    if isinstance(values, pl.Series | list):
+        return pl.Series(values, strict=False)
     plain = values.tolist()
     return pl.Series([None if gone else value for value, gone in zip(plain, values.isna(), strict=True)])
 
@@ -202,12 +192,11 @@ def _of_table(table: Table, user_column: str, beside: list[str], features: Colle
     return _of_lists(columns, features)
 
 
-def _in_order(path: Path, tables: Iterable[Table], reading: ReadingRules) -> Iterator[Histories]:
+def _in_order(path: Path, raw: RawInteractions, repeats: Repeats) -> Iterator[Histories]:
     with temporary(Path(tempfile.gettempdir()) / "lrec-histories") as folder:
         folder.mkdir(mode=0o700)
-        raw = to_interactions(tables, reading.columns, reading.min_rating, features=reading.features)
-        source, rules = {"path": str(path)}, {"repeats": reading.repeats}
-        store = Store.open(prepare_store(folder, "histories", source, 0, lambda: raw, reading=rules))
+        source, reading = {"path": str(path)}, {"repeats": repeats}
+        store = Store.open(prepare_store(folder, "histories", source, 0, lambda: raw, reading=reading))
         raw_items = store.item_table["raw_id"]
         for start in range(0, store.n_users, BLOCK):
             offsets_B1 = store.offsets_U1[start : start + BLOCK + 1]

@@ -9,7 +9,7 @@ from typing import Any
 from lrec.checkpoint.reading import STATE
 from lrec.common.files import read_json
 from lrec.common.text_tables import counted
-from lrec.data.store.statistics import in_words
+from lrec.data.store.store import in_words
 from lrec.errors import UserError
 from lrec.run import Point, Run, served
 from lrec.serving.recommender import Model

@@ -15,7 +15,7 @@ from lrec.common.files import check_writable, replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.data.features import read_again
 from lrec.data.formats.readers import Columns, Format, read_titles
-from lrec.data.histories import Histories, ReadingRules, histories_in
+from lrec.data.histories import Histories, histories_in
 from lrec.data.store.long_work import Progress
 from lrec.errors import UserError, check_range
 from lrec.serving.export import load
@@ -119,8 +119,9 @@ def _blocks_of(model: Model, histories: Path, format: Format | None, given: dict
     trained = model.about.get("columns") or USUAL
     columns = replace(_columns(given, trained), rating=trained.get("rating"))
     kinds = {each.column: each.kind == "numbers" for each in model.features}
-    reading = ReadingRules(columns, model.about.get("min_rating"), model.about.get("repeats", True), kinds)
-    return histories_in(histories, format, reading, _columns(given, USUAL), model.net.reads_times, model.reads_types)
+    rules = (model.about.get("min_rating"), model.about.get("repeats", True), kinds)
+    reads = (model.net.reads_times, model.reads_types)
+    return histories_in(histories, format, columns, _columns(given, USUAL), *rules, *reads)
 
 
 def _write(lists: Iterable[pl.DataFrame], out: Path | None) -> tuple[pl.DataFrame | None, Counter[str]]:

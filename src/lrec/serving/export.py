@@ -19,8 +19,7 @@ from lrec.checkpoint.trained import CATALOGUE, Trained, build_network, items_as_
 from lrec.checkpoint.writing import save_tensors
 from lrec.common.files import check_writable, replacing, write_json, write_text
 from lrec.common.text_tables import counted
-from lrec.data.features import vectors_of_file
-from lrec.data.vocabulary import vocabularies_of
+from lrec.data.features import vectors_of_file, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled, vectors_of

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch, batch_bounds, history_batch
+from lrec.data.features import Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.data.formats.readers import id_of
 from lrec.data.formats.times import in_seconds
 from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
 from lrec.data.store.encoding import FEATURE
-from lrec.data.vocabulary import Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.transformer import Transformer
 from lrec.ranking.best_items import TopItems

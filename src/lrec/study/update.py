@@ -24,10 +24,8 @@ from lrec.data.formats.readers import Columns
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
-from lrec.data.store.append import refuse_append, refuse_other_unit
-from lrec.data.store.prepare import append_to
-from lrec.data.store.statistics import time_text
-from lrec.data.store.store import Store
+from lrec.data.store.prepare import append_to, refuse_append, refuse_other_unit
+from lrec.data.store.store import Store, time_text
 from lrec.errors import UserError, check_range
 from lrec.evaluation.cases import Cases, Ranked, cases_before, rank_by_net, rank_by_popularity, values_of
 from lrec.evaluation.shared_scoring import device

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lrec.data.splits.domain import DomainStore
+from lrec.data.splits.reduction import DomainStore
 from lrec.evaluation.cases import cases_of_test
 from lrec.tasks.intervals import UserResamples, estimate
 from lrec.tasks.results import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend

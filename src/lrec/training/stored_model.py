@@ -24,7 +24,7 @@ from lrec.checkpoint.trained import (
     trained_in,
 )
 from lrec.data.datamodule import SequenceDataModule
-from lrec.data.vocabulary import as_plain, vocabularies_of
+from lrec.data.features import as_plain, vocabularies_of
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import NewItems, refuse_other_vectors

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrec.checkpoint.reading import agreed, check, mapped, read
 from lrec.checkpoint.trained import Trained, check_finite, check_parameters, refuse_other_network, trained_in
-from lrec.data.vocabulary import vocabularies_of
+from lrec.data.features import vocabularies_of
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
 from lrec.model import parallelize

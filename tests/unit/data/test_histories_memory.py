@@ -10,11 +10,11 @@ import pytest
 READ = """
 import sys
 from pathlib import Path
-from lrec.data.histories import ReadingRules, histories_in
+from lrec.data.histories import histories_in
 from lrec.data.formats.readers import Columns
 
 columns = Columns("user", "item", None)
-users = sum(len(block.users) for block in histories_in(Path(sys.argv[1]), None, ReadingRules(columns), columns))
+users = sum(len(block.users) for block in histories_in(Path(sys.argv[1]), None, columns, columns))
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(users, int(peak) / 2**20)
 """

@@ -1,29 +1,40 @@
-"""The batches of evaluation: histories, and the targets that the network predicts within them or after them.
+"""Which users are evaluated, and their batches: histories, and the targets that the network predicts within them or
+after them.
 
 Attention is causal, so the hidden state of a position depends only on the history up to this position. Targets of one
 history share a row if the network would read the same positions for each of them: one pass over the row serves all.
-
 A target may stand for a set: all items of a user in a window of time, predicted once, before the first of them.
 
-Letters and padding are those of `train_batches`, and S seen pairs, P pairs of a target and an item of its set, T
-targets and R rows of all batches.
+Letters and padding: see `train_batches`. S seen pairs, P pairs of a target and an item of its set; of all batches, T
+targets and R rows.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lrec.data.batching.train_batches import ALONE, Ranks, padded, with_request
-from lrec.data.splits.rules import Split, Targets, ranges
+from lrec.data.batching.plan import BatchPlan
+from lrec.data.batching.train_batches import ALONE, Ranks, limited, padded, with_request
+from lrec.data.splits.rules import Split, Targets, hash_numbers, ranges
+from lrec.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
 
 MAX_TARGETS = 1024
 MAX_POSITIONS = 16384
+# Largest cost of an evaluation, as a share of the training since the previous one; and the number of users that it may
+# have whatever they cost, because a metric of fewer users says little.
+SHARE = 0.1
+LEAST_USERS = 2000
+# Most scores of a test (targets times items): about ten minutes on two cores.
+MOST_SCORES = 10**11
 
 
 class EvalBatch(NamedTuple):
@@ -126,11 +137,8 @@ def history_batch(
     events_N: np.ndarray | None = None,
 ) -> EvalBatch:
     """The batch of these histories, laid end to end, without targets. Items are catalogue indices; -1 is left out.
-
-    `times` are the times of the items (N) and of the request of each history (B). `places` are the row of each target
-    and the number of the row's items before it (M); by default, one target follows each row. A row of more than max_len
-    items must have only one target.
-    """
+    `times` are those of the items (N) and of each history's request (B). `places` are each target's row and the number
+    of the row's items before it (M); by default, and if a row has more than max_len items, one target follows it."""
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
     known_before_N1 = np.append(0, np.cumsum(known_N))
@@ -160,18 +168,15 @@ def history_batch(
 
 @dataclass
 class EvalBatches(Dataset[EvalBatch]):
-    """This rank's evaluation batches: each rank has the same number, and each target is on exactly one rank.
-
-    A target is the user's item at its position, or -1 after the last item; its history is the items before. If targets
-    are sets, they have the sizes `sizes_T`.
-    """
+    """This rank's evaluation batches: each rank has as many, and each target is on exactly one rank. A target is the
+    user's item at its position, or -1 after the last item; its history is the items before."""
 
     split: Split
     targets: Targets
     max_len: int
     ranks: Ranks = ALONE
     with_times: bool = False
-    sizes_T: np.ndarray | None = None
+    sizes_T: np.ndarray | None = None  # numbers of items, if targets are sets
 
     def __post_init__(self) -> None:
         batches = shared_rows(self.split, self.targets, self.max_len, self.with_times).batches()
@@ -221,3 +226,45 @@ class EvalBatches(Dataset[EvalBatch]):
         n_true_M, known_Q = np.bincount(of_Q, minlength=len(sizes_M)), items_Q >= 0
         found = {"true_targets_P": of_Q[known_Q], "true_items_P": items_Q[known_Q], "n_true_M": n_true_M}
         return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def check_targets(split: Split, target_events: list[str] | None, cold_targets: str) -> None:
+    """UserError if there is nothing to evaluate."""
+    for name, targets in (("validation", split.val_targets), ("test", split.test_targets)):
+        if len(targets.users_T) == 0 and target_events is not None:
+            raise UserError(f"data.target_events: no {name} target is of these types: choose more of them")
+        if len(targets.users_T) == 0 and cold_targets == "dropped":
+            raise UserError(f"data.cold_targets dropped: no {name} target is an item of the training part")
+    if len(split.val_users) == 0:
+        raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
+
+
+def affordable_users(plan: BatchPlan, data: "LightningDataModule") -> int:
+    """How many users may validate during the fit that uses `data`. Reading a position costs a third of training on it,
+    and ranking the catalogue for a target costs as much as training on one position."""
+    split, trainer = plan.part.split, data.trainer
+    assert trainer is not None
+    users_T = split.val_targets.users_T
+    rows = shared_rows(split, split.val_targets, plan.max_len)
+    cost = rows.lengths_R.sum() / 3 + len(users_T)
+    batches = plan.n_steps * trainer.accumulate_grad_batches
+    interval = getattr(trainer, "val_check_interval", 1.0)  # Lightning sets none for a time: an epoch is assumed
+    if isinstance(interval, float):
+        interval = interval * limited(batches, trainer.limit_train_batches) * (trainer.check_val_every_n_epoch or 1)
+    positions = plan.part.n_positions * interval / batches
+    return max(int(SHARE * positions * len(np.unique(users_T)) / cost), LEAST_USERS)
+
+
+def testable_users(targets: Targets, n_items: int) -> int:
+    """How many users may be tested if each target is ranked among `n_items` items."""
+    return max(int(MOST_SCORES * len(np.unique(targets.users_T)) / max(len(targets.users_T) * n_items, 1)), LEAST_USERS)
+
+
+def sampled(targets: Targets, n_users: int | Literal["all"]) -> tuple[Targets, tuple[int, int] | None]:
+    """The targets of a fixed sample of the users who have some, and (users of the sample, all users), or None if it has
+    all targets. Its users' places in the store have the smallest hashes, so a larger sample contains a smaller one."""
+    users = np.unique(targets.users_T)
+    if n_users == "all" or n_users >= len(users):
+        return targets, None
+    sampled_T = np.isin(targets.users_T, users[np.argsort(hash_numbers(users), kind="stable")[:n_users]])
+    return Targets(targets.users_T[sampled_T], targets.positions_T[sampled_T]), (n_users, len(users))

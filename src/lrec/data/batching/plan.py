@@ -1,5 +1,4 @@
-"""The batch plan of training: which windows of which users form each global step. Shape suffixes: W windows of an
-epoch, T steps of an epoch, U users."""
+"""The batch plan of training: which windows form each global step. U users; of an epoch, W windows and T steps."""
 
 import shutil
 from dataclasses import dataclass

@@ -156,13 +156,11 @@ class _TrainDataset(Dataset[TrainBatch]):
 
 
 class TrainLoader(ServedLoader):
-    """This rank's micro-batches, one epoch per pass. The loader owns (epoch, consumed steps) and resumes exactly.
-
-    Each iter() begins the next epoch, but the first one after load_state_dict() continues the saved epoch. The number
-    of ranks may differ from the saved one. The number of steps of an epoch may not, because Lightning continues to
-    count them. In the middle of an epoch, seed and accumulation may not differ either. `limit` is Lightning's limit
-    of batches: after as many, a saved epoch is over.
-    """
+    """This rank's micro-batches, one epoch per pass. The loader owns (epoch, consumed steps) and resumes exactly. Each
+    iter() begins the next epoch, but the first one after load_state_dict() continues the saved epoch. The number of
+    ranks may differ from the saved one. The number of steps of an epoch may not, because Lightning continues to count
+    them. In the middle of an epoch, seed and accumulation may not differ either. `limit` is Lightning's limit of
+    batches: after as many, a saved epoch is over."""
 
     def __init__(
         self,

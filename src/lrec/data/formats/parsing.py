@@ -1,11 +1,10 @@
 """Read text and Parquet as tables, block by block. Every row arrives, or a UserError names the file and the row."""
 
+import csv
 import io
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
-from csv import Error as CsvError
-from csv import reader as csv_reader
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -79,8 +78,8 @@ def _split_header(block: Block, separator: str) -> tuple[list[str], Block]:
     if "\r" in text:
         block.refuse(0, _LONE_RETURN)
     try:
-        header = next(csv_reader([text], delimiter=separator, strict=True), [])
-    except CsvError as error:
+        header = next(csv.reader([text], delimiter=separator, strict=True), [])
+    except csv.Error as error:
         block.refuse(0, str(error))
     for place, column in enumerate(header):
         if column in header[:place]:
@@ -159,11 +158,11 @@ def _refuse_row(block: Block, separator: str, width: int) -> None:
     """Raise for the first row that is not UTF-8 or has too few or too many fields."""
     row = block.row
     try:
-        for fields in csv_reader(io.StringIO(block.decoded(), newline=""), delimiter=separator):
+        for fields in csv.reader(io.StringIO(block.decoded(), newline=""), delimiter=separator):
             if len(fields) != width:
                 raise UserError(f"{block.name}, row {row}: {len(fields)} fields where {width} are expected")
             row += 1
-    except CsvError as error:
+    except csv.Error as error:
         raise UserError(f"{block.name}, row {row}: {error}") from None
 
 

@@ -63,10 +63,8 @@ def format_of(path: Path, chosen: Format | None) -> Format:
 def read_table(path: Path, file_format: Format, integers: Collection[str] = ()) -> Iterator[Table]:
     name = str(path)
     match file_format:
-        case "csv":
-            return csv_tables(unpacked(path), name, ",", integers=integers)
-        case "tsv":
-            return csv_tables(unpacked(path), name, "\t", integers=integers)
+        case "csv" | "tsv":
+            return csv_tables(unpacked(path), name, "," if file_format == "csv" else "\t", integers=integers)
         case "jsonl":
             return jsonl_tables(unpacked(path), name)
         case "lines":
@@ -167,8 +165,7 @@ def _rest(table: Table, exact: list[str], time_column: str, times: pl.Series) ->
 
 
 def _hashes(raw: pl.Series, seed: int) -> pl.Series:
-    """Hashes of the values. 5 and 5.0 have the same, because the files of a log may hold a column in different types of
-    numbers."""
+    """Hashes of the values. 5 and 5.0 have the same: the files of a log may hold a column in different types."""
     if raw.dtype == pl.Int64 or not raw.dtype.is_numeric():
         return raw.hash(seed)
     whole = raw.cast(pl.Int64, strict=False)
@@ -241,10 +238,7 @@ def feature_of(raw: pl.Series, is_number: bool, name: str, first_row: int) -> pl
     JSON, becomes its values with | between them."""
     if not is_number and isinstance(raw.dtype, pl.List | pl.Array):
         refuse_types(pl.Series(raw.name, dtype=raw.dtype.inner), name)
-        value, whole = pl.element(), pl.element().cast(pl.Int64, strict=False)
-        if raw.dtype.inner.is_float():  # as in `ids_of`
-            value = pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.fill_nan(None).cast(pl.String))
-        texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(value.cast(pl.String))
+        texts = raw.cast(pl.List(raw.dtype.inner)).list.eval(pl.element().map_batches(ids_of, pl.String))
         return texts.list.join(SEPARATOR, ignore_nulls=True)
     refuse_types(raw, name)
     if not is_number:
@@ -273,8 +267,7 @@ def _joined(text: str) -> str:
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
-    """The first title of each item, in text columns item (raw id) and title. Ids are in the first column of the file
-    unless `item_column` names another."""
+    """The first title of each item, in text columns item (raw id) and title. By default, ids are the first column."""
     if re.search(r"movies\.dat(\.\w+)?$", path.name):
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", b"".join(unpacked(path)).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")

@@ -79,11 +79,9 @@ def _whole(numbers: pl.Series) -> pl.Series:
 
 
 class TimeUnits:
-    """The unit of each file's times: microseconds for dates; for numbers, the median decides.
-
-    A number below 1e8 in absolute value may be in any unit. A larger number whose size means another unit than the
-    median's is refused, because it would be sorted as if it were in the median's unit.
-    """
+    """The unit of each file's times: microseconds for dates; for numbers, the median decides. A number below 1e8 in
+    absolute value may be in any unit. A larger number whose size means another unit than the median's is refused,
+    because it would be sorted as if it were in the median's unit."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}  # of each file's times

@@ -78,8 +78,7 @@ def copy_here(url: str, folder: Path) -> None:
 
     try:
         with locked(folder / ".lock"):
-            entries = read_json(folder / "copied.json", {}).values()  # several URLs may name a file
-            known = {name: checksum for files in entries for name, checksum in files.items()}
+            known = read_json(folder / "copied.json", {}).get("files", {})  # several URLs may name a file
             system, root = fsspec.url_to_fs(url)
             here, checksums = place_of(url, folder), dict[str, str]()
             for file, place in _files_at(system, root, here).items():

@@ -93,9 +93,7 @@ class Process:
 
     def logits(self, history_BL: np.ndarray) -> np.ndarray:
         """log p_j + sum_k w_k K[x_k, j] after histories of equal length (0 too), oldest item first, as (B, V) float32.
-
-        A row does not depend on the other rows: it is a sum of gathered rows, not part of a matrix product.
-        """
+        A row does not depend on the other rows: it is a sum of gathered rows, not part of a matrix product."""
         logits_BV = np.tile(np.log(self.popularity_V).astype(np.float32), (len(history_BL), 1))
         recent_BK = history_BL[:, ::-1][:, : self.memory]
         weights_K = float(self.decay) ** np.arange(recent_BK.shape[1])
@@ -130,11 +128,9 @@ class Process:
         return np.concatenate(list(map_ahead(drawn, range(0, n_users, _DRAWN))))
 
     def bayes_loss(self, items_UL: np.ndarray, targets: Targets, catalogue_V: np.ndarray) -> float:
-        """Mean -log p(target | the items before), in nats.
-
-        As for a model, p is renormalised over the catalogue (`catalogue_V` is a mask), and targets outside it are left
-        out. Unlike a model, p also reads the items outside the catalogue that are in the history.
-        """
+        """Mean -log p(target | the items before), in nats. As for a model, p is renormalised over the catalogue
+        (`catalogue_V` is a mask), and targets outside it are left out. Unlike a model, p also reads the items outside
+        the catalogue that are in the history."""
         loss, known = 0.0, 0
         for position in np.unique(targets.positions_T):
             users_T = targets.users_T[targets.positions_T == position]
@@ -216,9 +212,7 @@ class SyntheticDataModule(SequenceDataModule):
 
     def read(self) -> RawInteractions:
         """Draw the set, and compute its floor for `LastItems`: test on the last item, validation on the item before.
-
-        Raw ids are numbers with leading zeros: item 0 is the most popular.
-        """
+        Raw ids are numbers with leading zeros: item 0 is the most popular."""
         n_users, length = self.sequences
         items_UL = self.process.sample(n_users, length)
         catalogue_V = np.bincount(items_UL[:, :-2].ravel(), minlength=self.process.n_items) > 0

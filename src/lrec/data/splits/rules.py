@@ -1,8 +1,7 @@
 """Which interactions are for training, validation and test: where each user's sequence is cut.
 
 Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffixes: U users, N
-interactions, I items of the store, V items of the catalogue, T targets of evaluation.
-"""
+interactions, I items of the store, V items of the catalogue, T targets of evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -21,11 +20,9 @@ HELD_OUT_MIN_LENGTH = 50  # users with more interactions than this may be held o
 
 
 class SplitRule(ABC):
-    """A way to cut every user's sequence: `LastItems`, `GlobalTemporal`, `UserSplit`, or a class of your own.
-
-    A subclass is a frozen dataclass that defines `cut`. Its fields are its options (`--data.split my_split.Rule`), and
-    its repr is part of the data hash, by which a run knows what it was trained on.
-    """
+    """A way to cut every user's sequence: `LastItems`, `GlobalTemporal`, `UserSplit`, or a class of your own: a frozen
+    dataclass that defines `cut`. Its fields are its options (`--data.split my_split.Rule`), and its repr is part of the
+    data hash, by which a run knows what it was trained on."""
 
     @property
     def trained_on(self) -> str:
@@ -34,12 +31,9 @@ class SplitRule(ABC):
 
     @abstractmethod
     def cut(self, store: Store) -> "Split":
-        """Decide where each user's sequence is cut.
-
-        Args:
-            store: `items_N` and `times_N` (None if the source has no times) are the interactions, user after user, each
-                user's in time order. `offsets_U1` tells which of them belong to which user.
-        """
+        """Decide where each user's sequence is cut. `items_N` and `times_N` of the store (None if the source has no
+        times) are the interactions, user after user, each user's in time order. `offsets_U1` tells which of them belong
+        to which user."""
 
     def __call__(self, store: Store) -> "Split":
         """Cut the store's users. Raise UserError if the cut is malformed, leaks, or leaves nothing to train on."""

@@ -1,7 +1,5 @@
-"""The split by time.
-
-Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape suffix: U users.
-"""
+"""The split by time. Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape
+suffix: U users."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta

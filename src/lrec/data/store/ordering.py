@@ -1,9 +1,8 @@
 """Order any number of rows in bounded memory: they come in the order of the source and leave user after user.
 
 Rows come in pieces, which stay in memory up to a limit; beyond it they go to a file. Either way, every piece is split
-into ranges of users that fit into memory, and each range is ordered by itself. So the result is the same.
-
-Shape suffixes: N rows of a range, U users, I items, K ids.
+into ranges of users that fit into memory, and each range is ordered by itself. So the result is the same. Shape
+suffixes: N rows of a range, U users, I items, K ids.
 """
 
 import math
@@ -16,7 +15,6 @@ import polars as pl
 
 from lrec.data.store.encoding import REST, Ranked, Rows
 from lrec.data.store.long_work import map_ahead
-from lrec.data.store.store import write_array
 
 # Which interactions of a user with the same item stay: all (True), the first in time (False), or all that do not come
 # directly after another one, also after the k-core has dropped users and items.
@@ -44,7 +42,8 @@ class RowBuffer:
                 held = [each[name] for each in self._held]
                 columns[name] = file.tell(), np.result_type(*(column.dtype for column in held))
                 for column in held:
-                    write_array(file, column.astype(columns[name][1], copy=False))
+                    # numpy's tofile does not say why it fails.
+                    file.write(column.astype(columns[name][1], copy=False).data)
         self._written.append((sum(map(len, held)), columns))
         self._held, self._size, self.spilled = [], 0, True
 
@@ -79,10 +78,6 @@ class Ordered(NamedTuple):
     in_a_row: bool = True  # whether a user may have an item twice in a row
 
     @property
-    def n_rows(self) -> int:
-        return len(self.columns["item"])
-
-    @property
     def users_N(self) -> np.ndarray:
         """The user of each interaction, counted from `first_user`."""
         return np.repeat(np.arange(len(self.lengths_U)), self.lengths_U)
@@ -111,12 +106,10 @@ def again(users_N: np.ndarray, values_N: np.ndarray) -> np.ndarray:
 def ordered(
     rows: RowBuffer, folder: Path, users: Ranked, items: Ranked, range_rows: int, repeats: Repeats
 ) -> Iterator[Ordered]:
-    """Rows by (user, time, place in the source); with REST, without rows that are identical to an earlier one.
-
-    `rows`, which are consumed, have codes of users and items. If they spilled, the ranges of users lie in `folder`.
-    Each range has about `range_rows` rows. The rows are split at once, in the thread of the caller, because freed
-    memory is reused by the thread that allocated it. Each range is ordered when it is needed.
-    """
+    """Rows by (user, time, place in the source); with REST, without rows that are identical to an earlier one. `rows`,
+    which are consumed, have codes of users and items. If they spilled, the ranges of users lie in `folder`. Each has
+    about `range_rows` rows, and is ordered when it is needed. The rows are split at once, in the thread of the caller,
+    because freed memory is reused by the thread that allocated it."""
     ends_U = np.cumsum(users.counts)
     # Ranges are numbered in 16 bits.
     n_ranges = min(math.ceil(int(ends_U[-1]) / max(range_rows, 1)), len(ends_U), 1 << 16)
@@ -176,10 +169,8 @@ def in_time_order(users_N: np.ndarray, times_N: np.ndarray | None, two_runs: boo
 
 
 def stable_argsort(keys_N: np.ndarray) -> np.ndarray:
-    """Indices that sort integers of at least 0; equal integers keep their order.
-
-    This is a radix sort, least significant digits first. numpy's stable argsort of 16-bit integers is a radix sort too.
-    """
+    """Indices that sort integers of at least 0; equal ones keep their order. This is a radix sort, least significant
+    digits first. numpy's stable argsort of 16-bit integers is a radix sort too."""
     order_N = np.argsort(keys_N.astype(np.uint16), kind="stable")
     for shift in range(16, int(keys_N.max(initial=0)).bit_length(), 16):
         digits_N = (keys_N >> shift).astype(np.uint16)[order_N]

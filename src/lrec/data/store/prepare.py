@@ -1,13 +1,15 @@
-"""Make a store from raw interactions: k-core to its fixed point, stable order, integer encoding, statistics.
+"""Make a store from raw interactions: k-core to its fixed point, stable order, integer encoding, statistics. Or append
+new rows to those of a store. The result is a store of all rows; the old raw data are not read again. Users, items and
+types of event get the same numbers as in a preparation of all rows, so arrays, tables and statistics are the same, bit
+for bit.
 
 Reading, ordering and encoding are written by hand and work block by block. For the same arrays of 20 million rows,
 Polars' streaming engine and DuckDB need 1.8 and 2.6 times the time and three to four times the memory, and they do not
-give the row number of a mistake (benchmarks/prepare.md).
-
-Shape suffixes: N interactions, U users, I items.
+give the row number of a mistake (benchmarks/prepare.md). Shape suffixes: N interactions, U users, I items.
 """
 
 import errno
+import json
 import re
 import shutil
 import sys
@@ -23,10 +25,9 @@ import polars as pl
 
 from lrec.common.files import file_hash, json_hash, locked, read_json, replacing, write_json
 from lrec.common.hardware import available_gib
-from lrec.data.store.append import Earlier, refuse_append, refuse_other_unit
-from lrec.data.store.encoding import Encoder
+from lrec.data.store.encoding import REST, Encoder, Ranked, Rows
 from lrec.data.store.long_work import Progress, ahead
-from lrec.data.store.ordering import Ordered, RowBuffer, find_core, ordered, spooled
+from lrec.data.store.ordering import Ordered, RowBuffer, at, find_core, in_time_order, ordered, spooled
 from lrec.data.store.store import SCHEMA, Store
 from lrec.data.store.writing import StoreWriter
 from lrec.errors import UserError
@@ -38,6 +39,8 @@ _hashed: dict[Path, dict[str, list[Any]]] = defaultdict(dict)
 _REFUSED = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "has no room for the store")
 _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _REFUSED |= dict.fromkeys(_NO_FOLDER, "cannot be used for stores")
+_ANEW = "prepare all rows again"
+_READ_BY_COLUMN = ("interactions", "movielens", "parts")  # kinds of sources
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class RawInteractions:
             (strings, optional) and REST (uint64, optional), all without nulls, and features (strings or floats, null if
             missing), whose names begin with FEATURE. If there is REST, only the first of the rows that are equal in all
             columns except domain is kept.
-        facts: JSON-able facts for meta.json, such as time_unit ("s", "ms" or "us") and floor. Or a function that
+        facts: JSON-able facts for meta.json, such as time_unit ("s", "ms" or "us") and floor, or a function that
             returns them after the last frame.
     """
 
@@ -83,12 +86,9 @@ def prepare_store(
     earlier: Store | None = None,
 ) -> Path:
     """Write the store unless it exists, and return its path. Processes that want the same store wait for the first one.
-
     The store does not depend on `memory_gib` (None: half of the available memory): rows that do not fit go to a
     temporary folder inside the store. `reading` records how the raw data were read; its entry `repeats` decides which
-    interactions of a user with the same item stay. The rows of the store `earlier` come before the rows that are read:
-    see `append_to`.
-    """
+    interactions of a user with the same item stay. Rows of the store `earlier` come first: see `append_to`."""
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
     if not path.exists():
         memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
@@ -109,11 +109,8 @@ def append_to(
     memory_gib: float | None = None,
 ) -> Path:
     """Write a store with the rows of a store and then new rows, as `prepare_store` would from all rows at once. Only
-    the source in meta.json differs: it lists the parts.
-
-    Raises:
-        UserError: The store lacks rows that it needs (k_core dropped them), or the new rows have other columns.
-    """
+    the source in meta.json differs: it lists the parts. UserError if the store lacks rows that it needs (k_core dropped
+    them), or the new rows have other columns."""
     refuse_append(store)
     first = store.meta["source"]
     parts = [*first.get("parts", [first]), source]  # oldest first
@@ -143,11 +140,9 @@ def _make(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def _write(folder: Path, meta: dict[str, Any], raw: RawInteractions, memory: int, store: Store | None) -> None:
-    """Fill the store's folder. If there is an earlier `store`, its rows come before the rows that are read.
-
-    Of the memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that
-    is being ordered, and the rest for the block that is being read and the ids.
-    """
+    """Fill the store's folder. If there is an earlier `store`, its rows come before the rows that are read. Of the
+    memory, a quarter is for the rows as read, a quarter for their copy by ranges, a quarter for the range that is being
+    ordered, and the rest for the block that is being read and the ids."""
     progress, work, k = Progress(), folder / "work", meta["options"]["k_core"]
     work.mkdir()
     rows, encoder = RowBuffer(work / "rows", memory // 4), Encoder(meta["name"])
@@ -191,12 +186,11 @@ def _write(folder: Path, meta: dict[str, Any], raw: RawInteractions, memory: int
 def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
     for part in parts:
         yield part
-        progress.add(part.n_rows)
+        progress.add(len(part.columns["item"]))
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
-    """SHA-256 of each file. If a preparation noted it in `data_dir` for the same path, size and mtime, the file is not
-    read again. Nothing is written."""
+    """SHA-256 of each file, as noted in `data_dir` by a preparation if path, size and mtime agree. Writes nothing."""
     hashed = _hashed[Path(data_dir)]
     remembered = read_json(Path(data_dir) / "sources.json", {}) | hashed
     for file in files:
@@ -205,3 +199,87 @@ def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
         now = [stat.st_size, stat.st_mtime_ns]
         hashed[path] = [*now, digest if before == now else file_hash(file)]
     return [hashed[str(file.resolve())][2] for file in files]
+
+
+def refuse_append(store: Store) -> None:
+    """Raise UserError if the store lacks something that it needs to equal a preparation of all rows."""
+    where, kind = f"{store.path} cannot be appended to", store.meta["source"].get("kind")
+    if (k := store.meta["options"]["k_core"]) > 1:
+        raise UserError(f"{where}: the rows that its k_core {k} dropped may belong to the core of all rows: {_ANEW}")
+    if kind not in _READ_BY_COLUMN:
+        raise UserError(f"{where}: its rows were not read from columns by name, but by a class of its own: {_ANEW}")
+    if (repeats := store.meta["reading"].get("repeats", True)) is not True:
+        raise UserError(f"{where}: the rows that its repeats {json.dumps(repeats)} dropped are missing: {_ANEW}")
+    if store.meta.get("features"):
+        raise UserError(f"{where}: it has features, which new rows cannot get: {_ANEW}")
+
+
+def refuse_other_unit(store: Store, facts: dict[str, Any]) -> None:
+    """Raise UserError if the times of the new rows, described by `facts`, are in another unit."""
+    mine, theirs = (each.get("time_unit") for each in (store.facts, facts))
+    if mine != theirs:
+        raise UserError(f"the times of {store.path} are in {mine}, but the times of the new rows are in {theirs}")
+
+
+class Earlier:
+    """The rows of a store, which come before the new ones in the source."""
+
+    def __init__(self, store: Store, encoder: Encoder) -> None:
+        """Encode the store's ids first, so that their codes are the store's indices."""
+        self.store, self._domain_I, self._duplicates_known = store, None, True
+        table = store.item_table
+        encoder.ids["user"].encode(store.raw_user_ids, np.diff(store.offsets_U1))
+        encoder.ids["item"].encode(table["raw_id"])
+        if store.event_types:
+            encoder.ids["event"].encode(pl.Series(store.event_types))
+        if table["domain"].null_count() == 0:
+            self._domain_I = encoder.ids["domain"].encode(table["domain"])
+
+    def look_at(self, frame: pl.DataFrame) -> None:
+        """Note what columns a frame of new rows has; raise UserError if they differ from the store's."""
+        store, names = self.store, frame.columns
+        known = {"time": store.times_N, "event": store.events_N, "domain": self._domain_I}
+        for name, values in known.items():
+            if (name in names) != (values is not None):
+                has = "a" if name in names else "no"
+                raise UserError(f"the new rows have {has} {name}, unlike the rows of {store.path}")
+        if REST in names and (frame[REST] != 0).any():  # the store does not keep the columns behind the hash
+            self._duplicates_known = False
+
+    def followed_by(self, new: Ordered, users: Ranked, items: Ranked) -> Ordered:
+        """The store's rows and new rows of the same users, in order. At equal times, the store's rows come first."""
+        store = self.store
+        place_U = users.rank_K[: store.n_users]  # ascending, because ids are in text order in both
+        end = new.first_user + len(new.lengths_U)
+        mine = slice(*np.searchsorted(place_U, [new.first_user, end]))
+        bounds_U1 = store.offsets_U1[mine.start : mine.stop + 1]
+        rows = slice(bounds_U1[0], bounds_U1[-1])
+        items_N = store.items_N[rows]
+        old = {"user": np.repeat(place_U[mine] - new.first_user, np.diff(bounds_U1)), "item": items.rank_K[items_N]}
+        if store.times_N is not None:
+            old["time"] = store.times_N[rows]
+        if store.events_N is not None:
+            old["event"] = store.events_N[rows].astype(np.uint16)  # codes of new types follow the store's
+        if self._domain_I is not None:
+            old |= {"domain": self._domain_I[items_N], "row": np.full(len(items_N), -1)}  # below all new rows
+        added = {"user": new.users_N, **new.columns}
+        if "time" in old:  # otherwise, equal rows may be repeats of an item
+            added = at(added, self._fresh(old, added))
+        both = {name: np.concatenate([column, added[name].astype(column.dtype)]) for name, column in old.items()}
+        ordered = at(both, in_time_order(both["user"], both.get("time"), two_runs=True))
+        lengths_U = np.bincount(ordered.pop("user"), minlength=len(new.lengths_U))
+        return Ordered(new.first_user, lengths_U, ordered)
+
+    def _fresh(self, old: Rows, new: Rows) -> np.ndarray:
+        """The places of the new rows that the store does not have; raise UserError if it cannot tell."""
+        # Few old rows are as late as the new ones.
+        old = at(old, old["time"] >= new["time"].min(initial=np.iinfo(np.int64).max))
+        names = [name for name in old if name not in ("domain", "row")]
+        one, other = (pl.DataFrame({name: rows[name].astype(np.int64) for name in names}) for rows in (new, old))
+        fresh = one.with_row_index().join(other, on=names, how="anti")["index"].sort().to_numpy()
+        if not self._duplicates_known and len(fresh) < one.height:
+            raise UserError(
+                f"{one.height - len(fresh):,} of the new rows agree with rows of {self.store.path} in all columns that "
+                f"it keeps, but may differ in columns that it does not keep: leave these rows out, or {_ANEW}"
+            )
+        return fresh

@@ -1,4 +1,5 @@
-"""The store: a folder of flat memory-mapped sequences that ranks and workers share through the page cache.
+"""The store: a folder of flat memory-mapped sequences that ranks and workers share through the page cache; and its
+statistics in words, which `lrec data describe` shows.
 
     items.npy      int32  store index of each interaction's item, user after user, each in time order
     offsets.npy    int64  user u owns items[offsets[u] : offsets[u + 1]]
@@ -13,11 +14,13 @@
 Shape suffixes: N interactions, U users, I items.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -50,17 +53,9 @@ class Store:
 
     @classmethod
     def open(cls, path: Path, verify: bool = False) -> Self:
-        """Open a store after checking each file's size, mtime and sampled blocks against meta.json.
-
-        A file whose mtime differs (a copied store) is hashed as a whole.
-
-        Args:
-            path: The store's folder.
-            verify: Hash every file as a whole, whatever its mtime.
-
-        Raises:
-            UserError: There is no store, or a file was truncated, edited or removed.
-        """
+        """Open the store in a folder after checking each file's size, mtime and sampled blocks against meta.json. Files
+        whose mtime differs (a copied store), or with `verify` all files, are hashed as a whole. UserError if there is
+        no store, or if a file was truncated, edited or removed."""
         path = Path(path)
         meta = read_json(path / "meta.json")
         if meta is None:
@@ -201,11 +196,6 @@ def feature_array(place: int, is_text: bool) -> str:
     return f"feature_{'text' if is_text else 'number'}_{place}"
 
 
-def write_array(file: IO[bytes], values_N: np.ndarray) -> None:
-    """Write the bytes of an array; numpy's tofile does not say why it fails."""
-    file.write(values_N.view(np.uint8).data)
-
-
 def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
     remedy = "delete the store and prepare it again"
     if not path.exists():
@@ -226,3 +216,58 @@ def sampled_hash(path: Path) -> str:
             file.seek(int(start))
             digest.update(file.read(_BLOCK))
     return digest.hexdigest()
+
+
+def describe(store: Path, verify: bool = False) -> None:
+    """Print a store's statistics.
+
+    Args:
+        store: The store's folder.
+        verify: Hash every file of the store as a whole.
+    """
+    opened = Store.open(store, verify)
+    about = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"]))]
+    features = [
+        (f"feature {name}", "numbers" if texts is None else f"{len(texts):,} values")
+        for name, texts in opened.meta.get("features", {}).items()
+    ]
+    print_rows([*about, *in_words(opened.statistics, opened.facts), *features])
+
+
+def print_rows(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The statistics and facts of a store, each with its name."""
+    facts = dict(about)
+    unit = facts.pop("time_unit", None)
+    lengths = f"mean {counted['mean_length']:.1f}, median {counted['median_length']:g}, max {counted['max_length']:,}"
+    rows = [(name, f"{counted[name]:,}") for name in ("users", "items", "interactions")]
+    rows += [("density", f"{counted['density']:.4%}"), ("length", lengths)]
+    if "first_time" in counted:
+        first, last = (time_text(counted[name], unit) for name in ("first_time", "last_time"))
+        rows += [("time", f"{first} to {last}"), ("ties in time", _share(counted["ties"], counted["interactions"]))]
+    else:
+        rows.append(("time", "none: rows are in time order"))
+    rows.append(("repeats of an item", _share(counted["repeats"], counted["interactions"])))
+    counts = [name for name in ("duplicates_dropped", "domains") if name in counted]
+    rows += [(name.replace("_", " "), f"{counted[name]:,}") for name in counts]
+    return rows + [(name, str(value)) for name, value in facts.items()]
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} ({count / total:.1%})"
+
+
+def time_text(value: int, unit: Any) -> str:
+    """A time of this unit as a date, or as a plain number if that is not possible."""
+    if unit not in TIME_UNITS:
+        return f"{value:,}"
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=value // TIME_UNITS[unit])
+    except OverflowError:  # the year is not from 1 to 9999
+        return f"{value:,} {unit}"
+    return f"{moment:%Y-%m-%d %H:%M}"

@@ -10,7 +10,7 @@ import polars as pl
 from lrec.common.files import file_hash, write_json
 from lrec.data.store.encoding import FEATURE, Ranked
 from lrec.data.store.ordering import Ordered, again, at
-from lrec.data.store.store import SCHEMA, feature_array, sampled_hash, write_array
+from lrec.data.store.store import SCHEMA, feature_array, sampled_hash
 
 
 class StoreWriter:
@@ -38,7 +38,7 @@ class StoreWriter:
 
     def append(self, part: Ordered) -> None:
         """Write the interactions of the next users."""
-        self._n_distinct += part.n_rows + part.repeats_dropped
+        self._n_distinct += len(part.columns["item"]) + part.repeats_dropped
         self._repeats_dropped += part.repeats_dropped
         kept_N, lengths_U = part.those_kept(self._kept_U, self._kept_I)
         columns = at(part.columns, kept_N)
@@ -104,7 +104,7 @@ class StoreWriter:
         with (self._folder / f"{name}.npy").open("ab") as file:
             if file.tell() == 0:
                 _write_header(file, dtype, 0)
-            write_array(file, np.ascontiguousarray(values_N, dtype=dtype))
+            file.write(np.ascontiguousarray(values_N, dtype=dtype).data)
 
     def _write_table(self, name: str, columns: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
 import lrec
-from lrec.data.batching import evaluated_users as validation
+from lrec.data.batching import eval_batches as validation
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.splits.rules import hash_numbers
 from lrec.errors import UserError

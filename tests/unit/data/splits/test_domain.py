@@ -8,8 +8,7 @@ import polars as pl
 import pytest
 
 from lrec.data.sources.interactions import InteractionsDataModule
-from lrec.data.splits.domain import DomainStore, of_domain
-from lrec.data.splits.reduction import Reduction, training_part
+from lrec.data.splits.reduction import DomainStore, Reduction, of_domain, training_part
 from lrec.data.splits.rules import LastItems, Split
 from lrec.errors import UserError
 
