@@ -65,7 +65,7 @@ class Baselines:
         inputs = self._inputs(batch) if name == "repeat-last" else None
         has_loss_M = (batch.targets_M >= 0) & (name != "repeat-last")
         loss_M = loss_V[batch.targets_M.clamp(min=0)].masked_fill(~has_loss_M, torch.nan)
-        return Scores(loss_M, *order.ranked(batch.targets_M, self._k, inputs, seen))
+        return order.ranked(batch.targets_M, self._k, inputs, seen)._replace(loss_B=loss_M)
 
     def _inputs(self, batch: EvalBatch) -> Leading:
         length = batch.items_BL.shape[1]
@@ -180,7 +180,7 @@ class Followers:
         total_M = torch.full_like(value_M, self._prior).index_add_(0, rows_R, weights_R)
         loss_M = total_M.log() - value_M.log().float()
         ranked = self._popular.ranked(targets_M, k, Leading(rows_R, items_R, values_R), seen)
-        return Scores(loss_M.masked_fill(targets_M < 0, torch.nan), *ranked)
+        return ranked._replace(loss_B=loss_M.masked_fill(targets_M < 0, torch.nan))
 
     def _reached(self, items_BL: Tensor, last_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The items that edges reach from the last items before each target: rows and items, ascending, and their g."""
