@@ -67,8 +67,7 @@ class Cases:
         return self.inserting(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
 
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        """The same cases with other histories. Each item of items_M takes its blank mark, time and event from the old
-        item at its entry of places_M."""
+        """The same cases with other histories; items_M have the blank marks, times and events found at places_M."""
         of_items: dict[str, Any] = {
             name: _at(values, places_M) for name, values in vars(self).items() if name.endswith("_N")
         }
@@ -115,8 +114,7 @@ class Ranked(NamedTuple):
 
 def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name.
-    positions_M is the position of each history's last item that is not blank. If a case's history is the beginning of
-    another one, both cases share a row."""
+    positions_M has each history's last item that is not blank. A history that begins another one shares its row."""
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:
@@ -208,8 +206,7 @@ def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndar
 
 
 def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """Rank the items of the history (without blanked ones) first, the last item on top, then all others by
-    popularity."""
+    """Rank the history's items that are not blanked first, the last one on top, then all others by popularity."""
     counts_V = _among(counts_V, candidates_V)
     read_N = counts_V[cases.items_N] > 0
     if cases.blank_N is not None:

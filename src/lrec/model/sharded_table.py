@@ -189,8 +189,7 @@ class Gradient:
 
 
 class TouchedRows:
-    """A table's gradient if only the rows that a step touches have one. It is in the parameter's attribute `touched`
-    instead of `.grad`."""
+    """A table's gradient if only touched rows have one: the parameter's attribute `touched`, instead of `.grad`."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor]] = []

@@ -51,8 +51,7 @@ class CommonOrder:
         self._rank_V = (1 + (higher_V + as_high_V - 1).double() / 2).masked_fill(~listed_V, torch.inf)
 
     def ranked(self, targets_B: Tensor, k: int, leading: Leading | None = None, seen: Pairs | None = None) -> Scores:
-        """Rank each row's target, an item or -1 for one outside the catalogue, and list the row's best k items. The
-        loss is nan."""
+        """Rank each row's target, -1 if outside the catalogue, and list the row's best k items; losses are nan."""
         nothing = torch.zeros(0, dtype=torch.int64, device=self._rank_V.device)
         none = Pairs(nothing, nothing)
         seen, n_rows = seen or none, len(targets_B)

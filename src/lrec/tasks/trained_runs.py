@@ -118,8 +118,7 @@ def load_run(run: Run, data: Data) -> TrainedRun:
 
 
 def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:
-    """Sort runs by size, with at most `most_users` of their users, drawn by the seed; UserError if the runs cannot be
-    compared."""
+    """Sort runs by size, with at most `most_users` users, drawn by the seed; UserError if they cannot be compared."""
     first, by_domain, own_metrics = runs[0].run, dict[str, list[TrainedRun]](), list[dict[str, Any]]()
     shared = _shared_by_runs(data.of(first))
     for trained in runs:
