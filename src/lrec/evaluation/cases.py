@@ -49,6 +49,10 @@ class Cases:
     def case_N(self) -> np.ndarray:
         return np.repeat(np.arange(len(self)), self.lengths_C)
 
+    @property
+    def place_N(self) -> np.ndarray:
+        return ranges(np.zeros_like(self.lengths_C), self.lengths_C)
+
     def where(self, chosen_C: np.ndarray) -> Self:
         """The cases with these indices, or for which a mask is true."""
         chosen_C = np.arange(len(self))[chosen_C]
@@ -121,7 +125,7 @@ def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[s
         cases = replace(cases, events_N=None)
     if cases.blank_N is not None and cases.times_N is not None and cases.asked_C is not None:
         # A position reads the time after it as that of its request, and the last one that is not blank makes it.
-        is_after_N = _places(cases) > np.repeat(_last_not_blank(cases), cases.lengths_C)
+        is_after_N = cases.place_N > np.repeat(_last_not_blank(cases), cases.lengths_C)
         cases = replace(cases, times_N=np.where(is_after_N, cases.asked_C[cases.case_N], cases.times_N))
     for chosen_M, counts_B in _shared_rows(cases).batches():
         rows = cases.where(chosen_M[np.cumsum(counts_B) - 1])
@@ -163,12 +167,7 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
 
 def _last_not_blank(cases: Cases) -> np.ndarray:
     assert cases.blank_N is not None
-    return np.maximum.reduceat(np.where(cases.blank_N, 0, _places(cases)), cases.starts_C)
-
-
-def _places(cases: Cases) -> np.ndarray:
-    """The place of each item in its history."""
-    return np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
+    return np.maximum.reduceat(np.where(cases.blank_N, 0, cases.place_N), cases.starts_C)
 
 
 @torch.inference_mode()
@@ -199,10 +198,10 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
 def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
     """Rank targets by training count, a tie is half a rank. An item's probability is its share of the counts."""
     counts_V = _among(counts_V, candidates_V)
-    rank_C, top_CK = _ranked(counts_V, cases.targets_C)
+    found = _ranked(counts_V, cases.targets_C)
     with np.errstate(divide="ignore"):
         losses_V = -np.log(counts_V / counts_V.sum())
-    return Ranked(np.where(np.isfinite(rank_C), losses_V[cases.targets_C], np.nan), rank_C, top_CK)
+    return found._replace(loss_C=np.where(np.isfinite(found.rank_C), losses_V[cases.targets_C], np.nan))
 
 
 def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
@@ -212,8 +211,7 @@ def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarr
     if cases.blank_N is not None:
         read_N &= ~cases.blank_N
     case_N, items_N = torch.from_numpy(cases.case_N[read_N]), torch.from_numpy(cases.items_N[read_N])
-    rank_C, top_CK = _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
-    return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
+    return _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
 
 
 def by_count(counts_V: np.ndarray) -> CommonOrder:
@@ -221,10 +219,10 @@ def by_count(counts_V: np.ndarray) -> CommonOrder:
     return CommonOrder(torch.from_numpy(counts_V).double().log())
 
 
-def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None) -> list[np.ndarray]:
+def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None) -> Ranked:
     k = min(LIST_LENGTH, int((counts_V > 0).sum()))
-    ranked = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
-    return [ranked.rank_B.numpy(), ranked.top_BK.numpy()]
+    found = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
+    return Ranked(found.loss_B.numpy(), found.rank_B.numpy(), found.top_BK.numpy())
 
 
 def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:

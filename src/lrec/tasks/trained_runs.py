@@ -188,5 +188,4 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
     """The options that two runs of one size must share, so that only their seeds differ."""
     options = run.run.config.nested
-    since = {"since": None, "before": 0}  # runs from before these options existed do not have them
-    return {**options["model"], "warm_start": None, "metrics": None}, since | (options["data"].get("reduction") or {})
+    return {**options["model"], "warm_start": None, "metrics": None}, options["data"].get("reduction")
