@@ -83,10 +83,8 @@ def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
 
 
 def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
-    """Cases that predict the target at a user's position from the last `max_len` catalogue items before it.
-
-    Items outside the catalogue are left out of histories; cases without any item before the target are left out.
-    """
+    """Cases that predict the target at a user's position from the last `max_len` catalogue items before it. Items
+    outside the catalogue are left out of histories; cases without any item before the target are left out."""
     store = split.store
     items_I = split.catalogue_index_I[store.items_N]
     known_I = items_I >= 0

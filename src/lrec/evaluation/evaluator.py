@@ -1,7 +1,5 @@
-"""The model and the baselines on the targets of a stage (val or test): figures, table, verdict.
-
-Shape suffixes: B targets, V catalogue, K cut-offs, U users.
-"""
+"""The model and the baselines on the targets of a stage (val or test): figures, table, verdict. Shape suffixes: B
+targets, V catalogue, K cut-offs, U users."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
-"""What attention gets besides the hidden states: which positions each may read, their indices, and the cache.
-
-Shape suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head.
-"""
+"""What attention gets besides the hidden states: which positions each may read, their indices, and the cache. Shape
+suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head."""
 
 from typing import NamedTuple
 

@@ -204,10 +204,8 @@ class SwiGLU(MLP):
 
 
 class DropoutLayer(nn.Module):
-    """`dropout` in training; no change in evaluation or at rate 0.
-
-    In a compiled graph, the rate is a tensor, not a constant, so that blocks with different rates share their graphs.
-    """
+    """`dropout` in training; no change in evaluation or at rate 0. In a compiled graph, the rate is a tensor, not a
+    constant, so that blocks with different rates share their graphs."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -84,9 +84,7 @@ def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
 @dataclass(eq=False)
 class Shard:
     """The rows of the item table that this process holds, and the exchange with the processes that hold the others.
-
-    Every process must call the same methods in the same order.
-    """
+    Every process must call the same methods in the same order."""
 
     rows_HD: Tensor
     start: int  # index of the first of these rows in the catalogue

@@ -1,7 +1,5 @@
-"""The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning.
-
-Shape suffixes: B rows, L positions, M chosen positions, T = L + 1 times, C positions read, D width, V catalogue.
-"""
+"""The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning. Shape
+suffixes: B rows, L positions, M chosen positions, T = L + 1 times, C positions read, D width, V catalogue."""
 
 import hashlib
 import math

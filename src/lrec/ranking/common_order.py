@@ -13,9 +13,7 @@ from lrec.ranking.scoring import Scores
 
 class Leading(NamedTuple):
     """Items that rows list before all others, in the order of these scores. Rows ascend, and so do the items in a row.
-
-    All other items of a row rank below its leading items.
-    """
+    All other items of a row rank below its leading items."""
 
     rows_R: Tensor
     items_R: Tensor

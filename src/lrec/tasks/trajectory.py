@@ -1,7 +1,5 @@
-"""Trajectory: a user's last items are predicted step by step, and each prediction is fed back as input.
-
-Shape suffixes: C users with a trajectory, T steps, B rows, L positions, D width, V catalogue, S seen pairs, R draws.
-"""
+"""Trajectory: a user's last items are predicted step by step, and each prediction is fed back as input. Shape suffixes:
+C users with a trajectory, T steps, B rows, L positions, D width, V catalogue, S seen pairs, R draws."""
 
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Multi-domain transfer: targets by whether their domain is in the history; what training on all domains gives one.
-
-Shape suffixes: C cases, V catalogue, W catalogue of one domain.
-"""
+Shape suffixes: C cases, V catalogue, W catalogue of one domain."""
 
 from dataclasses import replace
 
