@@ -263,12 +263,13 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
     here = Shard(here_HD, local_range(table_VD).start, len(table_VD), processes_of(table_VD), Gradient())
     if here.processes == 1 and not torch.is_grad_enabled():
         return F.embedding(items, here_HD), here_HD
-    rows_MD, table_HD = _Fetch.apply(here_HD, items.flatten(), here, getattr(table_VD, "touched", None))
+    table_HD = _Whole.apply(here_HD, here, getattr(table_VD, "touched", None))
     table = replace(here, rows_HD=table_HD)
-    if here.processes == 1:  # a head gets a plain tensor; `shard_of` finds the `Gradient` in its attribute
-        table = table_HD
-        table.gradient = here.gradient
-    return rows_MD.unflatten(0, items.shape), table
+    rows_BLD = rows_of(table, items.flatten()).unflatten(0, items.shape)
+    if here.processes > 1:
+        return rows_BLD, table
+    table_HD.gradient = here.gradient  # a head gets a plain tensor; `shard_of` finds the `Gradient` in its attribute
+    return rows_BLD, table_HD
 
 
 def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:
@@ -306,26 +307,21 @@ def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
     return values_GD.masked_fill_(~shard.places(items_G)[0][:, None], 0.0)
 
 
-class _Fetch(torch.autograd.Function):
-    """See `fetch`. Its backward pass comes after those of all uses of its results, and so has the whole gradient."""
+class _Whole(torch.autograd.Function):
+    """See `fetch`. Its backward pass comes after those of all uses of its result, and so has the whole gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, rows_HD: Tensor, items_M: Tensor, here: Shard, touched: TouchedRows | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, rows_HD: Tensor, here: Shard, touched: TouchedRows | None) -> Tensor:
         ctx.set_materialize_grads(False)
-        rows_MD, ctx.spread = _looked_up(here, items_M)
         ctx.here, ctx.touched = here, touched
-        return rows_MD, rows_HD.view_as(rows_HD)
+        return rows_HD.view_as(rows_HD)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_MD: Tensor | None, grad_HD: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_HD: Tensor | None) -> tuple[Tensor | None, ...]:
         here: Shard = ctx.here
         gradient = here.gradient
         assert gradient is not None
-        if grad_MD is not None:
-            gradient.touched.append(ctx.spread(grad_MD))
         if ctx.touched is not None:
             assert grad_HD is gradient.dense_HD is None, "this loss gives every row a gradient"
             while gradient.touched:
@@ -334,11 +330,11 @@ class _Fetch(torch.autograd.Function):
                     mine_N = (places_N >= 0) & (places_N < len(here.rows_HD))
                     places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / here.processes
                 ctx.touched.add(places_N, grad_ND)
-            return None, None, None, None
+            return None, None, None
         if grad_HD is not None:
             gradient.add_dense(grad_HD.clone())  # a copy: others may use autograd's
         total_HD = gradient.total(here.rows_HD)
-        return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None, None
+        return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None
 
 
 class _Rows(torch.autograd.Function):
