@@ -53,7 +53,7 @@ def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases
         contexts = pairs.group_by(context).agg(n_all=pl.col("n").sum(), n_pairs=pl.len())
         found = asked.join(pairs, on=[*context, "item"], how="left", maintain_order="left")
         found = found.join(contexts, on=context, how="left", maintain_order="left").fill_null(0)
-        count_C, total_C, types_C = found["n", "n_all", "n_pairs"].to_numpy().T
+        count_C, total_C, types_C = found.select("n", "n_all", "n_pairs").to_numpy().T
         mass_C = np.maximum(count_C - discount, 0) + discount * types_C * p_C
         p_C = np.where(total_C > 0, mass_C / np.maximum(total_C, 1), p_C)
         losses[name] = -np.log(p_C)
