@@ -22,7 +22,6 @@ from lrec.evaluation.evaluator import Evaluation
 from lrec.evaluation.metrics import METRICS
 from lrec.ranking.best_items import Pairs
 from lrec.ranking.common_order import CommonOrder
-from lrec.ranking.scoring import Scores
 
 # The first seconds after its cuts: the quantiles 0.9 of all times (978,132,488) and of those before (975,962,083.1).
 VALIDATE_FROM, TEST_FROM = 975_962_084, 978_132_489
@@ -93,7 +92,7 @@ def popularity(split: Split, own_ties: bool) -> dict[str, float]:
             found = baselines.score("recent-popularity", batch)
         else:
             seen = Pairs(batch.seen_targets_S, batch.seen_items_S)
-            found = Scores(torch.zeros(len(batch.targets_M)), *order.ranked(batch.targets_M, 50, None, seen))
+            found = order.ranked(batch.targets_M, 50, None, seen)._replace(loss_B=torch.zeros(len(batch.targets_M)))
         evaluation.update(found, batch)
     return evaluation.compute()
 

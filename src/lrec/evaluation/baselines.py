@@ -44,12 +44,10 @@ NEIGHBOURS = 500  # number of an item's edges that are kept, the strongest ones
 
 
 class Baselines:
-    """The baselines of a split. A baseline does its counting when it is first asked to score. `names` lists the
-    baselines that the data allow."""
+    """The baselines of a split; each counts when it first scores. `names` lists the baselines that the data allow."""
 
     def __init__(self, split: Split, device: torch.device, recent: float | str = RECENT_SHARE) -> None:
-        """Use the training part of the split. `recent` is the share of it, or the duration at its end, that
-        recent-popularity counts."""
+        """Use the training part of the split; recent-popularity counts its share or duration `recent` at its end."""
         self.split, self._device, self._recently = split, device, recent
         self._share_V = split.counts_V / split.counts_V.sum()
         self._k = min(max(KS), len(self._share_V))
@@ -65,7 +63,7 @@ class Baselines:
         inputs = self._inputs(batch) if name == "repeat-last" else None
         has_loss_M = (batch.targets_M >= 0) & (name != "repeat-last")
         loss_M = loss_V[batch.targets_M.clamp(min=0)].masked_fill(~has_loss_M, torch.nan)
-        return Scores(loss_M, *order.ranked(batch.targets_M, self._k, inputs, seen))
+        return order.ranked(batch.targets_M, self._k, inputs, seen)._replace(loss_B=loss_M)
 
     def _inputs(self, batch: EvalBatch) -> Leading:
         length = batch.items_BL.shape[1]
@@ -180,7 +178,7 @@ class Followers:
         total_M = torch.full_like(value_M, self._prior).index_add_(0, rows_R, weights_R)
         loss_M = total_M.log() - value_M.log().float()
         ranked = self._popular.ranked(targets_M, k, Leading(rows_R, items_R, values_R), seen)
-        return Scores(loss_M.masked_fill(targets_M < 0, torch.nan), *ranked)
+        return ranked._replace(loss_B=loss_M.masked_fill(targets_M < 0, torch.nan))
 
     def _reached(self, items_BL: Tensor, last_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The items that edges reach from the last items before each target: rows and items, ascending, and their g."""
@@ -215,10 +213,7 @@ def _strongest(edges_VV: csr_array, most: int) -> csr_array:
     starts_V1, kept_T = edges_VV.indptr, np.ones(edges_VV.nnz, dtype=bool)
     for item in np.flatnonzero(np.diff(starts_V1) > most):
         row = slice(starts_V1[item], starts_V1[item + 1])
-        weights_M = edges_VV.data[row]
-        least = np.partition(weights_M, -most)[-most]
-        kept_T[row] = weights_M > least
-        ties_M = starts_V1[item] + np.flatnonzero(weights_M == least)
-        kept_T[ties_M[: most - np.count_nonzero(kept_T[row])]] = True
+        keys_M = edges_VV.data[row] * edges_VV.shape[1] - edges_VV.indices[row]  # by weight, ties by index
+        kept_T[row] = keys_M >= np.partition(keys_M, -most)[-most]
     starts_V1 = np.append(0, np.cumsum(kept_T))[starts_V1]
     return csr_array((edges_VV.data[kept_T], edges_VV.indices[kept_T], starts_V1), shape=edges_VV.shape)

@@ -49,6 +49,10 @@ class Cases:
     def case_N(self) -> np.ndarray:
         return np.repeat(np.arange(len(self)), self.lengths_C)
 
+    @property
+    def place_N(self) -> np.ndarray:
+        return ranges(np.zeros_like(self.lengths_C), self.lengths_C)
+
     def where(self, chosen_C: np.ndarray) -> Self:
         """The cases with these indices, or for which a mask is true."""
         chosen_C = np.arange(len(self))[chosen_C]
@@ -67,8 +71,7 @@ class Cases:
         return self.inserting(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
 
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        """The same cases with other histories. Each item of items_M takes its blank mark, time and event from the old
-        item at its entry of places_M."""
+        """The same cases with other histories; items_M have the blank marks, times and events found at places_M."""
         of_items: dict[str, Any] = {
             name: _at(values, places_M) for name, values in vars(self).items() if name.endswith("_N")
         }
@@ -80,10 +83,8 @@ def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
 
 
 def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
-    """Cases that predict the target at a user's position from the last `max_len` catalogue items before it.
-
-    Items outside the catalogue are left out of histories; cases without any item before the target are left out.
-    """
+    """Cases that predict the target at a user's position from the last `max_len` catalogue items before it. Items
+    outside the catalogue are left out of histories; cases without any item before the target are left out."""
     store = split.store
     items_I = split.catalogue_index_I[store.items_N]
     known_I = items_I >= 0
@@ -115,15 +116,14 @@ class Ranked(NamedTuple):
 
 def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name.
-    positions_M is the position of each history's last item that is not blank. If a case's history is the beginning of
-    another one, both cases share a row."""
+    positions_M has each history's last item that is not blank. A history that begins another one shares its row."""
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:
         cases = replace(cases, events_N=None)
     if cases.blank_N is not None and cases.times_N is not None and cases.asked_C is not None:
         # A position reads the time after it as that of its request, and the last one that is not blank makes it.
-        is_after_N = _places(cases) > np.repeat(_last_not_blank(cases), cases.lengths_C)
+        is_after_N = cases.place_N > np.repeat(_last_not_blank(cases), cases.lengths_C)
         cases = replace(cases, times_N=np.where(is_after_N, cases.asked_C[cases.case_N], cases.times_N))
     for chosen_M, counts_B in _shared_rows(cases).batches():
         rows = cases.where(chosen_M[np.cumsum(counts_B) - 1])
@@ -165,12 +165,7 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
 
 def _last_not_blank(cases: Cases) -> np.ndarray:
     assert cases.blank_N is not None
-    return np.maximum.reduceat(np.where(cases.blank_N, 0, _places(cases)), cases.starts_C)
-
-
-def _places(cases: Cases) -> np.ndarray:
-    """The place of each item in its history."""
-    return np.arange(len(cases.items_N)) - np.repeat(cases.starts_C, cases.lengths_C)
+    return np.maximum.reduceat(np.where(cases.blank_N, 0, cases.place_N), cases.starts_C)
 
 
 @torch.inference_mode()
@@ -201,22 +196,20 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
 def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
     """Rank targets by training count, a tie is half a rank. An item's probability is its share of the counts."""
     counts_V = _among(counts_V, candidates_V)
-    rank_C, top_CK = _ranked(counts_V, cases.targets_C)
+    found = _ranked(counts_V, cases.targets_C)
     with np.errstate(divide="ignore"):
         losses_V = -np.log(counts_V / counts_V.sum())
-    return Ranked(np.where(np.isfinite(rank_C), losses_V[cases.targets_C], np.nan), rank_C, top_CK)
+    return found._replace(loss_C=np.where(np.isfinite(found.rank_C), losses_V[cases.targets_C], np.nan))
 
 
 def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
-    """Rank the items of the history (without blanked ones) first, the last item on top, then all others by
-    popularity."""
+    """Rank the history's items that are not blanked first, the last one on top, then all others by popularity."""
     counts_V = _among(counts_V, candidates_V)
     read_N = counts_V[cases.items_N] > 0
     if cases.blank_N is not None:
         read_N &= ~cases.blank_N
     case_N, items_N = torch.from_numpy(cases.case_N[read_N]), torch.from_numpy(cases.items_N[read_N])
-    rank_C, top_CK = _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
-    return Ranked(np.full(len(cases), np.nan), rank_C, top_CK)
+    return _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
 
 
 def by_count(counts_V: np.ndarray) -> CommonOrder:
@@ -224,10 +217,10 @@ def by_count(counts_V: np.ndarray) -> CommonOrder:
     return CommonOrder(torch.from_numpy(counts_V).double().log())
 
 
-def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None) -> list[np.ndarray]:
+def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None) -> Ranked:
     k = min(LIST_LENGTH, int((counts_V > 0).sum()))
-    ranked = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
-    return [ranked.rank_B.numpy(), ranked.top_BK.numpy()]
+    found = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
+    return Ranked(found.loss_B.numpy(), found.rank_B.numpy(), found.top_BK.numpy())
 
 
 def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:

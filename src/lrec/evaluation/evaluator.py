@@ -1,7 +1,5 @@
-"""The model and the baselines on the targets of a stage (val or test): figures, table, verdict.
-
-Shape suffixes: B targets, V catalogue, K cut-offs, U users.
-"""
+"""The model and the baselines on the targets of a stage (val or test): figures, table, verdict. Shape suffixes: B
+targets, V catalogue, K cut-offs, U users."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +24,7 @@ Result = TypeVar("Result")
 
 
 class Evaluation:
-    """A scorer's whole evaluation: cross-entropy, and rank metrics over all items (`NDCG@10`) and over the items that
-    the user has not seen (`NDCG@10_unseen`).
+    """A scorer's evaluation: cross-entropy, and rank metrics over all items (NDCG@10) and unseen ones (NDCG@10_unseen).
 
     Args:
         counts_V: Training interactions of each item, on the device of the scores.
@@ -207,9 +204,8 @@ def verdict(
     before: Sequence[float],
     metrics: Sequence[Metric] = METRICS,
 ) -> str | None:
-    """One line that compares the model with the best baseline on the monitored metric, with advice if the model is not
-    better. `before` has the metric's values at the run's evaluations. None if no baseline has the metric, or if neither
-    low nor high values are good."""
+    """One line that compares the model with the best baseline on the monitored metric, with advice if it is no better.
+    `before`: the metric's values at the run's evaluations. None if no baseline has it, or no end of it is the best."""
     metric = monitor.removeprefix("val/")
     best_end = best_is(metric, metrics)
     baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}

@@ -1,7 +1,5 @@
-"""What attention gets besides the hidden states: which positions each may read, their indices, and the cache.
-
-Shape suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head.
-"""
+"""What attention gets besides the hidden states: which positions each may read, their indices, and the cache. Shape
+suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head."""
 
 from typing import NamedTuple
 
@@ -55,8 +53,7 @@ class Context(NamedTuple):
         return torch.arange(length, device=device)[None] if self.positions_BL is None else self.positions_BL
 
     def with_cached(self, name: int | str, *new: Tensor) -> tuple[Tensor, ...]:
-        """The values at these positions, (B, L, ...), of a block or of an input; with a cache, store them, and return
-        those of all positions."""
+        """A block's or an input's values at these positions, (B, L, ...); a cache stores them and gives all there."""
         if self.cache is None:
             return new
         assert self.positions_BL is not None

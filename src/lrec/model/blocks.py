@@ -99,8 +99,7 @@ class Attention(Branch):
         return x_BLHK if self.positions is None else self.positions(x_BLHK, positions_BL)
 
     def flops_per_pair(self) -> int:
-        """Forward FLOPs for each pair of a position and one that it reads, in all heads together: 2 for each entry of
-        the key, and 2 for each entry of the value."""
+        """Forward FLOPs, in all heads, for a position and one that it reads: 2 for each entry of key and of value."""
         return 4 * self.config.heads * self.config.head_width
 
     def logit_bias(self, length: int, context: Context) -> Tensor | None:
@@ -205,10 +204,8 @@ class SwiGLU(MLP):
 
 
 class DropoutLayer(nn.Module):
-    """`dropout` in training; no change in evaluation or at rate 0.
-
-    In a compiled graph, the rate is a tensor, not a constant, so that blocks with different rates share their graphs.
-    """
+    """`dropout` in training; no change in evaluation or at rate 0. In a compiled graph, the rate is a tensor, not a
+    constant, so that blocks with different rates share their graphs."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -50,10 +50,8 @@ class TimeInput(nn.Module):
 
 
 def time_buckets(seconds: Tensor) -> Tensor:
-    """The bucket of a gap, int32: floor(ln(max(1, |seconds|)) / 0.301), at most 128. Source: HSTU's code.
-
-    One second or less is in bucket 0, a minute in 13, a day in 37, a year in 57, ten years in 65.
-    """
+    """The bucket of a gap, int32: floor(ln(max(1, |seconds|)) / 0.301), at most 128. Source: HSTU's code. One second or
+    less is in bucket 0, a minute in 13, a day in 37, a year in 57, ten years in 65."""
     logarithms = seconds.to(torch.float32).abs().clamp(min=1.0).log()
     return (logarithms / _BUCKET_WIDTH).int().clamp(max=TIME_BUCKETS - 1)
 

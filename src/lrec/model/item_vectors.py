@@ -4,8 +4,7 @@
     NAME.npy           an array (items, width), and next to it NAME.txt, with a raw id on each line
     NAME.safetensors   a tensor `vectors` (items, width), and in the metadata `item_ids`, a JSON list of raw ids
 
-Items of the file that are not in the catalogue are new items: training does not see them, but a network that makes rows
-from vectors has rows for them.
+Items of the file outside the catalogue are new: training does not see them, but rows can be made from their vectors.
 
 Shape suffixes: F items of the file, V catalogue, H rows held here, N new items, C some of them, W width of the vectors.
 """
@@ -98,27 +97,12 @@ def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor]
 
 def read_width(path: Path) -> int:
     """The width of the first vector in a file."""
-    return int(_read(path, n_rows=1)[1].shape[1])
+    return int(read_item_vectors(path, n_rows=1)[1].shape[1])
 
 
-def read_item_vectors(path: Path) -> tuple[pl.Series, np.ndarray]:
-    """Raw ids and vectors of a file; UserError unless each item has one vector, of finite values and the same width."""
-    ids, vectors_FW = _read(path)
-    if len(ids) != len(vectors_FW):
-        raise UserError(f"model.item_vectors {path}: {len(vectors_FW):,} vectors and {len(ids):,} item ids")
-    if (twice := ids.is_duplicated()).any():
-        raise UserError(f"model.item_vectors {path}: item {ids[int(twice.arg_max() or 0)]} is in it twice")
-    finite_F = np.concatenate([np.isfinite(part_CW).all(1) for part_CW in _parts(vectors_FW)])
-    if not finite_F.all():
-        odd = ids[int(finite_F.argmin())]
-        raise UserError(
-            f"model.item_vectors {path}: the vector of item {odd} is not finite: each value must be a number"
-        )
-    return ids, vectors_FW
-
-
-def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]:
-    """Ids and vectors; with `n_rows`, only that number of vectors."""
+def read_item_vectors(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]:
+    """Raw ids and vectors of a file; UserError unless each item has one vector, of finite values and the same width.
+    With `n_rows`, only that number of vectors, and no check of their items and values."""
     try:
         if path.suffix not in _READERS:
             raise UserError(f"its name must end in {', '.join(_READERS)}")
@@ -129,10 +113,19 @@ def _read(path: Path, n_rows: int | None = None) -> tuple[pl.Series, np.ndarray]
             raise UserError(f"vectors of the shape {vectors_FW.shape}, not (items, width)")
         if vectors_FW.dtype.kind not in "biuf":
             raise UserError(f"its values are {vectors_FW.dtype}, not real numbers")
+        vectors_FW = vectors_FW[:n_rows].astype(np.float32, copy=False)
+        if n_rows is None and len(ids) != len(vectors_FW):
+            raise UserError(f"{len(vectors_FW):,} vectors and {len(ids):,} item ids")
+        if n_rows is None and (twice := ids.is_duplicated()).any():
+            raise UserError(f"item {ids[int(twice.arg_max() or 0)]} is in it twice")
+        finite_F = np.concatenate([np.isfinite(part_CW).all(1) for part_CW in _parts(vectors_FW)])
+        if n_rows is None and not finite_F.all():
+            odd = ids[int(finite_F.argmin())]
+            raise UserError(f"the vector of item {odd} is not finite: each value must be a number")
     except _DAMAGE as error:
         wrong = error if isinstance(error, UserError) else "not a file of item vectors, or a damaged one"
         raise UserError(f"model.item_vectors {path}: {wrong}") from error
-    return ids, vectors_FW[:n_rows].astype(np.float32, copy=False)
+    return ids, vectors_FW
 
 
 def _read_parquet(path: Path, n_rows: int | None) -> tuple[pl.Series, np.ndarray]:

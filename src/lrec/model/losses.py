@@ -164,7 +164,8 @@ class SampledSoftmax(_Sampled):
             scores_CN *= share_C[:, None]
             return (all_C - fixed_M[chunk]).sum()
 
-        loss = _sum_over_scores(hidden_MD, shard_of(rows_of(shard, negatives_N, shared=True)), of_chunk)
+        rows_ND = rows_of(shard, negatives_N, shared=True)
+        loss = _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD))
         # The added term is 0. It brings the gradient with respect to the targets' scores: d loss / d s = -share.
         return loss + (share_M * (fixed_M - target_M)).sum()
 
@@ -201,7 +202,8 @@ class GBCE(_Sampled):
             scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
             return loss
 
-        negative = _sum_over_scores(hidden_MD, shard_of(rows_of(shard, negatives_N, shared=True)), of_chunk)
+        rows_ND = rows_of(shard, negatives_N, shared=True)
+        negative = _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD))
         positive = F.softplus(-_target_scores(hidden_MD, shard, targets_M)).sum()
         return (beta * positive + negative) / (self.negatives + 1)
 
@@ -231,14 +233,13 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
         own = slice(max(first - chunk.start, 0), max(last - chunk.start, 0))
         return (log_sum_C - target_C)[own].sum()
 
-    return _sum_over_scores(hidden_MD, shard, of_chunk, most)
+    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most)
 
 
 def _of_all_rows(
     shard: Shard, softmax_CV: Tensor, log_sum_C: Tensor, target_C: Tensor, targets_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The log-sum and the target's score over the rows of all processes. In place, the softmax over this process's rows
-    becomes the softmax over all rows."""
+    """The log-sum and the target's score over the rows of all processes; in place, the softmax over all these rows."""
     largest_C = shard.largest(log_sum_C.clone())
     sums_2C = shard.summed(torch.cat([(log_sum_C - largest_C).exp(), target_C]))
     whole_log_sum_C = largest_C + sums_2C[: len(target_C)].log()
@@ -251,16 +252,14 @@ def _of_all_rows(
 OfChunk = Callable[[Tensor, slice], Tensor]
 
 
-def _sum_over_scores(hidden_MD: Tensor, shard: Shard, of_chunk: OfChunk, most: int | None = None) -> Tensor:
-    """Sum of a loss over the scores hidden @ table.T, with one chunk of scores in memory at a time. No process has more
-    than `most` hidden states."""
-    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most or len(hidden_MD))
-
-
 class _SumOverScores(torch.autograd.Function):
-    """If the scores S = hidden @ table.T have the gradient G, the gradient of the hidden states is G @ table, and the
-    gradient of the table is G.T @ hidden. The forward pass adds up both, chunk by chunk, while it has the scores. The
-    backward pass only returns them."""
+    """Sum of a loss over the scores hidden @ table.T, with one chunk of scores in memory at a time. No process has more
+    than `most` hidden states.
+
+    If the scores S have the gradient G, the gradient of the hidden states is G @ table, and the gradient of the table
+    is G.T @ hidden. The forward pass adds up both, chunk by chunk, while it has the scores. The backward pass only
+    returns them.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, of_chunk: OfChunk, shard: Shard, most: int) -> Tensor:

@@ -84,9 +84,7 @@ def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
 @dataclass(eq=False)
 class Shard:
     """The rows of the item table that this process holds, and the exchange with the processes that hold the others.
-
-    Every process must call the same methods in the same order.
-    """
+    Every process must call the same methods in the same order."""
 
     rows_HD: Tensor
     start: int  # index of the first of these rows in the catalogue
@@ -188,29 +186,25 @@ class Gradient:
         return total_HD
 
 
-class TouchedRows:
-    """A table's gradient if only the rows that a step touches have one. It is in the parameter's attribute `touched`
-    instead of `.grad`."""
+@dataclass
+class TouchedRows(Gradient):
+    """A table's gradient if only touched rows have one: the parameter's attribute `touched`, instead of `.grad`. It
+    lasts until it is cleared, and has no row of other processes."""
 
-    def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor]] = []
-        self._is_coalesced = False
-
-    def add(self, places_N: Tensor, grad_ND: Tensor) -> None:
-        self._parts.append((places_N, grad_ND))
-        self._is_coalesced = False
+    _sum: tuple[Tensor, Tensor] | None = None
 
     def clear(self) -> None:
-        self._parts = []
+        self.touched, self._sum = [], None
 
     def coalesced(self) -> tuple[Tensor, Tensor] | None:
         """The places, each once and in order, and their gradients, which may be changed in place; None if none."""
-        if self._parts and not self._is_coalesced:
-            places_U, index_N = torch.cat([places_N for places_N, _ in self._parts]).unique(return_inverse=True)
-            grad_UD = self._parts[0][1].new_zeros(len(places_U), self._parts[0][1].shape[1])
-            grad_UD.index_add_(0, index_N, torch.cat([grad_ND for _, grad_ND in self._parts]))
-            self._parts, self._is_coalesced = [(places_U, grad_UD)], True
-        return self._parts[0] if self._parts else None
+        if self.touched:
+            parts = self.touched if self._sum is None else [self._sum, *self.touched]
+            places_U, index_N = torch.cat([places_N for places_N, _ in parts]).unique(return_inverse=True)
+            grad_UD = parts[0][1].new_zeros(len(places_U), parts[0][1].shape[1])
+            grad_UD.index_add_(0, index_N, torch.cat([grad_ND for _, grad_ND in parts]))
+            self._sum, self.touched = (places_U, grad_UD), []
+        return self._sum
 
 
 def shard_of(table: Table) -> Shard:
@@ -263,15 +257,17 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
     other parameter. All processes must multiply their losses by the same number.
     """
     here_HD = local_rows(table_VD) if rows_HD is None else rows_HD
-    here = Shard(here_HD, local_range(table_VD).start, len(table_VD), processes_of(table_VD), Gradient())
+    gradient = getattr(table_VD, "touched", None) or Gradient()
+    here = Shard(here_HD, local_range(table_VD).start, len(table_VD), processes_of(table_VD), gradient)
     if here.processes == 1 and not torch.is_grad_enabled():
         return F.embedding(items, here_HD), here_HD
-    rows_MD, table_HD = _Fetch.apply(here_HD, items.flatten(), here, getattr(table_VD, "touched", None))
+    table_HD = _Whole.apply(here_HD, here)
     table = replace(here, rows_HD=table_HD)
-    if here.processes == 1:  # a head gets a plain tensor; `shard_of` finds the `Gradient` in its attribute
-        table = table_HD
-        table.gradient = here.gradient
-    return rows_MD.unflatten(0, items.shape), table
+    rows_BLD = rows_of(table, items.flatten()).unflatten(0, items.shape)
+    if here.processes > 1:
+        return rows_BLD, table
+    table_HD.gradient = gradient  # a head gets a plain tensor; `shard_of` finds the `Gradient` in its attribute
+    return rows_BLD, table_HD
 
 
 def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:
@@ -309,39 +305,28 @@ def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
     return values_GD.masked_fill_(~shard.places(items_G)[0][:, None], 0.0)
 
 
-class _Fetch(torch.autograd.Function):
-    """See `fetch`. Its backward pass comes after those of all uses of its results, and so has the whole gradient."""
+class _Whole(torch.autograd.Function):
+    """See `fetch`. Its backward pass comes after those of all uses of its result, and so has the whole gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, rows_HD: Tensor, items_M: Tensor, here: Shard, touched: TouchedRows | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, rows_HD: Tensor, here: Shard) -> Tensor:
         ctx.set_materialize_grads(False)
-        rows_MD, ctx.spread = _looked_up(here, items_M)
-        ctx.here, ctx.touched = here, touched
-        return rows_MD, rows_HD.view_as(rows_HD)
+        ctx.here = here
+        return rows_HD.view_as(rows_HD)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_MD: Tensor | None, grad_HD: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_HD: Tensor | None) -> tuple[Tensor | None, ...]:
         here: Shard = ctx.here
         gradient = here.gradient
         assert gradient is not None
-        if grad_MD is not None:
-            gradient.touched.append(ctx.spread(grad_MD))
-        if ctx.touched is not None:
+        if isinstance(gradient, TouchedRows):
             assert grad_HD is gradient.dense_HD is None, "this loss gives every row a gradient"
-            while gradient.touched:
-                places_N, grad_ND = gradient.touched.pop(0)
-                if here.processes > 1:
-                    mine_N = (places_N >= 0) & (places_N < len(here.rows_HD))
-                    places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / here.processes
-                ctx.touched.add(places_N, grad_ND)
-            return None, None, None, None
+            return None, None
         if grad_HD is not None:
             gradient.add_dense(grad_HD.clone())  # a copy: others may use autograd's
         total_HD = gradient.total(here.rows_HD)
-        return total_HD if here.processes == 1 else total_HD.div_(here.processes), None, None, None
+        return total_HD if here.processes == 1 else total_HD.div_(here.processes), None
 
 
 class _Rows(torch.autograd.Function):
@@ -354,9 +339,13 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = ctx.shard.gradient or Gradient()
-        gradient.touched.append(ctx.spread(grad_MD))
-        return None if ctx.shard.gradient else gradient.total(ctx.shard.rows_HD), None, None, None
+        shard: Shard = ctx.shard
+        gradient, (places_N, grad_ND) = shard.gradient or Gradient(), ctx.spread(grad_MD)
+        if isinstance(gradient, TouchedRows) and shard.processes > 1:
+            mine_N = (places_N >= 0) & (places_N < len(shard.rows_HD))
+            places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / shard.processes
+        gradient.touched.append((places_N, grad_ND))
+        return None if shard.gradient else gradient.total(shard.rows_HD), None, None, None
 
 
 @cache

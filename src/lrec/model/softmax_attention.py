@@ -1,7 +1,5 @@
-"""Softmax attention by heads, with the kernels that are fastest on the device.
-
-Shape suffixes: B batch rows, L positions, C positions that are read, D width, H heads, K width per head.
-"""
+"""Softmax attention by heads, with the kernels that are fastest on the device. Shape suffixes: B batch rows, L
+positions, C positions that are read, D width, H heads, K width per head."""
 
 import math
 from typing import Any

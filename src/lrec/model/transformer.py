@@ -1,8 +1,5 @@
-"""The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning.
-
-Shape suffixes: B batch rows, L positions, M chosen positions, T = L + 1 times, C positions that are read,
-D width, V catalogue.
-"""
+"""The network: a decoder-only transformer over item IDs, pre-norm. Plain torch, one device, no Lightning. Shape
+suffixes: B rows, L positions, M chosen positions, T = L + 1 times, C positions read, D width, V catalogue."""
 
 import hashlib
 import math
@@ -42,8 +39,7 @@ class Transformer(nn.Module):
     (hidden_BLD, table_VD), and only they use the table for scores. It is the item embedding (tied, no bias)."""
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
-        """Build and initialise the network; on the meta device nothing is drawn. UserError for a parameter without a
-        dimension."""
+        """Build the network and, except on the meta device, draw it; UserError for a parameter without a dimension."""
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass

@@ -8,13 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrec.ranking.best_items import Pairs, has_target, places_in_rows
+from lrec.ranking.scoring import Scores
 
 
 class Leading(NamedTuple):
     """Items that rows list before all others, in the order of these scores. Rows ascend, and so do the items in a row.
-
-    All other items of a row rank below its leading items.
-    """
+    All other items of a row rank below its leading items."""
 
     rows_R: Tensor
     items_R: Tensor
@@ -28,16 +27,6 @@ def newest_first(rows_N: Tensor, items_N: Tensor, n_items: int) -> Leading:
     place_N = torch.arange(len(rows_N), device=rows_N.device) - (number_B.cumsum(0) - number_B)[rows_N]
     last_R = torch.zeros_like(keys_R).scatter_reduce(0, which_N, place_N, "amax")
     return Leading(keys_R // n_items, keys_R % n_items, last_R.double())
-
-
-class Ranked(NamedTuple):
-    """Rank of each row's target, inf for a miss, and each row's best k items, -1 in unused slots; the `_unseen` fields
-    leave out the items that the row has seen."""
-
-    rank_B: Tensor
-    rank_unseen_B: Tensor
-    top_BK: Tensor
-    top_unseen_BK: Tensor
 
 
 class CommonOrder:
@@ -59,15 +48,17 @@ class CommonOrder:
         self._n_listed = listed_V.sum()
         self._rank_V = (1 + (higher_V + as_high_V - 1).double() / 2).masked_fill(~listed_V, torch.inf)
 
-    def ranked(self, targets_B: Tensor, k: int, leading: Leading | None = None, seen: Pairs | None = None) -> Ranked:
-        """Rank each row's target, an item or -1 for one outside the catalogue, and list the row's best k items."""
+    def ranked(self, targets_B: Tensor, k: int, leading: Leading | None = None, seen: Pairs | None = None) -> Scores:
+        """Rank each row's target, -1 if outside the catalogue, and list the row's best k items; losses are nan."""
         nothing = torch.zeros(0, dtype=torch.int64, device=self._rank_V.device)
-        seen = seen or Pairs(nothing, nothing)
-        ranks = self._ranks(targets_B, leading or Leading(nothing, nothing, nothing.double()), seen)
-        if leading is not None:
-            return Ranked(*ranks, *self._lists_with(leading, len(targets_B), k, seen))
         none = Pairs(nothing, nothing)
-        return Ranked(*ranks, *(self._list(len(targets_B), k, none, moved) for moved in (none, seen)))
+        seen, n_rows = seen or none, len(targets_B)
+        ranks = self._ranks(targets_B, leading or Leading(nothing, nothing, nothing.double()), seen)
+        if leading is None:
+            lists = self._list(n_rows, k, none, none), self._list(n_rows, k, none, seen)
+        else:
+            lists = self._lists_with(leading, n_rows, k, seen)
+        return Scores(torch.full_like(ranks[0], torch.nan), *ranks, *lists)
 
     def _ranks(self, targets_B: Tensor, leading: Leading, seen: Pairs) -> tuple[Tensor, Tensor]:
         rows_R, items_R, value_R = leading

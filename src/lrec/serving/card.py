@@ -1,6 +1,5 @@
-"""The model card of an exported network (`lrec export --card`), by `card.md.j2`: its training data, its test results
-with those of the baselines, the forecast of its study, and its limits. All facts come from the files of the run and of
-its study."""
+"""The model card of an exported network (`lrec export --card`), by `card.md.j2`: training data, test results and those
+of the baselines, the study's forecast, and limits. All facts come from the files of the run and of its study."""
 
 import math
 from pathlib import Path

@@ -31,12 +31,7 @@ from lrec.serving.recommender import Model
 
 
 def export(
-    ckpt_path: Path,
-    out: Path,
-    k: int = 10,
-    item_vectors: Path | None = None,
-    trust: bool = False,
-    card: bool = False,
+    ckpt_path: Path, out: Path, k: int = 10, item_vectors: Path | None = None, trust: bool = False, card: bool = False
 ) -> None:
     """Write a checkpoint as one file: safetensors, with its description as JSON next to it, or ONNX.
 

@@ -1,7 +1,5 @@
-"""`Model`: a trained network with the names of its items, which takes raw ids and returns the best raw ids.
-
-Shape suffixes: B histories, L positions, D width, V catalogue, C candidates, K list length, N items laid end to end.
-"""
+"""`Model`: a trained network with the names of its items, which takes raw ids and returns the best raw ids. Shape
+suffixes: B histories, L positions, D width, V catalogue, C candidates, K list length, N items laid end to end."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
-"""Long tail: test targets by the popularity of the item, in four groups of equal interaction mass.
-
-Shape suffixes: C cases, V catalogue.
-"""
+"""Long tail: test targets by the popularity of the item, in four groups of equal interaction mass. Shape suffixes: C
+cases, V catalogue."""
 
 import numpy as np
 

@@ -1,7 +1,5 @@
-"""What the tasks write: tasks.json, tasks.md, a figure per task, and the short tables on the terminal.
-
-A figure shows the first metric of each section against N_body: a line per group, and popularity as a dashed line.
-"""
+"""What the tasks write: tasks.json, tasks.md, a figure per task, and the short tables on the terminal. A figure shows
+the first metric of each section against N_body: a line per group, and popularity as a dashed line."""
 
 import math
 from dataclasses import dataclass, field

@@ -137,10 +137,8 @@ def measure(
     with_lists: bool = False,
     candidates_V: np.ndarray | None = None,
 ) -> Group:
-    """Every metric of every scorer on the same cases, averaged over the runs of a size.
-
-    Items are catalogue indices of the networks. `candidates_V` are the ranked items, ascending; all by default.
-    """
+    """Every metric of every scorer on the same cases, averaged over the runs of a size. Items are catalogue indices of
+    the networks. `candidates_V` are the ranked items, ascending; all by default."""
 
     def draws_of(rankings: list[ranking.Ranked]) -> Draws:
         values = [ranking.values_of(ranked, cases.targets_C, counts_V, metrics) for ranked in rankings]

@@ -1,7 +1,5 @@
-"""Robustness: test histories are corrupted at random, the same for every size, and compared with clean ones.
-
-Shape suffixes: C cases, N items of all histories laid end to end, M these items after insertion, R draws.
-"""
+"""Robustness: test histories are corrupted at random, the same for every size, and compared with clean ones. Shape
+suffixes: C cases, N items of all histories laid end to end, M these items after insertion, R draws."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,8 +25,7 @@ Corruption = Callable[[Cases, float, int, np.random.Generator], Cases]
 def mix_items(
     cases: Cases, rate: float, n_items: int, random: np.random.Generator, replaced: float = 0.5, blanked: float = 0.5
 ) -> Cases:
-    """Replace each item by one drawn evenly from the catalogue, or blank it in place, with these shares of the rate; by
-    default the mix of arXiv 2311.11351."""
+    """Replace items by ones drawn evenly, or blank them in place, with these shares of the rate (arXiv 2311.11351)."""
     fate_N = random.random(len(cases.items_N))
     drawn_N = random.integers(0, n_items, len(fate_N))
     replaced_N = fate_N < rate * replaced
@@ -79,10 +76,8 @@ def _spared(cases: Cases, chosen_N: np.ndarray) -> np.ndarray:
 
 
 def corrupted(cases: Cases, n_items: int, max_len: int, seed: int) -> dict[str, Cases]:
-    """The cases by group: clean, with the paper's mix, and with each corruption at each rate.
-
-    All rates of a corruption use the same random numbers, so a higher rate also corrupts what a lower rate does.
-    """
+    """The cases by group: clean, with the paper's mix, and with each corruption at each rate. All rates of a corruption
+    use the same random numbers, so a higher rate also corrupts what a lower rate does."""
     groups = {CLEAN: cases, f"mix {MIX_RATE}": mix_items(cases, MIX_RATE, n_items, np.random.default_rng([seed, 0]))}
     for number, (name, corrupt) in enumerate(CORRUPTIONS.items(), start=1):
         for rate in RATES:

@@ -118,8 +118,7 @@ def load_run(run: Run, data: Data) -> TrainedRun:
 
 
 def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:
-    """Sort runs by size, with at most `most_users` of their users, drawn by the seed; UserError if the runs cannot be
-    compared."""
+    """Sort runs by size, with at most `most_users` users, drawn by the seed; UserError if they cannot be compared."""
     first, by_domain, own_metrics = runs[0].run, dict[str, list[TrainedRun]](), list[dict[str, Any]]()
     shared = _shared_by_runs(data.of(first))
     for trained in runs:
@@ -189,5 +188,4 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
 def _kind(run: TrainedRun) -> tuple[Any, Any]:
     """The options that two runs of one size must share, so that only their seeds differ."""
     options = run.run.config.nested
-    since = {"since": None, "before": 0}  # runs from before these options existed do not have them
-    return {**options["model"], "warm_start": None, "metrics": None}, since | (options["data"].get("reduction") or {})
+    return {**options["model"], "warm_start": None, "metrics": None}, options["data"].get("reduction")

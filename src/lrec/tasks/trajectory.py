@@ -1,8 +1,5 @@
-"""Trajectory: a user's last items are predicted step by step, and each prediction is fed back as input.
-
-Shape suffixes: C users with a trajectory, T steps, B rows of a batch, L positions, D width, V catalogue, S seen pairs,
-R draws.
-"""
+"""Trajectory: a user's last items are predicted step by step, and each prediction is fed back as input. Shape suffixes:
+C users with a trajectory, T steps, B rows, L positions, D width, V catalogue, S seen pairs, R draws."""
 
 from dataclasses import dataclass, replace
 
@@ -80,8 +77,7 @@ def trajectories(ladder: Ladder) -> Trajectories:
 
 @torch.inference_mode()
 def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
-    """Predict greedily with a cache: at each step the best item, ties by index. Without repeats, it is the best item
-    that was neither seen nor predicted before."""
+    """Predict greedily with a cache: at each step the best item, ties by index; without repeats, the best new item."""
     device, steps = net.items.weight.device, given.truth_CT.shape[1]
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
     for chosen_B, read in share_of(batches(given.histories, net)):
