@@ -1,5 +1,4 @@
-"""Write a checkpoint (file or folder) in steps. The slow steps may work on a copy, in a thread, while training goes on.
-One rename completes the checkpoint."""
+"""Write a checkpoint (file or folder), from a copy in a thread if training is to go on. One rename completes it."""
 
 import errno
 import json
@@ -77,8 +76,7 @@ class Save:
             self.path.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> None:
-        """Write this process's part, in a thread, without talking to other processes. A file replaces the checkpoint
-        before it at once; a folder does not replace it yet."""
+        """Write this process's part, without talking to others. Only a file replaces the checkpoint before it now."""
         if self._shards is None:
             write(self.path, self._state)
             return
@@ -248,8 +246,7 @@ def _save_pt(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _set_aside_other_form(path: Path, folder: bool) -> None:
-    """Move away a file if a folder is to take its place, or a folder if a file is: no step can replace one by the
-    other."""
+    """Move away a file where a folder is to be, or a folder where a file is: neither can replace the other at once."""
     if path.is_file() if folder else path.is_dir():
         remove(aside(path))
         path.rename(aside(path))

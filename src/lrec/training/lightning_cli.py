@@ -192,8 +192,7 @@ class CommandLine(LightningCLI):
         return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the callbacks that write a run's files. It logs to TensorBoard in the run's folder, unless
-        the configuration names another logger or none."""
+        """The trainer, with the callbacks that write a run's files; the logger is TensorBoard, another one or none."""
         config = self.config_init.trainer
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):
@@ -271,8 +270,7 @@ def _test_the_best(cli: CommandLine) -> None:
 
 
 def evaluate(cli: CommandLine) -> None:
-    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default. Callbacks write the results, so
-    that no lists stay in memory."""
+    """Run validate, test or predict, by default with the best checkpoint. Callbacks write results batch by batch."""
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
         raise UserError(f"--ckpt_path last: {cli.run.folder} has no last checkpoint")
