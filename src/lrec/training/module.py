@@ -36,7 +36,7 @@ from lrec.data.vocabulary import as_plain, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
 from lrec.evaluation.metrics import Metric, best_is, with_own
-from lrec.model import parallelize
+from lrec.model import cost, parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
 from lrec.model.item_vectors import (
@@ -59,7 +59,7 @@ from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build, refuse_other_optimizer
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_position, schedule_steps
-from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
+from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
 
@@ -343,8 +343,10 @@ class SequentialRecommender(LightningModule):
         self._since_evaluation.add(loss_sum.detach(), len(batch.targets_M))
         self._since_logged.add(loss_sum.detach(), len(batch.targets_M))
         if ends_step(self.trainer, batch_idx):
+            head = self.loss.flops_per_target(self.config.n_items, self.config.width)
+            counts = (batch.step_targets, batch.step_pairs, head, batch.step_positions)
             self.D += batch.step_targets
-            self.flops += step_flops(self.config, self.loss, batch)
+            self.flops += cost.training_flops(self.config, *counts) + cost.projection_flops(self.config)
         # Gradients are averaged over ranks and accumulated micro-batches: undo both, and divide by the step's targets.
         return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / max(batch.step_targets, 1))
 

@@ -1,4 +1,4 @@
-"""A run's optimizer steps: their loss over the targets of all processes, their FLOPs, and where they end."""
+"""A run's optimizer steps: their loss over the targets of all processes, and where they end."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,8 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lrec.data.batching.train_batches import TrainBatch, limited
+from lrec.data.batching.train_batches import limited
 from lrec.errors import UserError
-from lrec.model import cost
-from lrec.model.config import TransformerConfig
-from lrec.model.losses import Loss
 
 
 @dataclass
@@ -37,13 +34,6 @@ class LossSum:
         loss_total, targets = map(sum, zip(*self.by_rank(strategy), strict=True))
         self.loss_sum, self.targets = 0.0, 0
         return loss_total / max(targets, 1)
-
-
-def step_flops(config: TransformerConfig, loss: Loss, batch: TrainBatch) -> int:
-    """FLOPs, over all ranks, of the whole step that contains this micro-batch."""
-    head = loss.flops_per_target(config.n_items, config.width)
-    network = cost.training_flops(config, batch.step_targets, batch.step_pairs, head, batch.step_positions)
-    return network + cost.projection_flops(config)
 
 
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
