@@ -19,15 +19,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from lrec.checkpoint import trained
 from lrec.checkpoint.reading import ITEMS, read
-from lrec.checkpoint.trained import (
-    build_network,
-    check_finite,
-    check_parameters,
-    items_as_tensors,
-    refuse_other_network,
-    trained_in,
-)
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
@@ -58,7 +51,7 @@ from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build, refuse_other_optimizer
 from lrec.training.process import ProcessSetup
-from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_position, schedule_steps
+from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
@@ -221,7 +214,7 @@ class SequentialRecommender(LightningModule):
         """
         path = Path(checkpoint_path)
         checkpoint = read(path, optimizer=False)
-        about, parameters, _, _, new_items = trained_in(checkpoint)
+        about, parameters, _, _, new_items = trained.trained_in(checkpoint)
         if about["model"] not in map(class_path, cls.__mro__):
             raise UserError(f"{path} holds a {about['model']}: use its own load_from_checkpoint")
         for name, kind in about["not_stored"].items():
@@ -234,8 +227,8 @@ class SequentialRecommender(LightningModule):
         has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
         width = about["vector_width"] if has_vectors else None
         model.config = model.network_config(about["n_items"], about["max_len"], about["event_types"], width)
-        refuse_other_network(about, model.config)
-        model.net, model._new_items = build_network(model.config, parameters, path), new_items
+        trained.refuse_other_network(about, model.config)
+        model.net, model._new_items = trained.build_network(model.config, parameters, path), new_items
         return model
 
     def setup(self, stage: str) -> None:
@@ -265,7 +258,7 @@ class SequentialRecommender(LightningModule):
         if config.architecture.time == "request" and self.trainer.predicting:
             raise UserError("predict does not know when users will ask: lrec recommend --now does")
         if self._trained is not None:
-            refuse_other_network(self._trained, config, self.data.data_hash)
+            trained.refuse_other_network(self._trained, config, self.data.data_hash)
         if self._counts_V is None:
             with torch.device("cpu"):  # Lightning makes the GPU the default device, but generators are the CPU's
                 self._build(config, features)
@@ -318,13 +311,14 @@ class SequentialRecommender(LightningModule):
             clip_by_norm(list(self.net.parameters()), gradient_clip_val)
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Advance the schedule by one step or, with a time limit, to `schedule_position`."""
-        position = schedule_position(self.trainer)
-        if position is not None and isinstance(scheduler, LambdaLR):
-            scheduler.last_epoch = position - 1
-            position = None
-        # The rate of other schedules may depend on the one before.
-        for _ in range(1 if position is None else position - scheduler.last_epoch):
+        """Advance the schedule by one step or, with a time limit, to the run's steps or time, whichever is later."""
+        steps, share = 1, share_of_time(self.trainer)
+        if share is not None:
+            by_time: int = self.trainer.strategy.broadcast(int(share * schedule_steps(self.trainer)))
+            steps = max(self.trainer.global_step, by_time) - scheduler.last_epoch
+        if isinstance(scheduler, LambdaLR):  # the rate of other schedules may depend on the one before
+            scheduler.last_epoch, steps = scheduler.last_epoch + steps - 1, 1
+        for _ in range(steps):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
@@ -432,14 +426,14 @@ class SequentialRecommender(LightningModule):
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
-        refuse_other_network(saved, self.config, self.data.data_hash)
+        trained.refuse_other_network(saved, self.config, self.data.data_hash)
         path = self.trainer.ckpt_path or "the checkpoint"
         if self.strict_loading:
             mine = {name: local_rows(tensor) for name, tensor in self.state_dict().items()}
-            check_parameters(checkpoint["state_dict"], mine, path)
+            trained.check_parameters(checkpoint["state_dict"], mine, path)
             refuse_other_vectors(checkpoint["state_dict"], mine, path)
         if self.trainer.predicting:
-            check_finite(checkpoint["state_dict"], path)
+            trained.check_finite(checkpoint["state_dict"], path)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
             if "optimizer_states" not in checkpoint:
@@ -460,7 +454,7 @@ class SequentialRecommender(LightningModule):
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
-        return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+        return trained.items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
     def _log_evaluation(self, stage: str) -> None:
         """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer.

@@ -23,15 +23,6 @@ def schedule_steps(trainer: Trainer) -> int:
     return int(min(trainer.estimated_stepping_batches, ENDLESS))
 
 
-def schedule_position(trainer: Trainer) -> int | None:
-    """Step of the schedule, by steps or time (the later), the same on all processes; None without a time limit."""
-    share = share_of_time(trainer)
-    if share is None:
-        return None
-    by_time: int = trainer.strategy.broadcast(int(share * schedule_steps(trainer)))
-    return max(trainer.global_step, by_time)
-
-
 def share_of_time(trainer: Trainer) -> float | None:
     """Share of the allowed time that has been spent, from 0 to 1; None without a time limit."""
     shares = []
