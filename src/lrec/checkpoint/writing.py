@@ -145,10 +145,8 @@ class Anywhere:
 
 
 class Saver:
-    """Runs one save at a time. It is in force once all processes have written their parts and call `poll` or `join`.
-
-    If one process cannot write, all of them raise a UserError, and the checkpoint before it is kept.
-    """
+    """Runs one save at a time. It is in force once all processes have written their parts and call `poll` or `join`. If
+    one process cannot write, all of them raise a UserError, and the checkpoint before it is kept."""
 
     def __init__(self, group: Any = None) -> None:
         """All processes of a gloo group take part in every save; None: this process is alone."""

@@ -73,10 +73,8 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, net: Transformer, total_steps: int) -> BuiltOptimizer:
-        """The optimizer of the network's parameters, and its scheduler, which steps once per optimizer step.
-
-        `net.lr_multiplier(name)` is the share of the learning rate that the parametrisation gives to a parameter.
-        """
+        """The optimizer of the network's parameters, and its scheduler, which steps once per optimizer step. The share
+        of the learning rate that the parametrisation gives to a parameter is `net.lr_multiplier(name)`."""
 
 
 # Makes a torch optimizer from groups of parameters.
