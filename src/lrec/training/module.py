@@ -1,4 +1,4 @@
-"""SequentialRecommender, the LightningModule: wires network, loss, optimizer and metrics; holds no maths.
+"""SequentialRecommender, the LightningModule: wires network, loss, optimizer, metrics, checkpoints; holds no maths.
 
 Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
 """
