@@ -232,7 +232,7 @@ class Run:
 
 
 def served(folder: Path) -> Path:
-    """The run that an update's folder serves, inside it (wherever it was moved) or the old one; others: the folder."""
+    """The run that an update's folder serves: one inside it, wherever moved, or the old one. Other folders: itself."""
     record = read_json(folder / UPDATE, {"kept": ".", "serve": folder})
     return inside if (inside := folder / record["kept"]).is_dir() else Path(record["serve"])
 

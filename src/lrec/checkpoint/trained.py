@@ -72,7 +72,7 @@ def refuse_other_network(
     may_differ: Collection[str] = (),
     named: str = "the checkpoint",
 ) -> None:
-    """UserError if a trained network has another shape, except for what may differ, or was trained on other data."""
+    """UserError if the trained network has not the config's shape, but for what may differ, or learnt other data."""
     if data_hash is not None and trained["data_hash"] != data_hash:
         raise UserError(f"{named} was trained on other data, another split or another reduction")
     for name, value in config.to_dict().items():

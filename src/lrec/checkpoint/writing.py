@@ -76,7 +76,8 @@ class Save:
             self.path.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> None:
-        """Write this process's part, without talking to others. Only a file replaces the checkpoint before it now."""
+        """Write this process's part, in a thread, without talking to other processes. A file replaces the checkpoint
+        before it at once; a folder does not replace it yet."""
         if self._shards is None:
             write(self.path, self._state)
             return

@@ -204,7 +204,8 @@ class Announcer(Callback):
 
 
 class EvaluationReport(Announcer):
-    """After each test or validate, print the metrics of model and baselines, and write them to RUN/metrics.json."""
+    """After each test or validate, print the metrics of the model and the baselines, and write them to
+    RUN/metrics.json."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":

@@ -190,7 +190,8 @@ class CommandLine(LightningCLI):
         return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the callbacks that write a run's files; the logger is TensorBoard, another one or none."""
+        """The trainer, with the callbacks that write a run's files. It logs to TensorBoard in the run's folder, unless
+        the configuration names another logger or none."""
         config = self.config_init.trainer
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):

@@ -232,7 +232,8 @@ class SequentialRecommender(LightningModule):
         return model
 
     def setup(self, stage: str) -> None:
-        """Let epochs end with a whole step; UserError if a callback monitors a metric these data lack, or its worst."""
+        """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have, or
+        takes its worst value for the best."""
         if stage == "fit":
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]

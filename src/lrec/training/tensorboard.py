@@ -38,7 +38,8 @@ def tag_of(name: str) -> str:
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes a run's curves into its folder; here alone, those that are not in `FIRST` get the prefix `REST`."""
+    """Writes the curves of a run into its folder. Curves that are not in `FIRST` get the prefix `REST`, which
+    callbacks, points.jsonl and other loggers do not use."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False)
