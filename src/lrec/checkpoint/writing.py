@@ -191,10 +191,6 @@ class Saver:
         for work in self._afterwards:
             work()
 
-    def give_up(self) -> None:
-        """Give up the save under way, because other processes may be gone. The checkpoint before it is kept."""
-        self._save = None
-
     def _together(self, save: Save, work: Callable[[], object], discard: bool = True) -> None:
         failure: Exception | None = None
         try:

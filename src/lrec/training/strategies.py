@@ -132,8 +132,8 @@ class FSDP2(ModelParallelStrategy):
         self.saver.start(save, background)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Give up a save under way without asking other processes: they may be gone."""
-        self.saver.give_up()
+        """Give up a save under way without asking other processes: they may be gone. The former checkpoint stays."""
+        self.saver = Saver()
         super().on_exception(exception)
 
     def teardown(self) -> None:
