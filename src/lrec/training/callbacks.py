@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -246,13 +247,14 @@ class EvaluationReport(Announcer):
         write_json(run_of(trainer).metrics_file, written)
 
 
-class PredictionWriter(Announcer):
+class PredictionWriter(Announcer, BasePredictionWriter):
     """Write the lists of predict to RUN/predictions.parquet: user, items and scores (best first), a row per user.
 
     With several ranks, each rank writes its own users to predictions.RANK.parquet. Each batch goes to disk at once.
     """
 
     def __init__(self) -> None:
+        super().__init__("batch")
         self._unfinished = ExitStack()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -262,10 +264,10 @@ class PredictionWriter(Announcer):
         self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
         self._folder.mkdir()
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: pl.DataFrame, *of_batch: Any) -> None:
+    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: pl.DataFrame, *of_batch: Any) -> None:
         self._batches.append(self._folder / f"{len(self._batches)}.parquet")
-        outputs.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
-        self._users += len(outputs)
+        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
+        self._users += len(prediction)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._unfinished, replacing(self._path) as whole:

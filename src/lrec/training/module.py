@@ -1,13 +1,13 @@
-"""SequentialRecommender, the LightningModule: wires network, loss, optimizer, metrics, checkpoints; holds no maths.
+"""SequentialRecommender, the LightningModule: wires network, loss, optimizer and metrics; holds no maths.
 
 Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list length.
 """
 
 import math
-from dataclasses import asdict, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,39 +19,27 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lrec.checkpoint import trained
-from lrec.checkpoint.reading import ITEMS, read
+from lrec.checkpoint.trained import refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.data.datamodule import SequenceDataModule
-from lrec.data.vocabulary import as_plain, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
 from lrec.evaluation.metrics import Metric, best_is, with_own
 from lrec.model import cost, parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
-from lrec.model.item_vectors import (
-    NewItems,
-    Use,
-    initial_parameters,
-    read_width,
-    refuse_other_vectors,
-    scaled,
-    vectors_of,
-)
+from lrec.model.item_vectors import Use, initial_parameters, read_width, scaled, vectors_of
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
-from lrec.model.sharded_table import Table, local_range, local_rows, whole
-from lrec.model.transformer import Transformer
-from lrec.options.class_paths import check_trusted, class_path
-from lrec.options.objects import all_as_plain, from_config, from_plain
+from lrec.model.sharded_table import Table, local_range, whole
+from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
-from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build, refuse_other_optimizer
+from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
+from lrec.training.stored_model import StoredModel
 from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
@@ -59,16 +47,12 @@ from lrec.training.warm_start import begin_from
 ON_PROGRESS_BAR = ("val/loss", "val/NDCG@10")
 
 
-class SequentialRecommender(LightningModule):
+class SequentialRecommender(StoredModel):
     """A decoder-only transformer over item IDs, trained on every position of every window.
 
     Callbacks read: `config`, `D` (targets trained on), `flops` (spent on them), `train_loss`, `diverged`,
     `evaluations`.
     """
-
-    net: Transformer
-    config: TransformerConfig
-    item_ids: pl.Series
 
     def __init__(
         self,
@@ -135,16 +119,11 @@ class SequentialRecommender(LightningModule):
             raise UserError("give model.warm_start or model.item_vectors, not both")
         self.item_vectors = None if item_vectors is None else Path(item_vectors)
         self.item_vectors_use = item_vectors_use
-        self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._counts_V: Tensor | None = None
-        self._new_items: NewItems | None = None
         self.metrics = with_own(metrics)
         self._evaluator = Evaluator(self.metrics)
-        self.D = 0  # targets trained on
-        self.flops = 0  # spent on them
-        self.diverged = False  # whether a loss was not finite
         self.train_loss = math.nan
-        self._since_logged, self._since_evaluation = LossSum(), LossSum()
+        self._since_logged = LossSum()
 
     def network_config(
         self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
@@ -159,13 +138,6 @@ class SequentialRecommender(LightningModule):
             vector_width = read_width(self.item_vectors)
         own_rows = vector_width is None or self.item_vectors_use == "added"
         return replace(shape, vector_width=vector_width, own_rows=own_rows)
-
-    @property
-    def data(self) -> SequenceDataModule:
-        """The DataModule of the attached trainer."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, SequenceDataModule)
-        return datamodule
 
     @property
     def counts_V(self) -> Tensor:
@@ -200,37 +172,6 @@ class SequentialRecommender(LightningModule):
         given = {"positions_M": last_B, "times_BT": times_BT, "events_BL": events_BL}
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, trust: bool = False, **changed: Any) -> Self:  # type: ignore[override]
-        """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
-
-        Args:
-            checkpoint_path: A file or a folder of shards.
-            trust: Import classes that the checkpoint names and that are not lrec's own.
-            changed: Arguments of the model that replace those it was made with.
-
-        Raises:
-            UserError: The file is not a checkpoint of such a model.
-        """
-        path = Path(checkpoint_path)
-        checkpoint = read(path, optimizer=False)
-        about, parameters, _, _, new_items = trained.trained_in(checkpoint)
-        if about["model"] not in map(class_path, cls.__mro__):
-            raise UserError(f"{path} holds a {about['model']}: use its own load_from_checkpoint")
-        for name, kind in about["not_stored"].items():
-            if name not in changed:
-                raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
-        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
-        check_trusted(stored, trust, path)
-        model = from_plain(cls, stored, changed)
-        model._trained, model.D, model.flops = about, about["D"], about["flops"]
-        has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
-        width = about["vector_width"] if has_vectors else None
-        model.config = model.network_config(about["n_items"], about["max_len"], about["event_types"], width)
-        trained.refuse_other_network(about, model.config)
-        model.net, model._new_items = trained.build_network(model.config, parameters, path), new_items
-        return model
-
     def setup(self, stage: str) -> None:
         """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have, or
         takes its worst value for the best."""
@@ -259,7 +200,7 @@ class SequentialRecommender(LightningModule):
         if config.architecture.time == "request" and self.trainer.predicting:
             raise UserError("predict does not know when users will ask: lrec recommend --now does")
         if self._trained is not None:
-            trained.refuse_other_network(self._trained, config, self.data.data_hash)
+            refuse_other_network(self._trained, config, self.data.data_hash)
         if self._counts_V is None:
             with torch.device("cpu"):  # Lightning makes the GPU the default device, but generators are the CPU's
                 self._build(config, features)
@@ -400,62 +341,6 @@ class SequentialRecommender(LightningModule):
         users_M, items_MK, scores_MK = (part[real_M].cpu().numpy() for part in parts)
         lists = lists_of(self.item_ids, items_MK, scores_MK)
         return pl.DataFrame({"user": self.data.store.raw_user_ids.gather(users_M), **lists})
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add targets and FLOPs so far, the data's description, the items' raw ids, and the model's arguments."""
-        arguments, not_stored = all_as_plain(self.hparams)
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
-        checkpoint[ITEMS] = self._items_as_tensors
-        checkpoint["lrec"] = {
-            "D": self.D,
-            "flops": self.flops,
-            "data_hash": self.data.data_hash,
-            "columns": asdict(self.data.columns) if self.data.columns else None,
-            "min_rating": self.data.min_rating,
-            "repeats": self.data.repeats,
-            "event_names": self.data.store.event_types,
-            "diverged": self.diverged,
-            "train_loss": self._since_evaluation.by_rank(self.trainer.strategy),
-            "model": class_path(type(self)),
-            "not_stored": not_stored,
-            **as_plain(self.data.learned.vocabularies),
-            **self.config.to_dict(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, other data or, in training, another optimizer; restore the counts."""
-        saved = checkpoint.get("lrec")
-        if saved is None:
-            raise UserError("the checkpoint was not written by lrec")
-        trained.refuse_other_network(saved, self.config, self.data.data_hash)
-        path = self.trainer.ckpt_path or "the checkpoint"
-        if self.strict_loading:
-            mine = {name: local_rows(tensor) for name, tensor in self.state_dict().items()}
-            trained.check_parameters(checkpoint["state_dict"], mine, path)
-            refuse_other_vectors(checkpoint["state_dict"], mine, path)
-        if self.trainer.predicting:
-            trained.check_finite(checkpoint["state_dict"], path)
-        self.D, self.flops = saved["D"], saved["flops"]
-        if self.trainer.training:
-            if "optimizer_states" not in checkpoint:
-                raise UserError(f"{path} has no optimizer, so no run can go on from it: give it as --model.warm_start")
-            made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-            refuse_other_optimizer(made_with.get("optimizer"), self.optimizer)
-            self.diverged = saved["diverged"]
-            sums_R2 = torch.tensor(saved["train_loss"], dtype=torch.float64).reshape(-1, 2)
-            if len(sums_R2) == self.trainer.world_size:
-                loss_sum, targets = sums_R2[self.trainer.global_rank]
-            else:  # written by another number of processes
-                loss_sum, targets = sums_R2.sum(0) * self.trainer.is_global_zero
-            self._since_evaluation = LossSum(loss_sum.float().to(self.device), int(targets))
-        elif "current_model_state" in checkpoint:
-            # A callback that averages weights would restore the unaveraged ones. Evaluation needs the averages.
-            checkpoint["current_model_state"] = checkpoint["state_dict"]
-
-    @cached_property
-    def _items_as_tensors(self) -> dict[str, Tensor]:
-        new = None if self.config.vector_width is None else self._new_items
-        return trained.items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
     def _log_evaluation(self, stage: str) -> None:
         """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer.

@@ -1,6 +1,5 @@
 """Optimizers: lrec's own (parameter groups, rate of every step, AdamW with a switch to SGD), and any other one."""
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -18,8 +17,6 @@ from lrec.common.text_tables import counted
 from lrec.errors import UserError, check_range
 from lrec.model.sharded_table import TouchedRows
 from lrec.model.transformer import Transformer
-from lrec.options.objects import all_as_plain
-from lrec.run import RunConfig
 from lrec.training.muon import is_for_muon, muon_matrices
 from lrec.training.touched_rows import adamw_rows, sgd_rows, touched_of
 
@@ -193,24 +190,6 @@ class Optimizer(OptimizerConfig):
         indices = range(len(optimizer.param_groups))
         factors: list[Any] = [lambda step, index=index: factor(step, index) for index in indices]
         return optimizer, LambdaLR(optimizer, factors)
-
-
-# Options of an OptimizerConfig that its state holds; those of its schedule may change.
-_KEPT = ("lr", "weight_decay", "betas", "muon", "switch.lr", "switch.momentum", "switch.weight_decay")
-
-
-def refuse_other_optimizer(stored: Any, optimizer: OptimizerConfig | OfParameters) -> None:
-    """UserError if the stored optimizer has another class, or another value of an option that its state keeps: the run
-    would go on with the old one. An object that no checkpoint can hold is not compared."""
-    both: tuple[Any, Any] = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
-    if None in both:
-        return
-    theirs, mine = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)
-    kept = _KEPT if isinstance(optimizer, OptimizerConfig) else sorted(theirs.keys() & mine.keys())
-    for name in ("class_path", *kept):
-        old, new = (json.dumps(options.get(name)) for options in (theirs, mine))
-        if old != new:
-            raise UserError(f"the checkpoint was trained with --model.optimizer.{name} {old}, not {new}: give the same")
 
 
 def _fall(decay: Decay, final: float, step: int, steps: int) -> float:

@@ -1,0 +1,173 @@
+"""What a model adds to its checkpoints, which checkpoints it accepts, and the model from a checkpoint alone.
+
+Shape suffixes: R processes, V catalogue.
+"""
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import polars as pl
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lrec.checkpoint.reading import ITEMS, read
+from lrec.checkpoint.trained import (
+    build_network,
+    check_finite,
+    check_parameters,
+    items_as_tensors,
+    refuse_other_network,
+    trained_in,
+)
+from lrec.data.datamodule import SequenceDataModule
+from lrec.data.vocabulary import as_plain, vocabularies_of
+from lrec.errors import UserError
+from lrec.model.config import TransformerConfig
+from lrec.model.item_vectors import NewItems, refuse_other_vectors
+from lrec.model.sharded_table import local_rows
+from lrec.model.transformer import Transformer
+from lrec.options.class_paths import check_trusted, class_path
+from lrec.options.objects import all_as_plain, from_plain
+from lrec.run import RunConfig
+from lrec.training.optim import OfParameters, OptimizerConfig
+from lrec.training.tally import LossSum
+
+
+class StoredModel(LightningModule):
+    """The part of `SequentialRecommender` that saves and loads checkpoints."""
+
+    net: Transformer
+    config: TransformerConfig
+    optimizer: OptimizerConfig | OfParameters
+    item_ids: pl.Series
+    item_vectors: Path | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.D = 0  # targets trained on
+        self.flops = 0  # spent on them
+        self.diverged = False  # whether a loss was not finite
+        self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
+        self._new_items: NewItems | None = None
+        self._since_evaluation = LossSum()
+
+    def network_config(
+        self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
+    ) -> TransformerConfig:
+        raise NotImplementedError
+
+    @property
+    def data(self) -> SequenceDataModule:
+        """The DataModule of the attached trainer."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(datamodule, SequenceDataModule)
+        return datamodule
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, trust: bool = False, **changed: Any) -> Self:  # type: ignore[override]
+        """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
+
+        Args:
+            checkpoint_path: A file or a folder of shards.
+            trust: Import classes that the checkpoint names and that are not lrec's own.
+            changed: Arguments of the model that replace those it was made with.
+
+        Raises:
+            UserError: The file is not a checkpoint of such a model.
+        """
+        path = Path(checkpoint_path)
+        checkpoint = read(path, optimizer=False)
+        about, parameters, _, _, new_items = trained_in(checkpoint)
+        if about["model"] not in map(class_path, cls.__mro__):
+            raise UserError(f"{path} holds a {about['model']}: use its own load_from_checkpoint")
+        for name, kind in about["not_stored"].items():
+            if name not in changed:
+                raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
+        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
+        check_trusted(stored, trust, path)
+        model = from_plain(cls, stored, changed)
+        model._trained, model.D, model.flops = about, about["D"], about["flops"]
+        has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
+        width = about["vector_width"] if has_vectors else None
+        model.config = model.network_config(about["n_items"], about["max_len"], about["event_types"], width)
+        refuse_other_network(about, model.config)
+        model.net, model._new_items = build_network(model.config, parameters, path), new_items
+        return model
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add targets and FLOPs so far, the data's description, the items' raw ids, and the model's arguments."""
+        arguments, not_stored = all_as_plain(self.hparams)
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
+        checkpoint[ITEMS] = self._items_as_tensors
+        checkpoint["lrec"] = {
+            "D": self.D,
+            "flops": self.flops,
+            "data_hash": self.data.data_hash,
+            "columns": asdict(self.data.columns) if self.data.columns else None,
+            "min_rating": self.data.min_rating,
+            "repeats": self.data.repeats,
+            "event_names": self.data.store.event_types,
+            "diverged": self.diverged,
+            "train_loss": self._since_evaluation.by_rank(self.trainer.strategy),
+            "model": class_path(type(self)),
+            "not_stored": not_stored,
+            **as_plain(self.data.learned.vocabularies),
+            **self.config.to_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, other data or, in training, another optimizer; restore the counts."""
+        saved = checkpoint.get("lrec")
+        if saved is None:
+            raise UserError("the checkpoint was not written by lrec")
+        refuse_other_network(saved, self.config, self.data.data_hash)
+        path = self.trainer.ckpt_path or "the checkpoint"
+        if self.strict_loading:
+            mine = {name: local_rows(tensor) for name, tensor in self.state_dict().items()}
+            check_parameters(checkpoint["state_dict"], mine, path)
+            refuse_other_vectors(checkpoint["state_dict"], mine, path)
+        if self.trainer.predicting:
+            check_finite(checkpoint["state_dict"], path)
+        self.D, self.flops = saved["D"], saved["flops"]
+        if self.trainer.training:
+            if "optimizer_states" not in checkpoint:
+                raise UserError(f"{path} has no optimizer, so no run can go on from it: give it as --model.warm_start")
+            made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            _refuse_other_optimizer(made_with.get("optimizer"), self.optimizer)
+            self.diverged = saved["diverged"]
+            sums_R2 = torch.tensor(saved["train_loss"], dtype=torch.float64).reshape(-1, 2)
+            if len(sums_R2) == self.trainer.world_size:
+                loss_sum, targets = sums_R2[self.trainer.global_rank]
+            else:  # written by another number of processes
+                loss_sum, targets = sums_R2.sum(0) * self.trainer.is_global_zero
+            self._since_evaluation = LossSum(loss_sum.float().to(self.device), int(targets))
+        elif "current_model_state" in checkpoint:
+            # A callback that averages weights would restore the unaveraged ones. Evaluation needs the averages.
+            checkpoint["current_model_state"] = checkpoint["state_dict"]
+
+    @cached_property
+    def _items_as_tensors(self) -> dict[str, Tensor]:
+        new = None if self.config.vector_width is None else self._new_items
+        return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+
+
+# Options of an OptimizerConfig that its state holds; those of its schedule may change.
+_KEPT = ("lr", "weight_decay", "betas", "muon", "switch.lr", "switch.momentum", "switch.weight_decay")
+
+
+def _refuse_other_optimizer(stored: Any, optimizer: OptimizerConfig | OfParameters) -> None:
+    """UserError if the stored optimizer has another class, or another value of an option that its state keeps: the run
+    would go on with the old one. An object that no checkpoint can hold is not compared."""
+    both: tuple[Any, Any] = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
+    if None in both:
+        return
+    theirs, mine = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)
+    kept = _KEPT if isinstance(optimizer, OptimizerConfig) else sorted(theirs.keys() & mine.keys())
+    for name in ("class_path", *kept):
+        old, new = (json.dumps(options.get(name)) for options in (theirs, mine))
+        if old != new:
+            raise UserError(f"the checkpoint was trained with --model.optimizer.{name} {old}, not {new}: give the same")
