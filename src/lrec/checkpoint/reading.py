@@ -1,7 +1,6 @@
 """What a checkpoint is on disk (one file, or one folder of shards), and how any number of processes reads it.
 
-A file `NAME.ckpt` is what Lightning saves: a dictionary of tensors and plain values. A folder `NAME.ckpt` holds the
-same dictionary in parts:
+A file `NAME.ckpt` is Lightning's dictionary of tensors and plain values. A folder `NAME.ckpt` holds it in parts:
 
     state.pt                             the dictionary without the rows of sharded tensors, and the names of the shards
     TOKEN-00000-of-00002.safetensors     a shard: rows of sharded tensors, one file per process
@@ -175,8 +174,7 @@ def _load_pt(path: Path, mmap: bool, verify: bool) -> dict[str, Any]:
 
 
 class _Shards:
-    """The shards of a folder, open for reading. With `verify`, each shard is verified before `read` takes rows from
-    it."""
+    """The shards of a folder, open for reading. With `verify`, `read` verifies a shard before it takes rows from it."""
 
     def __init__(self, folder: Path, names: list[str], verify: bool = True) -> None:
         self._files = {name: safe_open(folder / name, framework="pt") for name in names}

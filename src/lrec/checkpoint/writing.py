@@ -1,5 +1,4 @@
-"""Write a checkpoint (file or folder) in steps. The slow steps may work on a copy, in a thread, while training goes on.
-One rename completes the checkpoint."""
+"""Write a checkpoint (file or folder), from a copy in a thread if training is to go on. One rename completes it."""
 
 import errno
 import json
@@ -147,10 +146,8 @@ class Anywhere:
 
 
 class Saver:
-    """Runs one save at a time. It is in force once all processes have written their parts and call `poll` or `join`.
-
-    If one process cannot write, all of them raise a UserError, and the checkpoint before it is kept.
-    """
+    """Runs one save at a time. It is in force once all processes have written their parts and call `poll` or `join`. If
+    one process cannot write, all of them raise a UserError, and the checkpoint before it is kept."""
 
     def __init__(self, group: Any = None) -> None:
         """All processes of a gloo group take part in every save; None: this process is alone."""
@@ -193,10 +190,6 @@ class Saver:
         self._together(save, save.put_in_force, discard=False)
         for work in self._afterwards:
             work()
-
-    def give_up(self) -> None:
-        """Give up the save under way, because other processes may be gone. The checkpoint before it is kept."""
-        self._save = None
 
     def _together(self, save: Save, work: Callable[[], object], discard: bool = True) -> None:
         failure: Exception | None = None
@@ -248,8 +241,7 @@ def _save_pt(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _set_aside_other_form(path: Path, folder: bool) -> None:
-    """Move away a file if a folder is to take its place, or a folder if a file is: no step can replace one by the
-    other."""
+    """Move away a file where a folder is to be, or a folder where a file is: neither can replace the other at once."""
     if path.is_file() if folder else path.is_dir():
         remove(aside(path))
         path.rename(aside(path))

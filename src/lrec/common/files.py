@@ -53,9 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def temporary(path: Path) -> Iterator[Path]:
     """Yield a path next to `path` that is removed at the end. Also remove such paths that killed processes have left.
-
-    If the disk is full, the OSError names `path`, whichever library raised it.
-    """
+    If the disk is full, the OSError names `path`, whichever library raised it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.iterdir():
         if left.name.startswith(f".{path.name}.") and _is_left_over(left.name):

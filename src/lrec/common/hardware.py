@@ -74,12 +74,10 @@ def _left_in_groups() -> list[int]:
         )
         group = top / path.lstrip("/")
         for each in (group, *group.parents):
-            # In a container, the groups above its own do not exist. If a group has no limit, its file says "max".
+            # The folders above `top`, and in a container above its own group, are no groups. Without a limit: "max".
             with suppress(OSError, ValueError, KeyError):
                 stat = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
                 left.append(int((each / limit).read_text()) - int((each / used).read_text()) + int(stat[cache]))
-            if each == top:
-                break
     return left
 
 

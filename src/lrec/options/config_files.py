@@ -65,10 +65,8 @@ def find_config(name: str | Path) -> Path:
     if path.is_file():
         read_config(path)
         return path
-    package = Path(__file__).parents[1]
-    # In a wheel, these files are in the package; in a checkout, they are at its root.
-    for root in (package / "configs", package.parents[1] / "configs"):
-        shipped = root / Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else root / path
-        if not path.is_absolute() and shipped.is_file():
-            return shipped
+    package, shipped = Path(__file__).parents[1], path if path.parts[:1] == ("configs",) else Path("configs", path)
+    for root in (package, package.parents[1]):  # of a wheel, of a checkout
+        if (root / shipped).is_file():
+            return root / shipped
     raise UserError(f"--config {name}: no such file here or among the configurations that come with lrec")

@@ -96,7 +96,6 @@ class BestAndLast(ModelCheckpoint):
         else:
             trainer.save_checkpoint(filepath, self.save_weights_only, IN_BACKGROUND)
         self._saved_step = self._last_global_step_saved = trainer.global_step
-        self._last_checkpoint_saved = filepath
         for logger in trainer.loggers if trainer.is_global_zero else []:
             saver.afterwards(partial(logger.after_save_checkpoint, self))
 

@@ -75,9 +75,9 @@ def run_lightning(arguments: Sequence[str]) -> None:
         os.environ.pop("LREC_RUN", None)  # the processes that this one starts from now on are no part of the run
 
 
-def compose(arguments: Sequence[str], command: str = "fit") -> dict[str, Any]:
-    """All options that `lrec COMMAND` would run with, given these arguments; UserError if it would refuse them."""
-    return CommandLine(command, arguments, make=False).options
+def compose(arguments: Sequence[str]) -> dict[str, Any]:
+    """All options that `lrec fit` would run with, given these arguments; UserError if it would refuse them."""
+    return CommandLine("fit", arguments, make=False).options
 
 
 class CommandLine(LightningCLI):
@@ -104,15 +104,13 @@ class CommandLine(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of trainer, model (lrec's own unless --model names another class) and data."""
+        """Add the options of trainer, model (lrec's own unless --model names another class), data and callbacks."""
         parser.add_argument("--help_all", action=HelpAll, help="Show every option and exit.")
         add_trainer(parser)
         parser.add_subclass_arguments(
             SequentialRecommender, "model", fail_untyped=False, default={"class_path": "lrec.SequentialRecommender"}
         )
         parser.add_subclass_arguments(SequenceDataModule, "data", fail_untyped=False, required=True)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.add_lightning_class_args(StopAfterSwitch, "early_stopping")
         parser.add_lightning_class_args(ScalingPoints, "points")
@@ -271,8 +269,7 @@ def _test_the_best(cli: CommandLine) -> None:
 
 
 def evaluate(cli: CommandLine) -> None:
-    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default. Callbacks write the results, so
-    that no lists stay in memory."""
+    """Run validate, test or predict, by default with the best checkpoint. Callbacks write results batch by batch."""
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
         raise UserError(f"--ckpt_path last: {cli.run.folder} has no last checkpoint")

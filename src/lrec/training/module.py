@@ -26,7 +26,7 @@ from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
 from lrec.evaluation.metrics import Metric, best_is, with_own
-from lrec.model import parallelize
+from lrec.model import cost, parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
 from lrec.model.item_vectors import Use, initial_parameters, read_width, scaled, vectors_of
@@ -38,9 +38,9 @@ from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
-from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_position, schedule_steps
+from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
 from lrec.training.stored_model import StoredModel
-from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now, step_flops
+from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
 
@@ -253,13 +253,14 @@ class SequentialRecommender(StoredModel):
             clip_by_norm(list(self.net.parameters()), gradient_clip_val)
 
     def lr_scheduler_step(self, scheduler: LRScheduler, metric: Any) -> None:
-        """Advance the schedule by one step or, with a time limit, to `schedule_position`."""
-        position = schedule_position(self.trainer)
-        if position is not None and isinstance(scheduler, LambdaLR):
-            scheduler.last_epoch = position - 1
-            position = None
-        # The rate of other schedules may depend on the one before.
-        for _ in range(1 if position is None else position - scheduler.last_epoch):
+        """Advance the schedule by one step or, with a time limit, to the run's steps or time, whichever is later."""
+        steps, share = 1, share_of_time(self.trainer)
+        if share is not None:
+            by_time: int = self.trainer.strategy.broadcast(int(share * schedule_steps(self.trainer)))
+            steps = max(self.trainer.global_step, by_time) - scheduler.last_epoch
+        if isinstance(scheduler, LambdaLR):  # the rate of other schedules may depend on the one before
+            scheduler.last_epoch, steps = scheduler.last_epoch + steps - 1, 1
+        for _ in range(steps):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
@@ -278,8 +279,10 @@ class SequentialRecommender(StoredModel):
         self._since_evaluation.add(loss_sum.detach(), len(batch.targets_M))
         self._since_logged.add(loss_sum.detach(), len(batch.targets_M))
         if ends_step(self.trainer, batch_idx):
+            head = self.loss.flops_per_target(self.config.n_items, self.config.width)
+            counts = (batch.step_targets, batch.step_pairs, head, batch.step_positions)
             self.D += batch.step_targets
-            self.flops += step_flops(self.config, self.loss, batch)
+            self.flops += cost.training_flops(self.config, *counts) + cost.projection_flops(self.config)
         # Gradients are averaged over ranks and accumulated micro-batches: undo both, and divide by the step's targets.
         return loss_sum * (self.trainer.world_size * self.trainer.accumulate_grad_batches / max(batch.step_targets, 1))
 
@@ -330,8 +333,7 @@ class SequentialRecommender(StoredModel):
         self._log_evaluation("test")
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
-        """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
-        (logits)."""
+        """The best items after each whole history; a row has user, items (raw ids, best first) and scores (logits)."""
         seen = slice(None if self.exclude_seen else 0)
         given = (batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
         best = at_targets(self.net, batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
@@ -342,10 +344,7 @@ class SequentialRecommender(StoredModel):
 
     def _log_evaluation(self, stage: str) -> None:
         """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer.
-
-        `self.log` would take 1.5 ms for each name, and a test has 300 names. That is more than half of the training
-        time of a small network.
-        """
+        `self.log` would take 1.5 ms for each of a test's 300 names, over half of a small network's training time."""
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))

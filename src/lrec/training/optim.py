@@ -70,10 +70,8 @@ class OptimizerConfig(ABC):
 
     @abstractmethod
     def build(self, net: Transformer, total_steps: int) -> BuiltOptimizer:
-        """The optimizer of the network's parameters, and its scheduler, which steps once per optimizer step.
-
-        `net.lr_multiplier(name)` is the share of the learning rate that the parametrisation gives to a parameter.
-        """
+        """The optimizer of the network's parameters, and its scheduler, which steps once per optimizer step. The share
+        of the learning rate that the parametrisation gives to a parameter is `net.lr_multiplier(name)`."""
 
 
 # Makes a torch optimizer from groups of parameters.
@@ -136,8 +134,7 @@ class Optimizer(OptimizerConfig):
         check_range("optimizer.muon", self.muon, above=0)
 
     def stable_steps(self, total_steps: int) -> int | None:
-        """Number of steps before the fall of wsd, in a run of `total_steps`: longer runs with as many steps of warm-up
-        begin with the same ones. None without such a fall."""
+        """Steps before the fall of wsd; longer runs with as many steps of warm-up share them. None without a fall."""
         if self.decay != "wsd" or self.switch is not None:
             return None
         warmup_steps = round(self.warmup * total_steps)
@@ -216,10 +213,9 @@ def _stable(steps: int) -> int:
 class AdamWThenSGD(AdamW):
     """AdamW, and Muon for groups that ask for it; from `begin_sgd` on, SGD with momentum.
 
-    Both phases are one optimizer, so that a checkpoint of one phase loads in the other. The phase is an entry of every
-    parameter group, and exp_avg becomes SGD's momentum buffer. In addition to AdamW's options, groups have sgd_lr,
-    sgd_weight_decay, momentum, and muon (whether Muon replaces AdamW). The arithmetic is torch.optim's own, except for
-    Muon and touched rows.
+    Both phases are one optimizer, so that a checkpoint of one phase loads in the other: groups hold the phase, and
+    exp_avg becomes SGD's momentum buffer. Besides AdamW's options, groups have sgd_lr, sgd_weight_decay, momentum, and
+    muon (whether Muon replaces AdamW). The arithmetic is torch.optim's, except for Muon and touched rows.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], **options: Any) -> None:

@@ -23,16 +23,6 @@ def schedule_steps(trainer: Trainer) -> int:
     return int(min(trainer.estimated_stepping_batches, ENDLESS))
 
 
-def schedule_position(trainer: Trainer) -> int | None:
-    """Position in the schedule, in its own steps: by the run's steps or by time, whichever is later. It is the same on
-    every process. None without a time limit."""
-    share = share_of_time(trainer)
-    if share is None:
-        return None
-    by_time: int = trainer.strategy.broadcast(int(share * schedule_steps(trainer)))
-    return max(trainer.global_step, by_time)
-
-
 def share_of_time(trainer: Trainer) -> float | None:
     """Share of the allowed time that has been spent, from 0 to 1; None without a time limit."""
     shares = []
@@ -44,8 +34,7 @@ def share_of_time(trainer: Trainer) -> float | None:
 
 
 def stable_steps(trainer: Trainer) -> int | None:
-    """Steps before the rate falls, which longer runs can have in common with this one; None if there are none, or if
-    time is the limit."""
+    """Steps before the rate falls, which longer runs can share; None if there are none, or if time is the limit."""
     optimizer = getattr(trainer.lightning_module, "optimizer", None)
     steps = optimizer.stable_steps(schedule_steps(trainer)) if isinstance(optimizer, Optimizer) else None
     return steps if steps is None or share_of_time(trainer) is None else None
@@ -89,8 +78,7 @@ class OptimizerSwitch(Callback):
 
 
 def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metric] = METRICS) -> str:
-    """`mode` or, if it is None, the mode that follows from the metric's name, or min; UserError if `mode` contradicts
-    the name."""
+    """`mode`, or if None, what the metric's name implies, or min; UserError if `mode` contradicts the name."""
     best = best_is(monitor.removeprefix("val/"), metrics)
     if best is None:
         return mode or "min"

@@ -55,10 +55,8 @@ class CheckpointFiles(TorchCheckpointIO):
 
 def saver_of(trainer: Trainer) -> Saver | None:
     """The Saver that writes the trainer's checkpoints; None if Lightning itself writes them."""
-    if isinstance(trainer.strategy, FSDP2):
-        return trainer.strategy.saver
-    files = trainer.strategy.checkpoint_io
-    return files.saver if isinstance(files, CheckpointFiles) else None
+    writer = trainer.strategy if isinstance(trainer.strategy, FSDP2) else trainer.strategy.checkpoint_io
+    return writer.saver if isinstance(writer, FSDP2 | CheckpointFiles) else None
 
 
 class FSDP2(ModelParallelStrategy):
@@ -134,8 +132,8 @@ class FSDP2(ModelParallelStrategy):
         self.saver.start(save, background)
 
     def on_exception(self, exception: BaseException) -> None:
-        """Give up a save under way without asking other processes: they may be gone."""
-        self.saver.give_up()
+        """Give up a save under way without asking other processes: they may be gone. The former checkpoint stays."""
+        self.saver = Saver()
         super().on_exception(exception)
 
     def teardown(self) -> None:

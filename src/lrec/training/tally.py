@@ -1,4 +1,4 @@
-"""A run's optimizer steps: their loss over the targets of all processes, their FLOPs, and where they end."""
+"""A run's optimizer steps: their loss over the targets of all processes, and where they end."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,8 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from lrec.data.batching.train_batches import TrainBatch, limited
+from lrec.data.batching.train_batches import limited
 from lrec.errors import UserError
-from lrec.model import cost
-from lrec.model.config import TransformerConfig
-from lrec.model.losses import Loss
 
 
 @dataclass
@@ -39,22 +36,14 @@ class LossSum:
         return loss_total / max(targets, 1)
 
 
-def step_flops(config: TransformerConfig, loss: Loss, batch: TrainBatch) -> int:
-    """FLOPs, over all ranks, of the whole step that contains this micro-batch."""
-    head = loss.flops_per_target(config.n_items, config.width)
-    network = cost.training_flops(config, batch.step_targets, batch.step_pairs, head, batch.step_positions)
-    return network + cost.projection_flops(config)
-
-
 def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the optimizer steps after this micro-batch."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
-    """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
-    take a last step of fewer micro-batches, whose number of targets is not known. UserError if evaluations are further
-    apart than an epoch."""
+    """Round the limit of batches per epoch up to whole steps; an epoch has `n_steps`. Lightning would take a last step
+    of fewer micro-batches, whose number of targets is unknown. UserError if evaluations are over an epoch apart."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = limited(n_steps * every, limit)
     if batches % every:
