@@ -210,11 +210,9 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
     ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
-    content = {
-        **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": n_targets},
-        **{"loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours, "noise": rates.noise._asdict()},
-        **{"steps": steps, "cheapest": rates.cheapest, "combinations": combined},
-    }
+    content: dict[str, Any] = {"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body}
+    content |= {"targets": n_targets, "loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours}
+    content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest, "combinations": combined}
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:

@@ -48,8 +48,7 @@ def fit_command(
     """
     method = method_named(law)
     check_writable(out / "fit.json", "--out")
-    variables = 1 if method is None else len(method.variables)
-    of_law = (d if variables > 1 else None, u if variables > 2 else None)
+    of_law = () if method is None else (d, u)[: len(method.variables) - 1]
     table_read = read_points(points, x, y, *of_law, shares=method is None)
     names = {"x": x, "d": d, "u": u, "y": y}
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))

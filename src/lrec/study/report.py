@@ -35,9 +35,7 @@ from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.tuning import Tuned
 
 # Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
-LRECS = (
-    r".*/|(HR|NDCG|MRR|coverage|popularity|recall|micro_recall|precision|MAP)@\d+(_\w+)?$|(loss|loss_se|targets\w*)$"
-)
+LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity|(micro_)?recall|precision|MAP)@\d+(_\w+)?$|(loss(_se)?|targets\w*)$"
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
