@@ -130,16 +130,13 @@ def answer_of(
 def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] | None) -> str:
     today, ten = columns[:2]
     if fails:
-        return (
-            f"This study cannot say what larger networks bring, because its forecast of its own large networks was "
-            f"wrong. The largest trained network has {METRIC} {today.value:.3f}."
-        )
+        why = "because its forecast of its own large networks was wrong"
+        has = f"The largest trained network has {METRIC} {today.value:.3f}."
+        return f"This study cannot say what larger networks bring, {why}. {has}"
     expected = f"{ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
     if beaten and beaten[0] >= ten.value:
-        return (
-            f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
-            f"has {today.value:.3f}, and ten times its size is expected to have {expected}."
-        )
+        has = f"{BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network has {today.value:.3f}"
+        return f"Do not build a network yet: {has}, and ten times its size is expected to have {expected}."
     does = "pays" if (ten.low or 0) > today.value else "probably pays"
     if ten.gain < PAYS:
         does = "brings almost nothing"
@@ -159,9 +156,8 @@ def _sure(judged: Sequence[Judged], point: Point) -> list[str]:
         ]
     if math.isfinite(users):
         share = point.metric(f"test/{METRIC}")
-        said.append(
-            f"On {users:,.0f} targets, {METRIC} is exact to ± {1.645 * math.sqrt(share * (1 - share) / users):.3f}."
-        )
+        error = 1.645 * math.sqrt(share * (1 - share) / users)
+        said.append(f"On {users:,.0f} targets, {METRIC} is exact to ± {error:.3f}.")
     return said
 
 
@@ -181,9 +177,7 @@ def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str
         return []
     size = max(both, key=ladder_n_body)
     less, more = (mean(run.horizon * point.U for run, point in each) for each in (few, many))
-    before, after = (
-        mean(point.metric(f"test/{METRIC}") for run, point in each if run.size == size) for each in (few, many)
-    )
+    before, after = (mean(p.metric(f"test/{METRIC}") for run, p in each if run.size == size) for each in (few, many))
     at = next(getattr(point, x) for run, point in many if run.size == size)
     repeats = few[0][0].fraction == many[0][0].fraction and any(point.epochs > 1 for _, point in many)
     what = "passes" if repeats else "data"

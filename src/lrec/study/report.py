@@ -127,12 +127,10 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     if 2 * len(lost) <= len(sizes):
         return []
     whom = " and ".join(f"{name} ({', '.join(sorted(mine))})" for name, mine in losing.items())
-    steps = min(point.step for _, point in fitted)
-    return [
-        "**Under-trained: slopes describe training, not size.** "
-        f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
-        "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
-    ]
+    after = f"after {min(point.step for _, point in fitted):,} steps or more"
+    worse = f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, {after}"
+    remedy = "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
+    return [f"**Under-trained: slopes describe training, not size.** {worse}. {remedy}"]
 
 
 def _law(
@@ -156,9 +154,7 @@ def _law(
     save_figure(folder / "fit.png", figure)
     heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {study.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
-    written = read_json(out / "prediction.json", {"trained_before": [], "ladders": []})
-    if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
-        sections.append("The metrics were forecast after the held-out runs, but from the same small sizes as the loss.")
+    written = read_json(out / "prediction.json", {"trained_before": []})
     if mine := [run.name for run in runs if run.name in written["trained_before"]]:
         earlier = "; prediction-*.json are the earlier predictions" if any(out.glob("prediction-*.json")) else ""
         sections.append(f"Not a prediction: {', '.join(mine)} had been trained before it was written{earlier}.")

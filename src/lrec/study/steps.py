@@ -4,7 +4,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,9 +135,8 @@ class Ladder:
             arguments = [f"--{option}={as_argument(value)}" for option, value in options.items()]
             composed = compose([f"--config={json.dumps(run.options)}", *arguments])
             slug, seed = re.sub(r"[^\w.-]+", "-", name), options.get("seed_everything", run.seed)
-            alone: dict[str, Any] = {"starts_from": "", "goes_on_from": "", "own": 1.0, "held_out": False}
-            named = replace(run, name=f"{self.size}-{slug}-seed{seed}", variant=name, ladder=name, seed=seed, **alone)
-            runs.append(replace(named, options=composed))
+            place = f"{self.size}-{slug}-seed{seed}", run.size, seed, run.fraction, name, name
+            runs.append(PlannedRun(*place, held_out=False, options=composed, horizon=run.horizon))
         return runs
 
     def check_targets(self, runs: Sequence[PlannedRun]) -> None:
