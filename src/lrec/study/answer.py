@@ -74,11 +74,9 @@ class Answer:
 def answer_of(
     study: Study, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
 ) -> Answer | None:
-    """The answer from all points of a ladder, including the held-out ones; None if too few sizes have the metric.
-
-    `runs` are those of the ladder, and those of its variant with less data. `warned` has the warnings of the report. If
-    the runs have no options, there are no prices and no exact command.
-    """
+    """The answer from all points of a ladder, also the held-out ones; None if too few sizes have the metric. `runs` are
+    those of the ladder, and those of its variant with less data; if they have no options, there are no prices and no
+    exact command. `warned` has the warnings of the report."""
     ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
     over_fits = turns(analysis.of_all, ahead[0])
     expected = outlook_metrics(analysis.points, ahead, over_fits, (METRIC, *BESIDE))
@@ -225,10 +223,8 @@ def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict
     """The size of a network with `times` the parameters of that of a finished run, counted by the study's x, and the
     price of training it in the same way, as cells by title: hours of a core or a GPU, and money if an hour has a price;
     memory (of each GPU, if it trains on GPUs) and disk; and the time of a request. Nothing without the run's options.
-
     The estimate uses the FLOPs per second of this run, from the first step to the last evaluation. A request encodes a
-    whole history and scores the catalogue once; nothing is cached between requests.
-    """
+    whole history and scores the catalogue once; nothing is cached between requests."""
     if not run.options:
         return "", {}
     last = run_of_study(study.folder, run.name).points[-1]

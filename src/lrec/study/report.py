@@ -54,10 +54,10 @@ def write_report(
     late: Sequence[str] = (),
 ) -> str:
     """Compare the predictions with the large runs, write everything into the study's folder, and return report.md.
+    Except for times, a study that was interrupted ends with the same report as one that was not.
 
     `unfit` has the reason for each ladder without a law, `ngrams` the test loss of each n-gram model, and `late` the
-    large runs for which there was no time. Except for times, an interrupted study ends with the same report as a study
-    without interruption.
+    large runs for which there was no time.
     """
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
@@ -105,11 +105,9 @@ def write_report(
 
 
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float]) -> list[str]:
-    """A warning at the top of the report if most fitted sizes have a higher loss than a counting baseline.
-
-    n-grams are compared only with the ladder on whose data they were counted, the first, and only if its largest fitted
-    size loses to them too: their tables hold more than the smallest networks can, even after long training.
-    """
+    """A warning if most fitted sizes have a higher loss than a counting baseline. n-grams are compared only with the
+    ladder on whose data they were counted, the first, and only if its largest fitted size loses to them too: their
+    tables hold more than the smallest networks can, even after long training."""
     whole = of_all_data(runs)
     counted = whole[0].ladder
     fitted = [(run.ladder, points[run.name]) for run in whole if not (run.held_out or points[run.name].diverged)]
@@ -296,12 +294,10 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
 
 
 def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
-    """A table with a row per fraction, size and variant, and the differences that exceed the noise between seeds.
-
-    Empty if there is one variant. Cells are means over the seeds ± standard deviation. Differences are from the first
+    """A table with a row per fraction, size and variant, and the differences that exceed the noise between seeds; empty
+    if there is one variant. Cells are means over the seeds ± standard deviation. Differences are from the first
     variant, over the seeds that finished in both, ± standard error; a paired t-test at 95 % compares them with the
-    noise. A variant of another domain has other targets, so it has no differences.
-    """
+    noise. A variant of another domain has other targets, so it has no differences."""
     variants = list(dict.fromkeys(run.variant for run in runs))
     if len(variants) < 2:
         return []
