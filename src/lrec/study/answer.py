@@ -220,11 +220,14 @@ def _command(why: str, name: str, options: Mapping[str, object]) -> tuple[str, s
 
 
 def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict[str, str]]:
-    """The size of a network with `times` the parameters of that of a finished run, counted by the study's x, and the
-    price of training it in the same way, as cells by title: hours of a core or a GPU, and money if an hour has a price;
-    memory (of each GPU, if it trains on GPUs) and disk; and the time of a request. Nothing without the run's options.
+    """The size of a network with `times` the parameters of that of a finished run, counted by the study's x, and its
+    price if it is trained in the same way, as cells by title: hours of a core or a GPU, and money if an hour has a
+    price; GiB of memory (of each GPU, if it trains on GPUs) and of disk; milliseconds that one core or GPU needs for a
+    request. Nothing if the run's options are not known.
+
     The estimate uses the FLOPs per second of this run, from the first step to the last evaluation. A request encodes a
-    whole history and scores the catalogue once; nothing is cached between requests."""
+    whole history and scores the catalogue once; nothing is cached between requests.
+    """
     if not run.options:
         return "", {}
     last = run_of_study(study.folder, run.name).points[-1]

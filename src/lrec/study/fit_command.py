@@ -48,7 +48,8 @@ def fit_command(
     """
     method = method_named(law)
     check_writable(out / "fit.json", "--out")
-    of_law = () if method is None else (d, u)[: len(method.variables) - 1]
+    variables = 1 if method is None else len(method.variables)
+    of_law = (d if variables > 1 else None, u if variables > 2 else None)
     table_read = read_points(points, x, y, *of_law, shares=method is None)
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
     analysis = analyse(predictor, held_out, table_read, {"x": x, "d": d, "u": u, "y": y}, compare, floor)
