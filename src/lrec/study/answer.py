@@ -42,20 +42,6 @@ BASELINES = {
 
 
 @dataclass(frozen=True)
-class Price:
-    """The price of a network: hours of a core or a GPU to train it, and money if an hour has a price; GiB of memory (of
-    each GPU, if it trains on GPUs) and of disk; milliseconds that one core or GPU needs for a request."""
-
-    size: str
-    unit: str
-    hours: float
-    money: float | None
-    memory_gib: float
-    disk_gib: float
-    request_ms: float
-
-
-@dataclass(frozen=True)
 class Column:
     """A column of the table: a measured size, or a forecast size with the ends of its interval."""
 
@@ -64,9 +50,10 @@ class Column:
     value: float
     low: float | None
     high: float | None
-    beside: tuple[float, ...]  # the metrics of `BESIDE`
+    beside: dict[str, float]  # the metrics of `BESIDE`
     gain: float  # compared with the largest trained size, as a share of that size's value
-    price: Price | None
+    network: str  # its blocks and width; "" if it is not known
+    prices: dict[str, str]  # cells by title: see `priced`
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,6 @@ class Answer:
     verdict: str
     finding: str
     columns: tuple[Column, ...]
-    prices: list[tuple[str, list[str]]]  # rows of the table, by title, with a cell for each column
     sure: tuple[str, ...]
     baselines: str
     risks: tuple[str, ...]
@@ -88,11 +74,9 @@ class Answer:
 def answer_of(
     study: Study, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]
 ) -> Answer | None:
-    """The answer from all points of a ladder, including the held-out ones; None if too few sizes have the metric.
-
-    `runs` are those of the ladder, and those of its variant with less data. `warned` has the warnings of the report. If
-    the runs have no options, there are no prices and no exact command.
-    """
+    """The answer from all points of a ladder, also the held-out ones; None if too few sizes have the metric. `runs` are
+    those of the ladder, and those of its variant with less data; if they have no options, there are no prices and no
+    exact command. `warned` has the warnings of the report."""
     ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
     over_fits = turns(analysis.of_all, ahead[0])
     expected = outlook_metrics(analysis.points, ahead, over_fits, (METRIC, *BESIDE))
@@ -107,12 +91,12 @@ def answer_of(
     if not today:  # no hit: nothing has a gain over it
         return None
     seeds = [points[r.name] for r in runs if points[r.name].N_body == point.N_body]
-    measured = tuple(mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE)
-    columns = [Column("largest trained", size, today, None, None, measured, 0.0, price_of(study, run))]
+    measured = {name: mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE}
+    columns = [Column("largest trained", size, today, None, None, measured, 0.0, *priced(study, run))]
     for index, (times, at) in enumerate(zip(TIMES, expected[METRIC], strict=True)):
-        beside = tuple(expected[name][index].predicted if name in expected else math.nan for name in BESIDE)
+        beside = {name: expected[name][index].predicted if name in expected else math.nan for name in BESIDE}
         forecast = at.x, at.predicted, at.low, at.high, beside, at.predicted / today - 1
-        columns.append(Column(f"{times} times", *forecast, price_of(study, run, times)))
+        columns.append(Column(f"{times} times", *forecast, *priced(study, run, times)))
     shares = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
     baselines = sorted(((share, name) for name, share in shares.items() if math.isfinite(share)), reverse=True)
     judged, best = analysis.tested(METRIC), best_measured(analysis.points, METRIC)
@@ -125,6 +109,7 @@ def answer_of(
         risks.append("The loss stopped falling: larger networks may only memorise the training data.")
     risks.append(f"No network of more than {amount(size)} parameters was tested.")
     near = min(x for x, value in sizes if value >= NEARLY * best)
+    smallest = min((r for r in runs if getattr(points[r.name], study.x) >= near), key=lambda r: points[r.name].N_body)
     nearly = f"already has {100 * NEARLY:.0f} % of the best {METRIC}, {best:.3f}."
     smaller = [f"A network of {amount(near)} parameters {nearly}"] if near < size else []
     gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
@@ -132,28 +117,24 @@ def answer_of(
         _verdict(columns, fails, beaten),
         f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size",
         tuple(columns),
-        price_rows([column.price for column in columns]),
         tuple(_sure(judged, point)),
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
         (*smaller, *_more_data(study.x, [(run, points[run.name]) for run in finished])),
-        *_next(study, run, runs, points, columns[1], near, fails, beaten is not None),
+        *_next(study, run, smallest, columns[1], fails, beaten is not None),
     )
 
 
 def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] | None) -> str:
     today, ten = columns[:2]
     if fails:
-        return (
-            f"This study cannot say what larger networks bring, because its forecast of its own large networks was "
-            f"wrong. The largest trained network has {METRIC} {today.value:.3f}."
-        )
+        why = "because its forecast of its own large networks was wrong"
+        has = f"The largest trained network has {METRIC} {today.value:.3f}."
+        return f"This study cannot say what larger networks bring, {why}. {has}"
     expected = f"{ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
     if beaten and beaten[0] >= ten.value:
-        return (
-            f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
-            f"has {today.value:.3f}, and ten times its size is expected to have {expected}."
-        )
+        has = f"{BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network has {today.value:.3f}"
+        return f"Do not build a network yet: {has}, and ten times its size is expected to have {expected}."
     does = "pays" if (ten.low or 0) > today.value else "probably pays"
     if ten.gain < PAYS:
         does = "brings almost nothing"
@@ -173,9 +154,8 @@ def _sure(judged: Sequence[Judged], point: Point) -> list[str]:
         ]
     if math.isfinite(users):
         share = point.metric(f"test/{METRIC}")
-        said.append(
-            f"On {users:,.0f} targets, {METRIC} is exact to ± {1.645 * math.sqrt(share * (1 - share) / users):.3f}."
-        )
+        error = 1.645 * math.sqrt(share * (1 - share) / users)
+        said.append(f"On {users:,.0f} targets, {METRIC} is exact to ± {error:.3f}.")
     return said
 
 
@@ -195,9 +175,7 @@ def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str
         return []
     size = max(both, key=ladder_n_body)
     less, more = (mean(run.horizon * point.U for run, point in each) for each in (few, many))
-    before, after = (
-        mean(point.metric(f"test/{METRIC}") for run, point in each if run.size == size) for each in (few, many)
-    )
+    before, after = (mean(p.metric(f"test/{METRIC}") for run, p in each if run.size == size) for each in (few, many))
     at = next(getattr(point, x) for run, point in many if run.size == size)
     repeats = few[0][0].fraction == many[0][0].fraction and any(point.epochs > 1 for _, point in many)
     what = "passes" if repeats else "data"
@@ -206,17 +184,10 @@ def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str
 
 
 def _next(
-    study: Study,
-    largest: PlannedRun,
-    runs: list[PlannedRun],
-    points: Mapping[str, Point],
-    ten: Column,
-    near: float,
-    fails: bool,
-    beaten: bool,
+    study: Study, largest: PlannedRun, smallest: PlannedRun, ten: Column, fails: bool, beaten: bool
 ) -> tuple[str, str]:
-    """The next step: a sentence, and the command for it."""
-    if ten.price is None:
+    """The next step: a sentence, and the command for it. `smallest` is the smallest run that is as good."""
+    if not ten.network:
         return "Train the size that you want.", "lrec fit --help"
     changes: dict[str, object]
     if fails:
@@ -227,13 +198,12 @@ def _next(
         limits = {each: largest.config.value(each, -1) for each in ("trainer.max_epochs", "trainer.max_steps")}
         changes = {option: 2 * most for option, most in limits.items() if most > 0}
     elif ten.gain < PAYS:
-        good = [r for r in runs if getattr(points[r.name], study.x) >= near]
-        run = min(good, key=lambda r: points[r.name].N_body)
-        export = {"ckpt_path": run_of_study(study.folder, run.name).best, "out": sibling(study.folder, "model")}
+        best = run_of_study(study.folder, smallest.name).best
+        export = {"ckpt_path": best, "out": sibling(study.folder, "model")}
         return _command("Use the smallest network that is as good.", "export", export)
     else:
-        why, changes = "Train ten times the size.", {"model.size": ten.price.size}
-        changes |= ruled_options(study, ten.price.size, largest.fraction)
+        why, changes = "Train ten times the size.", {"model.size": ten.network}
+        changes |= ruled_options(study, ten.network, largest.fraction)
         changes |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
     config = run_of_study(study.folder, largest.name).config_file
     changes |= {"trainer.default_root_dir": sibling(study.folder, "next")}
@@ -249,15 +219,17 @@ def _command(why: str, name: str, options: Mapping[str, object]) -> tuple[str, s
     return why, shlex.join(["lrec", name, *words])
 
 
-def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price | None:
-    """The price of a network with `times` the parameters of that of a finished run, counted by the study's x, if it is
-    trained in the same way. None if the run's options are not known.
+def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict[str, str]]:
+    """The size of a network with `times` the parameters of that of a finished run, counted by the study's x, and its
+    price if it is trained in the same way, as cells by title: hours of a core or a GPU, and money if an hour has a
+    price; GiB of memory (of each GPU, if it trains on GPUs) and of disk; milliseconds that one core or GPU needs for a
+    request. Nothing if the run's options are not known.
 
     The estimate uses the FLOPs per second of this run, from the first step to the last evaluation. A request encodes a
     whole history and scores the catalogue once; nothing is cached between requests.
     """
     if not run.options:
-        return None
+        return "", {}
     last = run_of_study(study.folder, run.name).points[-1]
     trained, beside = run.network(last.N_head // last.d_model), last.N_total - last.N_body
     network = wider(trained, times, beside if study.x == "N_total" else 0)
@@ -265,33 +237,16 @@ def price_of(study: Study, run: PlannedRun, times: float = 1.0) -> Price | None:
     forward, head = cost.flops_per_interaction(network).forward, 2 * cost.n_head(network)
     train_hours = hours * forward / cost.flops_per_interaction(trained).forward
     memory_gib, gpu_gib, disk_gib = gib_of(network, run.config, place)
-    return Price(
-        f"{network.layers}x{network.width}",
-        "GPU" if place.gpus else "core",
-        train_hours,
-        None if study.price_per_hour is None else train_hours * study.price_per_hour,
-        gpu_gib or memory_gib,
-        disk_gib,
-        1000 * (network.max_len * (forward - head) + head) / (last.flops / (3600 * hours)),
-    )
+    request_ms = 1000 * (network.max_len * (forward - head) + head) / (last.flops / (3600 * hours))
+    unit, of_gpu = ("GPU", "GPU ") if place.gpus else ("core", "")
+    cells = {f"training, {unit}-hours": two_digits(train_hours)}
+    if study.price_per_hour is not None:
+        cells["training, price"] = two_digits(train_hours * study.price_per_hour)
+    cells |= {f"{of_gpu}memory to train, GiB": f"{gpu_gib or memory_gib:.1f}", "disk, GiB": two_digits(disk_gib)}
+    return f"{network.layers}x{network.width}", cells | {f"one request, ms on a {unit}": two_digits(request_ms)}
 
 
-def price_rows(prices: Sequence[Price | None]) -> list[tuple[str, list[str]]]:
-    """A row for each part of a price, with a cell for each network; no rows if a price is not known."""
-    known = [price for price in prices if price is not None]
-    if len(known) < len(prices):
-        return []
-    unit, place = known[0].unit, "GPU memory" if known[0].unit == "GPU" else "memory"
-    rows = [(f"training, {unit}-hours", [_two_digits(price.hours) for price in known])]
-    if money := [price.money for price in known if price.money is not None]:  # either all have one, or none has
-        rows.append(("training, price", [_two_digits(each) for each in money]))
-    rows.append((f"{place} to train, GiB", [f"{price.memory_gib:.1f}" for price in known]))
-    rows.append(("disk, GiB", [_two_digits(price.disk_gib) for price in known]))
-    rows.append((f"one request, ms on a {unit}", [_two_digits(price.request_ms) for price in known]))
-    return rows
-
-
-def _two_digits(number: float) -> str:
+def two_digits(number: float) -> str:
     return f"{float(f'{number:.2g}'):,g}"
 
 

@@ -59,22 +59,21 @@ def compare(
                 ladders[name] = fit_points(chosen, points), held_out
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
-    contrasts, said, crossings = list[dict[str, Any]](), list[str](), list[float]()
+    contrasts, said = list[dict[str, Any]](), list[str]()
     for one, two in combinations(ladders, 2):
         try:
             found = contrast(ladders[one][0], ladders[two][0])
-            contrasts.append({"ladders": (one, two), **asdict(found)})
-            said.append(f"{one} against {two}: {_in_words(found, chosen.parameters[chosen.n_coefficients], x)}")
-            crossings += [found.crossing] if found.crossing else []
+            values, words = asdict(found), _in_words(found, chosen.parameters[chosen.n_coefficients], x)
         except UserError as error:  # it says why there is no contrast
-            contrasts.append({"ladders": (one, two), "unknown": str(error)})
-            said.append(f"{one} against {two}: {error}")
+            values, words = {"unknown": str(error)}, str(error)
+        contrasts.append({"ladders": (one, two), **values})
+        said.append(f"{one} against {two}: {words}")
+    crossings = [each["crossing"] for each in contrasts if each.get("crossing")]
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
     rows, content = [["ladder", *chosen.parameters]], dict[str, Any]()
     for name, (fitted, held_out) in ladders.items():
         intervals, pairs = fitted.profile.parameters, np.column_stack([fitted.x_N, fitted.y_N]).tolist()
-        content[name] = {"parameters": fitted.parameters, "intervals": intervals}
-        content[name] |= {"points": pairs, "held_out": held_out}
+        content[name] = {"parameters": fitted.parameters, "intervals": intervals, "points": pairs, "held_out": held_out}
         rows.append([name])
         for parameter, value in fitted.parameters.items():
             low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])

@@ -97,8 +97,7 @@ def exchange(
         raise UserError("--steps, --combine: two are the same, or their names differ only in signs: name others")
     ladder.check_targets(runs)
     options: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
-    options |= {"sizes": [ladder.size], "holdout": 0, "law": None, "fractions": (1.0,)}
-    of_steps = Study(folder.name, out=folder, **options)
+    of_steps = Study(folder.name, out=folder, sizes=[ladder.size], holdout=0, law=None, fractions=(1.0,), **options)
     record = Record(of_steps, runs)
     memory_gib = budget.check(of_steps, (of_steps, record.runs))
     if dry_run:
@@ -199,12 +198,11 @@ class Rates:
         apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
         found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
         for name, runs in together.items():
-            came = self.ladder.results_of(self.folder, runs)
-            actual = came.loss
-            found[name] |= {"actual": actual, "took": came.hours}
-            if middle := found[name].get("predicted"):
-                inside = found[name]["low"] <= actual <= found[name]["high"]
-                found[name] |= {"error_pct": 100 * (middle / actual - 1), "inside": inside}
+            came, each = self.ladder.results_of(self.folder, runs), found[name]
+            each |= {"actual": came.loss, "took": came.hours}
+            if "predicted" in each:
+                inside = each["low"] <= came.loss <= each["high"]
+                each |= {"error_pct": 100 * (each["predicted"] / came.loss - 1), "inside": inside}
         return found
 
 
@@ -212,11 +210,9 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
     ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
-    content = {
-        **{"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body, "targets": n_targets},
-        **{"loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours, "noise": rates.noise._asdict()},
-        **{"steps": steps, "cheapest": rates.cheapest, "combinations": combined},
-    }
+    content: dict[str, Any] = {"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body}
+    content |= {"targets": n_targets, "loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours}
+    content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest, "combinations": combined}
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:

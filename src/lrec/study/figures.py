@@ -73,7 +73,7 @@ def compute_figure(runs: Sequence[Points]) -> "Figure":
     alt = "Validation loss against training FLOPs: a line for each run, and the least loss for the compute"
     figure = new_figure(6.4, 4.4, alt)
     axes = figure.add_subplot()
-    _draw_runs(axes, runs, "flops", _shades(runs))
+    _draw_runs(axes, runs, "flops", runs)
     axes.plot(*envelope(runs), color=INK, lw=1.4, ls="--", label="least loss for the compute")
     style(axes, "flops", "val_loss")
     axes.legend(**LEGEND)
@@ -116,8 +116,7 @@ def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
     first, last = min(flops_P[0] for _, flops_P, _ in trajectories), max(flops_P[-1] for _, flops_P, _ in trajectories)
     curves = {}
     for flops in np.geomspace(first, last, BUDGETS + 2)[1:-1]:
-        reached = [each for each in trajectories if each[1][0] <= flops <= each[1][-1]]
-        rows = [(float(n_body), float(_least(flops, flops_P, loss_P))) for n_body, flops_P, loss_P in reached]
+        rows = [(float(n), float(_least(flops, f, loss_P))) for n, f, loss_P in trajectories if f[0] <= flops <= f[-1]]
         means = pl.DataFrame(rows, schema=["x", "y"], orient="row").group_by("x", maintain_order=True).mean().sort("x")
         if len(means) >= 3:
             curves[float(flops)] = means["x"].to_numpy(), means["y"].to_numpy()
@@ -131,7 +130,7 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure":
     figure = new_figure(1.8 + 3.4 * len(amounts), 3.8, alt)
     panels = figure.subplots(1, len(amounts), sharey=True, squeeze=False)[0]
     for axes, unique in zip(panels, amounts, strict=True):
-        _draw_runs(axes, [points for points in runs if unique == points[0].U], "epochs", _shades(runs))
+        _draw_runs(axes, [points for points in runs if unique == points[0].U], "epochs", runs)
         axes.set_title(f"{unique:,} unique targets", fontsize=9)
     for axes in panels:  # after all is drawn: they share the axis of losses
         style(axes, "epochs over the data, D/U", "val_loss" if axes is panels[0] else "")
@@ -189,11 +188,13 @@ def exchange_figure(worths: Mapping[str, Worth], finding: str, cheapest: str | N
     return figure
 
 
-def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, shades: Mapping[float, Any]) -> None:
-    """Draw a line for each run, with a circle at its best evaluation. Each size has one colour and one legend entry."""
-    labelled = set()
+def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, every: Sequence[Points]) -> None:
+    """Draw a line for each run, with a circle at its best evaluation. Each size has one legend entry, and one colour of
+    those that the sizes of `every` run need."""
+    sizes, labelled = sorted({points[0].N_body for points in every}), set[str]()
+    colors = dict(zip(sizes, _colors(len(sizes)), strict=True))
     for points in sorted(runs, key=lambda points: points[0].N_body):
-        size, color = points[0].size, shades[points[0].N_body]
+        size, color = points[0].size, colors[points[0].N_body]
         x_P, loss_P = trajectory(points, x)
         axes.plot(x_P, loss_P, color=color, lw=1.1, label="" if size in labelled else size)
         axes.plot(x_P[loss_P.argmin()], loss_P.min(), "o", ms=4, color=color, mec="white", mew=0.5)
@@ -205,11 +206,6 @@ def trajectory(points: Points, x: str) -> tuple[Array, Array]:
     finite = [(getattr(point, x), point.val_loss) for point in points if point.val_loss is not None]
     x_P, loss_P = np.array(finite, dtype=float).T
     return x_P, loss_P
-
-
-def _shades(runs: Sequence[Points]) -> dict[float, Any]:
-    sizes = sorted({points[0].N_body for points in runs})
-    return dict(zip(sizes, _colors(len(sizes)), strict=True))
 
 
 def _colors(number: int) -> list[Any]:

@@ -51,9 +51,8 @@ def fit_command(
     variables = 1 if method is None else len(method.variables)
     of_law = (d if variables > 1 else None, u if variables > 2 else None)
     table_read = read_points(points, x, y, *of_law, shares=method is None)
-    names = {"x": x, "d": d, "u": u, "y": y}
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
-    analysis = analyse(predictor, held_out, table_read, names, compare, floor)
+    analysis = analyse(predictor, held_out, table_read, {"x": x, "d": d, "u": u, "y": y}, compare, floor)
     content = write_fit(out, analysis)
     shown = analysis.fit, analysis.holdout
     of_size = len(analysis.fit.law.variables) == 1

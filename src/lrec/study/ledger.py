@@ -5,6 +5,7 @@
 
 import json
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,26 +15,21 @@ from lrec.common.files import check_writable, file_hash, locked, read_json, writ
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.intervals import Expected, came
-from lrec.run import Point, find_points, read_points_file
+from lrec.run import find_points, read_points_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(Expected):
-    """A forecast of one size, and what its runs then reached: their mean, None before.
-
-    `sha256` is of the study's prediction.json. `commit` is of the current folder's repository ("" without one), and
-    `registered` the time in UTC. `before` is True if no run of this size had a result then. `no_gain` is the
-    no-gain baseline: the lowest loss of the fitted sizes.
-    """
+    """A forecast of one size, and what its runs then reached: their mean, None before."""
 
     study: str
     ladder: str
-    sha256: str
-    commit: str
-    registered: str
-    before: bool
+    sha256: str  # of the study's prediction.json
+    commit: str  # of the current folder's repository, "" without one
+    registered: str  # the time in UTC
+    before: bool  # whether no run of this size had a result then
     measured: float | None = None
-    no_gain: float | None = None
+    no_gain: float | None = None  # of the no-gain baseline: the lowest loss of the fitted sizes
 
 
 def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
@@ -53,15 +49,16 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
         entries = _read(ledger)
         name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
         if (name, sha256) not in {(each.study, each.sha256) for each in entries}:
-            reached = [point for point in _results(study) if point.run in prediction["held_out_runs"]]
+            files = [*find_points(study / "runs"), *study.glob("all_points.jsonl")]
+            results = [point for file in files for point in read_points_file(file) if point.best]
             now = datetime.now(UTC).isoformat(timespec="seconds")
             stated: dict[str, Any] = {"study": name, "sha256": sha256, "commit": _commit(), "registered": now}
             for ladder in prediction["ladders"]:
-                sizes = {getattr(point, ladder["x"]) for point in reached}
+                reached = {getattr(p, ladder["x"]) for p in results if p.run in prediction["held_out_runs"]}
+                stated["ladder"] = ladder["ladder"]
                 for p in ladder["predictions"]:
                     expected = {field.name: p[field.name] for field in fields(Expected)}
-                    before = p["x"] not in sizes
-                    entries.append(Entry(**expected, ladder=ladder["ladder"], **stated, before=before))
+                    entries.append(Entry(**expected, **stated, before=p["x"] not in reached))
         mine = {file_hash(path) for path in study.glob("prediction*.json")}  # with those that were replaced
         entries = [_measured(each, study) if each.sha256 in mine else each for each in entries]
         write_text(ledger, "".join(json.dumps(asdict(each)) + "\n" for each in entries))
@@ -82,18 +79,11 @@ def _read(ledger: Path) -> list[Entry]:
     return entries
 
 
-def _results(study: Path) -> list[Point]:
-    """The results of the study's runs, from their own folders and from its record."""
-    files = [*find_points(study / "runs"), *study.glob("all_points.jsonl")]
-    return [point for file in files for point in read_points_file(file) if point.best]
-
-
 def _commit() -> str:
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "rev-parse", "--short=12", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    return ""
 
 
 def _measured(entry: Entry, study: Path) -> Entry:
@@ -123,10 +113,8 @@ def page(entries: list[Entry]) -> str:
         cells += [f"{f.measured:.4f}", f"{error:+.2f} %", f"{no_gain:+.2f} %", "yes" if inside else "no", stated]
         rows.append(((int(inside), -abs(error)), cells))
     known = sum(f.measured is not None for f in entries)
-    said = (
-        f"{counted(len(entries), 'forecast')}, {known} measured: {within} within the interval, {better} with a "
-        "smaller error than the no-gain baseline. The last column has the time, git's commit, and the first digits of "
-        "the SHA-256 of prediction.json."
-    )
+    few = f"{within} within the interval, {better} with a smaller error than the no-gain baseline"
+    last = "The last column has the time, git's commit, and the first digits of the SHA-256 of prediction.json."
+    said = f"{counted(len(entries), 'forecast')}, {known} measured: {few}. {last}"
     ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
     return f"# Ledger of forecasts\n\n{said}\n\n{rows_table([head, *ordered], text=(0, 8))}\n"

@@ -90,10 +90,8 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
             raise UserError(f"{file}: no column '{column}' (--{name}); it has {', '.join(present)}")
     own = present.keys() >= OWN_COLUMNS
     if own and file.suffix in {".csv", ".tsv"}:  # where every value is text
-        raise UserError(
-            f"{file}: lrec's own points are read from .jsonl or .parquet files; or keep a row for each run, and leave "
-            f"out the columns {', '.join(sorted(OWN_COLUMNS))}"
-        )
+        way_out = f"keep a row for each run, and leave out the columns {', '.join(sorted(OWN_COLUMNS))}"
+        raise UserError(f"{file}: lrec's own points are read from .jsonl or .parquet files; or {way_out}")
     last_of_run = {row.get("run"): row for _, row in rows} if own else {}
     points = []
     for number, row in rows:
@@ -149,11 +147,8 @@ def _check_data(points: pl.DataFrame) -> None:
     for _, alike in points.drop_nulls(("u", "data_hash")).group_by("u", maintain_order=True):
         others = alike.unique("data_hash", keep="first", maintain_order=True)
         if len(others) > 1:
-            (one, two), (of_one, of_two) = others["file"][:2], others["data_hash"][:2]
-            raise UserError(
-                f"{one} and {two} were trained on different data (data_hash {of_one[:16]} and {of_two[:16]}): fit them "
-                "separately"
-            )
+            (one, two), hashes = others["file"][:2], " and ".join(each[:16] for each in others["data_hash"][:2])
+            raise UserError(f"{one} and {two} were trained on different data (data_hash {hashes}): fit them separately")
 
 
 def _may_stop(points: pl.DataFrame, x: str) -> bool:
@@ -167,10 +162,8 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
     with suppress(TypeError, ValueError, OverflowError):
         parsed = math.nan if isinstance(value, bool) else float(value)
     if not 1 / LARGEST <= parsed <= LARGEST:
-        raise UserError(
-            f"{file}, row {number}: {column} is {value!r}, not a positive number up to {LARGEST:g}; "
-            "correct or remove the row"
-        )
+        wrong = f"{column} is {value!r}, not a positive number up to {LARGEST:g}"
+        raise UserError(f"{file}, row {number}: {wrong}; correct or remove the row")
     return parsed
 
 
@@ -204,9 +197,7 @@ def _comparable(points: pl.DataFrame, x: str, shares: bool) -> pl.DataFrame:
     alike = pl.struct("x", "u", "seed", *(["horizon"] if "horizon" in points.columns else []))
     again = points.filter(alike.is_duplicated() & pl.col("seed").is_not_null()).sort("x", "seed")
     if len(again):
-        one, two = again["file"][:2]
-        raise UserError(
-            f"{one} and {two} both have {x} {again['x'][0]:g} and seed {again['seed'][0]}, but a law of size takes one "
-            "run for each size and seed. Name the runs of one variant, or fit a law of size and data"
-        )
+        both = f"{again['file'][0]} and {again['file'][1]} both have {x} {again['x'][0]:g} and seed {again['seed'][0]}"
+        way_out = "Name the runs of one variant, or fit a law of size and data"
+        raise UserError(f"{both}, but a law of size takes one run for each size and seed. {way_out}")
     return points

@@ -57,17 +57,14 @@ class Record:
             if run.name in restart or begun is None:
                 continue
             if run.starts_from in restart:
-                raise UserError(
-                    f"--restart {run.starts_from}: {run.name} started from it: restart both, or choose another --out"
-                )
+                way_out = "restart both, or choose another --out"
+                raise UserError(f"--restart {run.starts_from}: {run.name} started from it: {way_out}")
             changes = changed_options(RunConfig(begun["options"]), run.config)
             if (source := begun.get("starts_from", "")) != run.starts_from:
                 changes = f"starts from {source or 'no other run'}, now from {run.starts_from or 'no other run'}"
             if changes:
-                raise UserError(
-                    f"{self.study.folder} has run {run.name} with other options ({changes}): choose another --out, or "
-                    f"--restart '[{run.name}]' to train it again"
-                )
+                way_out = f"choose another --out, or --restart '[{run.name}]' to train it again"
+                raise UserError(f"{self.study.folder} has run {run.name} with other options ({changes}): {way_out}")
         for run in self.runs:
             if run.name in restart:
                 shutil.rmtree(self.trained(run).folder, ignore_errors=True)
@@ -92,10 +89,9 @@ class Record:
                 found.setdefault(to_train[ladder].open_data().data_hash, "the current data")
             if len(found) > 1:
                 (one, first), (two, second) = list(found.items())[:2]
-                raise UserError(
-                    f"{self.study.folder}: the data have changed: {first} have data_hash {one[:16]}, {second} "
-                    f"{two[:16]}. Choose another --out, or restore the earlier data"
-                )
+                differ = f"{first} have data_hash {one[:16]}, {second} {two[:16]}"
+                way_out = "Choose another --out, or restore the earlier data"
+                raise UserError(f"{self.study.folder}: the data have changed: {differ}. {way_out}")
 
     def note(self, run: PlannedRun, outcome: Outcome) -> None:
         self.state[run.name] = outcome.status
@@ -111,10 +107,8 @@ class Record:
         had = [self._earlier[run.name]["options"]["trainer"] for run in unsettled if run.name in self._earlier]
         kinds = {placement(run.config).kind for run in unsettled}
         if not had and len(kinds) > 1:
-            raise UserError(
-                "trainer.precision auto: some runs train on CPUs, others on GPUs, but all need the same precision: "
-                "choose 32-true or bf16-mixed"
-            )
+            mixed = "some runs train on CPUs, others on GPUs, but all need the same precision"
+            raise UserError(f"trainer.precision auto: {mixed}: choose 32-true or bf16-mixed")
         precision = had[0]["precision"] if had else auto_precision(*kinds)
         if not had:
             print(f"precision: {precision}, chosen by auto")

@@ -25,7 +25,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
 from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
-from lrec.study.answer import BESIDE, METRIC, Answer, answer_of
+from lrec.study.answer import METRIC, Answer, answer_of
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
@@ -35,9 +35,7 @@ from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.tuning import Tuned
 
 # Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
-LRECS = (
-    r".*/|(HR|NDCG|MRR|coverage|popularity|recall|micro_recall|precision|MAP)@\d+(_\w+)?$|(loss|loss_se|targets\w*)$"
-)
+LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity|(micro_)?recall|precision|MAP)@\d+(_\w+)?$|(loss(_se)?|targets\w*)$"
 COLUMNS = ("HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 VARIANTS = {"test loss": "test/loss", "NDCG@10": "test/NDCG@10", "NDCG@10_unseen": "test/NDCG@10_unseen"}
 CONFIDENCE = 0.95
@@ -56,10 +54,10 @@ def write_report(
     late: Sequence[str] = (),
 ) -> str:
     """Compare the predictions with the large runs, write everything into the study's folder, and return report.md.
+    Except for times, a study that was interrupted ends with the same report as one that was not.
 
     `unfit` has the reason for each ladder without a law, `ngrams` the test loss of each n-gram model, and `late` the
-    large runs for which there was no time. Except for times, an interrupted study ends with the same report as a study
-    without interruption.
+    large runs for which there was no time.
     """
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
@@ -92,13 +90,11 @@ def write_report(
             of_variant = [r for r in runs if r.variant == longest[0].variant and r.fraction <= longest[0].fraction]
             if found := answer_of(study, analysis, of_variant, points, said):
                 answers.append((found, analysis))
-    # The answer comes from the ladder whose largest network is the best; if some are equal, from the first.
-    answer, of_answer = max(answers, key=lambda each: each[0].columns[0].value, default=(None, None))
-    shown: dict[str, Any] = {"name": study.name, "answer": answer, "metric": METRIC, "beside": BESIDE}
-    short = list[str]()
-    if answer is not None and of_answer is not None:
+    shown, short = dict[str, Any](name=study.name, metric=METRIC), list[str]()
+    if answers:  # that of the ladder whose largest network is the best; if some are equal, of the first
+        shown["answer"], of_answer = max(answers, key=lambda each: each[0].columns[0].value)
         short = [rendered("study", "answer.md.j2", shown, amount=amount)]
-        figure = answer_figure(of_answer, METRIC, answer.finding)
+        figure = answer_figure(of_answer, METRIC, shown["answer"].finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
@@ -109,11 +105,9 @@ def write_report(
 
 
 def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float]) -> list[str]:
-    """A warning at the top of the report if most fitted sizes have a higher loss than a counting baseline.
-
-    n-grams are compared only with the ladder on whose data they were counted, the first, and only if its largest fitted
-    size loses to them too: their tables hold more than the smallest networks can, even after long training.
-    """
+    """A warning if most fitted sizes have a higher loss than a counting baseline. n-grams are compared only with the
+    ladder on whose data they were counted, the first, and only if its largest fitted size loses to them too: their
+    tables hold more than the smallest networks can, even after long training."""
     whole = of_all_data(runs)
     counted = whole[0].ladder
     fitted = [(run.ladder, points[run.name]) for run in whole if not (run.held_out or points[run.name].diverged)]
@@ -131,12 +125,10 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     if 2 * len(lost) <= len(sizes):
         return []
     whom = " and ".join(f"{name} ({', '.join(sorted(mine))})" for name, mine in losing.items())
-    steps = min(point.step for _, point in fitted)
-    return [
-        "**Under-trained: slopes describe training, not size.** "
-        f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
-        "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
-    ]
+    after = f"after {min(point.step for _, point in fitted):,} steps or more"
+    worse = f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, {after}"
+    remedy = "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
+    return [f"**Under-trained: slopes describe training, not size.** {worse}. {remedy}"]
 
 
 def _law(
@@ -160,9 +152,7 @@ def _law(
     save_figure(folder / "fit.png", figure)
     heading = f"## {content['formula'] if content['method'] == content['law'] else 'Forecast'}, {study.x}"
     sections = [heading, f"![{alt_text(figure)}]({folder.relative_to(out)}/fit.png)", table(content)]
-    written = read_json(out / "prediction.json", {"trained_before": [], "ladders": []})
-    if content["metrics"] and any("metrics" not in each for each in written["ladders"]):
-        sections.append("The metrics were forecast after the held-out runs, but from the same small sizes as the loss.")
+    written = read_json(out / "prediction.json", {"trained_before": []})
     if mine := [run.name for run in runs if run.name in written["trained_before"]]:
         earlier = "; prediction-*.json are the earlier predictions" if any(out.glob("prediction-*.json")) else ""
         sections.append(f"Not a prediction: {', '.join(mine)} had been trained before it was written{earlier}.")
@@ -304,12 +294,10 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
 
 
 def variants_table(runs: list[PlannedRun], points: dict[str, Point]) -> list[str]:
-    """A table with a row per fraction, size and variant, and the differences that exceed the noise between seeds.
-
-    Empty if there is one variant. Cells are means over the seeds ± standard deviation. Differences are from the first
+    """A table with a row per fraction, size and variant, and the differences that exceed the noise between seeds; empty
+    if there is one variant. Cells are means over the seeds ± standard deviation. Differences are from the first
     variant, over the seeds that finished in both, ± standard error; a paired t-test at 95 % compares them with the
-    noise. A variant of another domain has other targets, so it has no differences.
-    """
+    noise. A variant of another domain has other targets, so it has no differences."""
     variants = list(dict.fromkeys(run.variant for run in runs))
     if len(variants) < 2:
         return []

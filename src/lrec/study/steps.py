@@ -4,15 +4,13 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 
-from lrec.common.files import read_json
+from lrec.common.files import json_hash, read_json
 from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
@@ -59,10 +57,9 @@ class Ladder:
         grid = record["grid"]
         every = [PlannedRun(**run) for run in grid["runs"]]
         if every[0].starts_from:
-            raise UserError(
-                f"--study {study}: its first variant, {every[0].variant}, starts from another, but steps train from "
-                "the beginning: name another one first in the study's --variants, and start the study again"
-            )
+            way_out = "name another one first in the study's --variants, and start the study again"
+            first = f"its first variant, {every[0].variant}, starts from another, but steps train from the beginning"
+            raise UserError(f"--study {study}: {first}: {way_out}")
         self.study, self.y = study, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
         for run in sorted(of_all_data(every), key=lambda run: ladder_n_body(run.size)):
@@ -138,22 +135,20 @@ class Ladder:
             arguments = [f"--{option}={as_argument(value)}" for option, value in options.items()]
             composed = compose([f"--config={json.dumps(run.options)}", *arguments])
             slug, seed = re.sub(r"[^\w.-]+", "-", name), options.get("seed_everything", run.seed)
-            alone: dict[str, Any] = {"starts_from": "", "goes_on_from": "", "own": 1.0, "held_out": False}
-            named = replace(run, name=f"{self.size}-{slug}-seed{seed}", variant=name, ladder=name, seed=seed, **alone)
-            runs.append(replace(named, options=composed))
+            place = f"{self.size}-{slug}-seed{seed}", run.size, seed, run.fraction, name, name
+            runs.append(PlannedRun(*place, held_out=False, options=composed, horizon=run.horizon))
         return runs
 
     def check_targets(self, runs: Sequence[PlannedRun]) -> None:
         """Raise UserError if a step would be tested on other targets, or with another catalogue, than this size."""
-        hashes: dict[str, bytes] = {}  # by options of the data: of users and items of the targets, and of the catalogue
+        hashes: dict[str, str] = {}  # by options of the data: of users and items of the targets, and of the catalogue
         for run in (self.runs[0], *runs):
             key = json.dumps(run.config.nested["data"] | {"seed": 0}, default=str)
             if key not in hashes:
                 data = run.open_data()
                 cuts, (tested, _) = data.cuts, data.evaluated("test")
-                raw_ids, digest = cuts.store.item_table["raw_id"], sha256(tested.users_T.tobytes())
-                for items in (cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V):
-                    digest.update("\n".join(raw_ids.gather(items)).encode())
-                hashes[key] = digest.digest()
+                items = cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V
+                raw_ids = cuts.store.item_table["raw_id"]
+                hashes[key] = json_hash([tested.users_T.tolist(), *(raw_ids.gather(each).to_list() for each in items)])
             if hashes[key] != next(iter(hashes.values())):
                 raise UserError(f"step {run.variant}: other test targets or items than in the study, not comparable")

@@ -15,7 +15,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import hold_out, holdout_report
 from lrec.run import read_points_file, run_of_study
-from lrec.study.answer import Answer, Price, answer_of, price_rows
+from lrec.study.answer import Answer, answer_of, two_digits
 from lrec.study.figures import answer_figure
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study
@@ -149,8 +149,7 @@ def test_larger_sizes_are_never_worse_than_measured_ones(x: Literal["N_body", "N
 def test_ten_times_the_size_are_ten_times_the_parameters_that_the_study_counts(tmp_path: Path) -> None:
     """Blocks of ten times the size would be too small, because the item table grows less."""
     ten = answer_to(tmp_path, "go", "N_total").columns[1]
-    assert ten.price is not None
-    layers, width = map(int, ten.price.size.split("x"))
+    layers, width = map(int, ten.network.split("x"))
     (last,) = run_of_study(tmp_path, "2x352-users-0.25-seed1").points
     assert 12 * layers * width**2 + (last.N_total - last.N_body) / 352 * width == pytest.approx(ten.size, rel=0.02)
 
@@ -177,7 +176,7 @@ def test_every_metric_of_the_largest_network_is_a_mean_over_its_seeds(tmp_path: 
     assert found is not None
     today = found.columns[0]
     measured = [point.metric(f"test/{name}") for name in ("HR@10", "HR@10_unseen", "NDCG@10")]
-    assert (today.value, *today.beside) == pytest.approx([0.75 * value for value in measured])
+    assert (today.value, *today.beside.values()) == pytest.approx([0.75 * value for value in measured])
 
 
 def test_without_a_hit_of_the_largest_network_there_is_no_answer(tmp_path: Path) -> None:
@@ -232,8 +231,8 @@ def test_a_command_that_needs_more_than_the_points_that_were_kept_is_not_printed
     assert found.command == "lrec fit --help"
 
 
-def test_prices_are_numbers_that_a_manager_reads() -> None:
-    price = Price("1x280", "core", 0.0161, None, 1.04, 0.0876, 283.4)
-    cells = dict(price_rows([price, replace(price, hours=12_345.6, request_ms=1.9e3)]))
-    assert cells["training, core-hours"] == ["0.016", "12,000"]
-    assert cells["one request, ms on a core"] == ["280", "1,900"]
+def test_prices_are_numbers_that_a_manager_reads(tmp_path: Path) -> None:
+    assert [two_digits(number) for number in (0.0161, 12_345.6, 283.4, 1.9e3)] == ["0.016", "12,000", "280", "1,900"]
+    today, *ahead = answer_to(tmp_path, "go").columns
+    titles = ["training, core-hours", "memory to train, GiB", "disk, GiB", "one request, ms on a core"]
+    assert [[*column.prices] for column in (today, *ahead)] == [titles] * 3
