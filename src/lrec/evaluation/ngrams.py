@@ -48,7 +48,7 @@ def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases
     for order, name in enumerate(ORDERS):
         context = CONTEXTS[: order + 1]
         pairs = trained.drop_nulls(context).group_by(*context, "item").len("n")
-        once, twice = ((pairs["n"] == n).sum() for n in (1, 2))
+        once, twice = (len(pairs.filter(pl.col("n") == n)) for n in (1, 2))
         discount = (once + 1) / (once + 2 * twice + 2)
         contexts = pairs.group_by(context).agg(n_all=pl.col("n").sum(), n_pairs=pl.len())
         found = asked.join(pairs, on=[*context, "item"], how="left", maintain_order="left")

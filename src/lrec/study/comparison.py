@@ -48,8 +48,8 @@ def compare(
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     for path in studies:
         for name, (files, large) in _ladders(path).items():
-            values = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
-            held_out = [(float(size), float(loss)) for size, loss in values if loss is not None]
+            reached = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
+            held_out = [(float(size), float(loss)) for size, loss in reached if loss is not None]
             try:
                 points = read_points(files, "N_body" if x == "flops" else x, y)
                 if x == "flops":  # every run counts, even if one with fewer FLOPs is better
