@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, figures_of, mean_of, summary_of
+from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, mean_of, summary_of
 from lrec.backtest.options import Backtest, Windows, network_of
 from lrec.common.files import write_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
@@ -29,10 +29,9 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     """Write all findings, with the baselines' targets in the window of each origin (`beside`), and return the text of
     report.md."""
     backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
-    counted = {k: figures_of(table) for k, table in beside.items()}
-    verdict, method = f"{verdict_of(backtest, gains)} {_best_baseline(found, counted)}", _method(backtest)
+    verdict, method = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}", _method(backtest)
     sections = ["## What size brings, by age", _ages_table(found)]
-    sections += ["## The windows", _windows_table(store, windows, found, counted)]
+    sections += ["## The windows", _windows_table(store, windows, found, beside)]
     if len(backtest.update) > 1:
         sections += ["## What an update keeps", _updates_table(updates)]
     details = "\n\n".join(sections)
@@ -81,8 +80,7 @@ def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
 
 def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     """The best baseline on the targets of the networks' first windows."""
-    of_networks = next(iter(found.by_age[0].values()))[0]["window"].unique()
-    targets = pl.concat([table.filter(window=k) for k, table in beside.items() if k in of_networks])
+    targets = pl.concat([beside[k] for k in found.origins])
     means = {name: mean_of([mine], METRIC) for (name,), mine in targets.group_by("scorer", maintain_order=True)}
     best = max(means, key=lambda name: means[name])
     return f"In the window after training, the best baseline is {best}: {means[best]:.4f}."
@@ -120,7 +118,7 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
         tables = [found.tables(size, [(network_of(newest, number), number)]) for size in backtest.sizes]
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
         figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
-        counted = beside[number].filter(window=number) if number in beside else None
+        counted = beside.get(number)
         figures += [
             "" if counted is None else f"{mean_of([counted.filter(scorer=name)], METRIC):.4f}" for name in names
         ]
@@ -168,9 +166,7 @@ def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
 def _points_by_age(found: Findings) -> dict[int, list[Point]]:
     """A point for each age, size and seed, with the test loss of the windows at this age, if there is one; for laws of
     size."""
-    points: dict[int, list[Point]] = {}
-    anew = sorted((each for each in found.served if each.update == "full"), key=lambda each: each.origin)
-    newest = {(each.size, each.seed): each.point for each in anew}
+    points, newest = dict[int, list[Point]](), network_of("full", found.origins[-1])
     for age, by_size in found.by_age.items():
         for size, tables in by_size.items():
             for seed, table in zip(found.backtest.seeds, tables, strict=True):
@@ -180,5 +176,5 @@ def _points_by_age(found: Findings) -> dict[int, list[Point]]:
                 changes: dict[str, Any] = {"run": f"{size}-age-{age}-seed{seed}", "test_loss": figures["loss"]}
                 changes["test_loss_se"] = standard_error(table.filter(pl.col("loss").is_not_nan()))
                 changes["metrics"] = {f"test/{name}": value for name, value in figures.items()}
-                points.setdefault(age, []).append(replace(newest[size, seed], **changes))
+                points.setdefault(age, []).append(replace(found.served[newest, size, seed][0], **changes))
     return points
