@@ -34,12 +34,13 @@ from lrec.evaluation.shared_scoring import device
 from lrec.evaluation.standard_errors import mean_or_nan, standard_error
 from lrec.laws.fit_json import finite
 from lrec.options.class_paths import check_trusted
+from lrec.options.objects import as_plain
 from lrec.run import UPDATE, Point, Run, RunConfig, served
 from lrec.serving.export import load
 from lrec.serving.recommender import Model
 from lrec.study.grid import changed
 from lrec.study.launch import lock_of
-from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
+from lrec.study.warm_fit import Recipe, carry_out, trained_on
 
 PLAN, REPORT = "plan.json", "update.md"
 OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
@@ -95,18 +96,17 @@ def update(
     held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if held and read_json(plan) != asked:
         raise UserError(f"--out {out} holds another update, or something else: choose another")
-    warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse before it writes
+    from_run = {"model.warm_start": str(base.run.folder)} | trained_on(config, base.trained_until + 1, recipe)
     store = _appended(base, new, split)
     taken = f"another update is under way in {out}: wait for its end, or choose another --out"
     with locked(lock_of(out), taken):
         write_json(plan, asked)
-        since = base.trained_until + 1
-        options = {UPDATED: warm_options(config, base.run.folder, store, split, since, recipe)}
-        options |= {FULL: windowed(config, store, split)} if full else {}
+        anew = changed(config.options, {"data.store": str(store), "data.split": as_plain(split), "points.test": False})
+        options = {UPDATED: changed(anew, from_run)} | ({FULL: anew} if full else {})
         points = dict[str, Point]()
         for name, each in options.items():
             print(f"  training {out / name}: see its files log.txt and progress", file=sys.stderr, flush=True)
-            points[name] = carry_out(out / name, each, "update")
+            points[name] = carry_out(out / name, each)
         minutes = {name: point.wall_s / 60 for name, point in points.items()}
         folders = {OLD: base.run.folder} | {name: out / name for name, point in points.items() if not point.diverged}
         record = _judge(base, folders, options[UPDATED], trust)
@@ -115,7 +115,7 @@ def update(
             "trained_until": base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1,
             "options": config.options,
             "split": asdict(split),
-            "recipe": asdict(recipe) | {"lr": rate_of(config, recipe)},
+            "recipe": asdict(recipe) | {"lr": from_run["model.optimizer.lr"]},
             "late_rows": late,
             "minutes": minutes,
             "diverged": sorted(minutes - folders.keys()),
@@ -146,11 +146,8 @@ def _base(folder: Path, trust: bool) -> Base:
         store = data.store
         if store.times_N is None:
             raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
-        cuts = data.cuts
-        trains_U = cuts.train_U > 0
-        last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
-        assert cuts.store.times_N is not None
-        trained_until = int(cuts.store.times_N[last_N].max())
+        ends_U = store.offsets_U1[:-1] + data.cuts.train_U
+        trained_until = int(store.times_N[ends_U[data.cuts.train_U > 0] - 1].max())
     if not run.best.exists():
         raise UserError(f"{run.folder} has no best checkpoint: finish the run first")
     refuse_append(store)
@@ -160,7 +157,7 @@ def _base(folder: Path, trust: bool) -> Base:
 def _data_of(run: Run) -> SequenceDataModule:
     """The data that a run was trained on. If their file is gone or has changed, as a log that grows, they come from the
     store that was made of them."""
-    trained_on = {point.data_hash for point in run.points} - {""}
+    had = {point.data_hash for point in run.points} - {""}
     data = datamodule_of(run.config.options)
     stores = sorted(meta.parent for meta in data.data_dir.glob(f"{data.store_name}-*/meta.json"))
     refusals = list[UserError]()
@@ -168,17 +165,14 @@ def _data_of(run: Run) -> SequenceDataModule:
         try:
             data = datamodule_of(changed(run.config.options, given))
             data.setup("test")
-        except UserError as error:
-            refusals.append(error)
-            continue
-        if trained_on <= {data.data_hash}:
-            return data
-        refusals.append(
-            UserError(
+            if had <= {data.data_hash}:
+                return data
+            raise UserError(
                 f"{run.folder} was trained on other data than {data.store.path} holds: bring back the file that it was "
                 "trained on, and give the new rows as a file of their own"
             )
-        )
+        except UserError as error:
+            refusals.append(error)
     raise refusals[0]
 
 

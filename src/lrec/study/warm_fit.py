@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrec.data.splits.temporal import GlobalTemporal
 from lrec.errors import UserError, check_range
-from lrec.options.objects import as_plain
 from lrec.run import Point, RunConfig
-from lrec.study.grid import PlannedRun, changed
+from lrec.study.grid import PlannedRun
 from lrec.study.launch import Training
 
 # Share of the run's own learning rate: its network is trained already, and Adam's moments start from zero.
@@ -30,42 +28,29 @@ class Recipe:
         check_range("--replay", self.replay, above=0, at_most=1)
 
 
-def windowed(config: RunConfig, store: Path, split: GlobalTemporal) -> dict[str, Any]:
-    """The options of a full retraining, nested as in config.yaml: the run's, with another store and another split."""
-    return changed(config.options, {"data.store": str(store), "data.split": as_plain(split), "points.test": False})
-
-
-def warm_options(
-    config: RunConfig, warm_start: Path, store: Path, split: GlobalTemporal, since: int, recipe: Recipe
-) -> dict[str, Any]:
-    """The options of an update's `lrec fit`, nested as in config.yaml: those of the network's run, on other data.
-
-    `since` is the time, in the source's unit, from which rows are new to the network. The update trains on these rows
-    with up to max_len older rows of each user, and on the whole histories of a share of the users (`recipe.replay`).
-    There is one evaluation, at the end, so nothing is chosen on the validation window. Raises UserError if the item
-    table of the network is made of vectors: no network can start from such a table.
-    """
-    options = changed(windowed(config, store, split), {"model.warm_start": str(warm_start)})
-    return changed(options, trained_on(config, since, recipe))
-
-
 def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
-    """The options, by dotted name, that change if the training of a network continues: see `warm_options`."""
+    """The options, by dotted name, that change if the training of a network continues on newer data.
+
+    `since` is the time, in the source's unit, from which rows are new to the network. It trains on these rows with up
+    to max_len older rows of each user, and on the whole histories of a share of the users (`recipe.replay`). There is
+    one evaluation, at the end, so nothing is chosen on the validation window. Raises UserError if the item table of the
+    network is made of vectors: no network can start from such a table.
+    """
     if config.value("model.item_vectors") is not None and config.value("model.item_vectors_use") != "initial":
         raise UserError(
             "model.item_vectors: item embeddings are made of vectors, and no network can start from such a network"
         )
+    # In batches, not in steps.
+    evaluated_after = (recipe.steps or 0) * (config.value("trainer.accumulate_grad_batches") or 1)
     changes: dict[str, Any] = {
         "data.reduction": {"users": recipe.replay, "since": since, "before": config.value("data.max_len")},
         "model.item_vectors": None,
-        "model.optimizer.lr": rate_of(config, recipe),
+        "model.optimizer.lr": recipe.lr or LR_SHARE * float(config.value("model.optimizer.lr")),
         "trainer.max_time": None,
         "trainer.max_epochs": 1 if recipe.steps is None else -1,
         "trainer.max_steps": recipe.steps or -1,
         "trainer.limit_train_batches": None,
-        # In batches, not in steps.
-        "trainer.val_check_interval": (recipe.steps or 0) * (config.value("trainer.accumulate_grad_batches") or 1)
-        or None,
+        "trainer.val_check_interval": evaluated_after or None,
         "trainer.check_val_every_n_epoch": 1 if recipe.steps is None else None,
     }
     if "model.optimizer.switch.lr" in config.flat:
@@ -73,16 +58,11 @@ def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
     return changes
 
 
-def rate_of(config: RunConfig, recipe: Recipe) -> float:
-    """The peak learning rate of an update."""
-    return recipe.lr or LR_SHARE * float(config.value("model.optimizer.lr"))
-
-
-def carry_out(folder: Path, options: dict[str, Any], name: str) -> Point:
+def carry_out(folder: Path, options: dict[str, Any]) -> Point:
     """Train a run in its folder as a study does: a stopped run continues, a finished run stays as it is. Returns its
     best evaluation, or its last one if it diverged. Raises UserError if it failed, or was told to stop."""
     planned = PlannedRun(folder.name, "", 0, 1.0, "", "", False, options)
-    training = Training(planned, folder, name, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    training = Training(planned, folder, "update", int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     try:
         outcome = training.carry_out()
     except BaseException:
