@@ -64,8 +64,7 @@ def summary_of(tables: Tables) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Findings:
-    """What follows from `served`: by variant, size and seed, the result of a network, and how it ranks the targets of
-    the windows that follow its origin."""
+    """From `served`: by variant, size and seed, a network's result, and how it ranks the windows after its origin."""
 
     backtest: Backtest
     served: Mapping[tuple[str, str, int], tuple[Point, pl.DataFrame]]
@@ -104,9 +103,8 @@ class Findings:
 
     @cached_property
     def updates(self) -> list[dict[str, Any]]:
-        """Each size and update over all windows except the first: the figures of the networks that serve, on targets
-        that all updates have, the share they keep of the gain of training anew over no update, and their share of its
-        training seconds."""
+        """Each size and update over all windows but the first: the figures of the networks that serve, on targets that
+        all updates have, and their shares of the gain of training anew over no update, and of its training seconds."""
         rows, later, seeds = list[dict[str, Any]](), range(2, self.backtest.folds + 1), self.backtest.seeds
         for size in self.backtest.sizes:
             tables, seconds = dict[Update, Tables](), {"none": 0.0}

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
-    """Write all findings, with the baselines' targets in the window of each origin (`beside`), and return the text of
-    report.md."""
+    """Write all findings, and return report.md. `beside`: the baselines' targets in the window of each origin."""
     backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
     verdict, method = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}", _method(backtest)
     sections = ["## What size brings, by age", _ages_table(found)]
@@ -164,8 +163,7 @@ def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
 
 
 def _points_by_age(found: Findings) -> dict[int, list[Point]]:
-    """A point for each age, size and seed, with the test loss of the windows at this age, if there is one; for laws of
-    size."""
+    """For laws of size: a point for each age, size and seed, with the test loss at this age, if there is one."""
     points, newest = dict[int, list[Point]](), network_of("full", found.origins[-1])
     for age, by_size in found.by_age.items():
         for size, tables in by_size.items():

@@ -41,8 +41,8 @@ class Cost:
     n_total: int
     hours: float  # of one GPU if it trains on GPUs, else of one core
     memory_gib: float  # of all its processes on one machine
-    disk_gib: float  # of its checkpoints
     gpu_gib: float  # of each GPU; 0 if it trains on CPUs
+    disk_gib: float  # of its checkpoints
     gpus: int  # on all its machines together
 
 
@@ -65,15 +65,13 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         data = opened[key]
         place = study.placement(run.config)
         config = run.network(data.n_items)
-        memory_gib, gpu_gib, disk_gib = gib_of(config, run.config, place)
         if (hours := spent.get(run.name)) is None:
             epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
-            positions = positions_of(run.config, place)
-            rate = training_rate(config, run.model.loss, positions, place.precision, place.kind)
+            rate = training_rate(config, run.model.loss, positions_of(run.config, place), place.precision, place.kind)
             of_target, of_step = flops_of(run, config, data)
             flops = (1 + BESIDE_STEPS) * data.U * of_target + data.steps_per_epoch * of_step
             hours = (STARTING_S * place.ranks + epochs * flops / rate) / 3600
-        takes = (hours, memory_gib, disk_gib, gpu_gib, place.gpus * place.nodes)
+        takes = (hours, *gib_of(config, run.config, place), place.gpus * place.nodes)
         costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))
     return costs
 
@@ -111,9 +109,9 @@ def training_rate(
 ) -> float:
     """Measure FLOPs per second of forward and backward passes on one core or GPU; assume them if there is no GPU.
 
-    The measured network has the same width and parts, but at most two blocks and a catalogue of at most 20,000 items.
-    Its steps have `positions` positions, or fewer if they would take too long.
-    Shape suffixes: B rows, L positions, M targets, D width, V catalogue.
+    The measured network has the same width and parts, but at most two blocks and 20,000 items. Its steps have
+    `positions` positions, or fewer if they would take too long. Suffixes: B rows, L positions, M targets, D width, V
+    catalogue.
     """
     if kind == "cuda" and not here():
         return ASSUMED[precision]

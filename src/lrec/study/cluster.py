@@ -78,8 +78,7 @@ def as_local_jobs(study: Study) -> Callable[[Training], Outcome]:
 
 
 class Job:
-    """What a job does on each of its nodes. Before the time limit, and if the job is preempted, submitit calls
-    `checkpoint` and starts the job again."""
+    """A job on each of its nodes. At the time limit, and if preempted, submitit calls `checkpoint` and restarts it."""
 
     def __init__(self, study: int | None = None) -> None:
         """`study` is the id of a process; if that process ends, the job stops too."""
@@ -112,8 +111,7 @@ class Job:
 
 
 def _executor(study: Study, **options: int) -> Any:
-    """Submitit's executor with the parameters of --cluster: `cluster` and those of AutoExecutor.update_parameters. The
-    cluster `debug` is this process."""
+    """Submitit's executor with the parameters of --cluster: `cluster` (debug: this process) and update_parameters'."""
     if not (installed := RequirementCache("submitit>=1.5")):
         raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
     from submitit import AutoExecutor

@@ -53,8 +53,7 @@ def is_running(folder: Path) -> bool:
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock file that a process holds while it trains the run or the study in `folder`, beside the folder itself:
-    links to it have no other lock."""
+    """The file that a process locks while it trains the run or study in `folder`, which all links to it share."""
     folder = folder.resolve()
     return folder.with_name(f".{folder.name}.lock")
 
@@ -131,8 +130,7 @@ class Training:
         return replace(self, variables=variables, node=node)
 
     def carry_out(self) -> Outcome:
-        """Train the run unless it is finished. If another process trains it, wait for that process: it has inherited
-        the lock, and may outlive its killed study."""
+        """Train the run unless it is finished. First wait for a process that has its lock: it may outlive its study."""
         beside = self.folder.with_name(f".{self.folder.name}.node{self.node}")
         with locked(lock_of(beside if self.node else self.folder)) as lock:
             for _ in range(self.retries + 1):

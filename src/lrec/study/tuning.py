@@ -135,8 +135,7 @@ def walk(
     allowed: Callable[[Place], bool],
     most: float = inf,
 ) -> dict[Place, float]:
-    """The losses of all tried places. They include the neighbours of the best place along the axes, unless these would
-    make more than `most` trials."""
+    """The losses of all tried places: also of the best one's neighbours along the axes, unless above `most` trials."""
     known: dict[Place, float] = {}
     best = Place()
     while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
@@ -216,15 +215,13 @@ class Tuner:
         """The trials that are certain: those of walks whose start is the best place."""
         runs = list[PlannedRun]()
         for size, share in [*product([self._small], self._shares), *self._rated]:
-            around = Place().and_around(self._axes(size))
-            places = [place for place in around if self._allowed(place, self._start, share)]
+            places = [p for p in Place().and_around(self._axes(size)) if self._allowed(p, self._start, share)]
             runs += self._planned(size, share, self._start, places)
         return runs
 
     @property
     def kept(self) -> Tuned | None:
-        """The result of an earlier tuning of the same study, perhaps with other sizes, if no trial is to be trained
-        again. It can be read without the data."""
+        """An earlier tuning of the same study, perhaps of other sizes, if no trial restarts; read without the data."""
         kept = read_json(self.study_of_trials.folder / "tuned.json", {})
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None
