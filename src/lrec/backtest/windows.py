@@ -14,7 +14,7 @@ import polars as pl
 
 from lrec.backtest.options import Windows
 from lrec.common.files import replacing
-from lrec.data.batching.eval_batches import EvalBatch, EvalBatches, shared_rows
+from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import GlobalTemporal
@@ -84,9 +84,8 @@ def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Score
         tested = later.cut(store)
         split = later.cuts = replace(data.cuts, test_U=tested.test_U, test_targets_U=tested.test_targets_U)
         targets, _ = later.evaluated("test")
-        order_T = [chosen_M for chosen_M, _ in shared_rows(split, targets, data.max_len, data.with_times).batches()]
         batches = EvalBatches(split, targets, data.max_len, with_times=data.with_times)
-        for batch, chosen_M in zip(batches, order_T, strict=True):
+        for batch, (chosen_M, _) in zip(batches, batches.batches, strict=True):
             here = EvalBatch(**{name: each.to(device()) for name, each in batch._asdict().items() if each is not None})
             of_targets = {"user": targets.users_T[chosen_M], "step": targets.positions_T[chosen_M]}
             for name, scorer in scorers.items():
