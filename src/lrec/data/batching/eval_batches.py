@@ -175,8 +175,8 @@ class EvalBatches(Dataset[EvalBatch]):
 
     def __post_init__(self) -> None:
         batches = shared_rows(self.split, self.targets, self.max_len, self.with_times).batches()
-        # By batch: targets, and how many each row has. A filler row has the target after all; its batches give each rank
-        # the same number.
+        # By batch: targets, and the number in each row. After all targets comes that of a filler row; its batches give
+        # each rank the same number.
         self.batches = [*batches, *[(np.array([-1]), np.array([1]))] * (-len(batches) % self.ranks.world)]
         self._users_T = np.append(self.targets.users_T, -1).astype(np.int64)
         self._ends_T = np.append(self.targets.positions_T, 0)
