@@ -5,7 +5,7 @@ import polars as pl
 from lrec.backtest.findings import Findings, figures_of
 from lrec.backtest.options import Backtest, open_store, origin_of, planned, windows_of
 from lrec.backtest.report import write_report
-from lrec.backtest.windows import baselines, measured
+from lrec.backtest.windows import of_baselines, of_network, tested
 from lrec.common.files import check_folder, locked
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.store.statistics import time_text
@@ -51,10 +51,10 @@ def backtest(options: Backtest) -> None:
             origin, trained = origin_of(run.variant), record.trained(run)
             assert trained.result is not None
             last = max(windows) if run.variant.startswith("full") else origin  # only networks trained anew age
-            table = figures_of(measured(trained, {number: windows[number] for number in range(origin, last + 1)}))
-            served[run.variant, run.size, run.seed] = trained.result, table
+            table = tested(trained, {k: windows[k] for k in range(origin, last + 1)}, of_network)
+            served[run.variant, run.size, run.seed] = trained.result, figures_of(table)
         first = {origin_of(run.variant): record.trained(run) for run in reversed(runs)}
-        beside = {k: figures_of(baselines(first[k], {k: windows[k]})) for k in sorted(first)}
+        beside = {k: figures_of(tested(first[k], {k: windows[k]}, of_baselines)) for k in sorted(first)}
         print("writing the report", flush=True)
         report = write_report(store, windows, Findings(options, served), beside)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -26,37 +25,29 @@ from lrec.ranking.scoring import Scores
 from lrec.run import Run
 from lrec.serving.export import load
 
-Scorer = Callable[[EvalBatch], Scores]
+Scorers = dict[str, Callable[[EvalBatch], Scores]]
 
 
-def measured(run: Run, windows: Windows) -> pl.DataFrame:
-    """The targets of the windows as a run's best network ranks them; the table is kept in the run's folder."""
-
-    def of_network(data: SequenceDataModule) -> dict[str, Scorer]:
-        model = load(run.best, trust=True, new_items=False)  # the training already imported its classes
-        if model.about["data_hash"] != data.data_hash:
-            raise UserError(f"the data have changed since {run.folder} was trained: --restart '[{run.name}]'")
-        net = model.net.float().requires_grad_(False).to(device())
-        if net.config.architecture.time != "none":
-            data.carry_times()
-        return {"model": partial(scores_of, net)}
-
-    return _kept(run.folder / "windows.parquet", run, windows, of_network)
+def of_network(run: Run, data: SequenceDataModule) -> Scorers:
+    """The best network of a run."""
+    model = load(run.best, trust=True, new_items=False)  # the training already imported its classes
+    if model.about["data_hash"] != data.data_hash:
+        raise UserError(f"the data have changed since {run.folder} was trained: --restart '[{run.name}]'")
+    net = model.net.float().requires_grad_(False).to(device())
+    if net.config.architecture.time != "none":
+        data.carry_times()
+    return {"model": partial(scores_of, net)}
 
 
-def baselines(run: Run, windows: Windows) -> pl.DataFrame:
-    """The same for every baseline, which counts the training part before the run's origin."""
-
-    def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
-        found = Baselines(data.cuts, device(), data.recent_popularity)
-        return {name: partial(found.score, name) for name in found.with_room(found.names)}
-
-    return _kept(run.folder / "baselines.parquet", run, windows, of_counts)
+def of_baselines(run: Run, data: SequenceDataModule) -> Scorers:
+    """Every baseline, which counts the training part before the run's origin."""
+    found = Baselines(data.cuts, device(), data.recent_popularity)
+    return {name: partial(found.score, name) for name in found.with_room(found.names)}
 
 
-def _kept(
-    file: Path, run: Run, windows: Windows, scorers: Callable[[SequenceDataModule], dict[str, Scorer]]
-) -> pl.DataFrame:
+def tested(run: Run, windows: Windows, of: Callable[[Run, SequenceDataModule], Scorers]) -> pl.DataFrame:
+    """The targets of the windows as `of_network` or `of_baselines` ranks them; kept as a table in the run's folder."""
+    file = run.folder / ("windows.parquet" if of is of_network else "baselines.parquet")
     kept = pl.read_parquet(file) if file.is_file() else pl.DataFrame(schema=["window", "begin", "end"])
     ends = kept.select("window", "begin", "end").unique().rows()
     if {number: (begin, end) for number, begin, end in ends} == windows:
@@ -66,13 +57,13 @@ def _kept(
     data = datamodule_of(run.config.options)
     data.prepare_data()
     data.setup("test")
-    table = _ranked(data, windows, scorers(data))
+    table = _ranked(data, windows, of(run, data))
     with replacing(file) as temporary:
         table.write_parquet(temporary)
     return table
 
 
-def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Scorer]) -> pl.DataFrame:
+def _ranked(data: SequenceDataModule, windows: Windows, scorers: Scorers) -> pl.DataFrame:
     """A row for each scorer and target: scorer, window with its begin and end, user, step (the target's place among the
     user's interactions), loss (nan outside the catalogue), rank and rank_unseen (inf for a miss)."""
     tables, store = list[pl.DataFrame](), data.open_store()

@@ -132,8 +132,7 @@ def _executor(study: Study, **options: int) -> Any:
 
 def _outcome_of(job: Any) -> Outcome:
     try:
-        outcome: Outcome = job.result()
+        return job.result()
     except Exception as error:  # any error of the job: time limit, lost node, cancelled
         last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         return Outcome("failed", reason=last[0])
-    return outcome

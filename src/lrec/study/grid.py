@@ -193,10 +193,8 @@ def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
     # The classes of model and data must come before their options, some of which the grid itself sets.
     classes = ("model", "model.class_path", "data", "data.class_path")
     in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
-    return [
-        *(f"--config={find_config(config)}" for config in study.configs),
-        *(f"--{option}={as_argument(value)}" for option, value in in_order),
-    ]
+    configs = [f"--config={find_config(config)}" for config in study.configs]
+    return configs + [f"--{option}={as_argument(value)}" for option, value in in_order]
 
 
 def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
