@@ -38,13 +38,13 @@ def backtest(options: Backtest) -> None:
         starts = [["window", "begins", "ends"]]
         starts += [[str(k), *(time_text(time, store.time_unit) for time in each)] for k, each in windows.items()]
         print(on_terminal(rows_table(starts)), end="\n\n")
-    memory_gib = budget.check(study, (study, record.runs))
+    budget.check(study, (study, record.runs))
     if options.dry_run:
         return
     with locked(lock_of(study.folder), f"another backtest is under way in {study.folder}: wait for its end"):
         runs = record.enter(options.restart, ())
         record.check_data(runs)
-        Work(study, memory_gib).train(record, runs, "network")
+        Work(study).train(record, runs, "network")
         served = dict[tuple[str, str, int], tuple[Point, pl.DataFrame]]()
         for run in runs:
             print(f"testing {run.name}", flush=True)

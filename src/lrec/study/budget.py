@@ -181,11 +181,10 @@ def plan_table(costs: list[Cost], study: Study) -> str:
     return "\n".join(lines)
 
 
-def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, float]:
-    """Return the GiB of memory of each run by name, or nothing without a budget. A dry run also prints the costs.
-    UserError if the runs may take more than the study's budget."""
+def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> None:
+    """UserError if the runs may take more than the study's budget. A dry run also prints the costs."""
     if not study.dry_run and (study.memory_gib, study.budget_hours, study.budget_disk_gib) == (None, None, None):
-        return {}
+        return
     costs = [cost for each, runs in planned for cost in plan(each, runs)]
     if study.dry_run:
         print(plan_table(costs, study))
@@ -197,7 +196,6 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
         if (allowed := getattr(study, option)) is not None and needed > allowed:
             less = "train fewer or smaller sizes, fewer seeds or fewer epochs"
             raise UserError(f"--{option} {allowed:g}: the study may take {needed:.2f}: raise this limit, or {less}")
-    return {c.run.name: c.memory_gib for c in costs}
 
 
 def spent_hours(study: Study, runs: list[PlannedRun]) -> float:

@@ -18,7 +18,6 @@ from lrec.common.files import json_hash, read_json, sibling, write_json
 from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
-from lrec.study import budget
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
 from lrec.study.record import Record
@@ -278,9 +277,6 @@ class Tuner:
 
         def losses_of(places: list[Place]) -> list[float]:
             runs = self._planned(size, share, start, places)
-            if self.study.memory_gib is not None:
-                costs = budget.plan(self.study_of_trials, runs)
-                work.memory_gib |= {cost.run.name: cost.memory_gib for cost in costs}
             mine = {run.name: run for run in runs}
             known = {run.name: run for run in self.runs_so_far} | mine
             record = Record(self.study_of_trials, list(known.values()))

@@ -26,8 +26,8 @@ LATEST = 1.1  # times a study's hours; a run that would end later does not start
 class Work:
     """Trains the runs of a record, here or on a cluster, and prints the result of each."""
 
-    def __init__(self, study: Study, memory_gib: dict[str, float]) -> None:
-        self.study, self.memory_gib = study, memory_gib
+    def __init__(self, study: Study) -> None:
+        self.study = study
         self.records: dict[Path, Record] = {}  # the latest of each folder
         self.interrupted = Event()
         self._began, self._slower = time.monotonic(), 1.0  # time that runs took / time that was expected
@@ -101,8 +101,10 @@ class Work:
             return not (self.interrupted.is_set() or self._budget_is_spent())
 
         jobs = as_local_jobs(study) if here and study.cluster else None
+        costs = budget.plan(study, runs) if here and study.memory_gib is not None else []
+        memory_gib = {cost.run.name: cost.memory_gib for cost in costs}
         with on_signals(lambda *_: self.interrupted.set()) if here else nullcontext():
-            local = train(study, runs, self.memory_gib, watch, jobs)
+            local = train(study, runs, memory_gib, watch, jobs)
             for ended in local if here else train_on_cluster(study, runs, live.show):
                 live.clear()
                 yield ended
