@@ -19,7 +19,7 @@ from lrec.study.budget import BESIDE_STEPS, flops_of, training_rate
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, HALF, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
+from lrec.study.tuning import DROPOUTS, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, all_walks, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -141,12 +141,11 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
         target_s, step_s = seconds_of(size, example, data)
         return share * targets * ((1 + OF_TRAINING) * target_s + step_s / step) + RUN_S
 
-    share, *longer = shares_of_trials(targets, first)
-    walks = [(sizes[0], each, WALKED if tunes_step else RATED) for each in (share, *longer)]
-    walks += [(size, share, RATED) for size in (sizes[FITTED // 2], sizes[-3])]
-    walks += [(sizes[-1], share, LARGEST), (sizes[-2], HALF, RATED)]
-    walks += [(sizes[-3], share, WALKED)] if "dropout" in tune else []  # the largest fitted size
-    trials = sum(number * seconds(size, each, first) for size, each, number in walks)
+    shares_of_walks, number = shares_of_trials(targets, first), dict.fromkeys(sizes, RATED) | {sizes[-1]: LARGEST}
+    number[sizes[0]] = WALKED if tunes_step else RATED
+    walks = all_walks(sizes[0], sizes[FITTED // 2], sizes[-3], sizes[-2:], shares_of_walks)
+    trials = sum(number[size] * seconds(size, share, first) for size, share in walks)
+    trials += WALKED * seconds(sizes[-3], shares_of_walks[0], first) if "dropout" in tune else 0
     steps = [first * (OF_SMALL * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS if tunes_step else 1) for size in sizes]
     each_s = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
     ladder_s, held_out_s = each_s[: -len(HELD_OUT)], each_s[-len(HELD_OUT) :]
