@@ -18,7 +18,8 @@ import polars as pl
 
 from lrec.checkpoint.reading import STATE
 from lrec.common.files import check_folder, file_hash, locked, read_json, remove, sibling, write_json, write_text
-from lrec.common.text_tables import on_terminal, rows_table
+from lrec.common.pages import rendered
+from lrec.common.text_tables import on_terminal
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
@@ -137,7 +138,7 @@ def update(
             "diverged": sorted(minutes - folders.keys()),
         }
         write_json(out / UPDATE, finite(record))
-        text = _report(record, base)
+        text = rendered("study", "update.md.j2", record | {"run": base.run.folder, "figures": FIGURES})
         write_text(out / REPORT, text)
     print(f"{on_terminal(text)}\n\n{out / REPORT}")
 
@@ -361,35 +362,3 @@ def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
         "distance": float(np.abs(p_I - q_I).sum() / 2),
         "distance_by_chance": float(chance),
     }
-
-
-def _report(record: dict[str, Any], base: Base) -> str:
-    figures, drift, window = record["models"], record["drift"], record["window"]
-    rows = [["model", *FIGURES, f"{FIGURES[-1]} - old", "unknown targets", "minutes"]]
-    for name, mine in figures.items():
-        cells = [f"{mine[each]:.4f} ± {mine[f'{each}_se']:.4f}" for each in (*FIGURES, "difference")]
-        cells[-1] = "" if name == OLD else cells[-1]
-        spent = record["minutes"].get(name)
-        rows.append([name, *cells, f"{mine['unknown']:,}", "" if spent is None else f"{spent:.1f}"])
-    lr, replay = record["recipe"]["lr"], record["recipe"]["replay"]
-    before = "not known" if drift["loss_before"] is None else f"{drift['loss_before']:.4f}"
-    lines = [
-        f"# Update of {base.run.folder}",
-        f"Judged on {window['targets']:,} targets of {window['users']:,} users, from {window['from']} to "
-        f"{window['until']}. None of them was used to train a model or to choose its checkpoint. ± is a standard error "
-        "over users. A loss is a mean over the targets that all models know. An unknown target is a miss.",
-        rows_table(rows, text=(0,)),
-        f"Kept: {record['kept']}, {record['serve']}. It has the best {FIGURES[-1]}. It was not trained on the newest "
-        f"window; the next update is. Learning rate of this update: {lr:g}; replay: {replay:g} of the users.",
-        f"Drift of {drift['rows']:,} new rows: {drift['unknown_items']:.1%} are on items that the old model does not "
-        f"know. The distance of popularity between the new and the old rows is {drift['distance']:.3f} (total "
-        f"variation; about {drift['distance_by_chance']:.3f} by chance). The loss of the old model is {before} on its "
-        f"own test targets, and {drift['loss_in_window']:.4f} in the window.",
-    ]
-    if record["late_rows"]:
-        lines.append(
-            f"{record['late_rows']:,} rows are not newer than what trained the old model: they count as old rows."
-        )
-    if record["diverged"]:
-        lines.append(f"Diverged, and left out: {', '.join(record['diverged'])}.")
-    return "\n\n".join(lines) + "\n"
