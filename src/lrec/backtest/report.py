@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     """Write all findings, and return report.md. `beside`: the baselines' targets in the window of each origin."""
     backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
-    verdict, method = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}", _method(backtest)
-    sections = ["## What size brings, by age", _ages_table(found)]
-    sections += ["## The windows", _windows_table(store, windows, found, beside)]
-    if len(backtest.update) > 1:
-        sections += ["## What an update keeps", _updates_table(updates)]
-    details = "\n\n".join(sections)
-    report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}\n"
+    verdict = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}"
+    given: dict[str, Any] = {
+        "backtest": backtest,
+        "confidence": CONFIDENCE,
+        "metric": METRIC,
+        "ages": _ages_table(found),
+    }
+    given |= {"windows": _windows_table(store, windows, found, beside), "updates": _updates_table(updates)}
+    method, details = (rendered("backtest", f"{part}.md.j2", given) for part in ("method", "details"))
+    report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
     if gains:
         figure = _age_figure(backtest, gains)
@@ -85,15 +88,6 @@ def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     return f"In the window after training, the best baseline is {best}: {means[best]:.4f}."
 
 
-def _method(backtest: Backtest) -> str:
-    return (
-        f"{backtest.folds} origins, {backtest.every} apart, and windows of {backtest.length}. A network learns from "
-        "all before its origin, except the users for validation. Each interaction in a window is a target, predicted "
-        "from all earlier ones of its user. An item that nobody had before the origin is a miss, without a loss. Gains "
-        f"are means over the same targets. The {CONFIDENCE} intervals are over users, each with all windows."
-    )
-
-
 def _ages_table(found: Findings) -> str:
     sizes, gains = found.backtest.sizes, found.of_size
     head = [f"{figure} {name}" for figure in ("loss", METRIC) for name in sizes]
@@ -133,12 +127,7 @@ def _updates_table(updates: list[dict[str, Any]]) -> str:
         cost = f"{100 * row['cost']:.0f} %" if "cost" in row else ""
         figures = [f"{row[name]:.4f}" for name in ("loss", "HR@10", METRIC)]
         rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
-    note = (
-        "Figures are over the targets that all updates have in all windows but the first, each with the network that "
-        f"serves then. Gain kept: the share of what training anew gains in {METRIC} over no update, if this gain is "
-        "certain. Training: the time of all networks after the first."
-    )
-    return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
+    return rows_table(rows, text=(0, 1))
 
 
 def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
