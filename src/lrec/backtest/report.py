@@ -29,13 +29,9 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     """Write all findings, and return report.md. `beside`: the baselines' targets in the window of each origin."""
     backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
     verdict = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}"
-    given: dict[str, Any] = {
-        "backtest": backtest,
-        "confidence": CONFIDENCE,
-        "metric": METRIC,
-        "ages": _ages_table(found),
-    }
-    given |= {"windows": _windows_table(store, windows, found, beside), "updates": _updates_table(updates)}
+    given: dict[str, Any] = {"backtest": backtest, "confidence": CONFIDENCE, "metric": METRIC}
+    given |= {"ages": _ages_table(found), "windows": _windows_table(store, windows, found, beside)}
+    given |= {"updates": _updates_table(updates)}
     method, details = (rendered("backtest", f"{part}.md.j2", given) for part in ("method", "details"))
     report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}

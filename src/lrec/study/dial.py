@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrec.common.files import read_json
+from lrec.common.pages import rendered
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
@@ -209,20 +210,12 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     users = int((data.batch_plan.part.lengths_U > 1).sum())
     few_users = study.reduce == "users" and users**2 < data.U  # samples of them would be a matter of chance, or empty
     reduce = "recent" if few_users else study.reduce
-    few = "one pass over" if plan.epochs == 1 else f"{plan.epochs} passes over"
-    of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}
-    whole = "all users" if share == 1 else f"{share:.2g} of {of_all[reduce]}"
+    of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}[reduce]
     n_body = [f"{ladder_n_body(size):,}" for size in plan.sizes]
-    fitted, held_out = n_body[: -len(HELD_OUT)], n_body[-len(HELD_OUT) :]
-    reasons = [
-        f"Every run trains on {round(plan.epochs * share * data.U):,} targets, {few} {whole}: what the hours allow.",
-        f"{len(fitted)} sizes from {fitted[0]} to {fitted[-1]} parameters are fitted, and {' and '.join(held_out)} "
-        f"held out: larger ones would want more than {1 / PER_TARGET:g} targets a parameter.",
-        f"Tuned: {', '.join(plan.tune) or 'nothing'}, beginning at {plan.step} targets a step.",
-        f"At most {tested:,} users test.",
-    ]
-    if few_users:
-        reasons.append("Data samples are the latest part of each history, because there are few users.")
+    said = plan._asdict() | {"targets": round(plan.epochs * share * data.U), "share": share, "of_all": of_all}
+    said |= {"fitted": n_body[: -len(HELD_OUT)], "held_out": n_body[-len(HELD_OUT) :], "per_parameter": 1 / PER_TARGET}
+    said |= {"tested": tested, "few_users": few_users}
+    reasons = rendered("study", "plan.md.j2", said).splitlines()
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
     choices = {"sizes": plan.sizes, "fractions": [share * each for each in plan.shares], "reduce": reduce}
     choices |= {"tune": plan.tune, "jobs": jobs}
