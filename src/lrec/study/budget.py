@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lrec.common import hardware
 from lrec.common.files import json_hash, read_json
+from lrec.common.pages import rendered
 from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.model import cost, memory
@@ -154,31 +155,12 @@ def training_rate(
 
 def plan_table(costs: list[Cost], study: Study) -> str:
     """A table of the runs with their expected hours, memory and disk, and the totals."""
-    on_gpus = [c for c in costs if c.gpus]
-    head = f"{'run':<32}{'N_body':>12}{'N_total':>15}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"
-    lines = [head + (f"{'GPUs':>6}{'GiB each':>10}" if on_gpus else "")]
-    for c in costs:
-        line = f"{c.run.name:<32}{c.n_body:>12,}{c.n_total:>15,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
-        of_gpus = f"{c.gpus or '':>6}{f'{c.gpu_gib:.1f}' if c.gpus else '':>10}" if on_gpus else ""
-        lines.append(line + of_gpus)
-    takes = [f"at most {sum(c.hours for c in on_gpus):.2f} GPU-hours"] if on_gpus else []
-    if len(on_gpus) < len(costs):
-        hours, cores = sum(c.hours for c in costs if not c.gpus), study.n_cores
-        takes.append(f"at most {hours:.2f} hours of one core, {hours / cores:.2f} on {counted(cores, 'core')}")
     at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: study.n_jobs])
-    takes.append(f"{min(at_once, study.memory_gib or at_once):.1f} GiB of memory")
-    takes.append(f"{sum(c.disk_gib for c in costs):.2f} GiB of disk")
-    lines.append(f"{counted(len(costs), 'run')}, {', '.join(takes)}")
-    if on_gpus and not here():
-        rates = f"{ASSUMED['bf16-mixed'] / 1e12:.0f} TFLOP/s in bfloat16, {ASSUMED['32-true'] / 1e12:.0f} in float32"
-        lines.append(f"this machine has no GPU to measure: the hours assume {rates}, which small steps do not reach")
     most = max(c.run.fraction for c in costs)
-    of_shares = [c.hours for c in costs if c.run.fraction < most]
-    held_out = [c.hours for c in costs if c.run.held_out]
-    if of_shares and held_out:
-        smaller = f"{len(of_shares)} of them with smaller data samples, {sum(of_shares):.2f} hours"
-        lines.append(f"{smaller}; the largest held-out run alone may take {max(held_out):.2f}")
-    return "\n".join(lines)
+    shown = {"costs": costs, "on_gpus": [c for c in costs if c.gpus], "on_cores": [c for c in costs if not c.gpus]}
+    shown |= {"smaller": [c for c in costs if c.run.fraction < most], "held_out": [c for c in costs if c.run.held_out]}
+    of_all = {"memory_gib": min(at_once, study.memory_gib or at_once), "cores": study.n_cores, "here": here()}
+    return rendered("study", "costs.txt.j2", {**shown, **of_all, "assumed": ASSUMED}, counted=counted).rstrip()
 
 
 def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> None:
