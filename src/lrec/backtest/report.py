@@ -29,10 +29,12 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     """Write all findings, and return report.md. `beside`: the baselines' targets in the window of each origin."""
     backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
     verdict = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}"
-    given: dict[str, Any] = {"backtest": backtest, "confidence": CONFIDENCE, "metric": METRIC}
-    given |= {"ages": _ages_table(found), "windows": _windows_table(store, windows, found, beside)}
-    given |= {"updates": _updates_table(updates)}
-    method, details = (rendered("backtest", f"{part}.md.j2", given) for part in ("method", "details"))
+    by_age = {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()}
+    given: dict[str, Any] = {"backtest": backtest, "confidence": CONFIDENCE, "z": Z, "metric": METRIC}
+    given |= {"by_age": by_age, "gains": gains, "updates": updates}
+    given["n_windows"] = {k: of[backtest.sizes[0]][0]["window"].n_unique() for k, of in found.by_age.items()}
+    given["windows"] = _windows_table(store, windows, found, beside)
+    method, details = (rendered("backtest", f"{part}.md.j2", given, lasting=lasting) for part in ("method", "details"))
     report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
     if gains:
@@ -46,7 +48,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
         "name": backtest.name,
         "verdict": verdict,
         "windows": {k: [time_text(time, store.time_unit) for time in window] for k, window in windows.items()},
-        "by_age": {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()},
+        "by_age": by_age,
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
         "updates": updates,
     }
@@ -84,18 +86,6 @@ def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     return f"In the window after training, the best baseline is {best}: {means[best]:.4f}."
 
 
-def _ages_table(found: Findings) -> str:
-    sizes, gains = found.backtest.sizes, found.of_size
-    head = [f"{figure} {name}" for figure in ("loss", METRIC) for name in sizes]
-    rows = [["age", "windows", "targets", *head, *(["gain of size"] if gains else [])]]
-    for age, tables in found.by_age.items():
-        one = tables[sizes[0]][0]
-        figures = [f"{mean_of(tables[name], figure):.4f}" for figure in ("loss", METRIC) for name in sizes]
-        counts = [str(one["window"].n_unique()), f"{len(one):,}"]
-        rows.append([found.backtest.lasting(age), *counts, *figures, *([str(gains[age])] if gains else [])])
-    return rows_table(rows)
-
-
 def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     """For each window: the newest networks trained before it, and the baselines of its origin."""
     backtest = found.backtest
@@ -113,17 +103,6 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
         ]
         rows.append([str(number), begins, f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
     return rows_table(rows, text=(1,))
-
-
-def _updates_table(updates: list[dict[str, Any]]) -> str:
-    rows = [["size", "update", "loss", "HR@10", METRIC, "gain kept", "training", "of training anew"]]
-    for row in updates:
-        share = row.get("gain_kept", math.nan)
-        kept = "" if math.isnan(share) else f"{share:.2f} ± {Z * row['gain_kept_se']:.2f}"
-        cost = f"{100 * row['cost']:.0f} %" if "cost" in row else ""
-        figures = [f"{row[name]:.4f}" for name in ("loss", "HR@10", METRIC)]
-        rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
-    return rows_table(rows, text=(0, 1))
 
 
 def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
