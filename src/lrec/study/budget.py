@@ -48,13 +48,11 @@ class Cost:
 
 
 def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
-    """Estimate the cost of each run. Prepares the data, because the cost depends on the size of the catalogue.
-
-    The hours of a finished run are measured. For other runs, they come from the measured speed (`training_rate`) for
-    all epochs, plus ten seconds to start each process; early stopping makes them fewer. Memory is that of a step
+    """Estimate each run's cost. Prepares the data, because the cost depends on the catalogue's size. The hours of a
+    finished run are measured. For other runs, they come from the measured speed (`training_rate`) for all epochs,
+    plus ten seconds to start each process; early stopping makes them fewer. Memory is that of a step
     (`memory.of_step`), plus one GiB for each process. On GPUs, the GPU holds the step, and the machine holds a copy of
-    parameters and moments during a save. Disk counts two checkpoints, or three with wsd.
-    """
+    parameters and moments during a save. Disk counts two checkpoints, or three with wsd."""
     from lrec.training.lightning_options import epochs_in_all
 
     opened: dict[str, SequenceDataModule] = {}
@@ -108,12 +106,9 @@ def flops_of(run: PlannedRun, config: TransformerConfig, data: "SequenceDataModu
 def training_rate(
     config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: hardware.Kind = "cpu"
 ) -> float:
-    """Measure FLOPs per second of forward and backward passes on one core or GPU; assume them if there is no GPU.
-
-    The measured network has the same width and parts, but at most two blocks and 20,000 items. Its steps have
-    `positions` positions, or fewer if they would take too long. Suffixes: B rows, L positions, M targets, D width, V
-    catalogue.
-    """
+    """Measure FLOPs per second of forward and backward passes on one core or GPU; assume them if there is no GPU. The
+    measured network has the same width and parts, but at most two blocks and 20,000 items. Its steps have `positions`
+    positions, or fewer if they would take too long. Shapes: B rows, L positions, M targets, D width, V catalogue."""
     if kind == "cuda" and not here():
         return ASSUMED[precision]
     import torch

@@ -70,17 +70,14 @@ class PlannedRun:
 
 
 def planned_runs(study: Study) -> list[PlannedRun]:
-    """All runs: sizes x seeds x fractions x variants x horizons; UserError if `lrec fit` would refuse a run.
-
-    Held-out sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first: by
-    default, a forecast has smaller fractions if a run may make many passes.
-    """
+    """All runs: sizes x seeds x fractions x variants x horizons; UserError if `lrec fit` would refuse a run. Held-out
+    sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first: by default,
+    a forecast has smaller fractions if a run may make many passes."""
     composed: Composed = {}
-    fractions = study.samples(0)
-    if fractions != study.samples(math.inf):
-        epochs = [limits(run.config)[1] for run in _runs_of(study, fractions, composed)]
-        fractions = study.samples(max(math.inf if each is None or each < 0 else each for each in epochs))
-    return _runs_of(study, fractions, composed)
+    runs = _runs_of(study, study.samples(0), composed)
+    epochs = [limits(run.config)[1] for run in runs]
+    fractions = study.samples(max(math.inf if each is None or each < 0 else each for each in epochs))
+    return runs if fractions == study.samples(0) else _runs_of(study, fractions, composed)
 
 
 def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> list[PlannedRun]:

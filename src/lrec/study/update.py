@@ -195,11 +195,9 @@ def _data_of(run: Run) -> SequenceDataModule:
 def _reader(base: Base, data: Path) -> InteractionsDataModule:
     """A data module that reads the new rows as those of the store were read."""
     reading = base.store.meta["reading"]
-    columns = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
-    data_dir, memory_gib = (base.config.value(f"data.{name}") for name in ("data_dir", "memory_gib"))
-    return InteractionsDataModule(
-        data, data_dir=Path(data_dir), memory_gib=memory_gib, min_rating=reading.get("min_rating"), **columns
-    )
+    given = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
+    given |= {"min_rating": reading.get("min_rating"), "memory_gib": base.config.value("data.memory_gib")}
+    return InteractionsDataModule(data, data_dir=Path(base.config.value("data.data_dir")), **given)
 
 
 def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[GlobalTemporal, int]:
@@ -239,13 +237,10 @@ def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) ->
 
 
 def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
-    """The options, by dotted name, that change if the training of a network continues on newer data.
-
-    `since` is the time, in the source's unit, from which rows are new to the network. It trains on these rows with up
-    to max_len older rows of each user, and on the whole histories of a share of the users (`recipe.replay`). There is
-    one evaluation, at the end, so nothing is chosen on the validation window. Raises UserError if the item table of the
-    network is made of vectors: no network can start from such a table.
-    """
+    """The options, by dotted name, that change if the training of a network continues on newer data. `since` is the
+    time, in the source's unit, from which rows are new to the network. It trains on these rows with up to max_len older
+    rows of each user, and on the whole histories of a share of the users (`recipe.replay`). There is one evaluation, at
+    the end, so nothing is chosen on the validation window. UserError if the network's item table is made of vectors."""
     if config.value("model.item_vectors") is not None and config.value("model.item_vectors_use") != "initial":
         raise UserError(
             "model.item_vectors: item embeddings are made of vectors, and no network can start from such a network"
@@ -306,11 +301,9 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets.
-
-    Items that the model does not know are left out of histories. A target is a miss without a loss (null) if the model
-    does not know it, or knows no item before it.
-    """
+    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets. Items that the
+    model does not know are left out of histories. A target is a miss without a loss (null) if the model does not know
+    it, or knows no item before it."""
     known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
     assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
     own = replace(cuts)
