@@ -97,10 +97,8 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
         tables = [found.tables(size, [(network_of(newest, number), number)]) for size in backtest.sizes]
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
         figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
-        counted = beside.get(number)
-        figures += [
-            "" if counted is None else f"{mean_of([counted.filter(scorer=name)], METRIC):.4f}" for name in names
-        ]
+        own = beside.get(number)
+        figures += ["" if own is None else f"{mean_of([own.filter(scorer=name)], METRIC):.4f}" for name in names]
         rows.append([str(number), begins, f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
     return rows_table(rows, text=(1,))
 

@@ -175,10 +175,6 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> None:
             raise UserError(f"--{option} {allowed:g}: the study may take {needed:.2f}: raise this limit, or {less}")
 
 
-def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
-    return sum(hours_by_run(study, runs).values())
-
-
 def hours_by_run(study: Study, runs: list[PlannedRun]) -> dict[str, float]:
     """By run, the hours of a core, or of a GPU for runs on GPUs, that it has taken up to its last evaluation."""
     hours, threads = dict[str, float](), read_json(study.folder / "study.json", {}).get("threads", {})
