@@ -60,22 +60,9 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
 
 def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
     """One sentence: is the larger network ahead, and does it stay so?"""
-    if not gains:
-        return f"One size was trained, {backtest.sizes[0]}. The table shows how its {METRIC} changes with its age."
-    first, age = gains[0], max(age for age in gains if age <= backtest.folds // 2)
-    pays = {
-        (1, 1): "A larger network pays, and it still does as it ages",
-        (1, 0): "A larger network pays at first, but not certainly as it ages",
-        (1, -1): "A larger network pays at first, but is worse as it ages",
-        (0, 1): "A larger network pays as it ages, but not certainly at first",
-        (-1, 1): "A larger network pays as it ages, but not at first",
-    }.get((first.sign, gains[age].sign), "A larger network does not pay here")
-    small, large = backtest.sizes[0], backtest.sizes[-1]
-    later = f"; {backtest.lasting(age)} later it is {gains[age].reached:.4f}, {gains[age]}" if age else ""
-    return (
-        f"{pays}: the {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over "
-        f"{small}{later} ({CONFIDENCE} intervals)."
-    )
+    age = max((age for age in gains if age <= backtest.folds // 2), default=0)
+    given = {"backtest": backtest, "gains": gains, "age": age, "metric": METRIC, "confidence": CONFIDENCE}
+    return rendered("backtest", "verdict.md.j2", given)
 
 
 def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
