@@ -34,10 +34,9 @@ def check_accelerators(study: Study, runs: Iterable[PlannedRun]) -> None:
 def train_on_cluster(
     study: Study, runs: list[PlannedRun], watch: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Submit runs as arrays of jobs, wait for them, and yield each run with its outcome, as `train` does here. A job is
-    one run with its retries. It has a task on each of its nodes, which starts the processes of the node's devices. Runs
-    with the same numbers of nodes and GPUs form one array, of which `study.n_jobs` run at a time. Each
-    `PlannedRun.wave` waits for all earlier ones."""
+    """Submit runs as arrays of jobs, and yield each run with its outcome, as `train` does here. A job is one run with
+    its retries; its task on each of its nodes starts the processes of the node's devices. Runs with the same numbers of
+    nodes and GPUs form an array, of which `study.n_jobs` run at a time. A `PlannedRun.wave` waits for earlier ones."""
     for _, wave in groupby(sorted(runs, key=attrgetter("wave")), attrgetter("wave")):
         by_job: dict[Any, PlannedRun] = {}
         by_place: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)

@@ -301,9 +301,8 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets. Items that the
-    model does not know are left out of histories. A target is a miss without a loss (null) if the model does not know
-    it, or knows no item before it."""
+    """A table of the targets in their order: user, position, loss, HR@10 and NDCG@10. Histories are without items that
+    the model does not know. A target that it does not know, or with no known item before it, is a miss, loss null."""
     known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
     assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
     own = replace(cuts)
