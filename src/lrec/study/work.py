@@ -39,8 +39,7 @@ class Work:
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         finished = [run for run, _ in known]
         waiting = [run for run in runs if run not in finished]
-        left_s, spent_s, of_s, failed = self._expected(record, waiting), 0.0, 0.0, list[str]()
-        done = 0
+        left_s, spent_s, of_s, failed, done = self._expected(record, waiting), 0.0, 0.0, list[str](), 0
         for run, outcome in chain(known, self._start(record, waiting)):
             record.note(run, outcome)
             became, expected_s = outcome.status, left_s.pop(run.name, None)
