@@ -241,7 +241,7 @@ def test_an_update_that_ends_at_any_stage_goes_on(
     class Killed(BaseException):
         pass
 
-    for stage in ("append_to", "_appended", "carry_out", "_judge", "_report", "write_text"):
+    for stage in ("append_to", "_appended", "carry_out", "_judge", "rendered", "write_text"):
         for after in (False, True):
             whole = getattr(update, stage)
 

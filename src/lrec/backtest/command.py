@@ -1,14 +1,16 @@
 """`lrec backtest`: train networks at several times, test each on later windows, and report gains of size by age."""
 
-from lrec.backtest.findings import Findings, Served, figures_of
-from lrec.backtest.options import Backtest, Windows, open_store, origin_of, planned, windows_of
+import polars as pl
+
+from lrec.backtest.findings import Findings, figures_of
+from lrec.backtest.options import Backtest, open_store, origin_of, planned, windows_of
 from lrec.backtest.report import write_report
-from lrec.backtest.windows import baselines, measured
+from lrec.backtest.windows import of_baselines, of_network, tested
 from lrec.common.files import check_folder, locked
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.store.store import time_text
+from lrec.run import Point
 from lrec.study import budget
-from lrec.study.grid import PlannedRun
 from lrec.study.launch import lock_of
 from lrec.study.processes import start_server
 from lrec.study.record import Record
@@ -36,25 +38,23 @@ def backtest(options: Backtest) -> None:
         starts = [["window", "begins", "ends"]]
         starts += [[str(k), *(time_text(time, store.time_unit) for time in each)] for k, each in windows.items()]
         print(on_terminal(rows_table(starts)), end="\n\n")
-    memory_gib = budget.check(study, (study, record.runs))
+    budget.check(study, (study, record.runs))
     if options.dry_run:
         return
     with locked(lock_of(study.folder), f"another backtest is under way in {study.folder}: wait for its end"):
         runs = record.enter(options.restart, ())
         record.check_data(runs)
-        Work(study, memory_gib).train(record, runs, "network")
-        served = [_served(record, run, windows) for run in runs]
+        Work(study).train(record, runs, "network")
+        served = dict[tuple[str, str, int], tuple[Point, pl.DataFrame]]()
+        for run in runs:
+            print(f"testing {run.name}", flush=True)
+            origin, trained = origin_of(run.variant), record.trained(run)
+            assert trained.result is not None
+            last = max(windows) if run.variant.startswith("full") else origin  # only networks trained anew age
+            table = tested(trained, {k: windows[k] for k in range(origin, last + 1)}, of_network)
+            served[run.variant, run.size, run.seed] = trained.result, figures_of(table)
         first = {origin_of(run.variant): record.trained(run) for run in reversed(runs)}
-        beside = {origin: baselines(first[origin], {origin: windows[origin]}) for origin in sorted(first)}
+        beside = {k: figures_of(tested(first[k], {k: windows[k]}, of_baselines)) for k in sorted(first)}
         print("writing the report", flush=True)
         report = write_report(store, windows, Findings(options, served), beside)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
-
-
-def _served(record: Record, run: PlannedRun, windows: Windows) -> Served:
-    print(f"testing {run.name}", flush=True)
-    update, origin, trained = run.variant.rpartition("-")[0], origin_of(run.variant), record.trained(run)
-    assert trained.result is not None
-    last = max(windows) if update == "full" else origin  # only networks trained anew are tested as they age
-    table = figures_of(measured(trained, {number: windows[number] for number in range(origin, last + 1)}))
-    return Served(update, origin, run.size, run.seed, trained.result, table)

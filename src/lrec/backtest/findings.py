@@ -1,7 +1,7 @@
 """The findings of a backtest: the gain of size by age, and how much of the gain of training anew an update keeps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -17,18 +17,6 @@ METRIC = "NDCG@10"
 CONFIDENCE, Z = "90 %", 1.6449
 KEY = ["window", "user", "step"]
 Tables = list[pl.DataFrame]  # tables of targets, one for each seed
-
-
-@dataclass(frozen=True)
-class Served:
-    """A trained network, and how it ranks the targets of the windows that follow its origin."""
-
-    update: str
-    origin: int
-    size: str
-    seed: int
-    point: Point
-    table: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -76,24 +64,29 @@ def summary_of(tables: Tables) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Findings:
+    """From `served`: by variant, size and seed, a network's result, and how it ranks the windows after its origin."""
+
     backtest: Backtest
-    served: Sequence[Served]
+    served: Mapping[tuple[str, str, int], tuple[Point, pl.DataFrame]]
 
     def tables(self, size: str, tested: Sequence[tuple[str, int]]) -> Tables:
         """The targets of windows, each ranked by its network (`tested` has both) of a size; a table for each seed."""
-        named = {(f"{each.update}-{each.origin}", each.size, each.seed): each.table for each in self.served}
         return [
-            pl.concat([named[network, size, seed].filter(window=window) for network, window in tested])
+            pl.concat([self.served[network, size, seed][1].filter(window=window) for network, window in tested])
             for seed in self.backtest.seeds
         ]
+
+    @property
+    def origins(self) -> list[int]:
+        """The origins at which networks are trained anew."""
+        return [*range(1, self.backtest.folds + 1)] if "full" in self.backtest.update else [1]
 
     @cached_property
     def by_age(self) -> dict[int, dict[str, Tables]]:
         """By age (the number of windows since the origin) and size: targets as networks trained anew rank them."""
         folds, found = self.backtest.folds, dict[int, dict[str, Tables]]()
-        origins = sorted({each.origin for each in self.served if each.update == "full"})
         for age in range(folds):
-            tested = [(network_of("full", k), k + age) for k in origins if k + age <= folds]
+            tested = [(network_of("full", k), k + age) for k in self.origins if k + age <= folds]
             found[age] = {size: self.tables(size, tested) for size in self.backtest.sizes}
         return found
 
@@ -110,16 +103,17 @@ class Findings:
 
     @cached_property
     def updates(self) -> list[dict[str, Any]]:
-        """Each size and update over all windows except the first: the figures of the networks that serve, on targets
-        that all updates have, the share they keep of the gain of training anew over no update, and their share of its
-        training seconds."""
-        rows, later = list[dict[str, Any]](), range(2, self.backtest.folds + 1)
+        """Each size and update over all windows but the first: the figures of the networks that serve, on targets that
+        all updates have, and their shares of the gain of training anew over no update, and of its training seconds."""
+        rows, later, seeds = list[dict[str, Any]](), range(2, self.backtest.folds + 1), self.backtest.seeds
         for size in self.backtest.sizes:
-            tables, seconds = dict[Update, Tables](), dict[Update, float]()
+            tables, seconds = dict[Update, Tables](), {"none": 0.0}
             for update in self.backtest.update:
-                tables[update] = self.tables(size, [(network_of(update, k), k) for k in later])
-                trained = [one for one in self.served if (one.update, one.size) == (update, size) and one.origin > 1]
-                seconds[update] = sum(one.point.wall_s for one in trained) / len(self.backtest.seeds)
+                tested = [(network_of(update, k), k) for k in later]
+                tables[update] = self.tables(size, tested)
+                if update != "none":
+                    trained = [self.served[network, size, seed][0] for network, _ in tested for seed in seeds]
+                    seconds[update] = sum(point.wall_s for point in trained) / len(seeds)
             # A network has no targets where no earlier item is in its catalogue.
             for common in [mine[0].select(KEY) for mine in tables.values()]:
                 tables = {name: [each.join(common, KEY, "semi") for each in mine] for name, mine in tables.items()}

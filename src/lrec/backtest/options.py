@@ -13,7 +13,7 @@ from lrec.data.store.store import Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Runs, Study
-from lrec.study.warm_fit import Recipe, trained_on
+from lrec.study.update import Recipe, trained_on
 
 MOST_VALIDATE, VALIDATE = 1024, 20  # validation users: 1 in 20 users known at an origin, at most 1024
 Update = Literal["none", "warm", "full"]

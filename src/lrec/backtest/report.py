@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, figures_of, mean_of, summary_of
+from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, mean_of, summary_of
 from lrec.backtest.options import Backtest, Windows, network_of
 from lrec.common.files import write_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
 
 
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
-    """Write all findings, with the baselines' targets in the window of each origin (`beside`), and return the text of
-    report.md."""
+    """Write all findings, and return report.md. `beside`: the baselines' targets in the window of each origin."""
     backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
-    counted = {k: figures_of(table) for k, table in beside.items()}
-    verdict, method = f"{verdict_of(backtest, gains)} {_best_baseline(found, counted)}", _method(backtest)
-    sections = ["## What size brings, by age", _ages_table(found)]
-    sections += ["## The windows", _windows_table(store, windows, found, counted)]
-    if len(backtest.update) > 1:
-        sections += ["## What an update keeps", _updates_table(updates)]
-    details = "\n\n".join(sections)
-    report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}\n"
+    verdict = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}"
+    by_age = {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()}
+    given: dict[str, Any] = {"backtest": backtest, "confidence": CONFIDENCE, "z": Z, "metric": METRIC}
+    given |= {"by_age": by_age, "gains": gains, "updates": updates}
+    given["n_windows"] = {k: of[backtest.sizes[0]][0]["window"].n_unique() for k, of in found.by_age.items()}
+    given["windows"] = _windows_table(store, windows, found, beside)
+    method, details = (rendered("backtest", f"{part}.md.j2", given, lasting=lasting) for part in ("method", "details"))
+    report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
     if gains:
         figure = _age_figure(backtest, gains)
@@ -48,7 +47,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
         "name": backtest.name,
         "verdict": verdict,
         "windows": {k: [time_text(time, store.time_unit) for time in window] for k, window in windows.items()},
-        "by_age": {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()},
+        "by_age": by_age,
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
         "updates": updates,
     }
@@ -60,52 +59,17 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
 
 def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
     """One sentence: is the larger network ahead, and does it stay so?"""
-    if not gains:
-        return f"One size was trained, {backtest.sizes[0]}. The table shows how its {METRIC} changes with its age."
-    first, age = gains[0], max(age for age in gains if age <= backtest.folds // 2)
-    pays = {
-        (1, 1): "A larger network pays, and it still does as it ages",
-        (1, 0): "A larger network pays at first, but not certainly as it ages",
-        (1, -1): "A larger network pays at first, but is worse as it ages",
-        (0, 1): "A larger network pays as it ages, but not certainly at first",
-        (-1, 1): "A larger network pays as it ages, but not at first",
-    }.get((first.sign, gains[age].sign), "A larger network does not pay here")
-    small, large = backtest.sizes[0], backtest.sizes[-1]
-    later = f"; {backtest.lasting(age)} later it is {gains[age].reached:.4f}, {gains[age]}" if age else ""
-    return (
-        f"{pays}: the {METRIC} of {large} is {first.reached:.4f} in the window after training, {first} over "
-        f"{small}{later} ({CONFIDENCE} intervals)."
-    )
+    age = max((age for age in gains if age <= backtest.folds // 2), default=0)
+    given = {"backtest": backtest, "gains": gains, "age": age, "metric": METRIC, "confidence": CONFIDENCE}
+    return rendered("backtest", "verdict.md.j2", given)
 
 
 def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     """The best baseline on the targets of the networks' first windows."""
-    of_networks = next(iter(found.by_age[0].values()))[0]["window"].unique()
-    targets = pl.concat([table.filter(window=k) for k, table in beside.items() if k in of_networks])
+    targets = pl.concat([beside[k] for k in found.origins])
     means = {name: mean_of([mine], METRIC) for (name,), mine in targets.group_by("scorer", maintain_order=True)}
     best = max(means, key=lambda name: means[name])
     return f"In the window after training, the best baseline is {best}: {means[best]:.4f}."
-
-
-def _method(backtest: Backtest) -> str:
-    return (
-        f"{backtest.folds} origins, {backtest.every} apart, and windows of {backtest.length}. A network learns from "
-        "all before its origin, except the users for validation. Each interaction in a window is a target, predicted "
-        "from all earlier ones of its user. An item that nobody had before the origin is a miss, without a loss. Gains "
-        f"are means over the same targets. The {CONFIDENCE} intervals are over users, each with all windows."
-    )
-
-
-def _ages_table(found: Findings) -> str:
-    sizes, gains = found.backtest.sizes, found.of_size
-    head = [f"{figure} {name}" for figure in ("loss", METRIC) for name in sizes]
-    rows = [["age", "windows", "targets", *head, *(["gain of size"] if gains else [])]]
-    for age, tables in found.by_age.items():
-        one = tables[sizes[0]][0]
-        figures = [f"{mean_of(tables[name], figure):.4f}" for figure in ("loss", METRIC) for name in sizes]
-        counts = [str(one["window"].n_unique()), f"{len(one):,}"]
-        rows.append([found.backtest.lasting(age), *counts, *figures, *([str(gains[age])] if gains else [])])
-    return rows_table(rows)
 
 
 def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
@@ -119,28 +83,10 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
         tables = [found.tables(size, [(network_of(newest, number), number)]) for size in backtest.sizes]
         cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
         figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
-        counted = beside[number].filter(window=number) if number in beside else None
-        figures += [
-            "" if counted is None else f"{mean_of([counted.filter(scorer=name)], METRIC):.4f}" for name in names
-        ]
+        own = beside.get(number)
+        figures += ["" if own is None else f"{mean_of([own.filter(scorer=name)], METRIC):.4f}" for name in names]
         rows.append([str(number), begins, f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
     return rows_table(rows, text=(1,))
-
-
-def _updates_table(updates: list[dict[str, Any]]) -> str:
-    rows = [["size", "update", "loss", "HR@10", METRIC, "gain kept", "training", "of training anew"]]
-    for row in updates:
-        share = row.get("gain_kept", math.nan)
-        kept = "" if math.isnan(share) else f"{share:.2f} ± {Z * row['gain_kept_se']:.2f}"
-        cost = f"{100 * row['cost']:.0f} %" if "cost" in row else ""
-        figures = [f"{row[name]:.4f}" for name in ("loss", "HR@10", METRIC)]
-        rows.append([row["size"], row["update"], *figures, kept, lasting(row["seconds"]), cost])
-    note = (
-        "Figures are over the targets that all updates have in all windows but the first, each with the network that "
-        f"serves then. Gain kept: the share of what training anew gains in {METRIC} over no update, if this gain is "
-        "certain. Training: the time of all networks after the first."
-    )
-    return f"{rows_table(rows, text=(0, 1))}\n\n{note}"
 
 
 def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
@@ -165,11 +111,8 @@ def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
 
 
 def _points_by_age(found: Findings) -> dict[int, list[Point]]:
-    """A point for each age, size and seed, with the test loss of the windows at this age, if there is one; for laws of
-    size."""
-    points: dict[int, list[Point]] = {}
-    anew = sorted((each for each in found.served if each.update == "full"), key=lambda each: each.origin)
-    newest = {(each.size, each.seed): each.point for each in anew}
+    """For laws of size: a point for each age, size and seed, with the test loss at this age, if there is one."""
+    points, newest = dict[int, list[Point]](), network_of("full", found.origins[-1])
     for age, by_size in found.by_age.items():
         for size, tables in by_size.items():
             for seed, table in zip(found.backtest.seeds, tables, strict=True):
@@ -179,5 +122,5 @@ def _points_by_age(found: Findings) -> dict[int, list[Point]]:
                 changes: dict[str, Any] = {"run": f"{size}-age-{age}-seed{seed}", "test_loss": figures["loss"]}
                 changes["test_loss_se"] = standard_error(table.filter(pl.col("loss").is_not_nan()))
                 changes["metrics"] = {f"test/{name}": value for name, value in figures.items()}
-                points.setdefault(age, []).append(replace(newest[size, seed], **changes))
+                points.setdefault(age, []).append(replace(found.served[newest, size, seed][0], **changes))
     return points

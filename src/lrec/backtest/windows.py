@@ -1,20 +1,16 @@
-"""How networks and baselines of an origin rank the targets of the windows that follow it.
-
-Shape suffix: M targets of a batch.
-"""
+"""How networks and baselines of an origin rank the targets of the windows after it. Shape suffix: M, of a batch."""
 
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from lrec.backtest.options import Windows
 from lrec.common.files import replacing
-from lrec.data.batching.eval_batches import EvalBatch, EvalBatches, shared_rows
+from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import GlobalTemporal
@@ -26,37 +22,29 @@ from lrec.ranking.scoring import Scores
 from lrec.run import Run
 from lrec.serving.export import load
 
-Scorer = Callable[[EvalBatch], Scores]
+Scorers = dict[str, Callable[[EvalBatch], Scores]]
 
 
-def measured(run: Run, windows: Windows) -> pl.DataFrame:
-    """The targets of the windows as a run's best network ranks them; the table is kept in the run's folder."""
-
-    def of_network(data: SequenceDataModule) -> dict[str, Scorer]:
-        model = load(run.best, trust=True, new_items=False)  # the training already imported its classes
-        if model.about["data_hash"] != data.data_hash:
-            raise UserError(f"the data have changed since {run.folder} was trained: --restart '[{run.name}]'")
-        net = model.net.float().requires_grad_(False).to(device())
-        if net.config.architecture.time != "none":
-            data.carry_times()
-        return {"model": partial(scores_of, net)}
-
-    return _kept(run.folder / "windows.parquet", run, windows, of_network)
+def of_network(run: Run, data: SequenceDataModule) -> Scorers:
+    """The best network of a run."""
+    model = load(run.best, trust=True, new_items=False)  # the training already imported its classes
+    if model.about["data_hash"] != data.data_hash:
+        raise UserError(f"the data have changed since {run.folder} was trained: --restart '[{run.name}]'")
+    net = model.net.float().requires_grad_(False).to(device())
+    if net.config.architecture.time != "none":
+        data.carry_times()
+    return {"model": partial(scores_of, net)}
 
 
-def baselines(run: Run, windows: Windows) -> pl.DataFrame:
-    """The same for every baseline, which counts the training part before the run's origin."""
-
-    def of_counts(data: SequenceDataModule) -> dict[str, Scorer]:
-        found = Baselines(data.cuts, device(), data.recent_popularity)
-        return {name: partial(found.score, name) for name in found.with_room(found.names)}
-
-    return _kept(run.folder / "baselines.parquet", run, windows, of_counts)
+def of_baselines(run: Run, data: SequenceDataModule) -> Scorers:
+    """Every baseline, which counts the training part before the run's origin."""
+    found = Baselines(data.cuts, device(), data.recent_popularity)
+    return {name: partial(found.score, name) for name in found.with_room(found.names)}
 
 
-def _kept(
-    file: Path, run: Run, windows: Windows, scorers: Callable[[SequenceDataModule], dict[str, Scorer]]
-) -> pl.DataFrame:
+def tested(run: Run, windows: Windows, of: Callable[[Run, SequenceDataModule], Scorers]) -> pl.DataFrame:
+    """The targets of the windows as `of_network` or `of_baselines` ranks them; kept as a table in the run's folder."""
+    file = run.folder / ("windows.parquet" if of is of_network else "baselines.parquet")
     kept = pl.read_parquet(file) if file.is_file() else pl.DataFrame(schema=["window", "begin", "end"])
     ends = kept.select("window", "begin", "end").unique().rows()
     if {number: (begin, end) for number, begin, end in ends} == windows:
@@ -66,13 +54,13 @@ def _kept(
     data = datamodule_of(run.config.options)
     data.prepare_data()
     data.setup("test")
-    table = _ranked(data, windows, scorers(data))
+    table = _ranked(data, windows, of(run, data))
     with replacing(file) as temporary:
         table.write_parquet(temporary)
     return table
 
 
-def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Scorer]) -> pl.DataFrame:
+def _ranked(data: SequenceDataModule, windows: Windows, scorers: Scorers) -> pl.DataFrame:
     """A row for each scorer and target: scorer, window with its begin and end, user, step (the target's place among the
     user's interactions), loss (nan outside the catalogue), rank and rank_unseen (inf for a miss)."""
     tables, store = list[pl.DataFrame](), data.open_store()
@@ -84,9 +72,8 @@ def _ranked(data: SequenceDataModule, windows: Windows, scorers: dict[str, Score
         tested = later.cut(store)
         split = later.cuts = replace(data.cuts, test_U=tested.test_U, test_targets_U=tested.test_targets_U)
         targets, _ = later.evaluated("test")
-        order_T = [chosen_M for chosen_M, _ in shared_rows(split, targets, data.max_len, data.with_times).batches()]
         batches = EvalBatches(split, targets, data.max_len, with_times=data.with_times)
-        for batch, chosen_M in zip(batches, order_T, strict=True):
+        for batch, (chosen_M, _) in zip(batches, batches.batches, strict=True):
             here = EvalBatch(**{name: each.to(device()) for name, each in batch._asdict().items() if each is not None})
             of_targets = {"user": targets.users_T[chosen_M], "step": targets.positions_T[chosen_M]}
             for name, scorer in scorers.items():

@@ -22,7 +22,7 @@ from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import find_size
 from lrec.run import Point, run_of_study
-from lrec.study.budget import gib_of, spent_hours
+from lrec.study.budget import gib_of, hours_by_run
 from lrec.study.grid import PlannedRun, of_all_data, ruled_options
 from lrec.study.options import Study, ladder_n_body
 
@@ -233,7 +233,7 @@ def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict
     last = run_of_study(study.folder, run.name).points[-1]
     trained, beside = run.network(last.N_head // last.d_model), last.N_total - last.N_body
     network = wider(trained, times, beside if study.x == "N_total" else 0)
-    place, hours = study.placement(run.config), spent_hours(study, [run]) / run.own
+    place, hours = study.placement(run.config), hours_by_run(study, [run])[run.name] / run.own
     forward, head = cost.flops_per_interaction(network).forward, 2 * cost.n_head(network)
     train_hours = hours * forward / cost.flops_per_interaction(trained).forward
     memory_gib, gpu_gib, disk_gib = gib_of(network, run.config, place)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lrec.common import hardware
 from lrec.common.files import json_hash, read_json
+from lrec.common.pages import rendered
 from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.model import cost, memory
@@ -41,19 +42,17 @@ class Cost:
     n_total: int
     hours: float  # of one GPU if it trains on GPUs, else of one core
     memory_gib: float  # of all its processes on one machine
-    disk_gib: float  # of its checkpoints
     gpu_gib: float  # of each GPU; 0 if it trains on CPUs
+    disk_gib: float  # of its checkpoints
     gpus: int  # on all its machines together
 
 
 def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
-    """Estimate the cost of each run. Prepares the data, because the cost depends on the size of the catalogue.
-
-    The hours of a finished run are measured. For other runs, they come from the measured speed (`training_rate`) for
-    all epochs, plus ten seconds to start each process; early stopping makes them fewer. Memory is that of a step
+    """Estimate each run's cost. Prepares the data, because the cost depends on the catalogue's size. The hours of a
+    finished run are measured. For other runs, they come from the measured speed (`training_rate`) for all epochs,
+    plus ten seconds to start each process; early stopping makes them fewer. Memory is that of a step
     (`memory.of_step`), plus one GiB for each process. On GPUs, the GPU holds the step, and the machine holds a copy of
-    parameters and moments during a save. Disk counts two checkpoints, or three with wsd.
-    """
+    parameters and moments during a save. Disk counts two checkpoints, or three with wsd."""
     from lrec.training.lightning_options import epochs_in_all
 
     opened: dict[str, SequenceDataModule] = {}
@@ -65,15 +64,13 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         data = opened[key]
         place = study.placement(run.config)
         config = run.network(data.n_items)
-        memory_gib, gpu_gib, disk_gib = gib_of(config, run.config, place)
         if (hours := spent.get(run.name)) is None:
             epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
-            positions = positions_of(run.config, place)
-            rate = training_rate(config, run.model.loss, positions, place.precision, place.kind)
+            rate = training_rate(config, run.model.loss, positions_of(run.config, place), place.precision, place.kind)
             of_target, of_step = flops_of(run, config, data)
             flops = (1 + BESIDE_STEPS) * data.U * of_target + data.steps_per_epoch * of_step
             hours = (STARTING_S * place.ranks + epochs * flops / rate) / 3600
-        takes = (hours, memory_gib, disk_gib, gpu_gib, place.gpus * place.nodes)
+        takes = (hours, *gib_of(config, run.config, place), place.gpus * place.nodes)
         costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))
     return costs
 
@@ -109,12 +106,9 @@ def flops_of(run: PlannedRun, config: TransformerConfig, data: "SequenceDataModu
 def training_rate(
     config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: hardware.Kind = "cpu"
 ) -> float:
-    """Measure FLOPs per second of forward and backward passes on one core or GPU; assume them if there is no GPU.
-
-    The measured network has the same width and parts, but at most two blocks and a catalogue of at most 20,000 items.
-    Its steps have `positions` positions, or fewer if they would take too long.
-    Shape suffixes: B rows, L positions, M targets, D width, V catalogue.
-    """
+    """Measure FLOPs per second of forward and backward passes on one core or GPU; assume them if there is no GPU. The
+    measured network has the same width and parts, but at most two blocks and 20,000 items. Its steps have `positions`
+    positions, or fewer if they would take too long. Shapes: B rows, L positions, M targets, D width, V catalogue."""
     if kind == "cuda" and not here():
         return ASSUMED[precision]
     import torch
@@ -156,38 +150,18 @@ def training_rate(
 
 def plan_table(costs: list[Cost], study: Study) -> str:
     """A table of the runs with their expected hours, memory and disk, and the totals."""
-    on_gpus = [c for c in costs if c.gpus]
-    head = f"{'run':<32}{'N_body':>12}{'N_total':>15}{'hours':>9}{'GiB':>7}{'disk GiB':>10}"
-    lines = [head + (f"{'GPUs':>6}{'GiB each':>10}" if on_gpus else "")]
-    for c in costs:
-        line = f"{c.run.name:<32}{c.n_body:>12,}{c.n_total:>15,}{c.hours:>9.3f}{c.memory_gib:>7.1f}{c.disk_gib:>10.2f}"
-        of_gpus = f"{c.gpus or '':>6}{f'{c.gpu_gib:.1f}' if c.gpus else '':>10}" if on_gpus else ""
-        lines.append(line + of_gpus)
-    takes = [f"at most {sum(c.hours for c in on_gpus):.2f} GPU-hours"] if on_gpus else []
-    if len(on_gpus) < len(costs):
-        hours, cores = sum(c.hours for c in costs if not c.gpus), study.n_cores
-        takes.append(f"at most {hours:.2f} hours of one core, {hours / cores:.2f} on {counted(cores, 'core')}")
     at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: study.n_jobs])
-    takes.append(f"{min(at_once, study.memory_gib or at_once):.1f} GiB of memory")
-    takes.append(f"{sum(c.disk_gib for c in costs):.2f} GiB of disk")
-    lines.append(f"{counted(len(costs), 'run')}, {', '.join(takes)}")
-    if on_gpus and not here():
-        rates = f"{ASSUMED['bf16-mixed'] / 1e12:.0f} TFLOP/s in bfloat16, {ASSUMED['32-true'] / 1e12:.0f} in float32"
-        lines.append(f"this machine has no GPU to measure: the hours assume {rates}, which small steps do not reach")
     most = max(c.run.fraction for c in costs)
-    of_shares = [c.hours for c in costs if c.run.fraction < most]
-    held_out = [c.hours for c in costs if c.run.held_out]
-    if of_shares and held_out:
-        smaller = f"{len(of_shares)} of them with smaller data samples, {sum(of_shares):.2f} hours"
-        lines.append(f"{smaller}; the largest held-out run alone may take {max(held_out):.2f}")
-    return "\n".join(lines)
+    shown = {"costs": costs, "on_gpus": [c for c in costs if c.gpus], "on_cores": [c for c in costs if not c.gpus]}
+    shown |= {"smaller": [c for c in costs if c.run.fraction < most], "held_out": [c for c in costs if c.run.held_out]}
+    of_all = {"memory_gib": min(at_once, study.memory_gib or at_once), "cores": study.n_cores, "here": here()}
+    return rendered("study", "costs.txt.j2", {**shown, **of_all, "assumed": ASSUMED}, counted=counted).rstrip()
 
 
-def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, float]:
-    """Return the GiB of memory of each run by name, or nothing without a budget. A dry run also prints the costs.
-    UserError if the runs may take more than the study's budget."""
+def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> None:
+    """UserError if the runs may take more than the study's budget. A dry run also prints the costs."""
     if not study.dry_run and (study.memory_gib, study.budget_hours, study.budget_disk_gib) == (None, None, None):
-        return {}
+        return
     costs = [cost for each, runs in planned for cost in plan(each, runs)]
     if study.dry_run:
         print(plan_table(costs, study))
@@ -199,11 +173,6 @@ def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> dict[str, f
         if (allowed := getattr(study, option)) is not None and needed > allowed:
             less = "train fewer or smaller sizes, fewer seeds or fewer epochs"
             raise UserError(f"--{option} {allowed:g}: the study may take {needed:.2f}: raise this limit, or {less}")
-    return {c.run.name: c.memory_gib for c in costs}
-
-
-def spent_hours(study: Study, runs: list[PlannedRun]) -> float:
-    return sum(hours_by_run(study, runs).values())
 
 
 def hours_by_run(study: Study, runs: list[PlannedRun]) -> dict[str, float]:

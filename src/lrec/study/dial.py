@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrec.common.files import read_json
+from lrec.common.pages import rendered
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
@@ -19,7 +20,7 @@ from lrec.study.budget import BESIDE_STEPS, flops_of, training_rate
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, HALF, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, shares_of_trials
+from lrec.study.tuning import DROPOUTS, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, all_walks, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -54,8 +55,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(study: Study) -> dict[str, Any]:
-    """The plan of a study, from OUT/plan.json if the study has begun. UserError if the hours are too few for any study,
-    or if the folder has a plan for other hours."""
+    """The plan of a study, from OUT/plan.json if it has begun. UserError: too few hours, or a plan for other hours."""
     path = study.folder / PLAN
     kept: dict[str, Any] = read_json(path) or _choose(study)
     if kept["hours"] != study.hours:
@@ -142,12 +142,11 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
         target_s, step_s = seconds_of(size, example, data)
         return share * targets * ((1 + OF_TRAINING) * target_s + step_s / step) + RUN_S
 
-    share, *longer = shares_of_trials(targets, first)
-    walks = [(sizes[0], each, WALKED if tunes_step else RATED) for each in (share, *longer)]
-    walks += [(size, share, RATED) for size in (sizes[FITTED // 2], sizes[-3])]
-    walks += [(sizes[-1], share, LARGEST), (sizes[-2], HALF, RATED)]
-    walks += [(sizes[-3], share, WALKED)] if "dropout" in tune else []  # the largest fitted size
-    trials = sum(number * seconds(size, each, first) for size, each, number in walks)
+    shares_of_walks, number = shares_of_trials(targets, first), dict.fromkeys(sizes, RATED) | {sizes[-1]: LARGEST}
+    number[sizes[0]] = WALKED if tunes_step else RATED
+    walks = all_walks(sizes[0], sizes[FITTED // 2], sizes[-3], sizes[-2:], shares_of_walks)
+    trials = sum(number[size] * seconds(size, share, first) for size, share in walks)
+    trials += WALKED * seconds(sizes[-3], shares_of_walks[0], first) if "dropout" in tune else 0
     steps = [first * (OF_SMALL * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS if tunes_step else 1) for size in sizes]
     each_s = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
     ladder_s, held_out_s = each_s[: -len(HELD_OUT)], each_s[-len(HELD_OUT) :]
@@ -211,20 +210,12 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     users = int((data.batch_plan.part.lengths_U > 1).sum())
     few_users = study.reduce == "users" and users**2 < data.U  # samples of them would be a matter of chance, or empty
     reduce = "recent" if few_users else study.reduce
-    few = "one pass over" if plan.epochs == 1 else f"{plan.epochs} passes over"
-    of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}
-    whole = "all users" if share == 1 else f"{share:.2g} of {of_all[reduce]}"
+    of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}[reduce]
     n_body = [f"{ladder_n_body(size):,}" for size in plan.sizes]
-    fitted, held_out = n_body[: -len(HELD_OUT)], n_body[-len(HELD_OUT) :]
-    reasons = [
-        f"Every run trains on {round(plan.epochs * share * data.U):,} targets, {few} {whole}: what the hours allow.",
-        f"{len(fitted)} sizes from {fitted[0]} to {fitted[-1]} parameters are fitted, and {' and '.join(held_out)} "
-        f"held out: larger ones would want more than {1 / PER_TARGET:g} targets a parameter.",
-        f"Tuned: {', '.join(plan.tune) or 'nothing'}, beginning at {plan.step} targets a step.",
-        f"At most {tested:,} users test.",
-    ]
-    if few_users:
-        reasons.append("Data samples are the latest part of each history, because there are few users.")
+    said = plan._asdict() | {"targets": round(plan.epochs * share * data.U), "share": share, "of_all": of_all}
+    said |= {"fitted": n_body[: -len(HELD_OUT)], "held_out": n_body[-len(HELD_OUT) :], "per_parameter": 1 / PER_TARGET}
+    said |= {"tested": tested, "few_users": few_users}
+    reasons = rendered("study", "plan.md.j2", said).splitlines()
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
     choices = {"sizes": plan.sizes, "fractions": [share * each for each in plan.shares], "reduce": reduce}
     choices |= {"tune": plan.tune, "jobs": jobs}

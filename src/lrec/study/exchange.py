@@ -99,13 +99,13 @@ def exchange(
     options: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
     of_steps = Study(folder.name, out=folder, sizes=[ladder.size], holdout=0, law=None, fractions=(1.0,), **options)
     record = Record(of_steps, runs)
-    memory_gib = budget.check(of_steps, (of_steps, record.runs))
+    budget.check(of_steps, (of_steps, record.runs))
     if dry_run:
         return
     start_server()
     with locked(lock_of(folder), f"another lrec scaling exchange is under way in {folder}: wait for it"):
         record.enter((), ())
-        work = Work(of_steps, memory_gib)
+        work = Work(of_steps)
         work.train(record, [run for run in record.runs if run.variant in alone], "steps")
         rates = Rates(ladder, chosen, folder, alone)
         report = _write(rates, judged)  # with predictions for the combinations that are trained next

@@ -70,17 +70,14 @@ class PlannedRun:
 
 
 def planned_runs(study: Study) -> list[PlannedRun]:
-    """All runs: sizes x seeds x fractions x variants x horizons; UserError if `lrec fit` would refuse a run.
-
-    Held-out sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first: by
-    default, a forecast has smaller fractions if a run may make many passes.
-    """
+    """All runs: sizes x seeds x fractions x variants x horizons; UserError if `lrec fit` would refuse a run. Held-out
+    sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first: by default,
+    a forecast has smaller fractions if a run may make many passes."""
     composed: Composed = {}
-    fractions = study.samples(0)
-    if fractions != study.samples(math.inf):
-        epochs = [limits(run.config)[1] for run in _runs_of(study, fractions, composed)]
-        fractions = study.samples(max(math.inf if each is None or each < 0 else each for each in epochs))
-    return _runs_of(study, fractions, composed)
+    runs = _runs_of(study, study.samples(0), composed)
+    epochs = [limits(run.config)[1] for run in runs]
+    fractions = study.samples(max(math.inf if each is None or each < 0 else each for each in epochs))
+    return runs if fractions == study.samples(0) else _runs_of(study, fractions, composed)
 
 
 def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> list[PlannedRun]:
@@ -137,8 +134,7 @@ def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
-    """The run once for each horizon, the shortest first. Each can also train alone, with the same result, if it cannot
-    go on from the one before."""
+    """The run once for each horizon, the shortest first. If it cannot go on from the one before, it trains alone."""
     if len(study.horizons) == 1:
         return [run]
     from lrec.training.optim import WSD_FALL
@@ -194,10 +190,8 @@ def _arguments(study: Study, options: dict[str, Any]) -> list[str]:
     # The classes of model and data must come before their options, some of which the grid itself sets.
     classes = ("model", "model.class_path", "data", "data.class_path")
     in_order = sorted(options.items(), key=lambda option: option[0] not in classes)
-    return [
-        *(f"--config={find_config(config)}" for config in study.configs),
-        *(f"--{option}={as_argument(value)}" for option, value in in_order),
-    ]
+    configs = [f"--config={find_config(config)}" for config in study.configs]
+    return configs + [f"--{option}={as_argument(value)}" for option, value in in_order]
 
 
 def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:

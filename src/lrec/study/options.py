@@ -169,17 +169,15 @@ class Study(Runs):
             if self.holdout:
                 raise UserError(f"--holdout {self.holdout}: without a law nothing is predicted, set it to 0")
             return
-        law = method_named(self.law)
+        law, needed, what = method_named(self.law), LEAST_SIZES, "the forecast"
         if law is not None and len(law.variables) > 1:
             raise UserError(f"--law {self.law}: a study fits laws of size alone: use lrec scaling fit on its points")
-        needed, what = LEAST_SIZES, "the forecast"
         if law is not None:
             needed, what = len(law.parameters) + 1, f"the law {self.law}"
-        if self.sizes is None:
-            return
-        left = len(self.ladder) - self.holdout
-        if self.holdout < 0 or left < needed:
-            raise UserError(f"{what} needs at least {needed} fitted sizes: --holdout {self.holdout} leaves {left}")
+        if self.sizes is not None:
+            left = len(self.ladder) - self.holdout
+            if self.holdout < 0 or left < needed:
+                raise UserError(f"{what} needs at least {needed} fitted sizes: --holdout {self.holdout} leaves {left}")
 
     @property
     def folder(self) -> Path:

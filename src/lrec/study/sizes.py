@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrec.common.files import check_writable, write_json
+from lrec.common.pages import rendered
 from lrec.data.splits.reduction import Reduction, training_part
 from lrec.data.splits.rules import LastItems
 from lrec.data.store.store import Store
@@ -73,18 +74,13 @@ def sizes(
             "step_of_a_rank": received._asdict() | of_step,
         }
         rows.append(shape | figures)
+    assumptions: dict[str, Any] = {"n_items": n_items, "pairs": pairs, **counts, "shards": shards}
+    assumptions |= {"accumulation": accumulation, "precision": precision, "checkpointing": checkpointing}
+    assumptions |= {"device": device, "architecture": asdict(architecture), "dropout": asdict(dropout)}
     if out is not None:
         check_writable(out, "--out")
-        assumptions: dict[str, Any] = {"n_items": n_items, "pairs": pairs, **counts, "shards": shards}
-        assumptions |= {"accumulation": accumulation, "precision": precision}
-        assumptions |= {"checkpointing": checkpointing, "device": device}
-        assumptions |= {"architecture": asdict(architecture), "dropout": asdict(dropout)}
         write_json(out, {"assumptions": assumptions, "sizes": rows})
-    shared = f"{shards} of {ranks} ranks share parameters{', activations computed again' if checkpointing else ''}"
-    print(f"{n_items:,} items, windows of up to {max_len}, {pairs:.1f} positions attended to on average")
-    print(f"{positions:,} positions in a rank's micro-batch, {precision}, {shared}")
-    for table in (_parameters, _memory, *([_traffic] if ranks > 1 else [])):
-        print("", *table(rows), sep="\n")
+    print(rendered("study", "sizes.txt.j2", assumptions | {"positions": positions, "rows": rows}), end="")
 
 
 def _of_store(path: Path, max_len: int) -> tuple[int, float]:
@@ -95,34 +91,3 @@ def _of_store(path: Path, max_len: int) -> tuple[int, float]:
     part = training_part(split, Reduction())
     lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W
     return len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum())
-
-
-def _parameters(rows: list[dict[str, Any]]) -> list[str]:
-    groups = ("body", "items", "positions", "biases", "norms", "total")
-    heads = "".join(f"{group:>15}" for group in groups)
-    lines = [f"{'size':<6}{'L x d / heads':>16}{heads}{'FLOPs':>11}{'training':>11}"]
-    for row in rows:
-        shape, flops = f"{row['n_layers']} x {row['d_model']} / {row['n_heads']}", row["flops_per_interaction"]
-        counts = "".join(f"{row['parameters'][group]:>15,}" for group in groups)
-        lines.append(f"{row['size']:<6}{shape:>16}{counts}{flops['forward']:>11.2e}{flops['total']:>11.2e}")
-    return lines
-
-
-def _memory(rows: list[dict[str, Any]]) -> list[str]:
-    parts = ("parameters", "gradients", "optimizer", "copies", "activations", "transient", "total")
-    lines = [f"{'MiB':<6}" + "".join(f"{part:>13}" for part in parts)]
-    for row in rows:
-        lines.append(f"{row['size']:<6}" + "".join(f"{row['memory_bytes'][part] / 2**20:>13,.1f}" for part in parts))
-    return lines
-
-
-def _traffic(rows: list[dict[str, Any]]) -> list[str]:
-    """What a rank receives in a step, in MB, and what it computes in this step."""
-    parts = (*cost.Traffic._fields, "received")
-    lines = [f"{'MB a step':<11}{''.join(f'{part:>13}' for part in parts)}{'TFLOP':>11}{'FLOP/B':>11}"]
-    for row in rows:
-        step = row["step_of_a_rank"]
-        received = "".join(f"{step[part] / 1e6:>13,.1f}" for part in parts)
-        flops = f"{step['flops'] / 1e12:>11,.2f}{step['flops'] / step['received']:>11,.0f}"
-        lines.append(f"{row['size']:<11}{received}{flops}")
-    return lines

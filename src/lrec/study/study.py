@@ -55,7 +55,7 @@ def run_study(study: Study) -> None:
     runs = [run for run in record.runs if run.name not in study.skip]
     if all(run.held_out for run in runs):
         raise UserError("no run of a fitted size is left: skip fewer runs")
-    memory_gib = budget.check(study, *of_trials, (study, runs))
+    budget.check(study, *of_trials, (study, runs))
     to_train = [run for run in runs if record.trained(run).result is None]
     if to_train and "targets_per_step" not in study.tune:
         from lrec.training.lightning_options import few_steps
@@ -70,7 +70,7 @@ def run_study(study: Study) -> None:
     with locked(lock_of(study.folder), taken):
         if plan is not None:
             write_json(study.folder / PLAN, plan)
-        _carry_out(study, tuner, record, Work(study, memory_gib))
+        _carry_out(study, tuner, record, Work(study))
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:

@@ -18,7 +18,6 @@ from lrec.common.files import json_hash, read_json, sibling, write_json
 from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
-from lrec.study import budget
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
 from lrec.study.record import Record
@@ -120,6 +119,13 @@ def shares_of_trials(targets: int, step: int) -> list[float]:
     return list(dict.fromkeys(float(f"{max(share, least):.2g}") for share in SHARES))
 
 
+def all_walks(small: str, middle: str, large: str, held_out: list[str], shares: list[float]) -> list[tuple[str, float]]:
+    """The walks of a tuning, in their order: a size, fitted or held out, and its share of a run's data."""
+    halved = (held_out or [large])[0]
+    rated = [(size, HALF if size == halved else shares[0]) for size in (large, middle, *held_out) if size != small]
+    return [*product([small], shares), *rated]
+
+
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     """The law of the rate, fitted to trials. Of each size and amount of data, it uses those with the best dropout."""
     names = ["x", "d", "rate", "batch", "dropout", "y"]
@@ -135,8 +141,7 @@ def walk(
     allowed: Callable[[Place], bool],
     most: float = inf,
 ) -> dict[Place, float]:
-    """The losses of all tried places. They include the neighbours of the best place along the axes, unless these would
-    make more than `most` trials."""
+    """The losses of all tried places: also of the best one's neighbours along the axes, unless above `most` trials."""
     known: dict[Place, float] = {}
     best = Place()
     while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
@@ -174,7 +179,7 @@ class Tuner:
         self.study, self.study_of_trials = study, replace(study, name=folder.name, out=folder, **alone)
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
         # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
-        self._small, *self._others = dict.fromkeys((large[0], large[-1], large[len(large) // 2], *study.held_out))
+        self._small, self._middle = large[0], large[len(large) // 2]
         self._whole, self._trials = self._whole_of(self._small), list[Trial]()
         self._start = Setting.of(self._whole)
         self._scaled = self._whole.config.value("model.parametrisation") == "scaled"
@@ -196,14 +201,9 @@ class Tuner:
         return self._data.U * self._epochs
 
     @cached_property
-    def _shares(self) -> list[float]:
-        return shares_of_trials(self._targets, self._start.targets_per_step)
-
-    @property
-    def _rated(self) -> list[tuple[str, float]]:
-        """The sizes whose rate is tried, with the shares."""
-        large = (self.study.held_out or self.study.fitted[-1:])[0]
-        return [(size, HALF if size == large else self._shares[0]) for size in self._others]
+    def _walks(self) -> list[tuple[str, float]]:
+        study, shares = self.study, shares_of_trials(self._targets, self._start.targets_per_step)
+        return [*dict.fromkeys(all_walks(self._small, self._middle, study.fitted[-1], study.held_out, shares))]
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
@@ -215,16 +215,14 @@ class Tuner:
     def first_runs(self) -> list[PlannedRun]:
         """The trials that are certain: those of walks whose start is the best place."""
         runs = list[PlannedRun]()
-        for size, share in [*product([self._small], self._shares), *self._rated]:
-            around = Place().and_around(self._axes(size))
-            places = [place for place in around if self._allowed(place, self._start, share)]
+        for size, share in self._walks:
+            places = [p for p in Place().and_around(self._axes(size)) if self._allowed(p, self._start, share)]
             runs += self._planned(size, share, self._start, places)
         return runs
 
     @property
     def kept(self) -> Tuned | None:
-        """The result of an earlier tuning of the same study, perhaps with other sizes, if no trial is to be trained
-        again. It can be read without the data."""
+        """An earlier tuning of the same study, perhaps of other sizes, if no trial restarts; read without the data."""
         kept = read_json(self.study_of_trials.folder / "tuned.json", {})
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None
@@ -251,18 +249,17 @@ class Tuner:
 
     def _tune(self, work: Work) -> Tuned:
         """Train the trials that are not finished, and derive rule, step and dropout from all trials."""
-        best = self._start
-        for share in self._shares:
-            best = self._walk(work, self._small, share, best)
-        # The smaller of the two steps gives a trial more steps.
-        at = replace(best, targets_per_step=min(best.targets_per_step, self._start.targets_per_step))
-        for size, share in self._rated:
-            law = law_of(self._trials, self._scaled)
-            lr = law.choose(ladder_n_body(size), share * self._targets, at.targets_per_step).rate
-            at = replace(at, dropout=self._walk(work, size, share, replace(at, lr=lr)).dropout)
+        at = self._start
+        for size, share in self._walks:
+            if size != self._small:
+                # The smaller of the two steps gives a trial more steps.
+                step, law = min(at.targets_per_step, self._start.targets_per_step), law_of(self._trials, self._scaled)
+                lr = law.choose(ladder_n_body(size), share * self._targets, step).rate
+                at = replace(at, lr=lr, targets_per_step=step)
+            at = self._walk(work, size, share, at)
         step_is_tuned = "targets_per_step" in self.study.tune
         least, most = 2 * self._data.max_len, self._targets / WANTED_STEPS
-        steps = (least, most) if step_is_tuned else (best.targets_per_step, best.targets_per_step)
+        steps = (least, most) if step_is_tuned else (at.targets_per_step, at.targets_per_step)
         ends = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
         rules = rules_of(law_of(self._trials, self._scaled), ends, self._targets, *steps)
         rules[LR][0] /= self.study.most ** rules[LR][2]
@@ -281,9 +278,6 @@ class Tuner:
 
         def losses_of(places: list[Place]) -> list[float]:
             runs = self._planned(size, share, start, places)
-            if self.study.memory_gib is not None:
-                costs = budget.plan(self.study_of_trials, runs)
-                work.memory_gib |= {cost.run.name: cost.memory_gib for cost in costs}
             mine = {run.name: run for run in runs}
             known = {run.name: run for run in self.runs_so_far} | mine
             record = Record(self.study_of_trials, list(known.values()))

@@ -7,6 +7,7 @@ Shape suffixes: N new rows, U users, I items of the store, V catalogue of a mode
 """
 
 import math
+import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import polars as pl
 
 from lrec.checkpoint.reading import STATE
 from lrec.common.files import check_folder, file_hash, locked, read_json, remove, sibling, write_json, write_text
-from lrec.common.text_tables import on_terminal, rows_table
+from lrec.common.pages import rendered
+from lrec.common.text_tables import on_terminal
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
@@ -32,16 +34,32 @@ from lrec.evaluation.shared_scoring import device
 from lrec.evaluation.standard_errors import mean_or_nan, standard_error
 from lrec.laws.fit_json import finite
 from lrec.options.class_paths import check_trusted
+from lrec.options.objects import as_plain
 from lrec.run import UPDATE, Point, Run, RunConfig, served
 from lrec.serving.export import load
 from lrec.serving.recommender import Model
-from lrec.study.grid import changed
-from lrec.study.launch import lock_of
-from lrec.study.warm_fit import Recipe, carry_out, rate_of, warm_options, windowed
+from lrec.study.grid import PlannedRun, changed
+from lrec.study.launch import Training, lock_of
 
 PLAN, REPORT = "plan.json", "update.md"
 OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
 FIGURES = ("loss", "HR@10", "NDCG@10")
+# Share of the run's own learning rate: its network is trained already, and Adam's moments start from zero.
+LR_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an update trains on, how long and how fast."""
+
+    steps: int | None = None  # of the optimizer; None: one pass over the new rows and the replayed histories
+    lr: float | None = None  # the peak; None: `LR_SHARE` times the run's peak
+    replay: float = 0.1  # share of the users, by the hash of their ids, whose whole histories are used again
+
+    def __post_init__(self) -> None:
+        check_range("--steps", self.steps, at_least=1)
+        check_range("--lr", self.lr, above=0)
+        check_range("--replay", self.replay, above=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -93,18 +111,17 @@ def update(
     held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if held and read_json(plan) != asked:
         raise UserError(f"--out {out} holds another update, or something else: choose another")
-    warm_options(config, base.run.folder, base.store.path, split, 0, recipe)  # to refuse before it writes
+    from_run = {"model.warm_start": str(base.run.folder)} | trained_on(config, base.trained_until + 1, recipe)
     store = _appended(base, new, split)
     taken = f"another update is under way in {out}: wait for its end, or choose another --out"
     with locked(lock_of(out), taken):
         write_json(plan, asked)
-        since = base.trained_until + 1
-        options = {UPDATED: warm_options(config, base.run.folder, store, split, since, recipe)}
-        options |= {FULL: windowed(config, store, split)} if full else {}
+        anew = changed(config.options, {"data.store": str(store), "data.split": as_plain(split), "points.test": False})
+        options = {UPDATED: changed(anew, from_run)} | ({FULL: anew} if full else {})
         points = dict[str, Point]()
         for name, each in options.items():
             print(f"  training {out / name}: see its files log.txt and progress", file=sys.stderr, flush=True)
-            points[name] = carry_out(out / name, each, "update")
+            points[name] = carry_out(out / name, each)
         minutes = {name: point.wall_s / 60 for name, point in points.items()}
         folders = {OLD: base.run.folder} | {name: out / name for name, point in points.items() if not point.diverged}
         record = _judge(base, folders, options[UPDATED], trust)
@@ -113,13 +130,13 @@ def update(
             "trained_until": base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1,
             "options": config.options,
             "split": asdict(split),
-            "recipe": asdict(recipe) | {"lr": rate_of(config, recipe)},
+            "recipe": asdict(recipe) | {"lr": from_run["model.optimizer.lr"]},
             "late_rows": late,
             "minutes": minutes,
             "diverged": sorted(minutes - folders.keys()),
         }
         write_json(out / UPDATE, finite(record))
-        text = _report(record, base)
+        text = rendered("study", "update.md.j2", record | {"run": base.run.folder, "figures": FIGURES})
         write_text(out / REPORT, text)
     print(f"{on_terminal(text)}\n\n{out / REPORT}")
 
@@ -144,11 +161,8 @@ def _base(folder: Path, trust: bool) -> Base:
         store = data.store
         if store.times_N is None:
             raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
-        cuts = data.cuts
-        trains_U = cuts.train_U > 0
-        last_N = cuts.store.offsets_U1[:-1][trains_U] + cuts.train_U[trains_U] - 1
-        assert cuts.store.times_N is not None
-        trained_until = int(cuts.store.times_N[last_N].max())
+        ends_U = store.offsets_U1[:-1] + data.cuts.train_U
+        trained_until = int(store.times_N[ends_U[data.cuts.train_U > 0] - 1].max())
     if not run.best.exists():
         raise UserError(f"{run.folder} has no best checkpoint: finish the run first")
     refuse_append(store)
@@ -156,9 +170,8 @@ def _base(folder: Path, trust: bool) -> Base:
 
 
 def _data_of(run: Run) -> SequenceDataModule:
-    """The data that a run was trained on. If their file is gone or has changed, as a log that grows, they come from the
-    store that was made of them."""
-    trained_on = {point.data_hash for point in run.points} - {""}
+    """The data that a run was trained on: from their store if their file is gone, or has changed as a growing log."""
+    had = {point.data_hash for point in run.points} - {""}
     data = datamodule_of(run.config.options)
     stores = sorted(meta.parent for meta in data.data_dir.glob(f"{data.store_name}-*/meta.json"))
     refusals = list[UserError]()
@@ -166,33 +179,27 @@ def _data_of(run: Run) -> SequenceDataModule:
         try:
             data = datamodule_of(changed(run.config.options, given))
             data.setup("test")
-        except UserError as error:
-            refusals.append(error)
-            continue
-        if trained_on <= {data.data_hash}:
-            return data
-        refusals.append(
-            UserError(
+            if had <= {data.data_hash}:
+                return data
+            raise UserError(
                 f"{run.folder} was trained on other data than {data.store.path} holds: bring back the file that it was "
                 "trained on, and give the new rows as a file of their own"
             )
-        )
+        except UserError as error:
+            refusals.append(error)
     raise refusals[0]
 
 
 def _reader(base: Base, data: Path) -> InteractionsDataModule:
     """A data module that reads the new rows as those of the store were read."""
     reading = base.store.meta["reading"]
-    columns = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
-    data_dir, memory_gib = (base.config.value(f"data.{name}") for name in ("data_dir", "memory_gib"))
-    return InteractionsDataModule(
-        data, data_dir=Path(data_dir), memory_gib=memory_gib, min_rating=reading.get("min_rating"), **columns
-    )
+    given = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
+    given |= {"min_rating": reading.get("min_rating"), "memory_gib": base.config.value("data.memory_gib")}
+    return InteractionsDataModule(data, data_dir=Path(base.config.value("data.data_dir")), **given)
 
 
 def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[GlobalTemporal, int]:
-    """The split of the new rows by time, and how many are not newer than the run's training data. Reads and checks all
-    new rows, and writes nothing."""
+    """The split of the new rows by time, and how many are not newer than the run's. Checks all rows, writes nothing."""
     raw = new.read()
     assert not isinstance(raw.frame, pl.DataFrame)
     times = [frame["time"].to_numpy() for frame in raw.frame]
@@ -212,8 +219,7 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
 
 
 def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) -> Path:
-    """Make the store of old and new rows. Raises UserError, and leaves no store, if no row is new, or if the split has
-    no row to train or to judge on."""
+    """Make the store of old and new rows. UserError, and no store, if no row is new, or none to train or judge on."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
@@ -226,6 +232,50 @@ def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) ->
             remove(store)
         raise
     return store
+
+
+def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
+    """The options, by dotted name, that change if the training of a network continues on newer data. `since` is the
+    time, in the source's unit, from which rows are new to the network. It trains on these rows with up to max_len older
+    rows of each user, and on the whole histories of a share of the users (`recipe.replay`). There is one evaluation, at
+    the end, so nothing is chosen on the validation window. UserError if the network's item table is made of vectors."""
+    if config.value("model.item_vectors") is not None and config.value("model.item_vectors_use") != "initial":
+        raise UserError(
+            "model.item_vectors: item embeddings are made of vectors, and no network can start from such a network"
+        )
+    # In batches, not in steps.
+    evaluated_after = (recipe.steps or 0) * (config.value("trainer.accumulate_grad_batches") or 1)
+    changes: dict[str, Any] = {
+        "data.reduction": {"users": recipe.replay, "since": since, "before": config.value("data.max_len")},
+        "model.item_vectors": None,
+        "model.optimizer.lr": recipe.lr or LR_SHARE * float(config.value("model.optimizer.lr")),
+        "trainer.max_time": None,
+        "trainer.max_epochs": 1 if recipe.steps is None else -1,
+        "trainer.max_steps": recipe.steps or -1,
+        "trainer.limit_train_batches": None,
+        "trainer.val_check_interval": evaluated_after or None,
+        "trainer.check_val_every_n_epoch": 1 if recipe.steps is None else None,
+    }
+    if "model.optimizer.switch.lr" in config.flat:
+        changes["model.optimizer.switch"] = None
+    return changes
+
+
+def carry_out(folder: Path, options: dict[str, Any]) -> Point:
+    """Train a run in its folder as a study does: a stopped run continues, a finished run stays as it is. Returns its
+    best evaluation, or its last one if it diverged. Raises UserError if it failed, or was told to stop."""
+    planned = PlannedRun(folder.name, "", 0, 1.0, "", "", False, options)
+    training = Training(planned, folder, "update", int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    try:
+        outcome = training.carry_out()
+    except BaseException:
+        training.processes.stop()
+        raise
+    if outcome.point is None:
+        raise UserError(
+            f"the training in {folder} {outcome.status}: {outcome.reason or 'start the same command again'}"
+        )
+    return outcome.point
 
 
 def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust: bool) -> dict[str, Any]:
@@ -249,11 +299,8 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets.
-
-    Items that the model does not know are left out of histories. A target is a miss without a loss (null) if the model
-    does not know it, or knows no item before it.
-    """
+    """A table of the targets in their order: user, position, loss, HR@10 and NDCG@10. Histories are without items that
+    the model does not know. A target that it does not know, or with no known item before it, is a miss, loss null."""
     known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
     assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
     own = replace(cuts)
@@ -268,9 +315,8 @@ def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
 
 
 def summary(frames: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
-    """The mean of each model's figures, with its standard error over users (NAME_se). Losses are means over the targets
-    that all models know. `difference` is the mean paired difference in NDCG@10 from the first model, and `unknown` is
-    the number of targets without a loss."""
+    """The mean of each model's figures, with its standard error over users (NAME_se); of losses, over the targets that
+    all models know. `difference`: in NDCG@10 from the first model, paired. `unknown`: targets without a loss."""
     first = next(iter(frames.values()))
     known = pl.all_horizontal([frame["loss"].is_not_null() for frame in frames.values()])
     result = {}
@@ -306,35 +352,3 @@ def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
         "distance": float(np.abs(p_I - q_I).sum() / 2),
         "distance_by_chance": float(chance),
     }
-
-
-def _report(record: dict[str, Any], base: Base) -> str:
-    figures, drift, window = record["models"], record["drift"], record["window"]
-    rows = [["model", *FIGURES, f"{FIGURES[-1]} - old", "unknown targets", "minutes"]]
-    for name, mine in figures.items():
-        cells = [f"{mine[each]:.4f} ± {mine[f'{each}_se']:.4f}" for each in (*FIGURES, "difference")]
-        cells[-1] = "" if name == OLD else cells[-1]
-        spent = record["minutes"].get(name)
-        rows.append([name, *cells, f"{mine['unknown']:,}", "" if spent is None else f"{spent:.1f}"])
-    lr, replay = record["recipe"]["lr"], record["recipe"]["replay"]
-    before = "not known" if drift["loss_before"] is None else f"{drift['loss_before']:.4f}"
-    lines = [
-        f"# Update of {base.run.folder}",
-        f"Judged on {window['targets']:,} targets of {window['users']:,} users, from {window['from']} to "
-        f"{window['until']}. None of them was used to train a model or to choose its checkpoint. ± is a standard error "
-        "over users. A loss is a mean over the targets that all models know. An unknown target is a miss.",
-        rows_table(rows, text=(0,)),
-        f"Kept: {record['kept']}, {record['serve']}. It has the best {FIGURES[-1]}. It was not trained on the newest "
-        f"window; the next update is. Learning rate of this update: {lr:g}; replay: {replay:g} of the users.",
-        f"Drift of {drift['rows']:,} new rows: {drift['unknown_items']:.1%} are on items that the old model does not "
-        f"know. The distance of popularity between the new and the old rows is {drift['distance']:.3f} (total "
-        f"variation; about {drift['distance_by_chance']:.3f} by chance). The loss of the old model is {before} on its "
-        f"own test targets, and {drift['loss_in_window']:.4f} in the window.",
-    ]
-    if record["late_rows"]:
-        lines.append(
-            f"{record['late_rows']:,} rows are not newer than what trained the old model: they count as old rows."
-        )
-    if record["diverged"]:
-        lines.append(f"Diverged, and left out: {', '.join(record['diverged'])}.")
-    return "\n\n".join(lines) + "\n"

@@ -26,8 +26,8 @@ LATEST = 1.1  # times a study's hours; a run that would end later does not start
 class Work:
     """Trains the runs of a record, here or on a cluster, and prints the result of each."""
 
-    def __init__(self, study: Study, memory_gib: dict[str, float]) -> None:
-        self.study, self.memory_gib = study, memory_gib
+    def __init__(self, study: Study) -> None:
+        self.study = study
         self.records: dict[Path, Record] = {}  # the latest of each folder
         self.interrupted = Event()
         self._began, self._slower = time.monotonic(), 1.0  # time that runs took / time that was expected
@@ -39,8 +39,7 @@ class Work:
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         finished = [run for run, _ in known]
         waiting = [run for run in runs if run not in finished]
-        left_s, spent_s, of_s, failed = self._expected(record, waiting), 0.0, 0.0, list[str]()
-        done = 0
+        left_s, spent_s, of_s, failed, done = self._expected(record, waiting), 0.0, 0.0, list[str](), 0
         for run, outcome in chain(known, self._start(record, waiting)):
             record.note(run, outcome)
             became, expected_s = outcome.status, left_s.pop(run.name, None)
@@ -101,8 +100,10 @@ class Work:
             return not (self.interrupted.is_set() or self._budget_is_spent())
 
         jobs = as_local_jobs(study) if here and study.cluster else None
+        costs = budget.plan(study, runs) if here and study.memory_gib is not None else []
+        memory_gib = {cost.run.name: cost.memory_gib for cost in costs}
         with on_signals(lambda *_: self.interrupted.set()) if here else nullcontext():
-            local = train(study, runs, self.memory_gib, watch, jobs)
+            local = train(study, runs, memory_gib, watch, jobs)
             for ended in local if here else train_on_cluster(study, runs, live.show):
                 live.clear()
                 yield ended
@@ -110,4 +111,5 @@ class Work:
 
     def _budget_is_spent(self) -> bool:
         hours = self.study.budget_hours
-        return hours is not None and hours <= sum(budget.spent_hours(e.study, e.runs) for e in self.records.values())
+        spent = (sum(budget.hours_by_run(each.study, each.runs).values()) for each in self.records.values())
+        return hours is not None and hours <= sum(spent)  # without a budget, no points are read

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.backtest.findings import Findings, Gain, Served, figures_of, mean_of, share_of_gain
+from lrec.backtest.findings import Findings, Gain, figures_of, mean_of, share_of_gain
 from lrec.backtest.options import Backtest, Update, network_of
 from lrec.backtest.report import verdict_of, write_report
 from lrec.errors import UserError
@@ -27,10 +27,13 @@ def targets(window: int, ranks: list[float]) -> pl.DataFrame:
     return pl.DataFrame({**columns, "loss": ranks, "rank": ranks, "rank_unseen": ranks})
 
 
-def served(update: str, origin: int, size: str, ranks: dict[int, list[float]], wall_s: float = 1.0) -> Served:
+Served = dict[tuple[str, str, int], tuple[Point, pl.DataFrame]]
+
+
+def served(network: str, size: str, ranks: dict[int, list[float]], wall_s: float = 1.0) -> Served:
     """`ranks` holds the ranks of the targets in each window."""
     tables = [targets(window, mine) for window, mine in ranks.items()]
-    return Served(update, origin, size, 1, Point(wall_s=wall_s), figures_of(pl.concat(tables)))
+    return {(network, size, 1): (Point(wall_s=wall_s), figures_of(pl.concat(tables)))}
 
 
 def test_figures_follow_from_the_ranks() -> None:
@@ -42,12 +45,13 @@ def test_figures_follow_from_the_ranks() -> None:
 def test_ages_count_windows_after_an_origin() -> None:
     backtest = Backtest(sizes=SIZES, folds=3, update=("full",))
     ranks = {
-        ("3k", 1): {1: [3.0, 3.0], 2: [7.0, 7.0], 3: [math.inf, 11.0]},
-        ("3k", 2): {2: [3.0, 3.0], 3: [7.0, 7.0]},
-        ("3k", 3): {3: [3.0, 1.0]},
+        1: {1: [3.0, 3.0], 2: [7.0, 7.0], 3: [math.inf, 11.0]},
+        2: {2: [3.0, 3.0], 3: [7.0, 7.0]},
+        3: {3: [3.0, 1.0]},
     }
-    every = [served("full", k, "3k", mine) for (_, k), mine in ranks.items()]
-    every += [served("full", k, "98k", {w: [1.0, 1.0] for w in range(k, 4)}) for k in (1, 2, 3)]
+    every: Served = {}
+    for k, mine in ranks.items():
+        every |= served(f"full-{k}", "3k", mine) | served(f"full-{k}", "98k", {w: [1.0, 1.0] for w in range(k, 4)})
     found = Findings(backtest, every)
     assert {age: len(tables["3k"][0]) for age, tables in found.by_age.items()} == {0: 6, 1: 4, 2: 2}
     assert found.of_size[0].base == pytest.approx((5 * 0.5 + 1) / 6)
@@ -60,11 +64,8 @@ def test_ages_count_windows_after_an_origin() -> None:
 
 def test_an_update_keeps_a_share_of_the_gain_at_a_share_of_the_cost() -> None:
     backtest = Backtest(sizes=["3k"], folds=2, update=("none", "warm", "full"))
-    every = [
-        served("full", 1, "3k", {1: [1.0, 1.0, 1.0], 2: [11.0, 11.0, 11.0]}, 100),
-        served("warm", 2, "3k", {2: [1.0, 11.0, 11.0]}, 10),
-        served("full", 2, "3k", {2: [1.0, 1.0, 11.0]}, 100),
-    ]
+    every = served("full-1", "3k", {1: [1.0, 1.0, 1.0], 2: [11.0, 11.0, 11.0]}, 100)
+    every |= served("warm-2", "3k", {2: [1.0, 11.0, 11.0]}, 10) | served("full-2", "3k", {2: [1.0, 1.0, 11.0]}, 100)
     rows = {row["update"]: row for row in Findings(backtest, every).updates}
     assert rows["none"]["NDCG@10"] == 0
     assert (rows["none"]["seconds"], rows["warm"]["cost"]) == (0, 0.1)
@@ -77,7 +78,7 @@ def test_an_update_keeps_a_share_of_the_gain_at_a_share_of_the_cost() -> None:
 def test_updates_are_compared_on_the_targets_that_all_of_them_have() -> None:
     """The network without an update has no input for the second user, whom the newer networks rank badly."""
     backtest = Backtest(sizes=["3k"], folds=2, update=("none", "full"))
-    every = [served("full", 1, "3k", {1: [1.0], 2: [1.0]}), served("full", 2, "3k", {2: [1.0, 11.0]})]
+    every = served("full-1", "3k", {1: [1.0], 2: [1.0]}) | served("full-2", "3k", {2: [1.0, 11.0]})
     none, full = Findings(backtest, every).updates
     assert (none["targets"], full["targets"]) == (1, 1)
     assert none["NDCG@10"] == full["NDCG@10"] == 1
@@ -88,14 +89,14 @@ def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_pat
     backtest = Backtest(sizes=SIZES, folds=2, update=("none", "full"), out=tmp_path)
     later = targets(2, [math.inf] * 3).with_columns(loss=math.nan)
     newest = targets(2, [2.0] * 3)
-    every = [
-        Served("full", k, size, seed, Point(wall_s=1.0), figures_of(table))
+    every = {
+        (f"full-{k}", size, seed): (Point(wall_s=1.0), figures_of(table))
         for size in SIZES
         for seed in backtest.seeds
         for k, table in ((1, pl.concat([targets(1, [3.0, 1.0, 2.0]), later])), (2, newest))
-    ]
+    }
     store = SimpleNamespace(time_unit="order")
-    beside = {k: targets(k, [4.0] * 3).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
+    beside = {k: figures_of(targets(k, [4.0] * 3)).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
     (tmp_path / "ages" / "7").mkdir(parents=True)  # of an earlier backtest with more folds
     write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)  # type: ignore[arg-type]
     assert "nan" in (backtest.folder / "report.md").read_text()

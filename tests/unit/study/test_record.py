@@ -46,4 +46,4 @@ def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monk
     monkeypatch.setattr(Work, "_expected", lambda _, __, runs: {run.name: 3600.0 for run in runs})
     study = study_in(tmp_path, starts_from={"b": "a"})
     record = Record(study, planned_runs(study))
-    assert Work(study, {}).too_long(record, record.runs) == ["3k-a-seed1", "3k-b-seed1"]
+    assert Work(study).too_long(record, record.runs) == ["3k-a-seed1", "3k-b-seed1"]

@@ -180,21 +180,22 @@ class EvalBatches(Dataset[EvalBatch]):
 
     def __post_init__(self) -> None:
         batches = shared_rows(self.split, self.targets, self.max_len, self.with_times).batches()
-        # After all targets comes that of a filler row. Its batches give each rank the same number.
-        self._batches = [*batches, *[(np.array([-1]), np.array([1]))] * (-len(batches) % self.ranks.world)]
+        # By batch: targets, and the number in each row. After all targets comes that of a filler row; its batches give
+        # each rank the same number.
+        self.batches = [*batches, *[(np.array([-1]), np.array([1]))] * (-len(batches) % self.ranks.world)]
         self._users_T = np.append(self.targets.users_T, -1).astype(np.int64)
         self._ends_T = np.append(self.targets.positions_T, 0)
         self.sizes_T = None if self.sizes_T is None else np.append(self.sizes_T, 0)
         self._items_T = self.split.target_items(Targets(self._users_T, self._ends_T))
 
     def __len__(self) -> int:
-        return len(self._batches) // self.ranks.world
+        return len(self.batches) // self.ranks.world
 
     def __iter__(self) -> Iterator[EvalBatch]:
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> EvalBatch:
-        chosen_M, counts_B = self._batches[index * self.ranks.world + self.ranks.rank]
+        chosen_M, counts_B = self.batches[index * self.ranks.world + self.ranks.rank]
         split, store = self.split, self.split.store
         users_M, ends_M = self._users_T[chosen_M], self._ends_T[chosen_M]
         next_M, last_B = store.offsets_U1[users_M] + ends_M, np.cumsum(counts_B) - 1
