@@ -19,6 +19,7 @@ from lrec.laws.law import Array, Law, as_columns
 Kind = Literal["huber", "lad", "lsq"]
 Residuals = Literal["log", "level"]
 
+DELTA = 1e-3  # where Huber's function turns from r²/2 to delta (|r| - delta/2)
 LAD_DELTA = 1e-12  # residuals below this have the slope of a square, which makes absolute deviations differentiable
 RIDGE = 1e-9
 """Added to the diagonal of the parameters' correlation matrix: it stays regular even if a parameter has no effect."""
@@ -41,14 +42,10 @@ class Objective:
     Attributes:
         kind: Huber's function (huber), |r| (lad, least absolute deviations) or r²/2 (lsq, least squares).
         residuals: Whether residuals are of the logarithm of the loss (log) or of the loss (level).
-        delta: Where Huber's function turns from r²/2 to delta (|r| - delta/2).
-        over: Weight of points that lie below the fit.
     """
 
     kind: Kind = "huber"
     residuals: Residuals = "log"
-    delta: float = 1e-3
-    over: float = 1.0
 
     def __post_init__(self) -> None:
         for option, value, known in (("objective", self.kind, Kind), ("residuals", self.residuals, Residuals)):
@@ -57,19 +54,18 @@ class Objective:
 
     def terms(self, residual: Array) -> Array:
         """Each point's term of the objective."""
-        weight, size = np.where(residual < 0, self.over, 1.0), np.abs(residual)
+        size = np.abs(residual)
         if self.kind == "lad":
-            return weight * size
-        quadratic = size if self.kind == "lsq" else np.minimum(size, self.delta)
-        return weight * quadratic * (size - quadratic / 2)
+            return size
+        quadratic = size if self.kind == "lsq" else np.minimum(size, DELTA)
+        return quadratic * (size - quadratic / 2)
 
     def weights(self, residual: Array) -> Array:
         """Weights of the squared residuals, with which their sum has the slope of the objective."""
-        over = np.where(residual < 0, self.over, 1.0)
         if self.kind == "lsq":
-            return over
-        delta, unit = (self.delta, 1.0) if self.kind == "huber" else (LAD_DELTA, LAD_DELTA)
-        return over * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300)) / unit
+            return np.ones_like(residual)
+        delta, unit = (DELTA, 1.0) if self.kind == "huber" else (LAD_DELTA, LAD_DELTA)
+        return np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300)) / unit
 
 
 @dataclass(frozen=True, eq=False)

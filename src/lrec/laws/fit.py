@@ -181,10 +181,10 @@ def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
     if problem.objective.kind != "lad":
         return problem.slopes(theta_T[None])[0][0]
     residual_N, jacobian_NT = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0]
-    over, zero_N = problem.objective.over, np.abs(residual_N) < ZERO
-    rest_T: Array = np.where(residual_N > 0, 1.0, -over)[~zero_N] @ jacobian_NT[~zero_N]
+    zero_N = np.abs(residual_N) < ZERO
+    rest_T: Array = np.sign(residual_N)[~zero_N] @ jacobian_NT[~zero_N]
     if zero_N.any() and free_T.any():
-        slope_Z = lsq_linear(jacobian_NT[zero_N][:, free_T].T, -rest_T[free_T], bounds=(-over, 1.0)).x
+        slope_Z = lsq_linear(jacobian_NT[zero_N][:, free_T].T, -rest_T[free_T], bounds=(-1.0, 1.0)).x
         rest_T = rest_T + slope_Z @ jacobian_NT[zero_N]
     return rest_T
 

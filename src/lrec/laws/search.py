@@ -1,8 +1,8 @@
 """The search for the parameters of a fit: scipy's trust region, from the best shapes of the law's grid.
 
-With f_scale = delta, scipy's huber loss is r²/2 up to delta and delta (|r| - delta/2) beyond, as in `Objective`. Before
-that, residuals of points below the fit get their weight: this is exact, but only close for Huber's function. Absolute
-deviations are least at a vertex. There, usually as many residuals are zero as there are parameters. `descend` finds it.
+With f_scale = delta, scipy's huber loss is r²/2 up to delta and delta (|r| - delta/2) beyond, as in `Objective`.
+Absolute deviations are least at a vertex. There, usually as many residuals are zero as there are parameters. `descend`
+finds it.
 
 Shapes: S starts, N points, K coefficients, H shape parameters, T = K + H parameters, F free ones.
 """
@@ -13,12 +13,12 @@ from itertools import product
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from lrec.laws.descent import VANISHED, Problem, descend
+from lrec.laws.descent import DELTA, VANISHED, Problem, descend
 from lrec.laws.law import Array
 
 STARTS = 3  # how many shapes of the grid are followed
-DELTAS = (np.inf, 1e-2, 1e-3, 1e-4)
-"""Deltas before the objective's own. Each starts where the one before ended. All are used, or only the last ones."""
+DELTAS = {"huber": (np.inf, 1e-2, DELTA), "lad": (np.inf, 1e-2, 1e-3, 1e-4), "lsq": (np.inf,)}
+"""The deltas of each objective. Each starts where the one before ended. All are used, or only the last ones."""
 ROUNDS, MOST_ROUNDS = 200, 4000
 """Most rounds of scipy from each start, and then from the best end, which may be in a long flat valley."""
 INSIDE = 1e-10  # scipy needs starts at least this far inside the bounds
@@ -27,23 +27,17 @@ LEAST_SHARE = 1e-3  # least share of the losses that each term starts with: a te
 
 def search(problem: Problem) -> tuple[Array, Array]:
     """The best parameters, theta_T, and where each start ended, theta_ST."""
-    smallest = _last_delta(problem)
-    start_ST, robust = _starts(problem), not np.isinf(smallest)
-    all_of_them = (*(delta for delta in DELTAS if delta > smallest), smallest)
-    the_last = (*(delta for delta in DELTAS if smallest < delta <= 1e-3), smallest)
-    ways = [(start_ST[0], all_of_them), *((start_T, the_last) for start_T in start_ST[not robust :])]
+    start_ST, all_deltas = _starts(problem), DELTAS[problem.objective.kind]
+    last_deltas = all_deltas[2:] or all_deltas  # for least squares, they are the same: one way from the first start
+    ways = [(start_ST[0], all_deltas), *((start_T, last_deltas) for start_T in start_ST[last_deltas == all_deltas :])]
     ends_ST = np.array([_follow(problem, start_T, deltas, ROUNDS) for start_T, deltas in ways])
     best_T = _end(problem, ends_ST[problem.values(ends_ST).argmin()])
     return _on_bounds(problem, best_T), ends_ST
 
 
-def _last_delta(problem: Problem) -> float:
-    return {"huber": problem.objective.delta, "lad": DELTAS[-1], "lsq": np.inf}[problem.objective.kind]
-
-
 def _end(problem: Problem, theta_T: Array) -> Array:
     """The minimum near `theta_T`."""
-    end_T = _follow(problem, theta_T, (_last_delta(problem),), MOST_ROUNDS)
+    end_T = _follow(problem, theta_T, DELTAS[problem.objective.kind][-1:], MOST_ROUNDS)
     return descend(problem, end_T[None])[0][0] if problem.objective.kind == "lad" else end_T
 
 
@@ -62,29 +56,21 @@ def _starts(problem: Problem) -> Array:
 
 def _follow(problem: Problem, theta_T: Array, deltas: tuple[float, ...], rounds: int) -> Array:
     """Where scipy ends after it has used one delta after the other."""
-    low_T, high_T, objective = problem.low_T, problem.high_T, problem.objective
-    free_F, theta_T = np.flatnonzero(high_T > low_T), theta_T.copy()
-    over = np.sqrt(objective.over) if objective.kind == "lsq" else objective.over
+    free_F, theta_T = np.flatnonzero(problem.high_T > problem.low_T), theta_T.copy()
+    low_F, high_F = problem.low_T[free_F], problem.high_T[free_F]
 
     def whole(theta_F: Array) -> Array:
         theta_1T = theta_T[None].copy()
         theta_1T[0, free_F] = theta_F
         return theta_1T
 
-    def weighted(theta_F: Array) -> Array:
-        residual_N = problem.residuals(whole(theta_F))[0]
-        return residual_N * np.where(residual_N < 0, over, 1.0)
-
-    def derivatives(theta_F: Array) -> Array:
-        residual_N = problem.residuals(whole(theta_F))[0]
-        return problem.jacobian(whole(theta_F))[0][:, free_F] * np.where(residual_N < 0, over, 1.0)[:, None]
-
     for delta in deltas if len(free_F) else ():
         huber = {} if np.isinf(delta) else {"loss": "huber", "f_scale": delta}
-        start_F = np.clip(theta_T[free_F], low_T[free_F] + INSIDE, high_T[free_F] - INSIDE)
         theta_T[free_F] = least_squares(
-            weighted, start_F, derivatives, bounds=(low_T[free_F], high_T[free_F]), x_scale="jac",
-            ftol=1e-15, xtol=1e-15, gtol=1e-15, max_nfev=rounds, **huber,
+            lambda theta_F: problem.residuals(whole(theta_F))[0],
+            np.clip(theta_T[free_F], low_F + INSIDE, high_F - INSIDE),
+            lambda theta_F: problem.jacobian(whole(theta_F))[0][:, free_F],
+            bounds=(low_F, high_F), x_scale="jac", ftol=1e-15, xtol=1e-15, gtol=1e-15, max_nfev=rounds, **huber,
         ).x  # fmt: skip
     return theta_T
 
