@@ -6,6 +6,7 @@ fit.json, the reports and the figures show the results of an analysis. They do n
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -14,10 +15,9 @@ from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Judged, Prediction
-from lrec.laws.law import Law
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.metric_forecasts import judged_metrics
-from lrec.laws.predict import Comparison, Predictor, compare, predictor_of, roll_out, settings
+from lrec.laws.predict import Comparison, Predictor, predictor_of, roll_out, tested
 from lrec.laws.table import has_lengths, points_of_most_data, source_hash
 from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
@@ -98,18 +98,14 @@ def compare_methods(predictor: Predictor, fit: Fit, holdout: Comparison | None, 
     alike = [law for law in (LAWS | {fit.law.name: fit.law}).values() if min(n, 2) <= len(law.variables) <= n]
     floors: tuple[Mapping[str, float], ...] = ({}, {"E": 0.0})
     for law, fixed in [(law, fixed) for law in alike for fixed in floors if not fixed or law.name in FLOORLESS]:
-        name = ", ".join([law.name, *(f"{parameter} = {value:g}" for parameter, value in fixed.items())])
+        name = f"{law.name}, E = 0" if fixed else law.name
         if len(law.variables) > 1:
             print(f"rolling out {name}", file=sys.stderr, flush=True)
-
-        def fitted_to(some: pl.DataFrame, law: Law = law, fixed: Mapping[str, float] = fixed) -> Fit:
-            known = law is fit.law and not fixed and fit.points.equals(some)
-            return fit if known else fit_points(law, some, fit.problem.objective, fixed)
-
+        fitted_to = partial(fit_points, law, objective=fit.problem.objective, fixed=fixed)
         try:
             fitted = fitted_to(small)
         except UserError:  # too few settings for the law's parameters
             continue
-        met = compare(fitted, fitted.predict(settings(law.columns, large)), large).mape if len(large) else None
-        found.append(Method(name, fitted, met, roll_out(fitted_to, points)))
+        missed = tested(fitted, large).mape if len(large) else None
+        found.append(Method(name, fitted, missed, roll_out(fitted_to, points)))
     return sorted(found, key=lambda method: np.inf if method.rollout is None else method.rollout.mape)

@@ -61,6 +61,7 @@ class DataChooser:
             )
         if unique is None:
             raise UserError("--epochs: also give the number of unique interactions with --unique")
+        self._most_data = unique * self.epochs
 
     def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
         """The law's loss at N, D and U, which broadcast. By default, U is D / `least_epochs`, at most `self.unique`."""
@@ -73,9 +74,8 @@ class DataChooser:
 
         The whole budget is spent, unless more passes or more parameters would raise the loss.
         """
-        if self.epochs is not None and self.unique is not None:
-            data = self.epochs * self.unique
-            spent = f"{self.epochs * self.repeats:g} x {self.unique:g} interactions"
+        if self.epochs is not None:
+            data, spent = self._most_data, f"{self.epochs * self.repeats:g} x {self.unique:g} interactions"
             return self._choice(_affordable(lambda size: data * self._per_datum(size), flops, spent), data)
 
         def data_at(size: Array | float) -> Array:
@@ -88,10 +88,9 @@ class DataChooser:
             raise UserError(f"--flops {flops:g}: too few to plan for")
         size_G, data_G = size_G[data_G >= 1], data_G[data_G >= 1]
         best = int(self.loss(size_G, data_G).argmin())
-        low, high = size_G[max(best - 1, 0)], size_G[min(best + 1, len(size_G) - 1)]
         found = minimize_scalar(
             lambda log_size: self.loss(np.exp(log_size), data_at(np.exp(log_size))).item(),
-            bounds=(np.log(low), np.log(high)),
+            bounds=np.log(size_G[[max(best - 1, 0), min(best + 1, len(size_G) - 1)]]),
             method="bounded",
             options={"xatol": 1e-10},
         )
@@ -116,8 +115,6 @@ class DataChooser:
     def for_size(self, size: float) -> Choice:
         """Choose D for a size: with `unique`, by the best or given epochs, otherwise so that N is compute-optimal."""
         if self.unique is not None:
-            if self.epochs is not None:
-                return self._choice(size, self.epochs * self.unique)
             return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data)).item())
         enough = _bisect(lambda flops: size - self.for_flops(flops).size, 6 * size, 1e12 * size**2)
         if enough is None:
@@ -142,8 +139,9 @@ class DataChooser:
         return needed if self.unique is None else np.minimum(needed, self.unique)
 
     def _best_data(self, size_G: Array, most_G: Array) -> Array:
-        """The D, at most `most_G`, with the lowest loss at each N. It is lower only if more passes raise the loss."""
-        if self.unique is None or not self.tells_repeats:
+        """The D, at most `most_G`, with the lowest loss at each N. It is lower only if more passes raise the loss, and
+        `epochs` is not given."""
+        if self.unique is None or self.epochs is not None or not self.tells_repeats:
             return most_G
         # Equal steps in the logarithm of the passes, up to the allowed maximum.
         least_G = np.minimum(self.unique * self.least_epochs, most_G)

@@ -138,11 +138,11 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
     return Posterior(gram_GKK, mean_GK, square_G, log_G)
 
 
-def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
+def with_one_off(part: Part, y_N: Array, prior: Prior) -> Array:
     """ln of every shape's weight, up to a constant: if no point is off, and if each point in turn is off, (G, 1 + N).
 
-    One point is off with probability `off`. If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and
-    the squares lose d (e' W r)^2 / (1 - d e' W B P^-1 B' W e), with the basis B and the residuals r.
+    If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and the squares lose d (e' W r)^2 /
+    (1 - d e' W B P^-1 B' W e), with the basis B and the residuals r.
     """
     errors, (gram_GKK, mean_GK, square_G, log_G) = part.errors, posterior(part, y_N, prior)
     d_N, pulled_GNK = TAKEN / errors.diagonal_N, errors.times(part.basis_GNK)
@@ -150,7 +150,7 @@ def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
     pulled_GN = errors.times(y_N - (part.basis_GNK @ mean_GK[..., None])[..., 0])
     share_GN = 1 - d_N * pulled_GN**2 / left_GN / square_G[:, None]
     log_GN = (np.log(1 - TAKEN) - np.log(left_GN) - prior.dof(len(y_N) + errors.merged) * np.log(share_GN)) / 2
-    return log_G[:, None] + np.column_stack([np.full(len(log_G), np.log(1 - off)), np.log(off / len(y_N)) + log_GN])
+    return log_G[:, None] + np.column_stack([np.zeros(len(log_G)), log_GN])
 
 
 class Mixture:
