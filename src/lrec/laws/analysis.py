@@ -18,7 +18,7 @@ from lrec.laws.intervals import Judged, Prediction
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.metric_forecasts import judged_metrics
 from lrec.laws.predict import Comparison, Predictor, predictor_of, roll_out, tested
-from lrec.laws.table import has_lengths, points_of_most_data, source_hash
+from lrec.laws.table import has_lengths, points_of_most_data
 from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
 DESCRIBES = "lsrm"  # a forecast also gets the fit of this law, which describes the points
@@ -38,7 +38,6 @@ class Analysis:
     fit: Fit
     names: Mapping[str, str]
     points: pl.DataFrame
-    source_hash: str
     holdout: Comparison | None
     metrics: Mapping[str, Sequence[Judged]]
     methods: list[Method]
@@ -63,10 +62,8 @@ def analyse(
     floor: float | None = None,
 ) -> Analysis:
     """Judge a forecast or a fit of the small sizes by its errors on the held-out sizes (`predict.holdout_report`).
-
-    `points` are all points, including the held-out ones. `with_others` compares it with laws of the same variables.
-    """
-    used, of_all = (*predictor.columns, "y"), predictor
+    `points` are all points, including the held-out ones. `with_others` compares it with laws of the same variables."""
+    of_all = predictor
     if isinstance(predictor, Fit):
         fit, unsure, warned = predictor, unidentified(predictor), warnings(predictor, holdout)
     else:
@@ -77,17 +74,14 @@ def analyse(
     methods = compare_methods(predictor, fit, holdout, points) if with_others else []
     ahead = outlook(of_all, floor)
     said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])
-    told = {column: names[column] for column in used}
+    told = {column: names[column] for column in (*predictor.columns, "y")}
     metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
-    rests_on = points, source_hash(points, used)
-    return Analysis(predictor, of_all, fit, told, *rests_on, holdout, metrics, methods, ahead, unsure, warned, said)
+    return Analysis(predictor, of_all, fit, told, points, holdout, metrics, methods, ahead, unsure, warned, said)
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Comparison | None, points: pl.DataFrame) -> list[Method]:
-    """Roll out the predictor and every law of the same variables that can be fitted. The best method is the first.
-
-    A law of size, data and unique data is also compared with laws of size and data. Progress goes to stderr.
-    """
+    """Roll out the predictor and every law of the same variables that can be fitted. The best method is the first. A
+    law of size, data and unique data is also compared with laws of size and data. Progress goes to stderr."""
     found = []
     if isinstance(predictor, Forecast):
         found.append(Method(predictor.name, None, holdout.mape if holdout else None, roll_out(Forecast, points)))

@@ -70,10 +70,8 @@ class DataChooser:
         return self.fit.curve(places.reshape(-1, places.shape[-1])).reshape(places.shape[:-1])
 
     def for_flops(self, flops: float) -> Choice:
-        """The N and D with the lowest loss within a budget and within the allowed epochs.
-
-        The whole budget is spent, unless more passes or more parameters would raise the loss.
-        """
+        """The N and D with the lowest loss within a budget and within the allowed epochs. The whole budget is spent,
+        unless more passes or more parameters would raise the loss."""
         if self.epochs is not None:
             data, spent = self._most_data, f"{self.epochs * self.repeats:g} x {self.unique:g} interactions"
             return self._choice(_affordable(lambda size: data * self._per_datum(size), flops, spent), data)

@@ -70,10 +70,8 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What each row minimises: the objective of a law's residuals at the points.
-
-    theta_T has the logarithms of the parameters of the law's basis: first the coefficients, then the shape.
-    """
+    """What each row minimises: the objective of a law's residuals at the points. theta_T has the logarithms of the
+    parameters of the law's basis: first the coefficients, then the shape."""
 
     law: Law
     objective: Objective
@@ -103,10 +101,6 @@ class Problem:
     def curve(self, theta_T: Array, x: Sequence[float] | Array) -> Array:
         """The loss at x, (N,) or (N, V)."""
         return np.exp(self.law.log_loss(theta_T[None], np.log(as_columns(self.law, x) / self.unit_V))[0])
-
-    def rows(self, chosen_S: Array) -> "Problem":
-        """The problem of some rows only; losses that all rows share are not copied."""
-        return self if len(self.y_SN) == 1 else replace(self, y_SN=self.y_SN[chosen_S])
 
     def residuals(self, theta_ST: Array) -> Array:
         """Actual minus fitted, of ln L or of L, depending on the objective, (S, N)."""
@@ -140,9 +134,9 @@ def descend(problem: Problem, start_ST: Array) -> tuple[Array, Array]:
     """Descend from the start of each row. Returns where the rows end, theta_ST, and the objective there, value_S."""
     theta_ST = np.clip(start_ST, problem.low_T, problem.high_T)
     value_S, damping_S = problem.values(theta_ST), np.full(len(theta_ST), FIRST_DAMPING)
-    active_S = np.arange(len(theta_ST))
+    active_S, y_SN = np.arange(len(theta_ST)), np.broadcast_to(problem.y_SN, (len(theta_ST), len(problem.z_NV)))
     for _ in range(ROUNDS):
-        part, theta, value = problem.rows(active_S), theta_ST[active_S], value_S[active_S]
+        part, theta, value = replace(problem, y_SN=y_SN[active_S]), theta_ST[active_S], value_S[active_S]
         trial = np.clip(theta + _steps(part, theta, damping_S[active_S]), problem.low_T, problem.high_T)
         reached = part.values(trial)
         falls = reached < value

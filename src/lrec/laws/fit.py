@@ -115,10 +115,8 @@ class Fit:
 
     @property
     def bic(self) -> float:
-        """Bayesian information criterion, up to a constant that laws fitted to the same points share.
-
-        The logarithm of the likelihood is the objective: Gaussian for lsq, Laplace for huber and lad.
-        """
+        """Bayesian information criterion, up to a constant that laws fitted to the same points share. The logarithm of
+        the likelihood is the objective: Gaussian for lsq, Laplace for huber and lad."""
         return self._deviance + (self.problem.n_free + 1) * float(np.log(len(self.points)))
 
     @property

@@ -20,7 +20,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.law import UNBOUNDED, parameter_text
 from lrec.laws.loss_laws import LAWS, law_named, name_of
 from lrec.laws.predict import Predictor
-from lrec.laws.table import points_of_most_data
+from lrec.laws.table import points_of_most_data, source_hash
 from lrec.laws.verdict import Method
 from lrec.options.class_paths import check_trusted
 
@@ -29,13 +29,13 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content. A number that is not finite becomes null."""
     fit, holdout, points = analysis.fit, analysis.holdout, analysis.predictor.points
     later = analysis.points.filter(pl.col("x") > points["x"].max())
-    ends = {name: dict(zip(("low", "high"), both, strict=True)) for name, both in fit.profile.parameters.items()}
+    fitted = {name: (value, *fit.profile.parameters[name]) for name, value in fit.parameters.items()}
     content: dict[str, Any] = {
         "method": analysis.predictor.name if isinstance(analysis.predictor, Forecast) else name_of(fit.law),
         "law": name_of(fit.law),
         "formula": fit.law.formula,
         **analysis.names,
-        "parameters": {name: {"value": value, **ends[name]} for name, value in fit.parameters.items()},
+        "parameters": {name: dict(zip(("value", "low", "high"), of, strict=True)) for name, of in fitted.items()},
         "objective": fit.problem.objective.kind,
         "residuals": fit.problem.objective.residuals,
         "objective_value": fit.value,
@@ -50,7 +50,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
         "comparison": [_method_content(method) for method in analysis.methods],
-        "source_hash": analysis.source_hash,
+        "source_hash": source_hash(analysis.points, list(analysis.names)),
         "points": points.drop("file", "row", strict=False).to_dicts(),
         "held_out_points": later.drop("file", "row", strict=False).to_dicts(),
     }

@@ -107,10 +107,8 @@ class Forecast:
         self._mixture = Mixture(parts, y_N, prior, len(points))
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
-        """The loss at each place, with both 90 % intervals. Places are (P,), or have a column for each of `columns`.
-
-        If x lacks the column of u or d, the largest value of the points is used.
-        """
+        """The loss at each place, with both 90 % intervals. Places are (P,), or have a column for each of `columns`. If
+        x lacks the column of u or d, the largest value of the points is used."""
         x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
         x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
         if x_PV.shape[1] < len(self.columns):

@@ -52,10 +52,8 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Expected):
-    """An expected loss, also with the interval of the mean curve, which is narrower than that of a new run.
-
-    `cautious` is a more careful prediction than `predicted`. Only a forecast has it; for a single law, it is None.
-    """
+    """An expected loss, also with the interval of the mean curve, which is narrower than that of a new run. `cautious`
+    is a more careful prediction than `predicted`. Only a forecast has it; for a single law, it is None."""
 
     mean_low: float
     mean_high: float
@@ -65,9 +63,7 @@ class Prediction(Expected):
 @dataclass(frozen=True, kw_only=True)
 class Judged(Expected):
     """An expected value and the actual one, the mean over runs at x. `inside`: whether this is within the interval.
-
-    Errors are in percent of the actual value; naive is the no-gain baseline.
-    """
+    Errors are in percent of the actual value; naive is the no-gain baseline."""
 
     actual: float
     error_pct: float
@@ -86,11 +82,9 @@ def came(expected: Expected, actual: float, naive: float) -> dict[str, Any]:
 
 
 class Profile:
-    """The parameters of a law that explain the points about as well as the best ones, at a level.
-
-    `sigma` is the relative standard deviation of a run about the curve (absolute for residuals in level), on `dof`
-    degrees of freedom; `shape_ends` are logarithms; `outliers` counts points that weigh less than half.
-    """
+    """The parameters of a law that explain the points about as well as the best ones, at a level. `sigma` is the
+    relative standard deviation of a run about the curve (absolute for residuals in level), on `dof` degrees of freedom;
+    `shape_ends` are logarithms; `outliers` counts points that weigh less than half."""
 
     def __init__(self, problem: Problem, theta_T: Array, level: float = LEVEL) -> None:
         self._problem, self._theta_T, self._law, k = problem, theta_T, problem.law, problem.law.n_coefficients
@@ -277,10 +271,8 @@ class Profile:
 
 
 def _robust_weights(problem: Problem, theta_T: Array) -> Array:
-    """Weights of the points: 1, or less for a residual beyond `OUTLYING` standard deviations, found from the median.
-
-    A robust fit with p free parameters passes through p points. So the median leaves out the p smallest residuals.
-    """
+    """Weights of the points: 1, or less for a residual beyond `OUTLYING` standard deviations, found from the median. A
+    robust fit with p free parameters passes through p points. So the median leaves out the p smallest residuals."""
     size_N = np.abs(problem.residuals(theta_T[None])[0])
     p = min(problem.n_free, len(size_N) - 1)
     typical = 1.4826 * float(np.median(np.sort(size_N)[p:]))

@@ -160,10 +160,8 @@ class Overfitting(Chinchilla):
 
 
 def _log_worth(log_repeats: Array, star_G1: Array) -> Array:
-    """ln of the worth of 1 + R passes, in passes over new data: 1 + R*(1 - exp(-R/R*)).
-
-    It uses expm1, because 1 - exp(-R/R*) loses all digits at large R*, which creates a false optimum near R* = 1e17.
-    """
+    """ln of the worth of 1 + R passes, in passes over new data: 1 + R*(1 - exp(-R/R*)). It uses expm1, because
+    1 - exp(-R/R*) loses all digits at large R*, which creates a false optimum near R* = 1e17."""
     return np.log(1 - star_G1 * np.expm1(-np.minimum(np.exp(log_repeats) / star_G1, 700.0)))
 
 

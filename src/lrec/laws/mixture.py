@@ -92,9 +92,7 @@ class Prior:
 
 class Posterior(NamedTuple):
     """The posterior of the coefficients at some shapes: precisions in units of the noise, means, and sums of squares.
-
-    `log_G` is the logarithm of each shape's weight, up to a constant.
-    """
+    `log_G` is the logarithm of each shape's weight, up to a constant."""
 
     gram_GKK: Array
     mean_GK: Array
@@ -112,11 +110,9 @@ class Part(NamedTuple):
 
 
 def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
-    """The posterior of the coefficients at some shapes.
-
-    A point that is off loses most of its weight. If errors are correlated, the rest of the precision W changes, too: it
-    becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's unit vector.
-    """
+    """The posterior of the coefficients at some shapes. A point that is off loses most of its weight. If errors are
+    correlated, the rest of the precision W changes, too: it becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's
+    unit vector."""
     (basis_GNK, errors, log_prior_G, off_G), precision_KK = part, np.diag((prior.noise / prior.sd_K) ** 2)
     pulled_GKN, pulled_y_N = errors.times(basis_GNK).swapaxes(-1, -2), errors.times(y_N)
     gram_GKK = pulled_GKN @ basis_GNK + precision_KK

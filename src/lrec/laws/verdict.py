@@ -34,10 +34,8 @@ class Method:
 
 
 def outlook(predictor: Predictor, floor: float | None = None, times: float = AHEAD) -> Prediction:
-    """The loss at `times` the largest size, with the most data that this size had. It is never below a known floor.
-
-    If the loss `turns`, it is also not below the loss of the largest size.
-    """
+    """The loss at `times` the largest size, with the most data that this size had. It is never below a known floor. If
+    the loss `turns`, it is also not below the loss of the largest size."""
     largest, means = _reached(predictor)
     ahead = predictor.predict(np.array([[times * largest[0], *largest[1:]]]))[0]
     losses = {name: value for name, value in vars(ahead).items() if name not in ("x", "d", "u") and value is not None}
