@@ -28,10 +28,9 @@ FLOORLESS = ("lsrm", "kaplan")  # laws that are also compared without their floo
 @dataclass(frozen=True)
 class Analysis:
     """The predictor (the forecast, or `fit` if a law was chosen), the fit of a law to the small sizes, and the results.
-
     `names` maps y, and those of the columns x, d and u that the predictor uses, to the caller's names. `points` are all
-    points, including the held-out ones. `metrics` has the predicted and actual metrics of the held-out sizes by name.
-    """
+    points, including the held-out ones. `metrics` has the predicted and actual metrics of the held-out sizes by
+    name."""
 
     predictor: Predictor
     of_all: Predictor  # the same method, but from all points

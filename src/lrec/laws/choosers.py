@@ -36,12 +36,10 @@ class Choice:
 
 
 class DataChooser:
-    """Chooses N, D and U by a law of size and data. The number of passes over the data stays in the fitted range.
-
-    Some laws count unique interactions as their data. Each of these is then processed as often as in the fitted runs
+    """Chooses N, D and U by a law of size and data. The number of passes over the data stays in the fitted range. Some
+    laws count unique interactions as their data. Each of these is then processed as often as in the fitted runs
     (`repeats`). In this class, data and D are the law's data, but a `Choice` has the interactions processed. Without
-    `unique`, U follows from D and the lowest fitted number of passes. Without `epochs`, the best number is chosen.
-    """
+    `unique`, U follows from D and the lowest fitted number of passes. Without `epochs`, the best number is chosen."""
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
         points, passes_N = fit.points, np.maximum(_passes(fit.points), 1.0)
@@ -186,13 +184,11 @@ class SizeChooser:
         return self.for_size(_affordable(lambda size: self.data * self._flops_of(size), flops, spent))
 
 
+@dataclass(frozen=True)
 class FlopsChooser:
     """Reads a law of FLOPs. Such a law does not say how to spend them."""
 
-    def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
-        self.predictor = predictor
-        if unique is not None or epochs is not None:
-            raise UserError("--unique, --epochs: a law of FLOPs alone says nothing about the data; leave them out")
+    predictor: Predictor
 
     def for_flops(self, flops: float) -> Choice:
         return Choice(np.nan, np.nan, np.nan, flops, (flops,))
@@ -213,7 +209,11 @@ def chooser_of(predictor: Predictor, x: str, unique: float | None = None, epochs
         return DataChooser(predictor, unique, epochs)
     if x in ("D", "U"):
         raise UserError(f"the fit is a law of {x} alone: plans need a law of size, of FLOPs, or of size and data")
-    return (FlopsChooser if x in ("flops", "C") else SizeChooser)(predictor, unique, epochs)
+    if x not in ("flops", "C"):
+        return SizeChooser(predictor, unique, epochs)
+    if unique is not None or epochs is not None:
+        raise UserError("--unique, --epochs: a law of FLOPs alone says nothing about the data; leave them out")
+    return FlopsChooser(predictor)
 
 
 def _passes(points: pl.DataFrame) -> Array:

@@ -1,7 +1,7 @@
 """The objective of a fit, and a descent from many starts, or for many sets of losses, at once.
 
 The descent makes Levenberg-Marquardt steps on reweighted least squares, clipped to the bounds. scipy searches for a
-fit (`search`). A thousand refits are made here together: scipy makes them one after the other, which takes eighty times
+fit (`fit`). A thousand refits are made here together: scipy makes them one after the other, which takes eighty times
 as long (benchmarks/laws.py --refits).
 
 Shapes: S rows, each with a start, N points, V variables, T parameters.
@@ -35,14 +35,10 @@ FLOORS = (0.05, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Objective:
-    """The sum over points of a function of the residual r, actual minus fitted.
-
-    It is a sum because a mean of Huber terms is very small: optimisers would reach their tolerances too early.
-
-    Attributes:
-        kind: Huber's function (huber), |r| (lad, least absolute deviations) or r²/2 (lsq, least squares).
-        residuals: Whether residuals are of the logarithm of the loss (log) or of the loss (level).
-    """
+    """The sum over points of a function of the residual r, actual minus fitted: Huber's function (kind huber), |r|
+    (lad, least absolute deviations) or r²/2 (lsq, least squares). Residuals are of the logarithm of the loss (log) or
+    of the loss (level). It is a sum because a mean of Huber terms is very small: optimisers would reach their
+    tolerances too early."""
 
     kind: Kind = "huber"
     residuals: Residuals = "log"

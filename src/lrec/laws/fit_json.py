@@ -74,10 +74,8 @@ def _method_content(method: Method) -> dict[str, Any]:
 
 def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
     """The fit of the law, the predictor, and the content that `write_fit` wrote. Both are fitted again to all points,
-    including the held-out ones.
-
-    `trust` imports a law that is not lrec's own. UserError if the file is missing, damaged, edited, or without points.
-    """
+    including the held-out ones. `trust` imports a law that is not lrec's own. UserError if the file is missing,
+    damaged, edited, or without points."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         whole = content.pop("content_hash") == json_hash(content)

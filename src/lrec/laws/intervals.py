@@ -178,11 +178,9 @@ class Profile:
         return found
 
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
-        """The least and greatest coefficients . direction (plus a run's `noise`, a variance in units of sigma^2).
-
-        At an extreme over the ellipsoid without negative coefficients, some coefficients are zero, and the others are
-        at an extreme of their uncut ellipsoid. So every set of coefficients is tried, and the admissible ones are kept.
-        """
+        """The least and greatest coefficients . direction (plus a run's `noise`, a variance in units of sigma^2). At an
+        extreme over the ellipsoid without negative coefficients, some coefficients are zero, and the others are at an
+        extreme of their uncut ellipsoid. So every set of coefficients is tried, and the admissible ones are kept."""
         low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
         held_G = direction_GK @ self._held_K
         for used, (inverse_GUU, solution_GU, sse_G) in zip(self._sets, self._solutions, strict=True):
@@ -232,11 +230,9 @@ class Profile:
         return inside_GH
 
     def _cloud(self, best_H: Array, free: Array) -> Array:
-        """Random walkers over the admissible shapes. Each step goes along the difference of two walkers.
-
-        Such steps adapt to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic algorithm
-        differential evolution"). The walkers are uniform over the region, so most of them are near its border.
-        """
+        """Random walkers over the admissible shapes. Each step goes along the difference of two walkers. Such steps
+        adapt to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic algorithm differential
+        evolution"). The walkers are uniform over the region, so most of them are near its border."""
         rng, low_H, high_H = np.random.default_rng(0), self._low_H, self._high_H
         # How far one parameter alone may go, as a first guess of the scale.
         moves_GH = 3.0 * np.concatenate([-np.eye(len(best_H))[free], np.eye(len(best_H))[free]])
@@ -258,11 +254,9 @@ class Profile:
         return np.concatenate(seen)
 
     def _noise(self, least: float, p: int) -> tuple[float, int]:
-        """The standard deviation of a residual and its degrees of freedom, with p free parameters.
-
-        Runs of one size differ only by seed noise. If the sizes' means scatter about the curve more than this noise
-        explains, each size counts as one observation, and the spread of seeds says nothing about a new size.
-        """
+        """The standard deviation of a residual and its degrees of freedom, with p free parameters. Runs of one size
+        differ only by seed noise. If the sizes' means scatter about the curve more than this noise explains, each size
+        counts as one observation, and the spread of seeds says nothing about a new size."""
         n, k = len(self._problem.z_NV), len(self._z_SV)
         lack = max(least - self._within, 0.0)
         if n > k > p and lack / (k - p) > fdtri(k - p, n - k, 1 - POOLING_LEVEL) * self._within / (n - k):

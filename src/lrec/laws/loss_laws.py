@@ -105,11 +105,9 @@ class RepeatedData(Chinchilla):
 
 
 class Muennighoff(Law):
-    """As `RepeatedData`. In the same way, parameters beyond the best size for U unique interactions lose worth.
-
-    U_N = min(N, (U G)^(b/a) G), with G = (aA/bB)^(1/(a+b)), is the compute-optimal size for U, and N' = U_N +
-    U_N R_N (1 - exp(-(N/U_N - 1)/R_N)). B follows from A and q = (aA/bB)^(1/a), so that U_N = min(N, q U^(b/a)).
-    """
+    """As `RepeatedData`. In the same way, parameters beyond the best size for U unique interactions lose worth. U_N =
+    min(N, (U G)^(b/a) G), with G = (aA/bB)^(1/(a+b)), is the compute-optimal size for U, and N' = U_N + U_N R_N (1 -
+    exp(-(N/U_N - 1)/R_N)). B follows from A and q = (aA/bB)^(1/a), so that U_N = min(N, q U^(b/a))."""
 
     name = "muennighoff"
     formula = "L(N, D, U) = E + A/N'^a + B/D'^b, D' = U + U R_D (1 - exp(-R/R_D)), N' likewise from U_N and R_N"

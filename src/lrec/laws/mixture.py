@@ -55,13 +55,11 @@ def of_runs(t_N: Array, memory: float) -> Errors:
 
 def of_curve(t_N: Array, y_N: Array, memory: float) -> tuple[Array, Array, list[Errors]]:
     """The places and means of the cells of a curve, such as the evaluations of one run, and its possible errors.
-
     Besides noise, such a curve has a slowly changing misfit to any formula. So neighbours err in the same direction,
     and a hundred of them say little more than ten. The misfit is an Ornstein-Uhlenbeck process of ln x. Its standard
     deviation grows by a factor of e for every `memory` of ln x below the largest x, or is constant. Which of these is
     true, the ratio to the noise, and the length of the misfit are inferred together with the curve (Rasmussen and
-    Williams, Gaussian Processes for Machine Learning, sections 2.7 and 4.2).
-    """
+    Williams, Gaussian Processes for Machine Learning, sections 2.7 and 4.2)."""
     place_N = t_N if len(np.unique(t_N)) <= CELLS else np.floor(t_N * CELLS / -t_N.min())
     _, cell_N, count_C = np.unique(place_N, return_inverse=True, return_counts=True)
     t_C, y_C = (np.bincount(cell_N, value_N) / count_C for value_N in (t_N, y_N))
@@ -136,10 +134,8 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
 
 def with_one_off(part: Part, y_N: Array, prior: Prior) -> Array:
     """ln of every shape's weight, up to a constant: if no point is off, and if each point in turn is off, (G, 1 + N).
-
-    If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and the squares lose d (e' W r)^2 /
-    (1 - d e' W B P^-1 B' W e), with the basis B and the residuals r.
-    """
+    If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and the squares lose d (e' W r)^2 / (1 - d e' W
+    B P^-1 B' W e), with the basis B and the residuals r."""
     errors, (gram_GKK, mean_GK, square_G, log_G) = part.errors, posterior(part, y_N, prior)
     d_N, pulled_GNK = TAKEN / errors.diagonal_N, errors.times(part.basis_GNK)
     left_GN = 1 - d_N * ((pulled_GNK @ np.linalg.inv(gram_GKK)) * pulled_GNK).sum(-1)

@@ -130,12 +130,10 @@ def _expected(
 ) -> dict[str, Any]:
     """The expected loss and metrics of a choice, and notes about it."""
     (loss,) = predictor.predict(np.array([choice.place]))
-    is_here_N = np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1)
-    measured = fit.points.filter(pl.Series(is_here_N))
+    measured = fit.points.filter(np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1))
     if not measured.is_empty():
-        loss = _of_runs(loss, fit, fit.y_N[is_here_N])
+        loss, ends = _of_runs(loss, fit, measured["y"].to_numpy()), {"low": None, "high": None}
         known = [name for name in metrics_in(measured) if measured[name].null_count() == 0]
-        ends = {"low": None, "high": None}
         metrics = {name: {"predicted": float(measured[name].to_numpy().mean())} | ends for name in known}
     elif failed := [sentence for sentence in content["verdict"] if FAILS in sentence]:
         raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
@@ -143,17 +141,11 @@ def _expected(
         (loss,), turned = _at_sizes(predictor, [loss]) if len(choice.place) == 1 else ([loss], False)
         expected = outlook_metrics(predictor.points, [loss], turned)
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
+    doubled = chooser.doubled(choice) if isinstance(chooser, DataChooser) else None
     notes = _notes(fit, content, chooser, choice, loss)
-    if not metrics:
-        notes.append("too few sizes have metrics, so none is expected")
-    return {
-        "loss": asdict(loss),
-        "measured_runs": len(measured),
-        "metrics": metrics,
-        "cheapest": None,
-        "doubled": chooser.doubled(choice) if isinstance(chooser, DataChooser) else None,
-        "notes": notes,
-    }
+    notes += [] if metrics else ["too few sizes have metrics, so none is expected"]
+    found = {"loss": asdict(loss), "measured_runs": len(measured), "metrics": metrics}
+    return found | {"cheapest": None, "doubled": doubled, "notes": notes}
 
 
 def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[Prediction], bool]:
@@ -163,11 +155,9 @@ def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[
     means, largest = points.group_by("x").agg(pl.col("y").mean()), float(points["x"].to_numpy().max())
     bounded = []
     for loss in losses:
-        if loss.x > largest:
-            bounded.append(outlook(predictor, times=loss.x / largest))
-        else:
-            bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
-            bounded.append(replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound)))
+        bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
+        within = replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound))
+        bounded.append(outlook(predictor, times=loss.x / largest) if loss.x > largest else within)
     return bounded, turns(predictor, outlook(predictor))
 
 
@@ -202,25 +192,19 @@ def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
     notes = [sentence for sentence in content["verdict"] if FAILS in sentence]  # only a trained size gets this far
-    for name, value in (("x", loss.x), ("d", loss.d)):
-        if value is None or name not in fit.points.columns:
-            continue
-        fitted_N = fit.points[name].to_numpy()
-        smallest, largest = fitted_N.min(), fitted_N.max()
-        if value > FAR * largest:
-            notes.append(f"{content[name]} is {value / largest:.0f} times the largest that was fitted")
-        if value < smallest / FAR:
-            notes.append(f"{content[name]} is a {smallest / value:.0f}th of the smallest that was fitted")
+    for name in ("x",) if loss.d is None else ("x", "d"):
+        value, fitted_N = getattr(loss, name), fit.points[name].to_numpy()
+        if value > FAR * fitted_N.max():
+            notes.append(f"{content[name]} is {value / fitted_N.max():.0f} times the largest that was fitted")
+        if value < fitted_N.min() / FAR:
+            notes.append(f"{content[name]} is a {fitted_N.min() / value:.0f}th of the smallest that was fitted")
     if isinstance(chooser, DataChooser) and chooser.used_up(choice):
         passes = chooser.most_epochs * chooser.repeats
-        notes.append(
-            f"the data is used up: {passes:.4g} passes, the largest fitted number, limit the plan; "
-            "more unique data would lower the loss"
-        )
+        used_up = f"the data is used up: {passes:.4g} passes, the largest fitted number, limit the plan"
+        notes.append(f"{used_up}; more unique data would lower the loss")
     if isinstance(chooser, SizeChooser):
-        notes.append(
-            "D, U and epochs are those of the fitted runs: a law of size alone, or a forecast, holds only for these"
-        )
+        alone = "a law of size alone, or a forecast, holds only for these"
+        notes.append(f"D, U and epochs are those of the fitted runs: {alone}")
     return notes + list(content["diagnostics"]["warnings"])
 
 

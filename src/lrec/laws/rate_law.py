@@ -55,12 +55,8 @@ class RateChoice:
 
 class RateLaw:
     """The law fitted to runs: columns x (N), d (D), rate, batch and y (loss); runs that diverged are left out.
-
-    `scaled`: the rates are those of the scaled parametrisation.
-
-    Raises:
-        UserError: A value is not positive, or there are fewer than `LEAST_RATES` different rates.
-    """
+    `scaled`: the rates are those of the scaled parametrisation. UserError if a value is not positive, or if there are
+    fewer than `LEAST_RATES` different rates."""
 
     def __init__(self, points: pl.DataFrame, scaled: bool = False) -> None:
         self._prior_2P = (SCALED_MEAN_P, SCALED_SD_P) if scaled else (MEAN_P, SD_P)

@@ -133,16 +133,11 @@ def warnings(fit: Fit, holdout: Comparison | None) -> list[str]:
     if hits:
         found.append(f"not identified: {', '.join(hits)} ended on a bound")
     for name in unidentified(fit)[len(hits) :]:
-        low, high = fit.profile.parameters[name]
-        found.append(
-            f"not identified: {name} may have any value between {low:.3g} and {high:.3g}; "
-            "report predictions with their intervals, not the parameter"
-        )
+        between = "may have any value between {:.3g} and {:.3g}".format(*fit.profile.parameters[name])
+        found.append(f"not identified: {name} {between}; report predictions with their intervals, not the parameter")
     if off := fit.profile.outliers:
-        found.append(
-            f"outliers: {off} of {len(fit.points)} points are over {2 * OUTLYING:g} standard deviations off the fit "
-            "and have little weight in its intervals; look at the residuals"
-        )
+        far = f"are over {2 * OUTLYING:g} standard deviations off the fit and have little weight in its intervals"
+        found.append(f"outliers: {off} of {len(fit.points)} points {far}; look at the residuals")
     if holdout is not None and holdout.extrapolation_factor > 100:
         found.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
     return found
