@@ -4,8 +4,7 @@ fit.json, the reports and the figures show the results of an analysis. They do n
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Judged, Prediction
+from lrec.laws.intervals import Judged
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.metric_forecasts import judged_metrics
 from lrec.laws.predict import Comparison, Predictor, predictor_of, roll_out, tested
@@ -25,57 +24,46 @@ DESCRIBES = "lsrm"  # a forecast also gets the fit of this law, which describes 
 FLOORLESS = ("lsrm", "kaplan")  # laws that are also compared without their floor, as in Kaplan et al.
 
 
-@dataclass(frozen=True)
 class Analysis:
-    """The predictor (the forecast, or `fit` if a law was chosen), the fit of a law to the small sizes, and the results.
-    `names` maps y, and those of the columns x, d and u that the predictor uses, to the caller's names. `points` are all
-    points, including the held-out ones. `metrics` has the predicted and actual metrics of the held-out sizes by
-    name."""
+    """A forecast or a fit of the small sizes, judged by its errors on the held-out sizes (`predict.holdout_report`).
 
-    predictor: Predictor
-    of_all: Predictor  # the same method, but from all points
-    fit: Fit
-    names: Mapping[str, str]
-    points: pl.DataFrame
-    holdout: Comparison | None
-    metrics: Mapping[str, Sequence[Judged]]
-    methods: list[Method]
-    outlook: Prediction
-    unidentified: list[str]
-    warnings: list[str]
-    verdict: list[str]
+    `of_all` is the same method, but from all points. `fit` describes the small sizes by a law: it is the predictor
+    itself if a law was chosen. `names` maps y, and those of the columns x, d and u that the predictor uses, to the
+    caller's names. `metrics` has the predicted and actual metrics of the held-out sizes by name.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        holdout: Comparison | None,
+        points: pl.DataFrame,
+        names: Mapping[str, str],
+        with_others: bool = True,
+        floor: float | None = None,
+    ) -> None:
+        """`points` are all points, including the held-out ones. `with_others` compares the predictor with laws of the
+        same variables."""
+        self.predictor, self.of_all, self.holdout, self.points = predictor, predictor, holdout, points
+        self.names = {column: names[column] for column in (*predictor.columns, "y")}
+        if isinstance(predictor, Fit):
+            self.fit, self.unidentified = predictor, unidentified(predictor)
+            self.warnings = warnings(predictor, holdout)
+        else:
+            self.fit, self.unidentified = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
+            self.warnings = data_warnings(self.fit.law, self.fit.points)
+        if holdout:
+            law = self.fit.law if self.fit is predictor else None
+            self.of_all = predictor_of(law, points, self.fit.problem.objective)
+        self.methods = compare_methods(predictor, self.fit, holdout, points) if with_others else []
+        self.outlook = outlook(self.of_all, floor)
+        self.verdict = verdict(predictor, holdout, self.methods, self.outlook, self.unidentified, names["x"])
+        self.metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
 
     def tested(self, metric: str) -> list[Judged]:
         """The predicted and actual metric of the held-out sizes. If runs have several lengths, only of the longest."""
         judged = self.metrics.get(metric, ())
         most = max((each.d or 0 for each in judged), default=0) if has_lengths(self.points) else 0
         return [each for each in judged if (each.d or 0) >= most]
-
-
-def analyse(
-    predictor: Predictor,
-    holdout: Comparison | None,
-    points: pl.DataFrame,
-    names: Mapping[str, str],
-    with_others: bool = True,
-    floor: float | None = None,
-) -> Analysis:
-    """Judge a forecast or a fit of the small sizes by its errors on the held-out sizes (`predict.holdout_report`).
-    `points` are all points, including the held-out ones. `with_others` compares it with laws of the same variables."""
-    of_all = predictor
-    if isinstance(predictor, Fit):
-        fit, unsure, warned = predictor, unidentified(predictor), warnings(predictor, holdout)
-    else:
-        fit, unsure = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
-        warned = data_warnings(fit.law, fit.points)
-    if holdout:
-        of_all = predictor_of(fit.law if fit is predictor else None, points, fit.problem.objective)
-    methods = compare_methods(predictor, fit, holdout, points) if with_others else []
-    ahead = outlook(of_all, floor)
-    said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])
-    told = {column: names[column] for column in (*predictor.columns, "y")}
-    metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
-    return Analysis(predictor, of_all, fit, told, points, holdout, metrics, methods, ahead, unsure, warned, said)
 
 
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Comparison | None, points: pl.DataFrame) -> list[Method]:

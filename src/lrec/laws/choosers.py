@@ -43,10 +43,11 @@ class DataChooser:
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
         points, passes_N = fit.points, np.maximum(_passes(fit.points), 1.0)
-        self.fit, self.unique, self.epochs, self._flops_of = fit, unique, epochs, flops_per_interaction(points)
+        self.fit, self.unique, self.epochs, flops_of = fit, unique, epochs, flops_per_interaction(points)
         self.tells_repeats = len(fit.law.variables) == 3
         self.least_epochs, self.most_epochs = float(min(passes_N, default=1)), float(max(passes_N, default=1))
         self.repeats = float((points["processed"] / points["d"]).median()) if "processed" in points.columns else 1.0  # type: ignore[arg-type]
+        self._per_datum = lambda size: self.repeats * flops_of(size)
         self._most_data = np.inf if unique is None else unique * self.most_epochs
         if epochs is None:
             return
@@ -144,9 +145,6 @@ class DataChooser:
         data_GK = least_G[:, None] * (most_G / least_G)[:, None] ** np.linspace(0, 1, 401)
         data_GK[:, -1] = most_G
         return data_GK[np.arange(len(size_G)), self.loss(size_G[:, None], data_GK).argmin(1)]
-
-    def _per_datum(self, size: Array | float) -> Any:
-        return self.repeats * self._flops_of(size)
 
     def _choice(self, size: float, data: float) -> Choice:
         unique, flops = float(self._unique_of(data)), data * float(self._per_datum(size))

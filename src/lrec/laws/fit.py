@@ -44,53 +44,34 @@ class Diagnostics:
     condition_number: float  # of the Jacobian of the log loss
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Fit:
-    """The law with the parameters that explain the points best, and where the starts of the search ended."""
+    """The law with the parameters that explain the points best, and where the starts of the search ended.
+
+    Attributes:
+        points: The points, as `laws.table` returns them.
+        columns: Those with the variables of the law. x_NV has their values, and x_N those of the first: the size.
+        y_N: The losses.
+        residual_N: Actual minus fitted, of ln L or of L, depending on the objective.
+        value: The objective.
+    """
 
     problem: Problem
-    points: pl.DataFrame  # columns as in `laws.table`
+    points: pl.DataFrame
     theta_T: Array
     ends_ST: Array
 
-    @property
-    def law(self) -> Law:
-        return self.problem.law
-
-    @property
-    def name(self) -> str:
-        return self.law.name
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.law.columns
-
-    @cached_property
-    def x_NV(self) -> Array:
-        return self.points.select(self.columns).to_numpy().astype(float)
-
-    @property
-    def x_N(self) -> Array:
-        """The first variable: the size."""
-        return self.x_NV[:, 0]
-
-    @property
-    def y_N(self) -> Array:
-        return self.problem.y_SN[0]
+    def __post_init__(self) -> None:
+        self.law, self.name, self.columns = self.problem.law, self.problem.law.name, self.problem.law.columns
+        self.x_NV: Array = self.points.select(self.columns).to_numpy().astype(float)
+        self.x_N, self.y_N = self.x_NV[:, 0], self.problem.y_SN[0]
+        self.residual_N = self.problem.residuals(self.theta_T[None])[0]
+        self.value = float(self.problem.values(self.theta_T[None])[0])
 
     @property
     def parameters(self) -> dict[str, float]:
         """The parameters by their names in `law.formula`, in the units of the data."""
         return self.problem.parameters(self.theta_T)
-
-    @property
-    def residual_N(self) -> Array:
-        """Actual minus fitted, of ln L or of L, depending on the objective."""
-        return self.problem.residuals(self.theta_T[None])[0]
-
-    @property
-    def value(self) -> float:
-        return float(self.problem.values(self.theta_T[None])[0])
 
     @property
     def r2(self) -> float:
@@ -178,7 +159,15 @@ def fit_points(
     """Fit `law` to points, as `laws.table` returns them; see `fit`."""
     objective, fixed = objective if isinstance(objective, Objective) else Objective(objective), fixed or {}
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
-    _check(law, x_NV, y_N, fixed)
+    for name, values in (*zip(law.columns, x_NV.T, strict=True), ("y", y_N)):
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise UserError(f"fit: every value of {name} must be positive and finite")
+    for name in fixed:
+        if name not in law.parameters:
+            raise UserError(f"fit: the law {law.name} has no parameter '{name}'; it has {', '.join(law.parameters)}")
+    if "U" in law.variables and (x_NV[:, 1] < x_NV[:, 2] * (1 - 1e-9)).any():
+        raise UserError("fit: D is below U at some point: D counts all interactions processed, U the unique ones")
+    check_places(f"the law {law.name}", x_NV, law.variables, len(law.parameters) - len(fixed) + 1)
     unit_V = law.units(x_NV)
     problem = Problem(law, objective, unit_V, np.log(x_NV / unit_V), y_N[None], *_bounds(law, y_N, unit_V, fixed))
     return Fit(problem, points, *_search(problem))
@@ -196,18 +185,6 @@ def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
         slope_Z = lsq_linear(jacobian_NT[zero_N][:, free_T].T, -rest_T[free_T], bounds=(-1.0, 1.0)).x
         rest_T = rest_T + slope_Z @ jacobian_NT[zero_N]
     return rest_T
-
-
-def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> None:
-    for name, values in (*zip(law.columns, x_NV.T, strict=True), ("y", y_N)):
-        if not (np.isfinite(values).all() and (values > 0).all()):
-            raise UserError(f"fit: every value of {name} must be positive and finite")
-    for name in fixed:
-        if name not in law.parameters:
-            raise UserError(f"fit: the law {law.name} has no parameter '{name}'; it has {', '.join(law.parameters)}")
-    if "U" in law.variables and (x_NV[:, 1] < x_NV[:, 2] * (1 - 1e-9)).any():
-        raise UserError("fit: D is below U at some point: D counts all interactions processed, U the unique ones")
-    check_places(f"the law {law.name}", x_NV, law.variables, len(law.parameters) - len(fixed) + 1)
 
 
 def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> tuple[Array, Array]:

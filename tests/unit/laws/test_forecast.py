@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lrec.errors import UserError
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.forecast import Forecast
 from lrec.laws.law import Array
 from lrec.laws.mixture import CELLS, Errors, Mixture, Part, Prior, of_curve, posterior, with_one_off
@@ -232,7 +232,7 @@ def test_movielens_with_shares_is_predicted_within_half_a_percent() -> None:
 def test_an_analysis_says_forecast_and_describes_by_a_law() -> None:
     sizes = np.geomspace(1e4, 1e7, 8)
     points = points_of(noisy(3 + 20 * sizes**-0.25, 3e-4), sizes)
-    found = analyse(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"})
+    found = Analysis(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"})
     assert found.predictor.name == "forecast"
     assert found.fit.law.name == "lsrm"
     assert found.outlook.cautious is not None
