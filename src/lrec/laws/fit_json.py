@@ -62,14 +62,10 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
 
 def _method_content(method: Method) -> dict[str, Any]:
     rolled, fit = method.rollout, method.fit
-    steps = rolled and {
-        "mape": rolled.mape,
-        "naive_mape": rolled.naive_mape,
-        "inside": rolled.inside,
-        "steps": [asdict(step) for step in rolled.points],
-    }
+    steps = [asdict(step) for step in rolled.points] if rolled else []
+    errors = rolled and {"mape": rolled.mape, "naive_mape": rolled.naive_mape, "inside": rolled.inside, "steps": steps}
     criteria = {"n_parameters": fit and fit.problem.n_free, "bic": fit and fit.bic, "aicc": fit and fit.aicc}
-    return {"law": method.name, **criteria, "holdout_mape": method.holdout_mape, "rollout": steps}
+    return {"law": method.name, **criteria, "holdout_mape": method.holdout_mape, "rollout": errors}
 
 
 def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
@@ -152,8 +148,7 @@ def of_ten(metrics: Iterable[str]) -> list[str]:
 
 
 def _method_row(method: dict[str, Any]) -> list[str]:
-    rolled, held_out = method["rollout"], method["holdout_mape"]
-    steps = ["", "", ""]
+    rolled, held_out, steps = method["rollout"], method["holdout_mape"], ["", "", ""]
     if rolled:
         inside = f"{rolled['inside']} of {len(rolled['steps'])}"
         steps = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]

@@ -40,25 +40,18 @@ class HeldOut(Judged, Prediction):
     half_width_pct: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """Predictions compared with the actual losses. The largest x is `extrapolation_factor` times the fitted."""
+    """Predictions compared with the actual losses. The largest x is `extrapolation_factor` times the fitted. `mape` and
+    `naive_mape` are the mean absolute errors of the predictions and of the no-gain baseline in percent."""
 
     points: tuple[HeldOut, ...]
     extrapolation_factor: float
 
-    @property
-    def mape(self) -> float:
-        return float(np.mean([abs(p.error_pct) for p in self.points]))
-
-    @property
-    def naive_mape(self) -> float:
-        """The mean absolute error of the no-gain baseline."""
-        return float(np.mean([abs(p.naive_error_pct) for p in self.points]))
-
-    @property
-    def inside(self) -> int:
-        return sum(p.inside for p in self.points)
+    def __post_init__(self) -> None:
+        self.mape = float(np.mean([abs(p.error_pct) for p in self.points]))
+        self.naive_mape = float(np.mean([abs(p.naive_error_pct) for p in self.points]))
+        self.inside = sum(p.inside for p in self.points)
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -83,10 +83,9 @@ def doublings(forecast: Forecast, x: str) -> list[str]:
         rows.append([name, *(f"{loss:.4f}" for loss in (p.predicted, p.low, p.high)), f"{fall:.4f}", f"{cost:.2f}"])
         if cost > 1:
             per_flop[name] = fall / (cost - 1)
-    best = max(per_flop, key=per_flop.__getitem__)
-    cheapest = f"The largest fall of the loss per FLOP is expected from {best}."
-    if per_flop[best] <= 0:
-        cheapest = "None of them is expected to lower the loss."
+    best, falls = max(per_flop, key=per_flop.__getitem__), max(per_flop.values()) > 0
+    largest = f"The largest fall of the loss per FLOP is expected from {best}."
+    cheapest = largest if falls else "None of them is expected to lower the loss."
     return ["### Twice as much of size and data", rows_table(rows, text=(0,)), cheapest]
 
 
