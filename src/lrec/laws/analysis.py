@@ -26,11 +26,9 @@ FLOORLESS = ("lsrm", "kaplan")  # laws that are also compared without their floo
 
 class Analysis:
     """A forecast or a fit of the small sizes, judged by its errors on the held-out sizes (`predict.holdout_report`).
-
-    `of_all` is the same method, but from all points. `fit` describes the small sizes by a law: it is the predictor
-    itself if a law was chosen. `names` maps y, and those of the columns x, d and u that the predictor uses, to the
-    caller's names. `metrics` has the predicted and actual metrics of the held-out sizes by name.
-    """
+    `of_all` is the same method, but from all points. `fit` describes the small sizes by a law; if a law was chosen, it
+    is the predictor. `names` maps y, and those of the columns x, d and u that the predictor uses, to the caller's
+    names. `metrics` has the predicted and actual metrics of the held-out sizes by name."""
 
     def __init__(
         self,

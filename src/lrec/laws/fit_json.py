@@ -1,7 +1,6 @@
 """Writes and reads fit.json, and shows its content as report.md and as the table on the terminal."""
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -191,8 +190,4 @@ def points_of(content: dict[str, Any]) -> str:
 
 def finite(value: Any) -> Any:
     """The value as JSON can store it, with null for a number that is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)

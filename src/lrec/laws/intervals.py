@@ -73,12 +73,9 @@ class Judged(Expected):
 
 def came(expected: Expected, actual: float, naive: float) -> dict[str, Any]:
     """What `Judged` adds to an expected value; `naive` is the no-gain baseline's."""
-    return {
-        "actual": actual,
-        "error_pct": 100 * (expected.predicted / actual - 1),
-        "naive_error_pct": 100 * (naive / actual - 1),
-        "inside": expected.low <= actual <= expected.high,
-    }
+    error, naive_error = (100 * (value / actual - 1) for value in (expected.predicted, naive))
+    inside = expected.low <= actual <= expected.high
+    return {"actual": actual, "error_pct": error, "naive_error_pct": naive_error, "inside": inside}
 
 
 class Profile:

@@ -95,8 +95,7 @@ class RateLaw:
         rate, rate_low, rate_high = np.exp(middle_2[0] + best + np.array([found.x, *(reach * sd)])).tolist()
         batch_low, batch_high = np.exp(middle_2[1] + best_batch + reach * batch_sd).tolist()
         chosen = float(np.exp(middle_2[1] + log_batch))
-        cost = self.cost(size, data, rate, chosen)
-        return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, cost)
+        return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, self.cost(size, data, rate, chosen))
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
         """The expected loss with this rate and batch minus the best loss, as a share of the best loss. The best rate is
