@@ -1,7 +1,5 @@
 """The analysis of a table of points: a prediction, the fit of a law, held-out errors, roll-outs and a verdict.
-
-fit.json, the reports and the figures show the results of an analysis. They do not analyse again.
-"""
+fit.json, the reports and the figures show the results of an analysis. They do not analyse again."""
 
 import sys
 from collections.abc import Mapping
