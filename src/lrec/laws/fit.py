@@ -52,7 +52,6 @@ class Fit:
         points: The points, as `laws.table` returns them.
         columns: Those with the variables of the law. x_NV has their values, and x_N those of the first: the size.
         y_N: The losses.
-        residual_N: Actual minus fitted, of ln L or of L, depending on the objective.
         value: The objective.
     """
 
@@ -65,8 +64,12 @@ class Fit:
         self.law, self.name, self.columns = self.problem.law, self.problem.law.name, self.problem.law.columns
         self.x_NV: Array = self.points.select(self.columns).to_numpy().astype(float)
         self.x_N, self.y_N = self.x_NV[:, 0], self.problem.y_SN[0]
-        self.residual_N = self.problem.residuals(self.theta_T[None])[0]
         self.value = float(self.problem.values(self.theta_T[None])[0])
+
+    @property
+    def residual_N(self) -> Array:
+        """Actual minus fitted, of ln L or of L, depending on the objective."""
+        return self.problem.residuals(self.theta_T[None])[0]
 
     @property
     def parameters(self) -> dict[str, float]:
