@@ -1,7 +1,6 @@
 """`lrec scaling plan`: what to train for a budget, a target loss or HR@10, or a size, and what to expect of it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -138,8 +137,9 @@ def _expected(
     elif failed := [sentence for sentence in content["verdict"] if FAILS in sentence]:
         raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
     else:
-        (loss,), turned = _at_sizes(predictor, [loss]) if len(choice.place) == 1 else ([loss], False)
-        expected = outlook_metrics(predictor.points, [loss], turned)
+        of_size = len(choice.place) == 1
+        loss = _at_size(predictor, loss) if of_size else loss
+        expected = outlook_metrics(predictor.points, [loss], of_size and turns(predictor, outlook(predictor)))
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
     doubled = chooser.doubled(choice) if isinstance(chooser, DataChooser) else None
     notes = _notes(fit, content, chooser, choice, loss)
@@ -148,17 +148,14 @@ def _expected(
     return found | {"cheapest": None, "doubled": doubled, "notes": notes}
 
 
-def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[Prediction], bool]:
-    """The losses: beyond all sizes those of the `outlook`, and otherwise no higher than the measured losses of smaller
-    sizes. Also whether the loss has turned."""
+def _at_size(predictor: Predictor, loss: Prediction) -> Prediction:
+    """The loss: beyond all sizes that of the `outlook`, else no higher than the measured losses of smaller sizes."""
     points = points_of_most_data(predictor.points)
     means, largest = points.group_by("x").agg(pl.col("y").mean()), float(points["x"].to_numpy().max())
-    bounded = []
-    for loss in losses:
-        bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
-        within = replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound))
-        bounded.append(outlook(predictor, times=loss.x / largest) if loss.x > largest else within)
-    return bounded, turns(predictor, outlook(predictor))
+    if loss.x > largest:
+        return outlook(predictor, times=loss.x / largest)
+    bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
+    return replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound))
 
 
 def _size_for(chooser: Chooser, hr10: float) -> float:
@@ -169,15 +166,15 @@ def _size_for(chooser: Chooser, hr10: float) -> float:
     means = points.drop_nulls(HR10).group_by("x").agg(pl.col(HR10).mean()).sort("x")
     if found := means.filter(pl.col(HR10) >= hr10)["x"].to_list():
         return float(found[0])
-    size_G = float(points["x"].to_numpy().max()) * np.geomspace(1, FAR, 60)[1:]
-    losses, turned = _at_sizes(predictor, predictor.predict(size_G))
-    expected = outlook_metrics(predictor.points, losses, turned, [HR10])
+    times_G = np.geomspace(1, FAR, 60)[1:]
+    losses = [outlook(predictor, times=times) for times in times_G]
+    expected = outlook_metrics(predictor.points, losses, turns(predictor, outlook(predictor)), [HR10])
     if not expected:
         raise UserError(f"--hr10 {hr10:g}: not measured, and too few sizes have an {HR10} above 0 to expect more")
     expected_G = np.array([each.predicted for each in expected[HR10]])
     if not (expected_G >= hr10).any():
         raise UserError(f"--hr10 {hr10:g}: only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size")
-    return float(size_G[int((expected_G >= hr10).argmax())])
+    return float(points["x"].to_numpy().max() * times_G[(expected_G >= hr10).argmax()])
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
