@@ -17,7 +17,7 @@ import polars as pl
 from scipy.optimize import least_squares
 
 from lrec.laws.contrast import refits_of
-from lrec.laws.descent import Kind
+from lrec.laws.descent import DELTA, Kind
 from lrec.laws.fit import fit
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import holdout_report
@@ -83,7 +83,7 @@ def refits(by_scipy: int = 50) -> None:
                 bounds=(low_T, high_T),
                 x_scale="jac",
                 loss="huber",
-                f_scale=fitted.problem.objective.delta,
+                f_scale=DELTA,
                 ftol=1e-10,
                 xtol=1e-10,
                 gtol=1e-10,

@@ -1,11 +1,9 @@
 """The analysis of a table of points: a prediction, the fit of a law, held-out errors, roll-outs and a verdict.
-
-fit.json, the reports and the figures show the results of an analysis. They do not analyse again.
-"""
+fit.json, the reports and the figures show the results of an analysis. They do not analyse again."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -13,39 +11,49 @@ import polars as pl
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
-from lrec.laws.intervals import Judged, Prediction
-from lrec.laws.law import Law
+from lrec.laws.intervals import Judged
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.metric_forecasts import judged_metrics
-from lrec.laws.predict import Comparison, Predictor, compare, predictor_of, roll_out, settings
-from lrec.laws.table import has_lengths, points_of_most_data, source_hash
+from lrec.laws.predict import Comparison, Predictor, predictor_of, roll_out, tested
+from lrec.laws.table import has_lengths, points_of_most_data
 from lrec.laws.verdict import Method, data_warnings, outlook, unidentified, verdict, warnings
 
 DESCRIBES = "lsrm"  # a forecast also gets the fit of this law, which describes the points
 FLOORLESS = ("lsrm", "kaplan")  # laws that are also compared without their floor, as in Kaplan et al.
 
 
-@dataclass(frozen=True)
 class Analysis:
-    """The predictor (the forecast, or `fit` if a law was chosen), the fit of a law to the small sizes, and the results.
+    """A forecast or a fit of the small sizes, judged by its errors on the held-out sizes (`predict.holdout_report`).
+    `of_all` is the same method, but from all points. `fit` describes the small sizes by a law; if a law was chosen, it
+    is the predictor. `names` maps y, and those of the columns x, d and u that the predictor uses, to the caller's
+    names. `metrics` has the predicted and actual metrics of the held-out sizes by name."""
 
-    `names` maps y, and those of the columns x, d and u that the predictor uses, to the caller's names. `points` are all
-    points, including the held-out ones. `metrics` has the predicted and actual metrics of the held-out sizes by name.
-    """
-
-    predictor: Predictor
-    of_all: Predictor  # the same method, but from all points
-    fit: Fit
-    names: Mapping[str, str]
-    points: pl.DataFrame
-    source_hash: str
-    holdout: Comparison | None
-    metrics: Mapping[str, Sequence[Judged]]
-    methods: list[Method]
-    outlook: Prediction
-    unidentified: list[str]
-    warnings: list[str]
-    verdict: list[str]
+    def __init__(
+        self,
+        predictor: Predictor,
+        holdout: Comparison | None,
+        points: pl.DataFrame,
+        names: Mapping[str, str],
+        with_others: bool = True,
+        floor: float | None = None,
+    ) -> None:
+        """`points` are all points, including the held-out ones. `with_others` compares the predictor with laws of the
+        same variables."""
+        self.predictor, self.of_all, self.holdout, self.points = predictor, predictor, holdout, points
+        self.names = {column: names[column] for column in (*predictor.columns, "y")}
+        if isinstance(predictor, Fit):
+            self.fit, self.unidentified = predictor, unidentified(predictor)
+            self.warnings = warnings(predictor, holdout)
+        else:
+            self.fit, self.unidentified = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
+            self.warnings = data_warnings(self.fit.law, self.fit.points)
+        if holdout:
+            law = self.fit.law if self.fit is predictor else None
+            self.of_all = predictor_of(law, points, self.fit.problem.objective)
+        self.methods = compare_methods(predictor, self.fit, holdout, points) if with_others else []
+        self.outlook = outlook(self.of_all, floor)
+        self.verdict = verdict(predictor, holdout, self.methods, self.outlook, self.unidentified, names["x"])
+        self.metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
 
     def tested(self, metric: str) -> list[Judged]:
         """The predicted and actual metric of the held-out sizes. If runs have several lengths, only of the longest."""
@@ -54,40 +62,9 @@ class Analysis:
         return [each for each in judged if (each.d or 0) >= most]
 
 
-def analyse(
-    predictor: Predictor,
-    holdout: Comparison | None,
-    points: pl.DataFrame,
-    names: Mapping[str, str],
-    with_others: bool = True,
-    floor: float | None = None,
-) -> Analysis:
-    """Judge a forecast or a fit of the small sizes by its errors on the held-out sizes (`predict.holdout_report`).
-
-    `points` are all points, including the held-out ones. `with_others` compares it with laws of the same variables.
-    """
-    used, of_all = (*predictor.columns, "y"), predictor
-    if isinstance(predictor, Fit):
-        fit, unsure, warned = predictor, unidentified(predictor), warnings(predictor, holdout)
-    else:
-        fit, unsure = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
-        warned = data_warnings(fit.law, fit.points)
-    if holdout:
-        of_all = predictor_of(fit.law if fit is predictor else None, points, fit.problem.objective)
-    methods = compare_methods(predictor, fit, holdout, points) if with_others else []
-    ahead = outlook(of_all, floor)
-    said = verdict(predictor, holdout, methods, ahead, unsure, names["x"])
-    told = {column: names[column] for column in used}
-    metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
-    rests_on = points, source_hash(points, used)
-    return Analysis(predictor, of_all, fit, told, *rests_on, holdout, metrics, methods, ahead, unsure, warned, said)
-
-
 def compare_methods(predictor: Predictor, fit: Fit, holdout: Comparison | None, points: pl.DataFrame) -> list[Method]:
-    """Roll out the predictor and every law of the same variables that can be fitted. The best method is the first.
-
-    A law of size, data and unique data is also compared with laws of size and data. Progress goes to stderr.
-    """
+    """Roll out the predictor and every law of the same variables that can be fitted. The best method is the first. A
+    law of size, data and unique data is also compared with laws of size and data. Progress goes to stderr."""
     found = []
     if isinstance(predictor, Forecast):
         found.append(Method(predictor.name, None, holdout.mape if holdout else None, roll_out(Forecast, points)))
@@ -98,18 +75,14 @@ def compare_methods(predictor: Predictor, fit: Fit, holdout: Comparison | None, 
     alike = [law for law in (LAWS | {fit.law.name: fit.law}).values() if min(n, 2) <= len(law.variables) <= n]
     floors: tuple[Mapping[str, float], ...] = ({}, {"E": 0.0})
     for law, fixed in [(law, fixed) for law in alike for fixed in floors if not fixed or law.name in FLOORLESS]:
-        name = ", ".join([law.name, *(f"{parameter} = {value:g}" for parameter, value in fixed.items())])
+        name = f"{law.name}, E = 0" if fixed else law.name
         if len(law.variables) > 1:
             print(f"rolling out {name}", file=sys.stderr, flush=True)
-
-        def fitted_to(some: pl.DataFrame, law: Law = law, fixed: Mapping[str, float] = fixed) -> Fit:
-            known = law is fit.law and not fixed and fit.points.equals(some)
-            return fit if known else fit_points(law, some, fit.problem.objective, fixed)
-
+        fitted_to = partial(fit_points, law, objective=fit.problem.objective, fixed=fixed)
         try:
             fitted = fitted_to(small)
         except UserError:  # too few settings for the law's parameters
             continue
-        met = compare(fitted, fitted.predict(settings(law.columns, large)), large).mape if len(large) else None
-        found.append(Method(name, fitted, met, roll_out(fitted_to, points)))
+        missed = tested(fitted, large).mape if len(large) else None
+        found.append(Method(name, fitted, missed, roll_out(fitted_to, points)))
     return sorted(found, key=lambda method: np.inf if method.rollout is None else method.rollout.mape)

@@ -36,31 +36,30 @@ class Choice:
 
 
 class DataChooser:
-    """Chooses N, D and U by a law of size and data. The number of passes over the data stays in the fitted range.
-
-    Some laws count unique interactions as their data. Each of these is then processed as often as in the fitted runs
+    """Chooses N, D and U by a law of size and data. The number of passes over the data stays in the fitted range. Some
+    laws count unique interactions as their data. Each of these is then processed as often as in the fitted runs
     (`repeats`). In this class, data and D are the law's data, but a `Choice` has the interactions processed. Without
-    `unique`, U follows from D and the lowest fitted number of passes. Without `epochs`, the best number is chosen.
-    """
+    `unique`, U follows from D and the lowest fitted number of passes. Without `epochs`, the best number is chosen."""
 
     def __init__(self, fit: Fit, unique: float | None = None, epochs: float | None = None) -> None:
         points, passes_N = fit.points, np.maximum(_passes(fit.points), 1.0)
-        self.fit, self.unique, self.epochs, self._flops_of = fit, unique, epochs, flops_per_interaction(points)
+        self.fit, self.unique, self.epochs, flops_of = fit, unique, epochs, flops_per_interaction(points)
         self.tells_repeats = len(fit.law.variables) == 3
         self.least_epochs, self.most_epochs = float(min(passes_N, default=1)), float(max(passes_N, default=1))
         self.repeats = float((points["processed"] / points["d"]).median()) if "processed" in points.columns else 1.0  # type: ignore[arg-type]
+        self._per_datum = lambda size: self.repeats * flops_of(size)
         self._most_data = np.inf if unique is None else unique * self.most_epochs
         if epochs is None:
             return
         self.epochs = epochs / self.repeats
         if not self.least_epochs * (1 - 1e-9) <= self.epochs <= self.most_epochs * (1 + 1e-9):
             least, most = self.least_epochs * self.repeats, self.most_epochs * self.repeats
-            raise UserError(
-                f"--epochs {epochs:g}: the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data, "
-                "and holds only for this range; train runs with this number of passes, or change --epochs and --unique"
-            )
+            fitted = f"the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data"
+            other = "train runs with this number of passes, or change --epochs and --unique"
+            raise UserError(f"--epochs {epochs:g}: {fitted}, and holds only for this range; {other}")
         if unique is None:
             raise UserError("--epochs: also give the number of unique interactions with --unique")
+        self._most_data = unique * self.epochs
 
     def loss(self, size: Array | float, data: Array | float, unique: Array | float | None = None) -> Array:
         """The law's loss at N, D and U, which broadcast. By default, U is D / `least_epochs`, at most `self.unique`."""
@@ -69,13 +68,10 @@ class DataChooser:
         return self.fit.curve(places.reshape(-1, places.shape[-1])).reshape(places.shape[:-1])
 
     def for_flops(self, flops: float) -> Choice:
-        """The N and D with the lowest loss within a budget and within the allowed epochs.
-
-        The whole budget is spent, unless more passes or more parameters would raise the loss.
-        """
-        if self.epochs is not None and self.unique is not None:
-            data = self.epochs * self.unique
-            spent = f"{self.epochs * self.repeats:g} x {self.unique:g} interactions"
+        """The N and D with the lowest loss within a budget and within the allowed epochs. The whole budget is spent,
+        unless more passes or more parameters would raise the loss."""
+        if self.epochs is not None:
+            data, spent = self._most_data, f"{self.epochs * self.repeats:g} x {self.unique:g} interactions"
             return self._choice(_affordable(lambda size: data * self._per_datum(size), flops, spent), data)
 
         def data_at(size: Array | float) -> Array:
@@ -88,10 +84,9 @@ class DataChooser:
             raise UserError(f"--flops {flops:g}: too few to plan for")
         size_G, data_G = size_G[data_G >= 1], data_G[data_G >= 1]
         best = int(self.loss(size_G, data_G).argmin())
-        low, high = size_G[max(best - 1, 0)], size_G[min(best + 1, len(size_G) - 1)]
         found = minimize_scalar(
             lambda log_size: self.loss(np.exp(log_size), data_at(np.exp(log_size))).item(),
-            bounds=(np.log(low), np.log(high)),
+            bounds=np.log(size_G[[max(best - 1, 0), min(best + 1, len(size_G) - 1)]]),
             method="bounded",
             options={"xatol": 1e-10},
         )
@@ -116,8 +111,6 @@ class DataChooser:
     def for_size(self, size: float) -> Choice:
         """Choose D for a size: with `unique`, by the best or given epochs, otherwise so that N is compute-optimal."""
         if self.unique is not None:
-            if self.epochs is not None:
-                return self._choice(size, self.epochs * self.unique)
             return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data)).item())
         enough = _bisect(lambda flops: size - self.for_flops(flops).size, 6 * size, 1e12 * size**2)
         if enough is None:
@@ -142,17 +135,15 @@ class DataChooser:
         return needed if self.unique is None else np.minimum(needed, self.unique)
 
     def _best_data(self, size_G: Array, most_G: Array) -> Array:
-        """The D, at most `most_G`, with the lowest loss at each N. It is lower only if more passes raise the loss."""
-        if self.unique is None or not self.tells_repeats:
+        """The D, at most `most_G`, with the lowest loss at each N. It is lower only if more passes raise the loss, and
+        `epochs` is not given."""
+        if self.unique is None or self.epochs is not None or not self.tells_repeats:
             return most_G
         # Equal steps in the logarithm of the passes, up to the allowed maximum.
         least_G = np.minimum(self.unique * self.least_epochs, most_G)
         data_GK = least_G[:, None] * (most_G / least_G)[:, None] ** np.linspace(0, 1, 401)
         data_GK[:, -1] = most_G
         return data_GK[np.arange(len(size_G)), self.loss(size_G[:, None], data_GK).argmin(1)]
-
-    def _per_datum(self, size: Array | float) -> Any:
-        return self.repeats * self._flops_of(size)
 
     def _choice(self, size: float, data: float) -> Choice:
         unique, flops = float(self._unique_of(data)), data * float(self._per_datum(size))
@@ -172,10 +163,9 @@ class SizeChooser:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
         if unique is not None and not abs(unique / self.unique - 1) <= 0.01:
             known = "unknown data" if np.isnan(self.unique) else f"{self.unique:g} unique interactions"
-            raise UserError(
-                f"--unique {unique:g}: a law of size alone holds for the data it was fitted on ({known}); "
-                "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
-            )
+            other = "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
+            fitted = f"a law of size alone holds for the data it was fitted on ({known})"
+            raise UserError(f"--unique {unique:g}: {fitted}; {other}")
 
     def for_size(self, size: float) -> Choice:
         return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)), (size,))
@@ -190,13 +180,11 @@ class SizeChooser:
         return self.for_size(_affordable(lambda size: self.data * self._flops_of(size), flops, spent))
 
 
+@dataclass(frozen=True)
 class FlopsChooser:
     """Reads a law of FLOPs. Such a law does not say how to spend them."""
 
-    def __init__(self, predictor: Predictor, unique: float | None = None, epochs: float | None = None) -> None:
-        self.predictor = predictor
-        if unique is not None or epochs is not None:
-            raise UserError("--unique, --epochs: a law of FLOPs alone says nothing about the data; leave them out")
+    predictor: Predictor
 
     def for_flops(self, flops: float) -> Choice:
         return Choice(np.nan, np.nan, np.nan, flops, (flops,))
@@ -217,7 +205,11 @@ def chooser_of(predictor: Predictor, x: str, unique: float | None = None, epochs
         return DataChooser(predictor, unique, epochs)
     if x in ("D", "U"):
         raise UserError(f"the fit is a law of {x} alone: plans need a law of size, of FLOPs, or of size and data")
-    return (FlopsChooser if x in ("flops", "C") else SizeChooser)(predictor, unique, epochs)
+    if x not in ("flops", "C"):
+        return SizeChooser(predictor, unique, epochs)
+    if unique is not None or epochs is not None:
+        raise UserError("--unique, --epochs: a law of FLOPs alone says nothing about the data; leave them out")
+    return FlopsChooser(predictor)
 
 
 def _passes(points: pl.DataFrame) -> Array:
@@ -233,10 +225,8 @@ def _least(predictor: Predictor, loss: float) -> float:
     most = 1e6
     found = _bisect(lambda times: outlook(predictor, times=times).predicted - loss, 1.0, most)
     if found is None:
-        raise UserError(
-            f"--loss {loss:g}: not reached; the expected loss is {outlook(predictor, times=most).predicted:.4g} at a "
-            "million times the largest fitted value, and never less than the floor"
-        )
+        least = f"{outlook(predictor, times=most).predicted:.4g} at a million times the largest fitted value"
+        raise UserError(f"--loss {loss:g}: not reached; the expected loss is {least}, and never less than the floor")
     return found * float(means["x"].to_numpy()[-1])
 
 

@@ -8,7 +8,7 @@ Shapes: B refits, S starts, N points, P places, T parameters.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -62,8 +62,7 @@ def contrast(one: Fit, two: Fit) -> Contrast:
     times_P = np.geomspace(1 / FURTHEST, FURTHEST, 2 * PLACES + 1)
     excess_BP = _log_losses(two, two_BT, reached * times_P) - _log_losses(one, one_BT, np.array([reached]))
     exponents = _with_ends(np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent]), "linear")
-    none: tuple[float | None, float | None, float | None] = (None, None, None)
-    crossings = _with_ends(at_B) if cross_B[0] else none
+    crossings = _with_ends(at_B) if cross_B[0] else (None, None, None)
     times = _with_ends(_crossings(excess_BP, times_P, before=1.0))
     return Contrast(*exponents, *crossings, bool(before < 0), float(cross_B[1:].mean()), reached, *times)
 
@@ -79,9 +78,8 @@ def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
     run_N = _runs(fit)
     n, p = int(run_N.max()) + 1, fit.problem.n_free
     if n <= p:
-        raise UserError(
-            f"bootstrap: a law of {counted(p, 'free parameter')} needs more runs than {n} to tell how they scatter"
-        )
+        few = f"needs more runs than {n} to tell how they scatter"
+        raise UserError(f"bootstrap: a law of {counted(p, 'free parameter')} {few}")
     drawn_BN = _resampled(fit.residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))
     start_ST = fit.problem.starts(fit.theta_T)
     problem = replace(fit.problem, y_SN=np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1)))
@@ -94,9 +92,9 @@ def _runs(fit: Fit) -> Array:
     """The number of each point's run. A point without a run (column `run`) counts as a run of its own."""
     if "run" not in fit.points.columns:
         return np.arange(len(fit.points))
-    numbers: dict[Any, int] = {}
-    keys = (number if run is None else (run,) for number, run in enumerate(fit.points["run"]))
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
+    keys = [number if run is None else (run,) for number, run in enumerate(fit.points["run"])]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
 
 
 def _resampled(residual_N: Array, run_N: Array, refits: int, rng: np.random.Generator) -> Array:

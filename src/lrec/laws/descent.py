@@ -1,7 +1,7 @@
 """The objective of a fit, and a descent from many starts, or for many sets of losses, at once.
 
 The descent makes Levenberg-Marquardt steps on reweighted least squares, clipped to the bounds. scipy searches for a
-fit (`search`). A thousand refits are made here together: scipy makes them one after the other, which takes eighty times
+fit (`fit`). A thousand refits are made here together: scipy makes them one after the other, which takes eighty times
 as long (benchmarks/laws.py --refits).
 
 Shapes: S rows, each with a start, N points, V variables, T parameters.
@@ -19,6 +19,7 @@ from lrec.laws.law import Array, Law, as_columns
 Kind = Literal["huber", "lad", "lsq"]
 Residuals = Literal["log", "level"]
 
+DELTA = 1e-3  # where Huber's function turns from r²/2 to delta (|r| - delta/2)
 LAD_DELTA = 1e-12  # residuals below this have the slope of a square, which makes absolute deviations differentiable
 RIDGE = 1e-9
 """Added to the diagonal of the parameters' correlation matrix: it stays regular even if a parameter has no effect."""
@@ -34,21 +35,13 @@ FLOORS = (0.05, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Objective:
-    """The sum over points of a function of the residual r, actual minus fitted.
-
-    It is a sum because a mean of Huber terms is very small: optimisers would reach their tolerances too early.
-
-    Attributes:
-        kind: Huber's function (huber), |r| (lad, least absolute deviations) or r²/2 (lsq, least squares).
-        residuals: Whether residuals are of the logarithm of the loss (log) or of the loss (level).
-        delta: Where Huber's function turns from r²/2 to delta (|r| - delta/2).
-        over: Weight of points that lie below the fit.
-    """
+    """The sum over points of a function of the residual r, actual minus fitted: Huber's function (kind huber), |r|
+    (lad, least absolute deviations) or r²/2 (lsq, least squares). Residuals are of the logarithm of the loss (log) or
+    of the loss (level). It is a sum because a mean of Huber terms is very small: optimisers would reach their
+    tolerances too early."""
 
     kind: Kind = "huber"
     residuals: Residuals = "log"
-    delta: float = 1e-3
-    over: float = 1.0
 
     def __post_init__(self) -> None:
         for option, value, known in (("objective", self.kind, Kind), ("residuals", self.residuals, Residuals)):
@@ -57,27 +50,24 @@ class Objective:
 
     def terms(self, residual: Array) -> Array:
         """Each point's term of the objective."""
-        weight, size = np.where(residual < 0, self.over, 1.0), np.abs(residual)
+        size = np.abs(residual)
         if self.kind == "lad":
-            return weight * size
-        quadratic = size if self.kind == "lsq" else np.minimum(size, self.delta)
-        return weight * quadratic * (size - quadratic / 2)
+            return size
+        quadratic = size if self.kind == "lsq" else np.minimum(size, DELTA)
+        return quadratic * (size - quadratic / 2)
 
     def weights(self, residual: Array) -> Array:
         """Weights of the squared residuals, with which their sum has the slope of the objective."""
-        over = np.where(residual < 0, self.over, 1.0)
         if self.kind == "lsq":
-            return over
-        delta, unit = (self.delta, 1.0) if self.kind == "huber" else (LAD_DELTA, LAD_DELTA)
-        return over * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300)) / unit
+            return np.ones_like(residual)
+        delta, unit = (DELTA, 1.0) if self.kind == "huber" else (LAD_DELTA, LAD_DELTA)
+        return np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300)) / unit
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What each row minimises: the objective of a law's residuals at the points.
-
-    theta_T has the logarithms of the parameters of the law's basis: first the coefficients, then the shape.
-    """
+    """What each row minimises: the objective of a law's residuals at the points. theta_T has the logarithms of the
+    parameters of the law's basis: first the coefficients, then the shape."""
 
     law: Law
     objective: Objective
@@ -107,10 +97,6 @@ class Problem:
     def curve(self, theta_T: Array, x: Sequence[float] | Array) -> Array:
         """The loss at x, (N,) or (N, V)."""
         return np.exp(self.law.log_loss(theta_T[None], np.log(as_columns(self.law, x) / self.unit_V))[0])
-
-    def rows(self, chosen_S: Array) -> "Problem":
-        """The problem of some rows only; losses that all rows share are not copied."""
-        return self if len(self.y_SN) == 1 else replace(self, y_SN=self.y_SN[chosen_S])
 
     def residuals(self, theta_ST: Array) -> Array:
         """Actual minus fitted, of ln L or of L, depending on the objective, (S, N)."""
@@ -144,9 +130,9 @@ def descend(problem: Problem, start_ST: Array) -> tuple[Array, Array]:
     """Descend from the start of each row. Returns where the rows end, theta_ST, and the objective there, value_S."""
     theta_ST = np.clip(start_ST, problem.low_T, problem.high_T)
     value_S, damping_S = problem.values(theta_ST), np.full(len(theta_ST), FIRST_DAMPING)
-    active_S = np.arange(len(theta_ST))
+    active_S, y_SN = np.arange(len(theta_ST)), np.broadcast_to(problem.y_SN, (len(theta_ST), len(problem.z_NV)))
     for _ in range(ROUNDS):
-        part, theta, value = problem.rows(active_S), theta_ST[active_S], value_S[active_S]
+        part, theta, value = replace(problem, y_SN=y_SN[active_S]), theta_ST[active_S], value_S[active_S]
         trial = np.clip(theta + _steps(part, theta, damping_S[active_S]), problem.low_T, problem.high_T)
         reached = part.values(trial)
         falls = reached < value

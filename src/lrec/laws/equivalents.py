@@ -53,16 +53,10 @@ class Worth(NamedTuple):
 
 
 class LadderCurve:
-    """The loss of a ladder by size, up to `REACH` times the largest size.
-
-    Args:
-        x_S: Sizes that were trained, ascending; at least four.
-        loss_S: The loss of each, in nats.
-        may_stop: Whether larger sizes may stop lowering the loss, for example because runs saw their data many times.
-
-    Raises:
-        UserError: There are too few sizes for a forecast.
-    """
+    """The loss of a ladder by size, up to `REACH` times the largest size. x_S are the sizes that were trained,
+    ascending, at least four, and loss_S the loss of each, in nats. `may_stop`: whether larger sizes may stop lowering
+    the loss, for example because runs saw their data many times. UserError if there are too few sizes for a
+    forecast."""
 
     def __init__(self, x_S: Array, loss_S: Array, may_stop: bool = False) -> None:
         forecast = Forecast(pl.DataFrame({"x": x_S, "y": loss_S}).with_columns(may_stop=may_stop))

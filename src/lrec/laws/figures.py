@@ -28,9 +28,7 @@ def fit_figure(
     y_label: str = "test_loss",
 ) -> "Figure":
     """Draw the measured losses, the prediction with its 90 % interval, and no gain. The title says the main result.
-
-    Held-out points with less data, or of shorter runs, lie on other curves and are left out. No display is needed.
-    """
+    Held-out points with less data, or of shorter runs, lie on other curves and are left out. No display is needed."""
     every = holdout.points if holdout else ()
     most = max(((p.d or 0, p.u or 0) for p in every), default=None)
     held_out = [p for p in every if (p.d or 0, p.u or 0) == most]

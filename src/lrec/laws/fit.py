@@ -1,25 +1,36 @@
 """Fits a scaling law to points: the parameters with the least objective, how they were found, and what follows.
 
-Shapes: S starts, N points, V variables, T parameters.
+scipy's trust region searches for them, from the best shapes of the law's grid. With f_scale = delta, scipy's huber loss
+is r²/2 up to delta and delta (|r| - delta/2) beyond, as in `Objective`. Absolute deviations are least at a vertex.
+There, usually as many residuals are zero as there are parameters. `descend` finds it.
+
+Shapes: S starts, N points, V variables, K coefficients, H shape parameters, T = K + H parameters, F free ones.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import polars as pl
-from scipy.optimize import lsq_linear
+from scipy.optimize import least_squares, lsq_linear, nnls
 
 from lrec.errors import UserError
-from lrec.laws.descent import VANISHED, Kind, Objective, Problem
+from lrec.laws.descent import DELTA, VANISHED, Kind, Objective, Problem, descend
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law, as_columns
-from lrec.laws.search import search
 from lrec.laws.table import check_places
 
 ZERO = 1e-8  # residuals below this are zero
 AGREED = 1.001  # starts that end below this multiple of the best objective agree
+STARTS = 3  # how many shapes of the grid are followed
+DELTAS = {"huber": (np.inf, 1e-2, DELTA), "lad": (np.inf, 1e-2, 1e-3, 1e-4), "lsq": (np.inf,)}
+"""The deltas of each objective. Each starts where the one before ended. All are used, or only the last ones."""
+ROUNDS, MOST_ROUNDS = 200, 4000
+"""Most rounds of scipy from each start, and then from the best end, which may be in a long flat valley."""
+INSIDE = 1e-10  # scipy needs starts at least this far inside the bounds
+LEAST_SHARE = 1e-3  # least share of the losses that each term starts with: a term that starts at zero would stay there
 
 
 @dataclass(frozen=True)
@@ -33,44 +44,27 @@ class Diagnostics:
     condition_number: float  # of the Jacobian of the log loss
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Fit:
-    """The law with the parameters that explain the points best, and where the starts of the search ended."""
+    """The law with the parameters that explain the points best, and where the starts of the search ended.
+
+    Attributes:
+        points: The points, as `laws.table` returns them.
+        columns: Those with the variables of the law. x_NV has their values, and x_N those of the first: the size.
+        y_N: The losses.
+        value: The objective.
+    """
 
     problem: Problem
-    points: pl.DataFrame  # columns as in `laws.table`
+    points: pl.DataFrame
     theta_T: Array
     ends_ST: Array
 
-    @property
-    def law(self) -> Law:
-        return self.problem.law
-
-    @property
-    def name(self) -> str:
-        return self.law.name
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return self.law.columns
-
-    @cached_property
-    def x_NV(self) -> Array:
-        return self.points.select(self.columns).to_numpy().astype(float)
-
-    @property
-    def x_N(self) -> Array:
-        """The first variable: the size."""
-        return self.x_NV[:, 0]
-
-    @property
-    def y_N(self) -> Array:
-        return self.problem.y_SN[0]
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """The parameters by their names in `law.formula`, in the units of the data."""
-        return self.problem.parameters(self.theta_T)
+    def __post_init__(self) -> None:
+        self.law, self.name, self.columns = self.problem.law, self.problem.law.name, self.problem.law.columns
+        self.x_NV: Array = self.points.select(self.columns).to_numpy().astype(float)
+        self.x_N, self.y_N = self.x_NV[:, 0], self.problem.y_SN[0]
+        self.value = float(self.problem.values(self.theta_T[None])[0])
 
     @property
     def residual_N(self) -> Array:
@@ -78,8 +72,9 @@ class Fit:
         return self.problem.residuals(self.theta_T[None])[0]
 
     @property
-    def value(self) -> float:
-        return float(self.problem.values(self.theta_T[None])[0])
+    def parameters(self) -> dict[str, float]:
+        """The parameters by their names in `law.formula`, in the units of the data."""
+        return self.problem.parameters(self.theta_T)
 
     @property
     def r2(self) -> float:
@@ -115,10 +110,8 @@ class Fit:
 
     @property
     def bic(self) -> float:
-        """Bayesian information criterion, up to a constant that laws fitted to the same points share.
-
-        The logarithm of the likelihood is the objective: Gaussian for lsq, Laplace for huber and lad.
-        """
+        """Bayesian information criterion, up to a constant that laws fitted to the same points share. The logarithm of
+        the likelihood is the objective: Gaussian for lsq, Laplace for huber and lad."""
         return self._deviance + (self.problem.n_free + 1) * float(np.log(len(self.points)))
 
     @property
@@ -169,27 +162,6 @@ def fit_points(
     """Fit `law` to points, as `laws.table` returns them; see `fit`."""
     objective, fixed = objective if isinstance(objective, Objective) else Objective(objective), fixed or {}
     x_NV, y_N = points.select(law.columns).to_numpy().astype(float), points["y"].to_numpy().astype(float)
-    _check(law, x_NV, y_N, fixed)
-    unit_V = law.units(x_NV)
-    problem = Problem(law, objective, unit_V, np.log(x_NV / unit_V), y_N[None], *_bounds(law, y_N, unit_V, fixed))
-    return Fit(problem, points, *search(problem))
-
-
-def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
-    """The gradient of the objective. For absolute deviations, it is the smallest subgradient: at a residual of zero,
-    any slope between the left and the right slope is possible."""
-    if problem.objective.kind != "lad":
-        return problem.slopes(theta_T[None])[0][0]
-    residual_N, jacobian_NT = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0]
-    over, zero_N = problem.objective.over, np.abs(residual_N) < ZERO
-    rest_T: Array = np.where(residual_N > 0, 1.0, -over)[~zero_N] @ jacobian_NT[~zero_N]
-    if zero_N.any() and free_T.any():
-        slope_Z = lsq_linear(jacobian_NT[zero_N][:, free_T].T, -rest_T[free_T], bounds=(-over, 1.0)).x
-        rest_T = rest_T + slope_Z @ jacobian_NT[zero_N]
-    return rest_T
-
-
-def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> None:
     for name, values in (*zip(law.columns, x_NV.T, strict=True), ("y", y_N)):
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise UserError(f"fit: every value of {name} must be positive and finite")
@@ -199,6 +171,23 @@ def _check(law: Law, x_NV: Array, y_N: Array, fixed: Mapping[str, float]) -> Non
     if "U" in law.variables and (x_NV[:, 1] < x_NV[:, 2] * (1 - 1e-9)).any():
         raise UserError("fit: D is below U at some point: D counts all interactions processed, U the unique ones")
     check_places(f"the law {law.name}", x_NV, law.variables, len(law.parameters) - len(fixed) + 1)
+    unit_V = law.units(x_NV)
+    problem = Problem(law, objective, unit_V, np.log(x_NV / unit_V), y_N[None], *_bounds(law, y_N, unit_V, fixed))
+    return Fit(problem, points, *_search(problem))
+
+
+def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
+    """The gradient of the objective. For absolute deviations, it is the smallest subgradient: at a residual of zero,
+    any slope between the left and the right slope is possible."""
+    if problem.objective.kind != "lad":
+        return problem.slopes(theta_T[None])[0][0]
+    residual_N, jacobian_NT = problem.residuals(theta_T[None])[0], problem.jacobian(theta_T[None])[0]
+    zero_N = np.abs(residual_N) < ZERO
+    rest_T: Array = np.sign(residual_N)[~zero_N] @ jacobian_NT[~zero_N]
+    if zero_N.any() and free_T.any():
+        slope_Z = lsq_linear(jacobian_NT[zero_N][:, free_T].T, -rest_T[free_T], bounds=(-1.0, 1.0)).x
+        rest_T = rest_T + slope_Z @ jacobian_NT[zero_N]
+    return rest_T
 
 
 def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> tuple[Array, Array]:
@@ -215,3 +204,69 @@ def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> 
         raise UserError(f"fit: {', '.join(fixed)} cannot be fixed without the exponents they go with")
     low_T[held] = high_T[held] = held_T[held]
     return low_T, high_T
+
+
+def _search(problem: Problem) -> tuple[Array, Array]:
+    """The best parameters, theta_T, and where each start ended, theta_ST."""
+    start_ST, all_deltas = _starts(problem), DELTAS[problem.objective.kind]
+    last_deltas = all_deltas[2:] or all_deltas  # for least squares, they are the same: one way from the first start
+    ways = [(start_ST[0], all_deltas), *((start_T, last_deltas) for start_T in start_ST[last_deltas == all_deltas :])]
+    ends_ST = np.array([_follow(problem, start_T, deltas, ROUNDS) for start_T, deltas in ways])
+    best_T = _end(problem, ends_ST[problem.values(ends_ST).argmin()])
+    return _on_bounds(problem, best_T), ends_ST
+
+
+def _end(problem: Problem, theta_T: Array) -> Array:
+    """The minimum near `theta_T`."""
+    end_T = _follow(problem, theta_T, DELTAS[problem.objective.kind][-1:], MOST_ROUNDS)
+    return descend(problem, end_T[None])[0][0] if problem.objective.kind == "lad" else end_T
+
+
+def _starts(problem: Problem) -> Array:
+    """The best shapes of the law's grid, each with coefficients by least squares of the relative residuals."""
+    law, z_NV, y_N = problem.law, problem.z_NV, problem.y_SN[0]
+    start_ST = []
+    for shape_H in product(*law.shape_starts):
+        phi_NK = np.exp(law.log_basis(np.array([shape_H]), z_NV)[0]) / y_N[:, None]
+        least_K = LEAST_SHARE / np.maximum(phi_NK.mean(0), 1e-100)
+        start_ST.append(np.log([*np.maximum(nnls(phi_NK, np.ones(len(y_N)))[0], least_K), *shape_H]))
+    clipped_ST = np.unique(np.clip(start_ST, problem.low_T, problem.high_T), axis=0)
+    value_S = [problem.values(start_T[None])[0] for start_T in clipped_ST]
+    return clipped_ST[np.argsort(value_S, stable=True)[:STARTS]]
+
+
+def _follow(problem: Problem, theta_T: Array, deltas: tuple[float, ...], rounds: int) -> Array:
+    """Where scipy ends after it has used one delta after the other."""
+    free_F, theta_T = np.flatnonzero(problem.high_T > problem.low_T), theta_T.copy()
+    low_F, high_F = problem.low_T[free_F], problem.high_T[free_F]
+
+    def whole(theta_F: Array) -> Array:
+        theta_1T = theta_T[None].copy()
+        theta_1T[0, free_F] = theta_F
+        return theta_1T
+
+    for delta in deltas if len(free_F) else ():
+        huber = {} if np.isinf(delta) else {"loss": "huber", "f_scale": delta}
+        theta_T[free_F] = least_squares(
+            lambda theta_F: problem.residuals(whole(theta_F))[0],
+            np.clip(theta_T[free_F], low_F + INSIDE, high_F - INSIDE),
+            lambda theta_F: problem.jacobian(whole(theta_F))[0][:, free_F],
+            bounds=(low_F, high_F), x_scale="jac", ftol=1e-15, xtol=1e-15, gtol=1e-15, max_nfev=rounds, **huber,
+        ).x  # fmt: skip
+    return theta_T
+
+
+def _on_bounds(problem: Problem, theta_T: Array) -> Array:
+    """Put parameters that ended near a bound onto this bound, if the other parameters can compensate for it."""
+    for t, (low, high) in enumerate(zip(problem.low_T, problem.high_T, strict=True)):
+        at, margin = theta_T[t], VANISHED / 2 if t < problem.law.n_coefficients else 0.5
+        bound = low if at - low < high - at else high
+        if not 0 < abs(at - bound) < margin:
+            continue
+        low_T, high_T, trial_T = problem.low_T.copy(), problem.high_T.copy(), theta_T.copy()
+        low_T[t] = high_T[t] = trial_T[t] = bound
+        end_T = _end(replace(problem, low_T=low_T, high_T=high_T), trial_T)
+        value, end = problem.values(np.array([theta_T, end_T]))
+        if end <= value * (1 + 1e-7) + 1e-14:
+            theta_T = end_T
+    return theta_T

@@ -1,7 +1,6 @@
 """Writes and reads fit.json, and shows its content as report.md and as the table on the terminal."""
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.law import UNBOUNDED, parameter_text
 from lrec.laws.loss_laws import LAWS, law_named, name_of
 from lrec.laws.predict import Predictor
-from lrec.laws.table import points_of_most_data
+from lrec.laws.table import points_of_most_data, source_hash
 from lrec.laws.verdict import Method
 from lrec.options.class_paths import check_trusted
 
@@ -29,13 +28,13 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
     """Write `out`/fit.json, whole or not at all, and return its content. A number that is not finite becomes null."""
     fit, holdout, points = analysis.fit, analysis.holdout, analysis.predictor.points
     later = analysis.points.filter(pl.col("x") > points["x"].max())
-    ends = {name: dict(zip(("low", "high"), both, strict=True)) for name, both in fit.profile.parameters.items()}
+    fitted = {name: (value, *fit.profile.parameters[name]) for name, value in fit.parameters.items()}
     content: dict[str, Any] = {
         "method": analysis.predictor.name if isinstance(analysis.predictor, Forecast) else name_of(fit.law),
         "law": name_of(fit.law),
         "formula": fit.law.formula,
         **analysis.names,
-        "parameters": {name: {"value": value, **ends[name]} for name, value in fit.parameters.items()},
+        "parameters": {name: dict(zip(("value", "low", "high"), of, strict=True)) for name, of in fitted.items()},
         "objective": fit.problem.objective.kind,
         "residuals": fit.problem.objective.residuals,
         "objective_value": fit.value,
@@ -50,7 +49,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
         "comparison": [_method_content(method) for method in analysis.methods],
-        "source_hash": analysis.source_hash,
+        "source_hash": source_hash(analysis.points, list(analysis.names)),
         "points": points.drop("file", "row", strict=False).to_dicts(),
         "held_out_points": later.drop("file", "row", strict=False).to_dicts(),
     }
@@ -62,22 +61,16 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
 
 def _method_content(method: Method) -> dict[str, Any]:
     rolled, fit = method.rollout, method.fit
-    steps = rolled and {
-        "mape": rolled.mape,
-        "naive_mape": rolled.naive_mape,
-        "inside": rolled.inside,
-        "steps": [asdict(step) for step in rolled.points],
-    }
+    steps = [asdict(step) for step in rolled.points] if rolled else []
+    errors = rolled and {"mape": rolled.mape, "naive_mape": rolled.naive_mape, "inside": rolled.inside, "steps": steps}
     criteria = {"n_parameters": fit and fit.problem.n_free, "bic": fit and fit.bic, "aicc": fit and fit.aicc}
-    return {"law": method.name, **criteria, "holdout_mape": method.holdout_mape, "rollout": steps}
+    return {"law": method.name, **criteria, "holdout_mape": method.holdout_mape, "rollout": errors}
 
 
 def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str, Any]]:
     """The fit of the law, the predictor, and the content that `write_fit` wrote. Both are fitted again to all points,
-    including the held-out ones.
-
-    `trust` imports a law that is not lrec's own. UserError if the file is missing, damaged, edited, or without points.
-    """
+    including the held-out ones. `trust` imports a law that is not lrec's own. UserError if the file is missing,
+    damaged, edited, or without points."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         whole = content.pop("content_hash") == json_hash(content)
@@ -154,8 +147,7 @@ def of_ten(metrics: Iterable[str]) -> list[str]:
 
 
 def _method_row(method: dict[str, Any]) -> list[str]:
-    rolled, held_out = method["rollout"], method["holdout_mape"]
-    steps = ["", "", ""]
+    rolled, held_out, steps = method["rollout"], method["holdout_mape"], ["", "", ""]
     if rolled:
         inside = f"{rolled['inside']} of {len(rolled['steps'])}"
         steps = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
@@ -198,8 +190,4 @@ def points_of(content: dict[str, Any]) -> str:
 
 def finite(value: Any) -> Any:
     """The value as JSON can store it, with null for a number that is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)

@@ -6,19 +6,21 @@ runs of several lengths, the loss also falls with the length D by such a curve. 
 x steeper or flatter, by the same amount at every size.
 Results on measured curves, and other methods that were tried: benchmarks/forecasts.md.
 
-Shapes: G shapes of the grid, N points, P places, K coefficients.
+Shapes: S shapes of the grid, E models of the points' errors, O points that may be off (0: none), G of their
+combinations (or of any shapes), N points, P places, K coefficients.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
 import polars as pl
 
-from lrec.laws.intervals import AT_ONCE, LEVEL, Prediction
+from lrec.laws.intervals import LEVEL, Prediction
 from lrec.laws.law import Array
-from lrec.laws.mixture import LADDER, Errors, Mixture, Part, Prior, of_curve, of_runs, posterior, with_one_off
+from lrec.laws.mixture import LADDER, Mixture, Part, Prior, of_curve, of_runs, with_one_off
 from lrec.laws.table import check_places, has_lengths, naive
 
 AHEAD = 2.0  # beliefs about a curve's fall are for the factor e^2 = 7.4 in x
@@ -30,7 +32,7 @@ LENGTH_4, LENGTH_SD_4 = np.array([0.0, 0.2, 0.2, 0.0]), np.array([np.inf, 0.6, 0
 DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the values of g in G U^g, the size at which the loss stops falling
 STOPS, FARTHEST_STOP = 12, 4.0
 """The number of values of G, evenly spaced in the logarithm, from the smallest x to e^4 times the largest x."""
-OFF = 0.1  # the probability that one of the points is off (an outlier)
+OFF = 0.1  # the probability that one of the points is off (an outlier); with several columns, there are enough points
 NEGLIGIBLE = 1e-4  # shapes with a smaller share of the weight are left out
 LEAST_SIZES = 4
 
@@ -84,34 +86,29 @@ class Forecast:
         y_N, k = np.log(points["y"].to_numpy().astype(float)), 2 * len(self.columns)
         mean_4, sd_4 = (LENGTH_4, LENGTH_SD_4) if self._lengths else (MEAN_4, SD_4)
         prior = Prior(mean_4[:k], sd_4[:k], self.beliefs.noise, self.beliefs.noise_dof)
-        several = len(self.columns) > 1
-        long = LADDER < points["x"].n_unique() > len(points) / 2 and not several  # more points per size: separate runs
+        off = 0.0 if len(self.columns) > 1 else OFF
+        long = LADDER < points["x"].n_unique() > len(points) / 2 and off > 0  # more points per size: separate runs
         errors = [of_runs(place_NV @ self._is_ahead_V, self.beliefs.memory)]
         if long:
             t_N, y_N, errors = of_curve(place_NV[:, 0], y_N, self.beliefs.memory)
             place_NV = t_N[:, None]
-        # Weights compare shapes, models of the points' errors, and which point is off (0: none).
-        shape_GH, log_prior_G = np.tile(shape_SH, (len(errors), 1)), np.tile(log_prior_S, len(errors))
-        errors_G = np.repeat(np.arange(len(errors)), len(shape_SH))
-        parts = self._parts(place_NV, errors, shape_GH, log_prior_G, errors_G, np.zeros_like(errors_G))
-        if several:  # there are enough points: one that is off does not matter
-            log_GO, log_prior_O = np.concatenate([posterior(p, y_N, prior).log_G[:, None] for p in parts]), np.zeros(1)
-        else:
-            log_GO = np.concatenate([with_one_off(part, y_N, prior, OFF) for part in parts])
-            log_prior_O = np.log([1 - OFF, *[OFF / len(y_N)] * len(y_N)])
+        basis_SNK, none_S = self._basis(place_NV, shape_SH), np.zeros(len(shape_SH), dtype=int)
+        with np.errstate(divide="ignore"):
+            log_prior_O = np.log([1 - off, *[off / len(y_N)] * len(y_N)])
+        parts = [Part(basis_SNK, each, log_prior_S, none_S) for each in errors]
+        log_ESO = np.array([with_one_off(part, y_N, prior) for part in parts]) + log_prior_O
         if long:  # with many points, keep only the likeliest case: a certain point is off, or none is
-            log_GO[:, np.arange(log_GO.shape[1]) != np.logaddexp.reduce(log_GO).argmax()] = -np.inf
-        weight_GO = np.exp(log_GO - log_GO.max())
-        row_G, off_G = np.nonzero(weight_GO > NEGLIGIBLE * weight_GO.sum())
-        self._shape_GH, log_prior_G = shape_GH[row_G], log_prior_G[row_G] + log_prior_O[off_G]
-        parts = self._parts(place_NV, errors, self._shape_GH, log_prior_G, errors_G[row_G], off_G)
+            log_ESO[..., np.arange(len(y_N) + 1) != np.logaddexp.reduce(log_ESO, axis=(0, 1)).argmax()] = -np.inf
+        weight_ESO = np.exp(log_ESO - log_ESO.max())
+        error_G, shape_G, off_G = np.nonzero(weight_ESO > NEGLIGIBLE * weight_ESO.sum())
+        self._shape_GH, log_prior_G = shape_SH[shape_G], log_prior_S[shape_G] + log_prior_O[off_G]
+        rows = [np.flatnonzero(error_G == number) for number in range(len(errors))]
+        parts = [Part(basis_SNK[shape_G[of]], errors[e], log_prior_G[of], off_G[of]) for e, of in enumerate(rows)]
         self._mixture = Mixture(parts, y_N, prior, len(points))
 
     def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
-        """The loss at each place, with both 90 % intervals. Places are (P,), or have a column for each of `columns`.
-
-        If x lacks the column of u or d, the largest value of the points is used.
-        """
+        """The loss at each place, with both 90 % intervals. Places are (P,), or have a column for each of `columns`. If
+        x lacks the column of u or d, the largest value of the points is used."""
         x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
         x_PV = x_PV[:, None] if x_PV.ndim == 1 else x_PV
         if x_PV.shape[1] < len(self.columns):
@@ -122,10 +119,10 @@ class Forecast:
         here_GP, _ = mixture.at(self._basis(place_PV - farther_PV, self._shape_GH))
         noise_G1, distance_P = mixture.variance_G[:, None], farther_PV.sum(1)
         places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
+        best = cache(lambda limits: naive(self.points, dict(limits)))
         # Without several lengths, only u decides the no-gain baseline.
         limits = [tuple((name, value) for name, value in at.items() if self._lengths or name != "x") for at in places]
-        best = {limit: naive(self.points, dict(limit)) for limit in set(limits)}
-        best_P = np.log([best[limit] for limit in limits])
+        best_P = np.log([best(each) for each in limits])
         # The caution grows from nothing at the largest x to its full amount at twice the largest x.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
         beyond_P = np.clip(distance_P / np.log(2), 0, 1)
@@ -146,17 +143,6 @@ class Forecast:
 
     def curve(self, x: Sequence[float] | Array) -> Array:
         return np.array([prediction.predicted for prediction in self.predict(x)])
-
-    def _parts(
-        self, place_NV: Array, errors: list[Errors], shape_GH: Array, log_prior_G: Array, errors_G: Array, off_G: Array
-    ) -> Iterator[Part]:
-        """Parts with some of the shapes each (`AT_ONCE` limits them), and with one model of the errors."""
-        at_once = max(1, AT_ONCE // len(place_NV))
-        for number, these in enumerate(errors):
-            of_G = np.flatnonzero(errors_G == number)
-            for start in range(0, len(of_G), at_once):
-                some = of_G[start : start + at_once]
-                yield Part(self._basis(place_NV, shape_GH[some]), these, log_prior_G[some], off_G[some])
 
     def _grid(self, span: float) -> tuple[Array, Array]:
         """The shapes (k, ln G in units of the largest x, g, the k of lengths), and ln of their priors. With an infinite

@@ -52,10 +52,8 @@ class Expected:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction(Expected):
-    """An expected loss, also with the interval of the mean curve, which is narrower than that of a new run.
-
-    `cautious` is a more careful prediction than `predicted`. Only a forecast has it; for a single law, it is None.
-    """
+    """An expected loss, also with the interval of the mean curve, which is narrower than that of a new run. `cautious`
+    is a more careful prediction than `predicted`. Only a forecast has it; for a single law, it is None."""
 
     mean_low: float
     mean_high: float
@@ -65,9 +63,7 @@ class Prediction(Expected):
 @dataclass(frozen=True, kw_only=True)
 class Judged(Expected):
     """An expected value and the actual one, the mean over runs at x. `inside`: whether this is within the interval.
-
-    Errors are in percent of the actual value; naive is the no-gain baseline.
-    """
+    Errors are in percent of the actual value; naive is the no-gain baseline."""
 
     actual: float
     error_pct: float
@@ -77,20 +73,15 @@ class Judged(Expected):
 
 def came(expected: Expected, actual: float, naive: float) -> dict[str, Any]:
     """What `Judged` adds to an expected value; `naive` is the no-gain baseline's."""
-    return {
-        "actual": actual,
-        "error_pct": 100 * (expected.predicted / actual - 1),
-        "naive_error_pct": 100 * (naive / actual - 1),
-        "inside": expected.low <= actual <= expected.high,
-    }
+    error, naive_error = (100 * (value / actual - 1) for value in (expected.predicted, naive))
+    inside = expected.low <= actual <= expected.high
+    return {"actual": actual, "error_pct": error, "naive_error_pct": naive_error, "inside": inside}
 
 
 class Profile:
-    """The parameters of a law that explain the points about as well as the best ones, at a level.
-
-    `sigma` is the relative standard deviation of a run about the curve (absolute for residuals in level), on `dof`
-    degrees of freedom; `shape_ends` are logarithms; `outliers` counts points that weigh less than half.
-    """
+    """The parameters of a law that explain the points about as well as the best ones, at a level. `sigma` is the
+    relative standard deviation of a run about the curve (absolute for residuals in level), on `dof` degrees of freedom;
+    `shape_ends` are logarithms; `outliers` counts points that weigh less than half."""
 
     def __init__(self, problem: Problem, theta_T: Array, level: float = LEVEL) -> None:
         self._problem, self._theta_T, self._law, k = problem, theta_T, problem.law, problem.law.n_coefficients
@@ -184,11 +175,9 @@ class Profile:
         return found
 
     def _extremes(self, direction_GK: Array, noise: float) -> tuple[Array, Array]:
-        """The least and greatest coefficients . direction (plus a run's `noise`, a variance in units of sigma^2).
-
-        At an extreme over the ellipsoid without negative coefficients, some coefficients are zero, and the others are
-        at an extreme of their uncut ellipsoid. So every set of coefficients is tried, and the admissible ones are kept.
-        """
+        """The least and greatest coefficients . direction (plus a run's `noise`, a variance in units of sigma^2). At an
+        extreme over the ellipsoid without negative coefficients, some coefficients are zero, and the others are at an
+        extreme of their uncut ellipsoid. So every set of coefficients is tried, and the admissible ones are kept."""
         low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
         held_G = direction_GK @ self._held_K
         for used, (inverse_GUU, solution_GU, sse_G) in zip(self._sets, self._solutions, strict=True):
@@ -238,11 +227,9 @@ class Profile:
         return inside_GH
 
     def _cloud(self, best_H: Array, free: Array) -> Array:
-        """Random walkers over the admissible shapes. Each step goes along the difference of two walkers.
-
-        Such steps adapt to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic algorithm
-        differential evolution"). The walkers are uniform over the region, so most of them are near its border.
-        """
+        """Random walkers over the admissible shapes. Each step goes along the difference of two walkers. Such steps
+        adapt to any region (ter Braak 2006, "A Markov chain Monte Carlo version of the genetic algorithm differential
+        evolution"). The walkers are uniform over the region, so most of them are near its border."""
         rng, low_H, high_H = np.random.default_rng(0), self._low_H, self._high_H
         # How far one parameter alone may go, as a first guess of the scale.
         moves_GH = 3.0 * np.concatenate([-np.eye(len(best_H))[free], np.eye(len(best_H))[free]])
@@ -264,11 +251,9 @@ class Profile:
         return np.concatenate(seen)
 
     def _noise(self, least: float, p: int) -> tuple[float, int]:
-        """The standard deviation of a residual and its degrees of freedom, with p free parameters.
-
-        Runs of one size differ only by seed noise. If the sizes' means scatter about the curve more than this noise
-        explains, each size counts as one observation, and the spread of seeds says nothing about a new size.
-        """
+        """The standard deviation of a residual and its degrees of freedom, with p free parameters. Runs of one size
+        differ only by seed noise. If the sizes' means scatter about the curve more than this noise explains, each size
+        counts as one observation, and the spread of seeds says nothing about a new size."""
         n, k = len(self._problem.z_NV), len(self._z_SV)
         lack = max(least - self._within, 0.0)
         if n > k > p and lack / (k - p) > fdtri(k - p, n - k, 1 - POOLING_LEVEL) * self._within / (n - k):
@@ -277,10 +262,8 @@ class Profile:
 
 
 def _robust_weights(problem: Problem, theta_T: Array) -> Array:
-    """Weights of the points: 1, or less for a residual beyond `OUTLYING` standard deviations, found from the median.
-
-    A robust fit with p free parameters passes through p points. So the median leaves out the p smallest residuals.
-    """
+    """Weights of the points: 1, or less for a residual beyond `OUTLYING` standard deviations, found from the median. A
+    robust fit with p free parameters passes through p points. So the median leaves out the p smallest residuals."""
     size_N = np.abs(problem.residuals(theta_T[None])[0])
     p = min(problem.n_free, len(size_N) - 1)
     typical = 1.4826 * float(np.median(np.sort(size_N)[p:]))

@@ -105,11 +105,9 @@ class RepeatedData(Chinchilla):
 
 
 class Muennighoff(Law):
-    """As `RepeatedData`. In the same way, parameters beyond the best size for U unique interactions lose worth.
-
-    U_N = min(N, (U G)^(b/a) G), with G = (aA/bB)^(1/(a+b)), is the compute-optimal size for U, and N' = U_N +
-    U_N R_N (1 - exp(-(N/U_N - 1)/R_N)). B follows from A and q = (aA/bB)^(1/a), so that U_N = min(N, q U^(b/a)).
-    """
+    """As `RepeatedData`. In the same way, parameters beyond the best size for U unique interactions lose worth. U_N =
+    min(N, (U G)^(b/a) G), with G = (aA/bB)^(1/(a+b)), is the compute-optimal size for U, and N' = U_N + U_N R_N (1 -
+    exp(-(N/U_N - 1)/R_N)). B follows from A and q = (aA/bB)^(1/a), so that U_N = min(N, q U^(b/a))."""
 
     name = "muennighoff"
     formula = "L(N, D, U) = E + A/N'^a + B/D'^b, D' = U + U R_D (1 - exp(-R/R_D)), N' likewise from U_N and R_N"
@@ -160,10 +158,8 @@ class Overfitting(Chinchilla):
 
 
 def _log_worth(log_repeats: Array, star_G1: Array) -> Array:
-    """ln of the worth of 1 + R passes, in passes over new data: 1 + R*(1 - exp(-R/R*)).
-
-    It uses expm1, because 1 - exp(-R/R*) loses all digits at large R*, which creates a false optimum near R* = 1e17.
-    """
+    """ln of the worth of 1 + R passes, in passes over new data: 1 + R*(1 - exp(-R/R*)). It uses expm1, because
+    1 - exp(-R/R*) loses all digits at large R*, which creates a false optimum near R* = 1e17."""
     return np.log(1 - star_G1 * np.expm1(-np.minimum(np.exp(log_repeats) / star_G1, 700.0)))
 
 

@@ -5,7 +5,7 @@ loss that is forecast for the size, because bad runs are farther from the first 
 is the mean of both in ln odds, and its interval spans both intervals. Nothing is tuned here: the constants are those
 of the loss. Results on measured ladders, and other methods that were tried: benchmarks/metric_forecasts.md.
 
-Shapes: N points, P places.
+Shapes: N points, P places, C curves.
 """
 
 from collections.abc import Sequence
@@ -63,13 +63,12 @@ def outlook_metrics(
         better = max if is_better_high(points, metric) else min
         found[metric] = []
         for each in expected:
-            middle, stays = each.predicted, turns and each.x > most
+            stays = turns and each.x > most
             smaller = known.filter(pl.col("x") == most if stays else pl.col("x") <= each.x).drop_nulls(metric)
-            if not smaller.is_empty():
-                bound = best_measured(smaller, metric)
-                middle = bound if stays else better(middle, bound)
-            ends = {"low": min(each.low, middle), "high": max(each.high, middle)}
-            found[metric].append(replace(each, predicted=middle, **ends))
+            bound = each.predicted if smaller.is_empty() else best_measured(smaller, metric)
+            middle = bound if stays else better(each.predicted, bound)
+            low, high = min(each.low, middle), max(each.high, middle)
+            found[metric].append(replace(each, predicted=middle, low=low, high=high))
     return found
 
 
@@ -106,13 +105,11 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
         curves.append(against_loss(points_of_most_data(of_odds), losses))
     if not curves:
         raise UserError(f"{metric}: too few losses")
-    middle_P = np.mean([curve_P3[:, 0] for curve_P3 in curves], axis=0)
-    ends_2P = np.min([c[:, 1] for c in curves], axis=0), np.max([c[:, 2] for c in curves], axis=0)
+    middle_CP, low_CP, high_CP = np.moveaxis(np.array(curves), -1, 0)
     expected = []
-    for loss, logs in zip(losses, np.column_stack([middle_P, *ends_2P]), strict=True):
+    for loss, logs in zip(losses, np.column_stack([middle_CP.mean(0), low_CP.min(0), high_CP.max(0)]), strict=True):
         middle, *ends = (1 / (is_share + np.exp(sign * logs))).tolist()
-        ends_of = {"low": min(ends), "high": max(ends)}
-        expected.append(Expected(x=loss.x, d=loss.d, u=loss.u, predicted=middle, **ends_of))
+        expected.append(Expected(x=loss.x, d=loss.d, u=loss.u, predicted=middle, low=min(ends), high=max(ends)))
     return expected
 
 

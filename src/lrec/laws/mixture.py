@@ -55,13 +55,11 @@ def of_runs(t_N: Array, memory: float) -> Errors:
 
 def of_curve(t_N: Array, y_N: Array, memory: float) -> tuple[Array, Array, list[Errors]]:
     """The places and means of the cells of a curve, such as the evaluations of one run, and its possible errors.
-
     Besides noise, such a curve has a slowly changing misfit to any formula. So neighbours err in the same direction,
     and a hundred of them say little more than ten. The misfit is an Ornstein-Uhlenbeck process of ln x. Its standard
     deviation grows by a factor of e for every `memory` of ln x below the largest x, or is constant. Which of these is
     true, the ratio to the noise, and the length of the misfit are inferred together with the curve (Rasmussen and
-    Williams, Gaussian Processes for Machine Learning, sections 2.7 and 4.2).
-    """
+    Williams, Gaussian Processes for Machine Learning, sections 2.7 and 4.2)."""
     place_N = t_N if len(np.unique(t_N)) <= CELLS else np.floor(t_N * CELLS / -t_N.min())
     _, cell_N, count_C = np.unique(place_N, return_inverse=True, return_counts=True)
     t_C, y_C = (np.bincount(cell_N, value_N) / count_C for value_N in (t_N, y_N))
@@ -92,9 +90,7 @@ class Prior:
 
 class Posterior(NamedTuple):
     """The posterior of the coefficients at some shapes: precisions in units of the noise, means, and sums of squares.
-
-    `log_G` is the logarithm of each shape's weight, up to a constant.
-    """
+    `log_G` is the logarithm of each shape's weight, up to a constant."""
 
     gram_GKK: Array
     mean_GK: Array
@@ -112,11 +108,9 @@ class Part(NamedTuple):
 
 
 def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
-    """The posterior of the coefficients at some shapes.
-
-    A point that is off loses most of its weight. If errors are correlated, the rest of the precision W changes, too: it
-    becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's unit vector.
-    """
+    """The posterior of the coefficients at some shapes. A point that is off loses most of its weight. If errors are
+    correlated, the rest of the precision W changes, too: it becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's
+    unit vector."""
     (basis_GNK, errors, log_prior_G, off_G), precision_KK = part, np.diag((prior.noise / prior.sd_K) ** 2)
     pulled_GKN, pulled_y_N = errors.times(basis_GNK).swapaxes(-1, -2), errors.times(y_N)
     gram_GKK = pulled_GKN @ basis_GNK + precision_KK
@@ -138,19 +132,17 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
     return Posterior(gram_GKK, mean_GK, square_G, log_G)
 
 
-def with_one_off(part: Part, y_N: Array, prior: Prior, off: float) -> Array:
+def with_one_off(part: Part, y_N: Array, prior: Prior) -> Array:
     """ln of every shape's weight, up to a constant: if no point is off, and if each point in turn is off, (G, 1 + N).
-
-    One point is off with probability `off`. If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and
-    the squares lose d (e' W r)^2 / (1 - d e' W B P^-1 B' W e), with the basis B and the residuals r.
-    """
+    If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and the squares lose d (e' W r)^2 / (1 - d e' W
+    B P^-1 B' W e), with the basis B and the residuals r."""
     errors, (gram_GKK, mean_GK, square_G, log_G) = part.errors, posterior(part, y_N, prior)
     d_N, pulled_GNK = TAKEN / errors.diagonal_N, errors.times(part.basis_GNK)
     left_GN = 1 - d_N * ((pulled_GNK @ np.linalg.inv(gram_GKK)) * pulled_GNK).sum(-1)
     pulled_GN = errors.times(y_N - (part.basis_GNK @ mean_GK[..., None])[..., 0])
     share_GN = 1 - d_N * pulled_GN**2 / left_GN / square_G[:, None]
     log_GN = (np.log(1 - TAKEN) - np.log(left_GN) - prior.dof(len(y_N) + errors.merged) * np.log(share_GN)) / 2
-    return log_G[:, None] + np.column_stack([np.full(len(log_G), np.log(1 - off)), np.log(off / len(y_N)) + log_GN])
+    return log_G[:, None] + np.column_stack([np.zeros(len(log_G)), log_GN])
 
 
 class Mixture:

@@ -1,7 +1,6 @@
 """`lrec scaling plan`: what to train for a budget, a target loss or HR@10, or a size, and what to expect of it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -130,45 +129,33 @@ def _expected(
 ) -> dict[str, Any]:
     """The expected loss and metrics of a choice, and notes about it."""
     (loss,) = predictor.predict(np.array([choice.place]))
-    is_here_N = np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1)
-    measured = fit.points.filter(pl.Series(is_here_N))
+    measured = fit.points.filter(np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1))
     if not measured.is_empty():
-        loss = _of_runs(loss, fit, fit.y_N[is_here_N])
+        loss, ends = _of_runs(loss, fit, measured["y"].to_numpy()), {"low": None, "high": None}
         known = [name for name in metrics_in(measured) if measured[name].null_count() == 0]
-        ends = {"low": None, "high": None}
         metrics = {name: {"predicted": float(measured[name].to_numpy().mean())} | ends for name in known}
     elif failed := [sentence for sentence in content["verdict"] if FAILS in sentence]:
         raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
     else:
-        (loss,), turned = _at_sizes(predictor, [loss]) if len(choice.place) == 1 else ([loss], False)
-        expected = outlook_metrics(predictor.points, [loss], turned)
+        of_size = len(choice.place) == 1
+        loss = _at_size(predictor, loss) if of_size else loss
+        expected = outlook_metrics(predictor.points, [loss], of_size and turns(predictor, outlook(predictor)))
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
+    doubled = chooser.doubled(choice) if isinstance(chooser, DataChooser) else None
     notes = _notes(fit, content, chooser, choice, loss)
-    if not metrics:
-        notes.append("too few sizes have metrics, so none is expected")
-    return {
-        "loss": asdict(loss),
-        "measured_runs": len(measured),
-        "metrics": metrics,
-        "cheapest": None,
-        "doubled": chooser.doubled(choice) if isinstance(chooser, DataChooser) else None,
-        "notes": notes,
-    }
+    notes += [] if metrics else ["too few sizes have metrics, so none is expected"]
+    found = {"loss": asdict(loss), "measured_runs": len(measured), "metrics": metrics}
+    return found | {"cheapest": None, "doubled": doubled, "notes": notes}
 
 
-def _at_sizes(predictor: Predictor, losses: Sequence[Prediction]) -> tuple[list[Prediction], bool]:
-    """The losses: beyond all sizes those of the `outlook`, and otherwise no higher than the measured losses of smaller
-    sizes. Also whether the loss has turned."""
+def _at_size(predictor: Predictor, loss: Prediction) -> Prediction:
+    """The loss: beyond all sizes that of the `outlook`, else no higher than the measured losses of smaller sizes."""
     points = points_of_most_data(predictor.points)
     means, largest = points.group_by("x").agg(pl.col("y").mean()), float(points["x"].to_numpy().max())
-    bounded = []
-    for loss in losses:
-        if loss.x > largest:
-            bounded.append(outlook(predictor, times=loss.x / largest))
-        else:
-            bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
-            bounded.append(replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound)))
-    return bounded, turns(predictor, outlook(predictor))
+    if loss.x > largest:
+        return outlook(predictor, times=loss.x / largest)
+    bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
+    return replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound))
 
 
 def _size_for(chooser: Chooser, hr10: float) -> float:
@@ -179,15 +166,15 @@ def _size_for(chooser: Chooser, hr10: float) -> float:
     means = points.drop_nulls(HR10).group_by("x").agg(pl.col(HR10).mean()).sort("x")
     if found := means.filter(pl.col(HR10) >= hr10)["x"].to_list():
         return float(found[0])
-    size_G = float(points["x"].to_numpy().max()) * np.geomspace(1, FAR, 60)[1:]
-    losses, turned = _at_sizes(predictor, predictor.predict(size_G))
-    expected = outlook_metrics(predictor.points, losses, turned, [HR10])
+    times_G = np.geomspace(1, FAR, 60)[1:]
+    losses = [outlook(predictor, times=times) for times in times_G]
+    expected = outlook_metrics(predictor.points, losses, turns(predictor, outlook(predictor)), [HR10])
     if not expected:
         raise UserError(f"--hr10 {hr10:g}: not measured, and too few sizes have an {HR10} above 0 to expect more")
     expected_G = np.array([each.predicted for each in expected[HR10]])
     if not (expected_G >= hr10).any():
         raise UserError(f"--hr10 {hr10:g}: only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size")
-    return float(size_G[int((expected_G >= hr10).argmax())])
+    return float(points["x"].to_numpy().max() * times_G[(expected_G >= hr10).argmax()])
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
@@ -202,25 +189,19 @@ def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
     notes = [sentence for sentence in content["verdict"] if FAILS in sentence]  # only a trained size gets this far
-    for name, value in (("x", loss.x), ("d", loss.d)):
-        if value is None or name not in fit.points.columns:
-            continue
-        fitted_N = fit.points[name].to_numpy()
-        smallest, largest = fitted_N.min(), fitted_N.max()
-        if value > FAR * largest:
-            notes.append(f"{content[name]} is {value / largest:.0f} times the largest that was fitted")
-        if value < smallest / FAR:
-            notes.append(f"{content[name]} is a {smallest / value:.0f}th of the smallest that was fitted")
+    for name in ("x",) if loss.d is None else ("x", "d"):
+        value, fitted_N = getattr(loss, name), fit.points[name].to_numpy()
+        if value > FAR * fitted_N.max():
+            notes.append(f"{content[name]} is {value / fitted_N.max():.0f} times the largest that was fitted")
+        if value < fitted_N.min() / FAR:
+            notes.append(f"{content[name]} is a {fitted_N.min() / value:.0f}th of the smallest that was fitted")
     if isinstance(chooser, DataChooser) and chooser.used_up(choice):
         passes = chooser.most_epochs * chooser.repeats
-        notes.append(
-            f"the data is used up: {passes:.4g} passes, the largest fitted number, limit the plan; "
-            "more unique data would lower the loss"
-        )
+        used_up = f"the data is used up: {passes:.4g} passes, the largest fitted number, limit the plan"
+        notes.append(f"{used_up}; more unique data would lower the loss")
     if isinstance(chooser, SizeChooser):
-        notes.append(
-            "D, U and epochs are those of the fitted runs: a law of size alone, or a forecast, holds only for these"
-        )
+        alone = "a law of size alone, or a forecast, holds only for these"
+        notes.append(f"D, U and epochs are those of the fitted runs: {alone}")
     return notes + list(content["diagnostics"]["warnings"])
 
 

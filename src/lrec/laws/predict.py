@@ -12,7 +12,7 @@ from lrec.laws.descent import Kind, Objective
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Judged, Prediction, came
-from lrec.laws.law import Array, Law
+from lrec.laws.law import Law
 from lrec.laws.loss_laws import law_named
 from lrec.laws.mixture import LADDER
 from lrec.laws.table import naive
@@ -40,25 +40,18 @@ class HeldOut(Judged, Prediction):
     half_width_pct: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """Predictions compared with the actual losses. The largest x is `extrapolation_factor` times the fitted."""
+    """Predictions compared with the actual losses. The largest x is `extrapolation_factor` times the fitted. `mape` and
+    `naive_mape` are the mean absolute errors of the predictions and of the no-gain baseline in percent."""
 
     points: tuple[HeldOut, ...]
     extrapolation_factor: float
 
-    @property
-    def mape(self) -> float:
-        return float(np.mean([abs(p.error_pct) for p in self.points]))
-
-    @property
-    def naive_mape(self) -> float:
-        """The mean absolute error of the no-gain baseline."""
-        return float(np.mean([abs(p.naive_error_pct) for p in self.points]))
-
-    @property
-    def inside(self) -> int:
-        return sum(p.inside for p in self.points)
+    def __post_init__(self) -> None:
+        self.mape = float(np.mean([abs(p.error_pct) for p in self.points]))
+        self.naive_mape = float(np.mean([abs(p.naive_error_pct) for p in self.points]))
+        self.inside = sum(p.inside for p in self.points)
 
 
 def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -78,23 +71,21 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
     at = {tuple(float(group[name]) for name in columns): group for group in groups}
     if not predictions:
         raise UserError("held-out report: there is no prediction to compare")
-    points, best = [], {}
+    points = []
     for p in predictions:
         if p.at not in at:
             where = ", ".join(f"{value:g}" for value in p.at)
             raise UserError(f"held-out report: no finished run at the predicted size {where}")
-        group = at[p.at]
-        loss, data = float(group["y"]), (group.get("d"), group.get("u"))
-        if data not in best:
-            best[data] = naive(predictor.points, group)
-        half_width = 100 * (p.high - p.low) / 2 / loss
-        points.append(HeldOut(**vars(p), **came(p, loss, best[data]), half_width_pct=half_width))
+        loss = float(at[p.at]["y"])
+        judged = came(p, loss, naive(predictor.points, at[p.at]))
+        points.append(HeldOut(**vars(p), **judged, half_width_pct=100 * (p.high - p.low) / 2 / loss))
     return Comparison(tuple(points), max(p.x for p in points) / float(predictor.points["x"].to_numpy().max()))
 
 
-def settings(columns: Sequence[str], points: pl.DataFrame) -> Array:
-    """The distinct places among the points, one row each, sorted by size."""
-    return points.select(columns).unique().sort(columns).to_numpy().astype(float)
+def tested(predictor: Predictor, later: pl.DataFrame) -> Comparison:
+    """Predict the distinct places of later points, sorted by size, and compare."""
+    places = later.select(predictor.columns).unique().sort(predictor.columns).to_numpy().astype(float)
+    return compare(predictor, predictor.predict(places), later)
 
 
 def holdout_report(
@@ -103,22 +94,18 @@ def holdout_report(
     """Predict the k largest sizes from the others, by a law or the forecast. If k is 0, there is no comparison."""
     small, large = hold_out(points, k)
     predictor = predictor_of(method, small, objective)
-    if large.is_empty():
-        return predictor, None
-    return predictor, compare(predictor, predictor.predict(settings(predictor.columns, large)), large)
+    return predictor, None if large.is_empty() else tested(predictor, large)
 
 
 def roll_out(fitted_to: Callable[[pl.DataFrame], Predictor], points: pl.DataFrame) -> Comparison | None:
     """Predict each size (of many sizes, several per step) from all smaller ones; None if there are too few to fit."""
     steps = []
     for last, reach in pairwise(_edges(points["x"].unique().sort().to_list())):
-        small = points.filter(pl.col("x") <= last)
-        following = points.filter(pl.col("x").is_between(last, reach, "right"))
         try:
-            predictor = fitted_to(small)
+            predictor = fitted_to(points.filter(pl.col("x") <= last))
         except UserError:  # too few sizes yet
             continue
-        steps.append(compare(predictor, predictor.predict(settings(predictor.columns, following)), following))
+        steps.append(tested(predictor, points.filter(pl.col("x").is_between(last, reach, "right"))))
     if not steps:
         return None
     farthest = max(step.extrapolation_factor for step in steps)

@@ -22,8 +22,7 @@ from lrec.laws.intervals import LEVEL
 from lrec.laws.law import Array
 
 NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D", "slope", "c_low", "c_high", "c_N", "c_batch")
-"""ln of the optimum in the middle of the runs, its exponents, s, and ln of the curvatures: those of the rate grow as
-N^c_N."""
+"""ln of the optimum in the middle of the runs, its exponents, s, and ln of the curvatures: the rate's grow as N^c_N."""
 MEAN_P = np.array([0.0, -0.45, 0.15, 0.0, 0.0, 0.5, 0.5, np.log(0.01), np.log(0.04), 0.0, np.log(0.01)])
 SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 0.2, 1.5])  # of the prior
 # The prior for the scaled parametrisation, whose best rate hardly depends on the size. At a fixed batch, the best rate
@@ -43,8 +42,7 @@ NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L around the parabola: the first guess,
 
 @dataclass(frozen=True)
 class RateChoice:
-    """A rate and a batch, 90 % intervals of the best ones, and the expected cost of missing them as a share of the
-    loss."""
+    """A rate and a batch, 90 % intervals of the best ones, and the expected cost of a miss as a share of the loss."""
 
     rate: float
     rate_low: float
@@ -57,12 +55,8 @@ class RateChoice:
 
 class RateLaw:
     """The law fitted to runs: columns x (N), d (D), rate, batch and y (loss); runs that diverged are left out.
-
-    `scaled`: the rates are those of the scaled parametrisation.
-
-    Raises:
-        UserError: A value is not positive, or there are fewer than `LEAST_RATES` different rates.
-    """
+    `scaled`: the rates are those of the scaled parametrisation. UserError if a value is not positive, or if there are
+    fewer than `LEAST_RATES` different rates."""
 
     def __init__(self, points: pl.DataFrame, scaled: bool = False) -> None:
         self._prior_2P = (SCALED_MEAN_P, SCALED_SD_P) if scaled else (MEAN_P, SD_P)
@@ -90,11 +84,8 @@ class RateLaw:
         self.parameters = dict(zip(NAMES, self._theta_P.tolist(), strict=True))
 
     def choose(self, size: float, data: float, batch: float | None = None) -> RateChoice:
-        """Choose a rate and a batch for a size and an amount of data, or only a rate if the batch is given.
-
-        The more uncertain the best rate is, the lower is the choice, because the loss rises faster above the best rate
-        than below it.
-        """
+        """Choose a rate and a batch for a size and an amount of data, or only a rate if the batch is given. The more
+        uncertain the best rate is, the lower is the choice: the loss rises faster above the best rate than below it."""
         n, d = np.log([size, data]) - self._middle_4[:2]
         middle_2, (best_batch, batch_sd) = self._middle_4[2:], self._batch(n, d)
         log_batch = best_batch if batch is None else float(np.log(batch)) - middle_2[1]
@@ -104,13 +95,11 @@ class RateLaw:
         rate, rate_low, rate_high = np.exp(middle_2[0] + best + np.array([found.x, *(reach * sd)])).tolist()
         batch_low, batch_high = np.exp(middle_2[1] + best_batch + reach * batch_sd).tolist()
         chosen = float(np.exp(middle_2[1] + log_batch))
-        cost = self.cost(size, data, rate, chosen)
-        return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, cost)
+        return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, self.cost(size, data, rate, chosen))
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
-        """How much higher than the best loss the loss is expected to be with this rate and batch, as a share of the
-        best loss. The best rate is taken as uncertain, the best batch as known. If all runs have one batch, the batch
-        costs nothing."""
+        """The expected loss with this rate and batch minus the best loss, as a share of the best loss. The best rate is
+        uncertain, the best batch counts as known. If all runs have one batch, the batch costs nothing."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
         best, sd = self._rate(n, d, log_batch)
         cost = self._cost(log_rate - best, sd, n)

@@ -60,12 +60,10 @@ def has_lengths(points: pl.DataFrame) -> bool:
 
 
 def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
-    """The no-gain baseline: the loss of the best small model.
-
-    Only models with no more unique data than the place count, or all if there are none. If the points have no unique
-    data, data processed are compared instead. These come second, because a run that stopped early has a small D, that
-    of its best epoch. If runs have several lengths, only those that are no larger and no longer than the place count.
-    """
+    """The no-gain baseline: the loss of the best small model. Only models with no more unique data than the place
+    count, or all if there are none. If the points have no unique data, data processed are compared instead. These come
+    second, because a run that stopped early has a small D, that of its best epoch. If runs have several lengths, only
+    those that are no larger and no longer than the place count."""
     data = next((name for name in ("u", "d") if name in points.columns and place.get(name) is not None), None)
     limits = ["x", "d"] if has_lengths(points) else [data] if data else []
     means = points.group_by({"x", *limits}).agg(pl.col("y").mean())
@@ -91,10 +89,8 @@ def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:
 
 def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:
     """Training FLOPs per interaction as a function of N: 6 N + h N^g, or 6 N if the points do not determine h and g.
-
     The first term is for the matrices that N counts, forward and backward. The second term is fitted to the FLOPs of
-    the points. It is for the rest: the item table, whose width grows with the body, and attention.
-    """
+    the points. It is for the rest: the item table, whose width grows with the body, and attention."""
     processed, h, g = "processed" if "processed" in points.columns else "d", 0.0, 0.0
     if {"flops", processed} <= set(points.columns):
         known = points.drop_nulls(["flops", processed])

@@ -34,10 +34,8 @@ class Method:
 
 
 def outlook(predictor: Predictor, floor: float | None = None, times: float = AHEAD) -> Prediction:
-    """The loss at `times` the largest size, with the most data that this size had. It is never below a known floor.
-
-    If the loss `turns`, it is also not below the loss of the largest size.
-    """
+    """The loss at `times` the largest size, with the most data that this size had. It is never below a known floor. If
+    the loss `turns`, it is also not below the loss of the largest size."""
     largest, means = _reached(predictor)
     ahead = predictor.predict(np.array([[times * largest[0], *largest[1:]]]))[0]
     losses = {name: value for name, value in vars(ahead).items() if name not in ("x", "d", "u") and value is not None}
@@ -85,10 +83,9 @@ def doublings(forecast: Forecast, x: str) -> list[str]:
         rows.append([name, *(f"{loss:.4f}" for loss in (p.predicted, p.low, p.high)), f"{fall:.4f}", f"{cost:.2f}"])
         if cost > 1:
             per_flop[name] = fall / (cost - 1)
-    best = max(per_flop, key=per_flop.__getitem__)
-    cheapest = f"The largest fall of the loss per FLOP is expected from {best}."
-    if per_flop[best] <= 0:
-        cheapest = "None of them is expected to lower the loss."
+    best, falls = max(per_flop, key=per_flop.__getitem__), max(per_flop.values()) > 0
+    largest = f"The largest fall of the loss per FLOP is expected from {best}."
+    cheapest = largest if falls else "None of them is expected to lower the loss."
     return ["### Twice as much of size and data", rows_table(rows, text=(0,)), cheapest]
 
 
@@ -135,16 +132,11 @@ def warnings(fit: Fit, holdout: Comparison | None) -> list[str]:
     if hits:
         found.append(f"not identified: {', '.join(hits)} ended on a bound")
     for name in unidentified(fit)[len(hits) :]:
-        low, high = fit.profile.parameters[name]
-        found.append(
-            f"not identified: {name} may have any value between {low:.3g} and {high:.3g}; "
-            "report predictions with their intervals, not the parameter"
-        )
+        between = "may have any value between {:.3g} and {:.3g}".format(*fit.profile.parameters[name])
+        found.append(f"not identified: {name} {between}; report predictions with their intervals, not the parameter")
     if off := fit.profile.outliers:
-        found.append(
-            f"outliers: {off} of {len(fit.points)} points are over {2 * OUTLYING:g} standard deviations off the fit "
-            "and have little weight in its intervals; look at the residuals"
-        )
+        far = f"are over {2 * OUTLYING:g} standard deviations off the fit and have little weight in its intervals"
+        found.append(f"outliers: {off} of {len(fit.points)} points {far}; look at the residuals")
     if holdout is not None and holdout.extrapolation_factor > 100:
         found.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
     return found

@@ -5,7 +5,7 @@ from pathlib import Path
 from lrec.common.files import check_writable, write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import on_terminal
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.descent import Kind, Objective, Residuals
 from lrec.laws.figures import agreement_figure, fit_figure
 from lrec.laws.fit_json import markdown, points_of, table, write_fit
@@ -52,7 +52,8 @@ def fit_command(
     of_law = (d if variables > 1 else None, u if variables > 2 else None)
     table_read = read_points(points, x, y, *of_law, shares=method is None)
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
-    analysis = analyse(predictor, held_out, table_read, {"x": x, "d": d, "u": u, "y": y}, compare, floor)
+    names = {"x": x, "d": d, "u": u, "y": y}
+    analysis = Analysis(predictor, held_out, table_read, names, compare, floor)
     content = write_fit(out, analysis)
     shown = analysis.fit, analysis.holdout
     of_size = len(analysis.fit.law.variables) == 1

@@ -18,7 +18,7 @@ from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import amount, rows_table
 from lrec.evaluation.standard_errors import paired
-from lrec.laws.analysis import Analysis, analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit_json import of_ten, table, write_fit
 from lrec.laws.forecast import Forecast
@@ -145,7 +145,8 @@ def _law(
         reached = set(actual.select(ladder.fit.columns).iter_rows())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.at in reached], actual)
         every_point = pl.concat([every_point, actual], how="diagonal")
-    analysis = analyse(ladder.fit, held_out, every_point, {"x": study.x, "d": "D", "u": "U", "y": study.y}, floor=floor)
+    names = {"x": study.x, "d": "D", "u": "U", "y": study.y}
+    analysis = Analysis(ladder.fit, held_out, every_point, names, floor=floor)
     folder = out / "fit" / ladder.name
     content = write_fit(folder, analysis)
     figure = fit_figure(analysis.predictor, analysis.fit, held_out, floor, study.x, study.y)

@@ -18,7 +18,7 @@ from lrec.checkpoint.reading import ITEMS, check, read
 from lrec.checkpoint.trained import items_as_tensors
 from lrec.checkpoint.writing import write
 from lrec.errors import UserError
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.fit_json import read_fit, write_fit
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import holdout_report
@@ -84,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = np.geomspace(1e3, 1e6, 8)
     points = pl.DataFrame({"x": x, "y": 4 + 60 / x**0.3})
     names = {"x": "N_body", "y": "test_loss"}
-    write_fit(folder, analyse(*holdout_report(LAWS["lsrm"], points, 2), points, names, with_others=False))
+    write_fit(folder, Analysis(*holdout_report(LAWS["lsrm"], points, 2), points, names, with_others=False))
     return folder
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import analyse, compare_methods
+from lrec.laws.analysis import Analysis, compare_methods
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction, Profile
@@ -40,7 +40,7 @@ def of_law(points: pl.DataFrame) -> Fit:
 
 
 def words(points: pl.DataFrame, holdout: int = 2) -> str:
-    found = analyse(*holdout_report(LSRM, points, holdout), points, {"x": "N_body", "y": "test_loss"})
+    found = Analysis(*holdout_report(LSRM, points, holdout), points, {"x": "N_body", "y": "test_loss"})
     return " ".join(found.verdict)
 
 
@@ -173,7 +173,7 @@ def test_what_missed_by_far_does_not_hold_even_in_part(law: Law | None, bad: dic
     for at, value in bad.items():
         loss[at] = value
     points = points_of(loss)
-    found = analyse(*holdout_report(law, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    found = Analysis(*holdout_report(law, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
     assert "does not hold: " in found.verdict[0]
     assert said in found.verdict[0]
 
@@ -192,7 +192,7 @@ def test_no_figure_ahead_contradicts_larger_sizes_or_a_known_floor(law: Law | No
 
     def ahead_of(loss: Array, floor: float | None = None) -> Prediction:
         points = points_of(np.asarray(loss))
-        found = analyse(*holdout_report(law, points, 2), points, names, with_others=False, floor=floor)
+        found = Analysis(*holdout_report(law, points, 2), points, names, with_others=False, floor=floor)
         return found.outlook
 
     for rising in (np.linspace(2.691, 3, 8), np.array([5, 4.5, 4.2, 4, 3.9, 4.1, 4.3, 4.5])):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from lrec.errors import UserError
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.forecast import Forecast
 from lrec.laws.law import Array
 from lrec.laws.mixture import CELLS, Errors, Mixture, Part, Prior, of_curve, posterior, with_one_off
@@ -67,7 +67,7 @@ def test_the_closed_form_for_a_point_that_is_off_equals_a_fit() -> None:
     prior, log_prior_G = Prior(np.array([0.0, 0.2]), np.array([np.inf, 0.6]), 0.1, 0.8), np.log([0.2, 0.3, 0.5])
     for precision in (rng.uniform(0.1, 1, 7), np.linalg.inv(mixed_NN @ mixed_NN.T + np.eye(7))):
         of_all = errors_of(precision)
-        found_GO = with_one_off(Part(basis_GNK, of_all, log_prior_G, np.zeros(3, dtype=int)), y_N, prior, 0.1)
+        found_GO = with_one_off(Part(basis_GNK, of_all, log_prior_G, np.zeros(3, dtype=int)), y_N, prior)
         for o in range(8):
             if o == 0:
                 less = of_all
@@ -77,7 +77,7 @@ def test_the_closed_form_for_a_point_that_is_off_equals_a_fit() -> None:
                 own = np.diag(np.where(np.arange(7) == o - 1, 99 / np.diag(precision), 0.0))
                 less = errors_of(np.linalg.inv(np.linalg.inv(precision) + own))
             fitted = posterior(Part(basis_GNK, less, log_prior_G, np.zeros(3, dtype=int)), y_N, prior)
-            assert found_GO[:, o] == pytest.approx(fitted.log_G + np.log(0.1 / 7 if o else 0.9), rel=1e-9)
+            assert found_GO[:, o] == pytest.approx(fitted.log_G, rel=1e-9)
             marked = posterior(Part(basis_GNK, of_all, log_prior_G, np.full(3, o)), y_N, prior)
             for one, other in zip(marked, fitted, strict=True):
                 assert one == pytest.approx(other, rel=1e-9, abs=1e-9)
@@ -232,7 +232,7 @@ def test_movielens_with_shares_is_predicted_within_half_a_percent() -> None:
 def test_an_analysis_says_forecast_and_describes_by_a_law() -> None:
     sizes = np.geomspace(1e4, 1e7, 8)
     points = points_of(noisy(3 + 20 * sizes**-0.25, 3e-4), sizes)
-    found = analyse(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"})
+    found = Analysis(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"})
     assert found.predictor.name == "forecast"
     assert found.fit.law.name == "lsrm"
     assert found.outlook.cautious is not None

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import best_measured, expected_metrics
 from lrec.laws.predict import compare, holdout_report
@@ -87,7 +87,7 @@ def test_laws_are_tested_on_the_same_held_out_sizes_as_the_forecast() -> None:
     rows = [(x, h * 1e6, h, loss_of(x, h * 1e6, "a sum")) for x in np.geomspace(3e3, 1e5, 8) for h in (0.5, 1.0)]
     points = pl.DataFrame(rows, schema=["x", "d", "horizon", "y"], orient="row")[:-1]  # the largest has no long run
     names = {"x": "N_body", "d": "D", "y": "test_loss"}
-    found = analyse(*holdout_report(None, points, 2), points, names)
+    found = Analysis(*holdout_report(None, points, 2), points, names)
     small, held_out = (points.filter(pl.col("horizon") == 1)[part] for part in (slice(None, 6), slice(6, None)))
     (law,) = (method for method in found.methods if method.name == "lsrm")
     assert law.fit is not None
@@ -100,7 +100,7 @@ def test_held_out_metrics_are_compared_with_runs_that_are_no_longer() -> None:
     points = grid("a sum").with_columns((0.9 - 0.1 * pl.col("y")).alias("HR@10"))
     points = pl.concat([points.with_columns(pl.col("x") * few) for few in (1.0, 1.1)])  # enough sizes to hold two out
     names = {"x": "N_body", "d": "D", "y": "test_loss"}
-    found = analyse(*holdout_report(None, points, 2), points, names, with_others=False)
+    found = Analysis(*holdout_report(None, points, 2), points, names, with_others=False)
     small = found.predictor.points
     for each in found.metrics["HR@10"]:
         alike = best_measured(small.filter(pl.col("d") == each.d), "HR@10")

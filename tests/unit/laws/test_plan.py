@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from lrec.errors import UserError
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.choosers import DataChooser
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.fit_json import write_fit
@@ -131,7 +131,7 @@ def test_flops_of_an_interaction_come_from_the_points() -> None:
 
 def written(folder: Path, fit: Fit, x: str = "N_body") -> Path:
     names = {"x": x, "d": "D", "u": "U", "y": "test_loss"}
-    write_fit(folder, analyse(fit, None, fit.points, names, with_others=False))
+    write_fit(folder, Analysis(fit, None, fit.points, names, with_others=False))
     return folder / "fit.json"
 
 
@@ -185,7 +185,7 @@ def test_if_the_law_does_not_hold_only_trained_sizes_are_planned(tmp_path: Path)
     loss = 4 + 6 * size**-0.25
     loss[6:] = loss[5] * np.array([1.001, 1.002])
     points = pl.DataFrame({"x": size, "y": loss})
-    analysis = analyse(*holdout_report(LAWS["lsrm"], points, 2), points, {"x": "N_body", "y": "test_loss"})
+    analysis = Analysis(*holdout_report(LAWS["lsrm"], points, 2), points, {"x": "N_body", "y": "test_loss"})
     write_fit(tmp_path, analysis)
     with pytest.raises(UserError, match=r"The law does not hold.*only sizes that were trained"):
         plan_command(tmp_path / "fit.json", size=1e7)
@@ -201,7 +201,7 @@ def of_a_study(folder: Path) -> tuple[Path, pl.DataFrame]:
     loss = 4 + 6 * size**-0.25
     hits = 1 / (1 + np.exp(loss - 4))
     points = pl.DataFrame({"x": size, "y": loss, "d": [5e6] * 8, "u": [1e6] * 8, "may_stop": False, "HR@10": hits})
-    analysis = analyse(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    analysis = Analysis(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
     write_fit(folder, analysis)
     return folder / "fit.json", points
 
@@ -240,7 +240,7 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
 def test_a_hit_rate_that_few_sizes_have_cannot_be_planned(tmp_path: Path) -> None:
     _, points = of_a_study(tmp_path)
     points = points.with_columns(pl.when(pl.col("x") > 3e5).then("HR@10").otherwise(0.0))
-    analysis = analyse(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    analysis = Analysis(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
     write_fit(tmp_path, analysis)
     with pytest.raises(UserError, match=r"--hr10 0\.9: .* too few sizes have an HR@10 above 0"):
         plan_command(tmp_path / "fit.json", hr10=0.9)
@@ -252,7 +252,7 @@ def of_losses(folder: Path, losses: list[float], lengths: tuple[float, ...] = (1
     rows = [(n, y + 0.2 * (1 - h), h * 1e7, h) for n, y in zip(sizes, losses, strict=True) for h in lengths]
     points = pl.DataFrame(rows, schema=["x", "y", "d", "horizon"], orient="row").with_columns(u=1e7, may_stop=True)
     names = {"x": "N_body", "d": "D", "y": "test_loss"}
-    write_fit(folder, analyse(*holdout_report(None, points, 0), points, names, with_others=False))
+    write_fit(folder, Analysis(*holdout_report(None, points, 0), points, names, with_others=False))
     return folder / "fit.json", points
 
 
@@ -286,7 +286,7 @@ def test_runs_on_a_sample_of_the_data_do_not_bound_the_loss_of_others(tmp_path: 
     lucky = pl.when((pl.col("x") == 1e3) & (pl.col("horizon") < 1)).then(4.1).otherwise("y")
     points = points.with_columns(y=lucky, u=pl.col("horizon") * 1e7)[[0, *range(2, 14)]].drop("horizon")
     names = {"x": "N_body", "u": "U", "y": "test_loss"}
-    write_fit(tmp_path, analyse(*holdout_report(None, points, 0), points, names, with_others=False))
+    write_fit(tmp_path, Analysis(*holdout_report(None, points, 0), points, names, with_others=False))
     plan_command(tmp_path / "fit.json", size=2e5)
     assert json.loads((tmp_path / "plan.json").read_text())["loss"]["predicted"] > 4.1
 
@@ -298,7 +298,7 @@ def test_a_larger_size_is_planned_with_all_data_even_if_the_largest_had_a_sample
     )
     predictor, _ = holdout_report(None, points, 0)
     names = {"x": "N_body", "u": "U", "y": "test_loss"}
-    write_fit(tmp_path, analyse(predictor, None, points, names, with_others=False))
+    write_fit(tmp_path, Analysis(predictor, None, points, names, with_others=False))
     plan_command(tmp_path / "fit.json", size=1e7)
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["U"] == plan["loss"]["u"] == 1e7

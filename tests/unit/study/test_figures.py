@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.colors import same_color
 
 from lrec.common.pictures import ORANGE
-from lrec.laws.analysis import analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.predict import holdout_report
 from lrec.run import Point
 from lrec.study.answer import answer_of
@@ -38,7 +38,7 @@ def test_an_answer_tests_the_forecast_of_the_longest_runs_alone(tmp_path: Path) 
     points = pl.DataFrame(rows, schema=["x", "d", "horizon", "y"], orient="row")
     points = points.with_columns(may_stop=False, **{"HR@10": 0.9 - 0.1 * pl.col("y")})
     names = {"x": "N_body", "d": "D", "y": "test_loss"}
-    analysis = analyse(*holdout_report(None, points, 2), points, names, with_others=False)
+    analysis = Analysis(*holdout_report(None, points, 2), points, names, with_others=False)
     longest = PlannedRun("large", "3k", 1, 1.0, "", "", True, {})
     study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
     found = answer_of(study, analysis, [longest], {"large": Point(run="large", N_body=1_000_000)}, [])
@@ -55,7 +55,7 @@ def test_the_picture_of_a_flat_ladder_ends_at_the_answer_s_number(tmp_path: Path
     losses = [3.011, 3.0, 3.011, 3.019, 3.001, 2.998, 3.001]
     points = pl.DataFrame({"x": [1e4 * 2**i for i in range(7)], "y": losses}).with_columns(may_stop=False)
     points = points.with_columns((0.9 - 0.1 * pl.col("y")).alias("HR@10"))
-    analysis = analyse(*holdout_report(None, points, 0), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    analysis = Analysis(*holdout_report(None, points, 0), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
     study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
     largest = PlannedRun("a", "3k", 1, 1.0, "", "", False, {})
     found = answer_of(study, analysis, [largest], {"a": Point(run="a", N_body=640_000)}, [])

@@ -10,7 +10,7 @@ from typing import Literal
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import Analysis, analyse
+from lrec.laws.analysis import Analysis
 from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import expected_metrics
 from lrec.laws.predict import hold_out, holdout_report
@@ -44,7 +44,7 @@ def runs_of(out: Path, study: str, **changed: float) -> tuple[list[PlannedRun], 
 def analysis_of(out: Path, runs: list[PlannedRun], x: str = "N_body") -> Analysis:
     every = read_points([run_of_study(out, run.name).points_file for run in runs], x)
     predictor, held_out = holdout_report(None, every, 2)
-    return analyse(predictor, held_out, every, {"x": x, "y": "test_loss"}, with_others=False)
+    return Analysis(predictor, held_out, every, {"x": x, "y": "test_loss"}, with_others=False)
 
 
 def answer_to(
