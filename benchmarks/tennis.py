@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +40,15 @@ ARMS = {
 }
 
 
+class Tested(NamedTuple):
+    """A trained run, and its test by target."""
+
+    run: Run
+    users_C: np.ndarray
+    loss_C: np.ndarray  # nan outside the catalogue
+    ndcg_C: np.ndarray
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="The raw file.")
@@ -57,7 +67,11 @@ def main() -> None:
 def train(folder: Path, given: dict[str, str], seed: int, data: Path) -> Run:
     """`lrec fit` into the folder, unless it is trained."""
     if Run(folder).result is None:
-        values = {"data.path": data, "data.data_dir": folder.parent / "data", "trainer.default_root_dir": folder}
+        values: dict[str, object] = {
+            "data.path": data,
+            "data.data_dir": folder.parent / "data",
+            "trainer.default_root_dir": folder,
+        }
         values |= {"seed_everything": seed, "trainer.enable_progress_bar": "false", **given}
         command = ["fit", f"--config={RECIPE}", *(f"--{name}={value}" for name, value in values.items())]
         subprocess.run([sys.executable, "-m", "lrec", *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -93,37 +107,36 @@ def interval(differences_SC: np.ndarray, users_C: np.ndarray) -> str:
 
 def page(runs: Path) -> str:
     """benchmarks/tennis.md, from the runs that are trained and tested."""
-    found: dict[str, dict[int, tuple[Run, np.ndarray, np.ndarray, np.ndarray]]] = {}
+    found: dict[str, dict[int, Tested]] = {}
     for arm in ARMS:
         for folder in sorted(runs.glob(f"{arm.replace(' ', '-')}-seed*")):
             if (folder / "targets.npz").exists():
                 of = np.load(folder / "targets.npz")
                 ndcg_C = np.where(of["rank"] <= K, 1 / np.log2(1 + of["rank"]), 0.0)
                 seed = int(folder.name.rpartition("seed")[2])
-                found.setdefault(arm, {})[seed] = (Run(folder), of["users"], of["loss"], ndcg_C)
+                found.setdefault(arm, {})[seed] = Tested(Run(folder), of["users"], of["loss"], ndcg_C)
     head = ["arm", "seeds", "val NDCG@10", "test loss", "difference", "HR@10", "NDCG@10", "difference", "minutes"]
     rows = [head]
     for arm, of_seed in found.items():
         shared = [seed for seed in of_seed if seed in found["recipe"]]
         differences = ["", ""]
         if arm != "recipe" and shared:
-            users_C = of_seed[shared[0]][1]
-            for place in (2, 3):
-                minus_SC = np.stack([of_seed[seed][place] - found["recipe"][seed][place] for seed in shared])
-                differences[place - 2] = interval(minus_SC, users_C)
-        points = [run.result for run, *_ in of_seed.values()]
+            users_C, pairs = of_seed[shared[0]].users_C, [(of_seed[seed], found["recipe"][seed]) for seed in shared]
+            differences[0] = interval(np.stack([mine.loss_C - other.loss_C for mine, other in pairs]), users_C)
+            differences[1] = interval(np.stack([mine.ndcg_C - other.ndcg_C for mine, other in pairs]), users_C)
+        points = [tested.run.result for tested in of_seed.values()]
         means = [
             np.mean([point.metric(name) for point in points if point is not None])
             for name in ("val/NDCG@10", "test/HR@10", "test/NDCG@10")
         ]
-        loss = np.mean([np.nanmean(loss_C) for _, _, loss_C, _ in of_seed.values()])
-        minutes = np.mean([run.points[-1].wall_s / 60 for run, *_ in of_seed.values()])
+        loss = np.mean([np.nanmean(tested.loss_C) for tested in of_seed.values()])
+        minutes = np.mean([tested.run.points[-1].wall_s / 60 for tested in of_seed.values()])
         row = [arm, ", ".join(map(str, of_seed)), f"{means[0]:.4f}", f"{loss:.4f}", differences[0], f"{means[1]:.4f}"]
         rows.append([*row, f"{means[2]:.4f}", differences[1], f"{minutes:.0f}"])
-    tested = next(iter(found["recipe"].values()))[0].result
-    assert tested is not None
+    point = next(iter(found["recipe"].values())).run.result
+    assert point is not None
     for name in BASELINES:
-        figures = [f"{tested.metric(f'test/{name}/{metric}'):.4f}" for metric in ("HR@10", "NDCG@10")]
+        figures = [f"{point.metric(f'test/{name}/{metric}'):.4f}" for metric in ("HR@10", "NDCG@10")]
         rows.append([name, "", "", "", "", *figures, "", ""])
     title, command, about = (__doc__ or "").strip().split("\n\n")
     machine = f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one core a run, torch {torch.__version__}."
