@@ -82,10 +82,10 @@ def parse() -> Callable[[list[str]], None]:
     """Parse arguments as `lrec` would, without running anything."""
 
     def run(arguments: list[str]) -> None:
-        from lrec.training.lightning_cli import compose
+        from lrec.training.lightning_cli import CommandLine
 
         if arguments[0] in LIGHTNING_COMMANDS:
-            compose(with_shipped_configs(arguments[1:]), arguments[0])
+            CommandLine(arguments[0], with_shipped_configs(arguments[1:]), make=False)
             return
         _, parser, options = own_command(arguments)
         parser.parse_args(with_shipped_configs(options))

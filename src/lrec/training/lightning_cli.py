@@ -104,13 +104,15 @@ class CommandLine(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of trainer, model (lrec's own unless --model names another class), data and callbacks."""
+        """Add the options of trainer, model (lrec's own unless --model names another class) and data."""
         parser.add_argument("--help_all", action=HelpAll, help="Show every option and exit.")
         add_trainer(parser)
         parser.add_subclass_arguments(
             SequentialRecommender, "model", fail_untyped=False, default={"class_path": "lrec.SequentialRecommender"}
         )
         parser.add_subclass_arguments(SequenceDataModule, "data", fail_untyped=False, required=True)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(BestAndLast, "checkpoint")
         parser.add_lightning_class_args(StopAfterSwitch, "early_stopping")
         parser.add_lightning_class_args(ScalingPoints, "points")
