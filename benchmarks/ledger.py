@@ -2,8 +2,8 @@
 
 A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
 outside the 90 % [interval](../glossary.md#interval) of its forecast, which is then bold. The column "committed" has the
-commit that added the forecast, and its time. If the same commit added the measured loss, the column begins with
-"study": only the study itself then says that the forecast came first. The last column has the file, and the first
+commit that added the forecast, and its time. If the same commit added the measured loss, both are in brackets: only the
+study itself then says that the forecast came first. The last column has the file, and the first
 digits of its SHA-256. A second number after the parameters is the number of training targets: the forecast was made
 from runs on fewer. If a row names hours (1h), the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
 Keep such a ledger of your own studies with [`lrec scaling register`](../study.md#a-ledger-of-forecasts).
@@ -32,10 +32,12 @@ NAMES = {
     "go, earlier rates": "Go, earlier rates", "go, fewer trials": "Go, fewer trials",
     "go, one curvature": "Go, one curvature", "decks, earlier rates": "decks, earlier rates",
     "decks, one step": "decks, one step",
-    "globo, Muon": "clicks, Muon", "globo, one step": "clicks, one step", "ciao": "Ciao",
+    "globo, Muon": "clicks, Muon", "globo, fewer trials": "clicks, fewer trials",
+    "globo, one step": "clicks, one step", "ciao": "Ciao",
     "quickstart": "quickstart", "quickstart/40000-users": "quickstart, earlier",
     "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
-    "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M", "tennis": "tennis", "beauty": "Beauty",
+    "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M",
+    "ml-1m, one step": "MovieLens-1M, one step", "tennis": "tennis", "beauty": "Beauty",
 }  # fmt: skip
 
 
@@ -168,7 +170,8 @@ def every(entries: list[Entry]) -> str:
         interval = f"{each.low:.3f}–{each.high:.3f}"
         interval = interval if each.within else f"**{interval}**"
         errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %"]
-        stated = [f"{'' if each.before else 'study, '}{each.commit} {each.when}", each.file]
+        committed = f"{each.commit} {each.when}"
+        stated = [committed if each.before else f"({committed})", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
     return rows_table(rows, text=(0, 1, 7, 8))
 
