@@ -145,6 +145,13 @@ def page(runs: Path) -> str:
 
 
 FINDINGS = """
+**The recipe's NDCG@10 is a third higher than that of `repeat-last`, the best baseline.** Results and times bring a part
+of this, 0.0024. The items alone are already better than all baselines.
+
+Validation has the last match before 2024 of 1,024 players, on whose histories no network trains. But each match is in
+the log twice, once for each player, so the opponents' histories contain these matches too. The test does not have this
+problem, because all its matches come after all matches of the training. We tried no other setting. The best epoch is
+the fourth (recipe, seed 1) or the third.
 """
 
 if __name__ == "__main__":
