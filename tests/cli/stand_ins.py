@@ -78,8 +78,9 @@ def write_stand_ins(folder: Path) -> None:
     (folder / "s3rec_Beauty.txt.gz").write_bytes(gzip.compress(beauty.encode()))
     clicks = {"user": "user_id", "item": "click_article_id", "time": "click_timestamp"}
     log.with_columns(pl.col("time") * 1000).rename(clicks).write_parquet(folder / "globo_clicks.parquet")
-    for name in ("mtg_decks", "tennis"):
-        log.write_parquet(folder / f"{name}.parquet")
+    log.write_parquet(folder / "mtg_decks.parquet")
+    won = pl.when(pl.int_range(pl.len()) % 2 == 0).then(pl.lit("won")).otherwise(pl.lit("lost"))
+    log.with_columns(event=won).write_parquet(folder / "tennis.parquet")
     (folder / "go_games.txt.zst").write_bytes(zstandard.compress(beauty.encode()))
     _committed_points(folder)
 

@@ -30,6 +30,7 @@ SHORT = {
     r"lrec fit ": ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"],
     r"lrec fit .*data/synthetic\.yaml": ["--data.n_users=300"],
     r"recipes/ml-1m-time\.yaml": ["--data.split.validate_from=0.8", "--data.split.test_from=0.9"],
+    r"recipes/tennis\.yaml": ["--data.split.test_from=0.9", "--data.split.held_out_users=20"],
     r"lrec (test|predict) ": ["--trainer.enable_progress_bar=false"],
     r"lrec backtest ": ["--options.trainer.max_epochs=1", "--folds=3"],
     r"backtest/(globo|decks|tennis)\.yaml": ["--every=7d", "--until=2000-12-24", "--train_from=2000-09-08"],

@@ -77,4 +77,4 @@ def test_one_run_is_tested_in_several_ways(lrec, refused, log: Path, tmp_path: P
     assert f"{days['popularity/NDCG@10']:.4f}" in said
     assert tested()[0] == last
     others = refused("test", f"--config={run / 'config.yaml'}", "--data.split.validate_by=last_item")
-    assert "the checkpoint has n_items" in others
+    assert "the checkpoint was trained on other data, another split" in others
