@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def write_report(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
-    """Write all findings, and return report.md. `beside`: the baselines' targets in the window of each origin."""
+    """Write all findings, with the baselines' targets in the window of each origin (`beside`), and return the text of
+    report.md."""
     backtest, out, gains, updates = found.backtest, found.backtest.folder, found.of_size, found.updates
     verdict = f"{verdict_of(backtest, gains)} {_best_baseline(found, beside)}"
     by_age = {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()}
@@ -111,7 +112,8 @@ def _age_figure(backtest: Backtest, gains: Mapping[int, Gain]) -> "Figure":
 
 
 def _points_by_age(found: Findings) -> dict[int, list[Point]]:
-    """For laws of size: a point for each age, size and seed, with the test loss at this age, if there is one."""
+    """A point for each age, size and seed, with the test loss of the windows at this age, if there is one; for laws of
+    size."""
     points, newest = dict[int, list[Point]](), network_of("full", found.origins[-1])
     for age, by_size in found.by_age.items():
         for size, tables in by_size.items():

@@ -1,4 +1,7 @@
-"""How networks and baselines of an origin rank the targets of the windows after it. Shape suffix: M, of a batch."""
+"""How networks and baselines of an origin rank the targets of the windows that follow it.
+
+Shape suffix: M targets of a batch.
+"""
 
 from collections.abc import Callable
 from copy import copy

@@ -41,7 +41,8 @@ def trained_in(checkpoint: dict[str, Any]) -> Trained:
 
 
 def build_network(config: TransformerConfig, parameters: dict[str, Tensor], path: Path) -> Transformer:
-    """The network with these parameters; UserError if one is missing, unexpected, not finite or of another shape."""
+    """The network with these parameters. Raise UserError if `path` lacks a parameter, or has one that is unexpected, of
+    another shape, or not finite."""
     n_blocks = len({name.split(".")[1] for name in parameters if name.startswith("blocks.")})
     if n_blocks != config.layers:
         raise UserError(f"{path} has the parameters of {n_blocks} blocks, its network has {config.layers}: {_AGAIN}")
@@ -72,7 +73,8 @@ def refuse_other_network(
     may_differ: Collection[str] = (),
     named: str = "the checkpoint",
 ) -> None:
-    """UserError if the trained network has not the config's shape, but for what may differ, or learnt other data."""
+    """Raise UserError if a trained network has another shape than the config, except for what may differ, or was
+    trained on other data."""
     if data_hash is not None and trained["data_hash"] != data_hash:
         raise UserError(f"{named} was trained on other data, another split or another reduction")
     for name, value in config.to_dict().items():
@@ -88,7 +90,8 @@ def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:
 
 
 def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None, new: NewItems | None = None) -> dict[str, Tensor]:
-    """The catalogue as tensors: ids as one UTF-8 text, where each id ends, counts; new items: ids, ends, vectors."""
+    """The catalogue as tensors: the ids as one UTF-8 text, where each id ends, and counts. For new items: ids, ends and
+    vectors."""
     tensors = dict(zip((IDS, ENDS), _text_as_tensors(ids), strict=True))
     if counts_V is not None:
         tensors[COUNTS] = torch.from_numpy(counts_V.astype(np.int64))

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import markdown
 from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
 from markupsafe import Markup, escape
 
@@ -34,6 +33,8 @@ def unbroken(text: str) -> str:
 
 def as_html(report: str) -> Markup:
     """A report in Markdown as HTML. Its pictures are only named, because they are separate files."""
+    import markdown
+
     text = _PICTURE.sub(r"Picture \2: \1.", html.escape(report, quote=False))
     return Markup(markdown.markdown(text, extensions=["tables"]))
 

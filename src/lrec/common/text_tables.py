@@ -14,7 +14,8 @@ def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
 
 
 def on_terminal(markdown: str, folder: Path = Path()) -> str:
-    """A report for a terminal: tables aligned without bars, headings underlined, pictures by their path in `folder`."""
+    """A report for a terminal: aligned tables without bars, underlined headings, and a line for each picture, with a
+    path that begins with `folder`."""
     text = re.sub(r"^#+ (.*)$", lambda heading: f"{heading[1]}\n{'-' * len(heading[1])}", markdown.strip(), flags=re.M)
     text = re.sub(r"^!\[(.*)\]\((.*)\)$", lambda picture: f"{folder / picture[2]}: {picture[1]}", text, flags=re.M)
     blocks = groupby(text.splitlines(), key=lambda line: line.startswith("|"))

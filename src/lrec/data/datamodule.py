@@ -279,7 +279,8 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     @property
     def event_rows(self) -> list[str]:
-        """Names of the network's vectors besides items': types of event, and values of features of events and users."""
+        """Names of the vectors that the network has besides those of items: types of event, and values of the features
+        of events and users."""
         of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
         return [*self.store.event_types, *chain.from_iterable(of_features)]
 
@@ -310,7 +311,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         return loader
 
     def evaluated(self, stage: str) -> tuple[Targets, tuple[int, int] | None]:
-        """The targets that a stage (val or test) evaluates, and (evaluated users, all users), or None for all users."""
+        """The targets of the users that a stage (val or test) evaluates, and (evaluated users, all users), or None if
+        they are all evaluated."""
         every, some = self.cuts.test_targets, self.test_users
         if stage == "val":
             every, some = self.cuts.val_targets, self.validation_users

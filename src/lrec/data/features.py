@@ -189,7 +189,8 @@ class Features:
         return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
     def read(self, option: str) -> pl.DataFrame:
-        """The file's `ID` and columns: text or numbers, null if missing; UserError if the file cannot be used."""
+        """Read the file: `ID` and the columns, text or numbers, null if a value is missing; UserError if the file
+        cannot be used."""
         assert self.path is not None
         file_format = infer_format(self.path.name)
         if file_format in (None, "lines") or not self.path.is_file():
@@ -307,7 +308,8 @@ def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndar
 
 
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Ids and vectors of another file's items, first `raw_ids`, then new ones. `about` describes a trained network."""
+    """Ids and vectors of the items of another file, first those of `raw_ids`, then new ones. `about` describes the
+    features of a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
     frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids)
     return frame[ID], item_vectors(vocabularies, frame)

@@ -1,4 +1,5 @@
-"""Histories (B of them) that recommendations continue: from a table in memory, or from a file, block by block."""
+"""Histories that recommendations continue: from a table in memory, or from a file, block by block. Shape suffixes:
+B histories."""
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping

@@ -44,10 +44,12 @@ NEIGHBOURS = 500  # number of an item's edges that are kept, the strongest ones
 
 
 class Baselines:
-    """The baselines of a split; each counts when it first scores. `names` lists the baselines that the data allow."""
+    """The baselines of a split. A baseline does its counting when it is first asked to score. `names` lists the
+    baselines that the data allow."""
 
     def __init__(self, split: Split, device: torch.device, recent: float | str = RECENT_SHARE) -> None:
-        """Use the training part of the split; recent-popularity counts its share or duration `recent` at its end."""
+        """Use the training part of the split. `recent` is the share of it, or the duration at its end, that
+        recent-popularity counts."""
         self.split, self._device, self._recently = split, device, recent
         self._share_V = split.counts_V / split.counts_V.sum()
         self._k = min(max(KS), len(self._share_V))

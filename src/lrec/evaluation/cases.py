@@ -71,7 +71,8 @@ class Cases:
         return self.inserting(self.items_N[keep_N], lengths_C, keep_N).where(lengths_C > 0)
 
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
-        """The same cases with other histories; items_M have the blank marks, times and events found at places_M."""
+        """The same cases with other histories. Each item of items_M takes its blank mark, time and event from the old
+        item at its entry of places_M."""
         of_items: dict[str, Any] = {
             name: _at(values, places_M) for name, values in vars(self).items() if name.endswith("_N")
         }
@@ -116,7 +117,8 @@ class Ranked(NamedTuple):
 
 def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name.
-    positions_M has each history's last item that is not blank. A history that begins another one shares its row."""
+    positions_M is the position of each history's last item that is not blank. If a case's history is the beginning of
+    another one, both cases share a row."""
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:

@@ -204,8 +204,9 @@ def verdict(
     before: Sequence[float],
     metrics: Sequence[Metric] = METRICS,
 ) -> str | None:
-    """One line that compares the model with the best baseline on the monitored metric, with advice if it is no better.
-    `before`: the metric's values at the run's evaluations. None if no baseline has it, or no end of it is the best."""
+    """One line that compares the model with the best baseline on the monitored metric, with advice if the model is not
+    better. `before` has the metric's values at the run's evaluations. None if no baseline has the metric, or if neither
+    low nor high values are good."""
     metric = monitor.removeprefix("val/")
     best_end = best_is(metric, metrics)
     baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}

@@ -1,7 +1,8 @@
 """The metrics of an evaluation, one class each, computed from the ranks, losses and lists that `scoring.score` gives. A
 metric of your own is also a class, named by `--model.metrics`; most inherit from `Mean`.
 
-Shape suffixes: B targets, V catalogue, K list length or cut-offs, P pairs of a target and an item of its set, U users.
+Shape suffixes: B targets, V catalogue, K list length (of a list), K cut-offs (of values), P pairs of a target and an
+item of its set, U users.
 """
 
 from abc import ABC, abstractmethod
@@ -56,7 +57,8 @@ class Found(NamedTuple):
         return self._replace(true_BK=true_BK, n_true_B=n_true_B)
 
     def true_at(self, k: int) -> tuple[Tensor, Tensor]:
-        """For sets, float64: 1 for each true item of the best k, else 0 (B, k or length of the list); places from 1."""
+        """For sets, float64: 1 for each of the best k items that is true, else 0 (B, k or fewer in a shorter list); and
+        the places in the list, from 1."""
         assert self.true_BK is not None
         true_BK = self.true_BK[:, :k].double()
         return true_BK, torch.arange(1, true_BK.shape[1] + 1, dtype=torch.float64, device=true_BK.device)

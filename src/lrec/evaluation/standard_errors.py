@@ -11,7 +11,8 @@ def mean_or_nan(values: pl.Series) -> float:
 
 
 def standard_error(losses: pl.DataFrame, column: str = "loss") -> float:
-    """Standard error of the mean: sqrt(sum over users of (sum of deviations from the mean)²) / rows; nan of no rows."""
+    """Standard error of the mean over rows: sqrt(sum over users of (sum of deviations from the mean)²) / rows; nan if
+    there are no rows."""
     if losses.is_empty():
         return math.nan
     above = losses.select("user", above=pl.col(column) - pl.col(column).mean())

@@ -54,9 +54,10 @@ class DataChooser:
         self.epochs = epochs / self.repeats
         if not self.least_epochs * (1 - 1e-9) <= self.epochs <= self.most_epochs * (1 + 1e-9):
             least, most = self.least_epochs * self.repeats, self.most_epochs * self.repeats
-            fitted = f"the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data"
-            other = "train runs with this number of passes, or change --epochs and --unique"
-            raise UserError(f"--epochs {epochs:g}: {fitted}, and holds only for this range; {other}")
+            raise UserError(
+                f"--epochs {epochs:g}: the law was fitted to runs of {least:.4g} to {most:.4g} passes over their data, "
+                "and holds only for this range; train runs with this number of passes, or change --epochs and --unique"
+            )
         if unique is None:
             raise UserError("--epochs: also give the number of unique interactions with --unique")
         self._most_data = unique * self.epochs
@@ -163,9 +164,10 @@ class SizeChooser:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
         if unique is not None and not abs(unique / self.unique - 1) <= 0.01:
             known = "unknown data" if np.isnan(self.unique) else f"{self.unique:g} unique interactions"
-            other = "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
-            fitted = f"a law of size alone holds for the data it was fitted on ({known})"
-            raise UserError(f"--unique {unique:g}: {fitted}; {other}")
+            raise UserError(
+                f"--unique {unique:g}: a law of size alone holds for the data it was fitted on ({known}); "
+                "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
+            )
 
     def for_size(self, size: float) -> Choice:
         return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)), (size,))

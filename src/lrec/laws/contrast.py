@@ -80,8 +80,9 @@ def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
     run_N = _runs(fit)
     n, p = int(run_N.max()) + 1, fit.problem.n_free
     if n <= p:
-        few = f"needs more runs than {n} to tell how they scatter"
-        raise UserError(f"bootstrap: a law of {counted(p, 'free parameter')} {few}")
+        raise UserError(
+            f"bootstrap: a law of {counted(p, 'free parameter')} needs more runs than {n} to tell how they scatter"
+        )
     drawn_BN = _resampled(fit.residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))
     start_ST = fit.problem.starts(fit.theta_T)
     problem = replace(fit.problem, y_SN=np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1)))

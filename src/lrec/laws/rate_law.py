@@ -98,8 +98,9 @@ class RateLaw:
         return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, self.cost(size, data, rate, chosen))
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
-        """The expected loss with this rate and batch minus the best loss, as a share of the best loss. The best rate is
-        uncertain, the best batch counts as known. If all runs have one batch, the batch costs nothing."""
+        """How much higher than the best loss the loss is expected to be with this rate and batch, as a share of the
+        best loss. The best rate is taken as uncertain, the best batch as known. If all runs have one batch, the batch
+        costs nothing."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
         best, sd = self._rate(n, d, log_batch)
         cost = self._cost(log_rate - best, sd, n)

@@ -53,7 +53,8 @@ class Context(NamedTuple):
         return torch.arange(length, device=device)[None] if self.positions_BL is None else self.positions_BL
 
     def with_cached(self, name: int | str, *new: Tensor) -> tuple[Tensor, ...]:
-        """A block's or an input's values at these positions, (B, L, ...); a cache stores them and gives all there."""
+        """The values at these positions, (B, L, ...), of a block or of an input; with a cache, store them, and return
+        those of all positions."""
         if self.cache is None:
             return new
         assert self.positions_BL is not None

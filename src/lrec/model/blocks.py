@@ -99,7 +99,8 @@ class Attention(Branch):
         return x_BLHK if self.positions is None else self.positions(x_BLHK, positions_BL)
 
     def flops_per_pair(self) -> int:
-        """Forward FLOPs, in all heads, for a position and one that it reads: 2 for each entry of key and of value."""
+        """Forward FLOPs for each pair of a position and one that it reads, in all heads together: 2 for each entry of
+        the key, and 2 for each entry of the value."""
         return 4 * self.config.heads * self.config.head_width
 
     def logit_bias(self, length: int, context: Context) -> Tensor | None:

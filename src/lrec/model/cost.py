@@ -100,7 +100,8 @@ def n_total(config: TransformerConfig) -> int:
 
 @cache
 def flops_per_pair(config: TransformerConfig) -> int:
-    """Forward FLOPs, in all blocks, of a position and one that it reads: 4 L (heads x head width) with lrec's parts."""
+    """Forward FLOPs, in all blocks, of a pair of a position and one that it attends to: 4 L d with softmax attention,
+    4 L (heads x head width) with HSTU."""
     if _has_own_parts(config):
         return 4 * config.layers * config.heads * config.head_width
     return sum(attention.flops_per_pair() for attention in _net(config).attentions)
@@ -134,7 +135,8 @@ def training_flops(
 
 
 def muon_flops(config: TransformerConfig) -> int:
-    """FLOPs of a step of Muon on a CPU: about 208 d^3 for a default block, whose matrices have 12 d^2 entries."""
+    """FLOPs of a step of Muon on a CPU, about: a default block of width d has matrices of 12 d^2 entries, and making
+    their steps orthogonal takes 208 d^3."""
     return round(208 / 12 * n_body(config) * config.width)
 
 

@@ -239,7 +239,8 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
 def _of_all_rows(
     shard: Shard, softmax_CV: Tensor, log_sum_C: Tensor, target_C: Tensor, targets_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The log-sum and the target's score over the rows of all processes; in place, the softmax over all these rows."""
+    """The log-sum and the target's score over the rows of all processes. In place, the softmax over this process's rows
+    becomes the softmax over all rows."""
     largest_C = shard.largest(log_sum_C.clone())
     sums_2C = shard.summed(torch.cat([(log_sum_C - largest_C).exp(), target_C]))
     whole_log_sum_C = largest_C + sums_2C[: len(target_C)].log()

@@ -39,7 +39,8 @@ class Transformer(nn.Module):
     (hidden_BLD, table_VD), and only they use the table for scores. It is the item embedding (tied, no bias)."""
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
-        """Build the network and, except on the meta device, draw it; UserError for a parameter without a dimension."""
+        """Build and initialise the network; on the meta device nothing is drawn. UserError for a parameter without a
+        dimension."""
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass

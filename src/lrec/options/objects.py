@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 def as_plain(value: Any) -> Any:
-    """A value as options: dataclasses and makers of optimizers as class_path and init_args. TypeError if impossible."""
+    """A value in the form of options: dataclasses, and functions that make optimizers, as class_path and init_args.
+    TypeError if the value has no such form."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):

@@ -54,7 +54,8 @@ class Best:
         self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
-        """Add a piece that begins at item `start`, in order, before any pairs. NaNs are replaced in place."""
+        """Add a piece whose first item is `start`. Pieces come in the order of items, before any pairs. NaNs among the
+        scores are replaced in place."""
         scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
         columns_C = torch.arange(scores_BC.shape[1], device=scores_BC.device)
         n_groups = len(columns_C) // GROUP_ITEMS
@@ -154,7 +155,8 @@ def decoded(keys_BK: Tensor) -> TopItems:
 
 
 def _keys(scores: Tensor, items: Tensor) -> Tensor:
-    """Integer keys: in the high bits, in the order of the float32 scores; in the low bits, minus the item index."""
+    """Keys: integers in the order of the float32 scores in the high bits, and the item index, subtracted, in the low
+    bits."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     sign = bits >> 31  # -1 for negative scores, which the next line negates
     return (((bits & _MAGNITUDE) ^ sign) - sign).long() * 2**_ITEM_BITS - items

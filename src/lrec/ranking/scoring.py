@@ -234,7 +234,8 @@ class _Block:
         return Best(len(hidden_BD), search.k, hidden_BD.device)
 
     def pieces(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The pieces: first item, scores (B, C), working memory of this size. A thread's next piece overwrites both."""
+        """The scores, piece by piece: the first item, scores (B, C), and working memory of the same size. Each piece is
+        overwritten by the thread's next one."""
         memory, hidden_BD = self.search.memory, self.search.hidden_GD[self.rows].float()
         for start in range(0, self.n_items, self.search.n_chunk):
             table_CD = self._table_HD[start : start + self.search.n_chunk].float()

@@ -128,13 +128,16 @@ def answer_of(
 def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] | None) -> str:
     today, ten = columns[:2]
     if fails:
-        why = "because its forecast of its own large networks was wrong"
-        has = f"The largest trained network has {METRIC} {today.value:.3f}."
-        return f"This study cannot say what larger networks bring, {why}. {has}"
+        return (
+            f"This study cannot say what larger networks bring, because its forecast of its own large networks was "
+            f"wrong. The largest trained network has {METRIC} {today.value:.3f}."
+        )
     expected = f"{ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
     if beaten and beaten[0] >= ten.value:
-        has = f"{BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network has {today.value:.3f}"
-        return f"Do not build a network yet: {has}, and ten times its size is expected to have {expected}."
+        return (
+            f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
+            f"has {today.value:.3f}, and ten times its size is expected to have {expected}."
+        )
     does = "pays" if (ten.low or 0) > today.value else "probably pays"
     if ten.gain < PAYS:
         does = "brings almost nothing"

@@ -34,9 +34,12 @@ def check_accelerators(study: Study, runs: Iterable[PlannedRun]) -> None:
 def train_on_cluster(
     study: Study, runs: list[PlannedRun], watch: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Submit runs as arrays of jobs, and yield each run with its outcome, as `train` does here. A job is one run with
-    its retries; its task on each of its nodes starts the processes of the node's devices. Runs with the same numbers of
-    nodes and GPUs form an array, of which `study.n_jobs` run at a time. A `PlannedRun.wave` waits for earlier ones."""
+    """Submit runs as arrays of jobs, wait for them, and yield each run with its outcome, as `train` does here.
+
+    A job is one run with its retries. It has a task on each of its nodes, and the task starts the processes of the
+    node's devices. Runs with the same numbers of nodes and GPUs form one array, of which `study.n_jobs` run at a time.
+    Each `PlannedRun.wave` waits for all earlier ones.
+    """
     for _, wave in groupby(sorted(runs, key=attrgetter("wave")), attrgetter("wave")):
         by_job: dict[Any, PlannedRun] = {}
         by_place: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)
@@ -75,7 +78,8 @@ def as_local_jobs(study: Study) -> Callable[[Training], Outcome]:
 
 
 class Job:
-    """A job on each of its nodes. At the time limit, and if preempted, submitit calls `checkpoint` and restarts it."""
+    """What a job does on each of its nodes. Before the time limit, and if the job is preempted, submitit calls
+    `checkpoint` and starts the job again."""
 
     def __init__(self, study: int | None = None) -> None:
         """`study` is the id of a process; if that process ends, the job stops too."""
@@ -108,7 +112,8 @@ class Job:
 
 
 def _executor(study: Study, **options: int) -> Any:
-    """Submitit's executor with the parameters of --cluster: `cluster` (debug: this process) and update_parameters'."""
+    """Submitit's executor with the parameters of --cluster: `cluster` and those of AutoExecutor.update_parameters. The
+    cluster `debug` is this process."""
     if not (installed := RequirementCache("submitit>=1.5")):
         raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
     from submitit import AutoExecutor

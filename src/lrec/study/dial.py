@@ -55,7 +55,8 @@ class Plan(NamedTuple):
 
 
 def plan_of(study: Study) -> dict[str, Any]:
-    """The plan of a study, from OUT/plan.json if it has begun. UserError: too few hours, or a plan for other hours."""
+    """The plan of a study, from OUT/plan.json if the study has begun. UserError if the hours are too few for any study,
+    or if the folder has a plan for other hours."""
     path = study.folder / PLAN
     kept: dict[str, Any] = read_json(path) or _choose(study)
     if kept["hours"] != study.hours:

@@ -134,7 +134,8 @@ def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
-    """The run once for each horizon, the shortest first. If it cannot go on from the one before, it trains alone."""
+    """The run once for each horizon, the shortest first. Each can also train alone, with the same result, if it cannot
+    go on from the one before."""
     if len(study.horizons) == 1:
         return [run]
     from lrec.training.optim import WSD_FALL

@@ -53,7 +53,8 @@ def is_running(folder: Path) -> bool:
 
 
 def lock_of(folder: Path) -> Path:
-    """The file that a process locks while it trains the run or study in `folder`, which all links to it share."""
+    """The lock file that a process holds while it trains the run or the study in `folder`, beside the folder itself:
+    links to it have no other lock."""
     folder = folder.resolve()
     return folder.with_name(f".{folder.name}.lock")
 
@@ -65,10 +66,12 @@ def train(
     watch: Callable[[], bool] = lambda: True,
     carry_out: "Callable[[Training], Outcome] | None" = None,
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Train the runs of a study within its limits, in order of `PlannedRun.wave`; yield each with its outcome. A run
-    waits until enough GPUs are free, and sees no others. It also waits for the memory that `memory_gib` expects it to
-    need. `watch` is called every few seconds; once it returns False, no more runs start, and running ones save and
-    stop. `carry_out` trains one run; by default, a process on this machine trains it."""
+    """Train the runs of a study within its limits, in order of `PlannedRun.wave`; yield each run with its outcome.
+
+    A run waits until enough GPUs are free, and sees no other GPUs. It also waits until there is memory for the need
+    that `memory_gib` expects. `watch` is called every few seconds; once it returns False, no more runs start, and
+    running ones save and stop. `carry_out` trains one run; by default, a process on this machine trains it.
+    """
     waiting = sorted(runs, key=attrgetter("wave"))
     free, processes = list(study.every_gpu), Processes()
     running: dict[Future[Outcome], tuple[PlannedRun, list[str]]] = {}  # with the GPUs that it sees
@@ -128,7 +131,8 @@ class Training:
         return replace(self, variables=variables, node=node)
 
     def carry_out(self) -> Outcome:
-        """Train the run unless it is finished. First wait for a process that has its lock: it may outlive its study."""
+        """Train the run unless it is finished. If another process trains it, wait for that process: it has inherited
+        the lock, and may outlive its killed study."""
         beside = self.folder.with_name(f".{self.folder.name}.node{self.node}")
         with locked(lock_of(beside if self.node else self.folder)) as lock:
             for _ in range(self.retries + 1):

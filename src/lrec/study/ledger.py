@@ -113,8 +113,10 @@ def page(entries: list[Entry]) -> str:
         cells += [f"{f.measured:.4f}", f"{error:+.2f} %", f"{no_gain:+.2f} %", "yes" if inside else "no", stated]
         rows.append(((int(inside), -abs(error)), cells))
     known = sum(f.measured is not None for f in entries)
-    few = f"{within} within the interval, {better} with a smaller error than the no-gain baseline"
-    last = "The last column has the time, git's commit, and the first digits of the SHA-256 of prediction.json."
-    said = f"{counted(len(entries), 'forecast')}, {known} measured: {few}. {last}"
+    said = (
+        f"{counted(len(entries), 'forecast')}, {known} measured: {within} within the interval, {better} with a "
+        "smaller error than the no-gain baseline. The last column has the time, git's commit, and the first digits of "
+        "the SHA-256 of prediction.json."
+    )
     ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
     return f"# Ledger of forecasts\n\n{said}\n\n{rows_table([head, *ordered], text=(0, 8))}\n"

@@ -162,8 +162,10 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
     with suppress(TypeError, ValueError, OverflowError):
         parsed = math.nan if isinstance(value, bool) else float(value)
     if not 1 / LARGEST <= parsed <= LARGEST:
-        wrong = f"{column} is {value!r}, not a positive number up to {LARGEST:g}"
-        raise UserError(f"{file}, row {number}: {wrong}; correct or remove the row")
+        raise UserError(
+            f"{file}, row {number}: {column} is {value!r}, not a positive number up to {LARGEST:g}; "
+            "correct or remove the row"
+        )
     return parsed
 
 

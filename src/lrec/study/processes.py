@@ -70,8 +70,11 @@ class Processes:
 def begin(
     arguments: list[str], environment: dict[str, str], files: Mapping[int, int], end_with: Sequence[int] = ()
 ) -> BaseProcess:
-    """Start `python -m` with arguments in a forked process with only this environment. It inherits files: 0, 1 and 2
-    under these numbers, others under any. On Linux, it is told to stop when one of the processes `end_with` ends."""
+    """Start `python -m` with arguments in a forked process that has only this environment.
+
+    The process inherits open files: those for 0, 1 and 2 under these numbers, others under any number. On Linux, it
+    is told to stop when one of the processes `end_with` ends.
+    """
     start_server()
     handed = [(number, Connection(os.dup(file))) for number, file in files.items()]  # so that they can be sent
     become = (arguments, environment, handed, end_with)

@@ -125,10 +125,12 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     if 2 * len(lost) <= len(sizes):
         return []
     whom = " and ".join(f"{name} ({', '.join(sorted(mine))})" for name, mine in losing.items())
-    after = f"after {min(point.step for _, point in fitted):,} steps or more"
-    worse = f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, {after}"
-    remedy = "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
-    return [f"**Under-trained: slopes describe training, not size.** {worse}. {remedy}"]
+    steps = min(point.step for _, point in fitted)
+    return [
+        "**Under-trained: slopes describe training, not size.** "
+        f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
+        "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
+    ]
 
 
 def _law(

@@ -141,7 +141,8 @@ def walk(
     allowed: Callable[[Place], bool],
     most: float = inf,
 ) -> dict[Place, float]:
-    """The losses of all tried places: also of the best one's neighbours along the axes, unless above `most` trials."""
+    """The losses of all tried places. They include the neighbours of the best place along the axes, unless these would
+    make more than `most` trials."""
     known: dict[Place, float] = {}
     best = Place()
     while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
@@ -222,7 +223,8 @@ class Tuner:
 
     @property
     def kept(self) -> Tuned | None:
-        """An earlier tuning of the same study, perhaps of other sizes, if no trial restarts; read without the data."""
+        """The result of an earlier tuning of the same study, perhaps with other sizes, if no trial is to be trained
+        again. It can be read without the data."""
         kept = read_json(self.study_of_trials.folder / "tuned.json", {})
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None

@@ -170,7 +170,8 @@ def _base(folder: Path, trust: bool) -> Base:
 
 
 def _data_of(run: Run) -> SequenceDataModule:
-    """The data that a run was trained on: from their store if their file is gone, or has changed as a growing log."""
+    """The data that a run was trained on. If their file is gone or has changed, as a log that grows, they come from the
+    store that was made of them."""
     had = {point.data_hash for point in run.points} - {""}
     data = datamodule_of(run.config.options)
     stores = sorted(meta.parent for meta in data.data_dir.glob(f"{data.store_name}-*/meta.json"))
@@ -199,7 +200,8 @@ def _reader(base: Base, data: Path) -> InteractionsDataModule:
 
 
 def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[GlobalTemporal, int]:
-    """The split of the new rows by time, and how many are not newer than the run's. Checks all rows, writes nothing."""
+    """The split of the new rows by time, and how many are not newer than the run's training data. Reads and checks all
+    new rows, and writes nothing."""
     raw = new.read()
     assert not isinstance(raw.frame, pl.DataFrame)
     times = [frame["time"].to_numpy() for frame in raw.frame]
@@ -219,7 +221,8 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
 
 
 def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) -> Path:
-    """Make the store of old and new rows. UserError, and no store, if no row is new, or none to train or judge on."""
+    """Make the store of old and new rows. Raises UserError, and leaves no store, if no row is new, or if the split has
+    no row to train or to judge on."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
@@ -299,8 +302,11 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """A table of the targets in their order: user, position, loss, HR@10 and NDCG@10. Histories are without items that
-    the model does not know. A target that it does not know, or with no known item before it, is a miss, loss null."""
+    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets.
+
+    Items that the model does not know are left out of histories. A target is a miss without a loss (null) if the model
+    does not know it, or knows no item before it.
+    """
     known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
     assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
     own = replace(cuts)
@@ -315,8 +321,9 @@ def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
 
 
 def summary(frames: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
-    """The mean of each model's figures, with its standard error over users (NAME_se); of losses, over the targets that
-    all models know. `difference`: in NDCG@10 from the first model, paired. `unknown`: targets without a loss."""
+    """The mean of each model's figures, with its standard error over users (NAME_se). Losses are means over the targets
+    that all models know. `difference` is the mean paired difference in NDCG@10 from the first model, and `unknown` is
+    the number of targets without a loss."""
     first = next(iter(frames.values()))
     known = pl.all_horizontal([frame["loss"].is_not_null() for frame in frames.values()])
     result = {}

@@ -60,8 +60,11 @@ class UserResamples:
         return dict(zip(runs[0], draws_RM.T, strict=True))
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
-        """Draws of the share of the catalogue that is in at least one list. A resample has fewer distinct users, so it
-        covers fewer items: draws are shifted to have the coverage as mean."""
+        """Draws of the share of the catalogue that is in at least one list.
+
+        A resample has fewer distinct users than the sample, so it covers fewer items. The draws are shifted so that
+        their mean is the coverage itself.
+        """
         rows_C = np.repeat(np.searchsorted(self._users_U, users_C), top_CK.shape[1])
         listed_V, columns = np.unique(top_CK, return_inverse=True)
         shape = (len(self._users_U), len(listed_V))

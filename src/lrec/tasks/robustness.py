@@ -25,7 +25,8 @@ Corruption = Callable[[Cases, float, int, np.random.Generator], Cases]
 def mix_items(
     cases: Cases, rate: float, n_items: int, random: np.random.Generator, replaced: float = 0.5, blanked: float = 0.5
 ) -> Cases:
-    """Replace items by ones drawn evenly, or blank them in place, with these shares of the rate (arXiv 2311.11351)."""
+    """Replace each item by one drawn evenly from the catalogue, or blank it in place, with these shares of the rate; by
+    default the mix of arXiv 2311.11351."""
     fate_N = random.random(len(cases.items_N))
     drawn_N = random.integers(0, n_items, len(fate_N))
     replaced_N = fate_N < rate * replaced

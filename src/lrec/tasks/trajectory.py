@@ -77,7 +77,8 @@ def trajectories(ladder: Ladder) -> Trajectories:
 
 @torch.inference_mode()
 def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
-    """Predict greedily with a cache: at each step the best item, ties by index; without repeats, the best new item."""
+    """Predict greedily with a cache: at each step the best item, ties by index. Without repeats, it is the best item
+    that was neither seen nor predicted before."""
     device, steps = net.items.weight.device, given.truth_CT.shape[1]
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
     for chosen_B, read in share_of(batches(given.histories, net)):

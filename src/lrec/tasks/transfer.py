@@ -1,5 +1,8 @@
-"""Multi-domain transfer: targets by whether their domain is in the history; what training on all domains gives one.
-Shape suffixes: C cases, V catalogue, W catalogue of one domain."""
+"""Multi-domain transfer: targets by whether their domain is in the history; and how much pre-training on all domains
+helps one of them.
+
+Shape suffixes: C cases, V catalogue, W catalogue of one domain.
+"""
 
 from dataclasses import replace
 

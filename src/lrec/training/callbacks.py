@@ -148,7 +148,8 @@ class ScalingPoints(Callback):
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the points of the run that this one resumes or continues. A test after fit keeps the fit's."""
+        """Take over the points of the run that this one resumes or continues. A test after fit keeps the points of the
+        fit."""
         if trainer.state.fn == "fit":
             mine = {"study": self.study, "run": self.run or run_of(trainer).name, "horizon": self.horizon}
             self.points = [Point(**point | mine) for point in json.loads(checkpoint["lrec_points"]["points"])]

@@ -271,7 +271,8 @@ def _test_the_best(cli: CommandLine) -> None:
 
 
 def evaluate(cli: CommandLine) -> None:
-    """Run validate, test or predict, by default with the best checkpoint. Callbacks write results batch by batch."""
+    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default. Callbacks write the results, so
+    that no lists stay in memory."""
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
         raise UserError(f"--ckpt_path last: {cli.run.folder} has no last checkpoint")

@@ -1,4 +1,5 @@
-"""The options of `lrec fit|validate|test|predict`: parser, help, checks before anything is written, and warnings."""
+"""The options of `lrec fit|validate|test|predict`: the parser with its help, the checks that refuse options before
+anything is written, and the warnings."""
 
 import argparse
 import math

@@ -333,7 +333,8 @@ class SequentialRecommender(StoredModel):
         self._log_evaluation("test")
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
-        """The best items after each whole history; a row has user, items (raw ids, best first) and scores (logits)."""
+        """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
+        (logits)."""
         seen = slice(None if self.exclude_seen else 0)
         given = (batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
         best = at_targets(self.net, batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
@@ -344,7 +345,10 @@ class SequentialRecommender(StoredModel):
 
     def _log_evaluation(self, stage: str) -> None:
         """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer.
-        `self.log` would take 1.5 ms for each of a test's 300 names, over half of a small network's training time."""
+
+        `self.log` would take 1.5 ms for each name, and a test has 300 names. That is more than half of the training
+        time of a small network.
+        """
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))

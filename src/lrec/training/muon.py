@@ -28,8 +28,11 @@ def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
 
 @torch.no_grad()
 def muon_matrices(matrices: list[nn.Parameter], state: dict[Tensor, dict[str, Any]], group: dict[str, Any]) -> None:
-    """Take a step of Muon on the matrices that have a gradient, and remove it, so that AdamW skips these matrices. The
-    state has AdamW's names: SGD finds its momentum there. Every process gathers the whole step of a sharded matrix."""
+    """Take a step of Muon on the matrices that have a gradient, and remove it, so that AdamW skips these matrices.
+
+    The state has AdamW's names, so that SGD finds its momentum buffer there. If a matrix is sharded, every process
+    gathers the whole step.
+    """
     for matrix in matrices:
         if matrix.grad is None:
             continue

@@ -134,7 +134,8 @@ class Optimizer(OptimizerConfig):
         check_range("optimizer.muon", self.muon, above=0)
 
     def stable_steps(self, total_steps: int) -> int | None:
-        """Steps before the fall of wsd; longer runs with as many steps of warm-up share them. None without a fall."""
+        """Number of steps before the fall of wsd, in a run of `total_steps`: longer runs with as many steps of warm-up
+        begin with the same ones. None without such a fall."""
         if self.decay != "wsd" or self.switch is not None:
             return None
         warmup_steps = round(self.warmup * total_steps)

@@ -78,7 +78,8 @@ class OptimizerSwitch(Callback):
 
 
 def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metric] = METRICS) -> str:
-    """`mode`, or if None, what the metric's name implies, or min; UserError if `mode` contradicts the name."""
+    """`mode` or, if it is None, the mode that follows from the metric's name, or min; UserError if `mode` contradicts
+    the name."""
     best = best_is(monitor.removeprefix("val/"), metrics)
     if best is None:
         return mode or "min"

@@ -42,8 +42,9 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
 
 
 def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
-    """Round the limit of batches per epoch up to whole steps; an epoch has `n_steps`. Lightning would take a last step
-    of fewer micro-batches, whose number of targets is unknown. UserError if evaluations are over an epoch apart."""
+    """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
+    take a last step of fewer micro-batches, whose number of targets is not known. UserError if evaluations are further
+    apart than an epoch."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = limited(n_steps * every, limit)
     if batches % every:

@@ -55,8 +55,9 @@ def main(folder: Path) -> None:
 
 
 def targets(split: Split, test: Targets) -> tuple[np.ndarray, np.ndarray]:
-    """User and position of the test targets and of the items of up to `MOST_TRAJECTORIES` trajectories of test users,
-    drawn with a fixed seed, the same for all runs of a study. No items whose type of event cannot be a target."""
+    """User and position of the test targets and of the items of at most `MOST_TRAJECTORIES` trajectories of test users.
+    These are drawn with a fixed seed, the same for all runs of a study. Items whose type of event cannot be a target
+    are left out."""
     users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
     users_U = np.sort(np.random.default_rng(0).permutation(users_U)[:MOST_TRAJECTORIES])
     ends_U = np.diff(split.store.offsets_U1)[users_U]

@@ -137,8 +137,11 @@ def history_batch(
     events_N: np.ndarray | None = None,
 ) -> EvalBatch:
     """The batch of these histories, laid end to end, without targets. Items are catalogue indices; -1 is left out.
-    `times` are those of the items (N) and of each history's request (B). `places` are each target's row and the number
-    of the row's items before it (M); by default, and if a row has more than max_len items, one target follows it."""
+
+    `times` are the times of the items (N) and of the request of each history (B). `places` are the row of each target
+    and the number of the row's items before it (M); by default, one target follows each row. A row of more than max_len
+    items must have only one target.
+    """
     rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
     known_N = items_N >= 0
     known_before_N1 = np.append(0, np.cumsum(known_N))

@@ -1,4 +1,5 @@
-"""The batch plan of training: which windows form each global step. U users; of an epoch, W windows and T steps."""
+"""The batch plan of training: which windows of which users form each global step. Shape suffixes: W windows of an
+epoch, T steps of an epoch, U users."""
 
 import shutil
 from dataclasses import dataclass

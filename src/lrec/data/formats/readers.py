@@ -267,7 +267,8 @@ def _joined(text: str) -> str:
 
 
 def read_titles(path: Path, item_column: str | None = None, title_column: str = "title") -> pl.DataFrame:
-    """The first title of each item, in text columns item (raw id) and title. By default, ids are the first column."""
+    """The first title of each item, in text columns item (raw id) and title. Ids are in the first column of the file
+    unless `item_column` names another."""
     if re.search(r"movies\.dat(\.\w+)?$", path.name):
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", b"".join(unpacked(path)).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")

@@ -190,7 +190,8 @@ def _counted(parts: Iterable[Ordered], progress: Progress) -> Iterator[Ordered]:
 
 
 def source_hashes(data_dir: Path, files: list[Path]) -> list[str]:
-    """SHA-256 of each file, as noted in `data_dir` by a preparation if path, size and mtime agree. Writes nothing."""
+    """SHA-256 of each file. If a preparation noted it in `data_dir` for the same path, size and mtime, the file is not
+    read again. Nothing is written."""
     hashed = _hashed[Path(data_dir)]
     remembered = read_json(Path(data_dir) / "sources.json", {}) | hashed
     for file in files:
