@@ -1,6 +1,6 @@
-"""Whether HSTU's block, a bias by position, or vectors for items improve on the best recipe for Amazon Beauty.
+"""What other blocks, vectors for items and a window of targets bring to the best recipe for Amazon Beauty.
 
-    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz [--parts position hstu vectors] [--seeds 1] [--jobs 2]
+    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz [--parts vectors window average] [--seeds 1 2 3]
 
 All options are those of configs/recipes/beauty-modern.yaml, except those that the table names. Runs with new parts
 train in bf16-mixed. The data have no times. The item vectors are made from the training part only: the first 128
@@ -33,16 +33,27 @@ HERE = Path(__file__).parent
 OUTCOMES, RECIPE = HERE / "beauty_parts", "beauty-modern"
 WIDTH, REACH = 128, 10  # of the vectors; the largest distance of items that count as near
 HSTU = {"norm": "layer", "attention": "hstu", "mlp": "none", "positions": "learned", "qk_norm": "false"}
-ARCHITECTURES = {
-    "position": {"position_bias": "true"},
-    "hstu": HSTU | {"position_bias": "true"},
-    "vectors": {},
-}
+AVERAGE = {"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.999}}
 TITLES = {
     "position": "a bias by position",
     "hstu": "HSTU's blocks, with that bias",
     "vectors": "an item table that begins with vectors",
+    "window": "these vectors, and a window of targets (`NextItems`)",
+    "average": "these vectors, and averaged weights",
 }
+
+
+def options_of(part: str, vectors: Path) -> dict[str, str]:
+    """What a part changes in the recipe."""
+    if part in ("position", "hstu"):
+        blocks = {"position_bias": "true"} | (HSTU if part == "hstu" else {})
+        return {f"model.architecture.{option}": value for option, value in blocks.items()}
+    options = {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
+    if part == "window":
+        options["model.loss"] = "NextItems"
+    if part == "average":
+        options["trainer.callbacks"] = json.dumps([AVERAGE])
+    return options
 
 
 def main() -> None:
@@ -55,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     vectors = options.runs / "vectors.parquet"
-    if "vectors" in options.parts and not vectors.exists():
+    if not vectors.exists():
         write_vectors(options.data, vectors)
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = [(part, seed) for seed in options.seeds for part in options.parts]
@@ -95,9 +106,7 @@ def keep(part: str, seed: int, data: Path, runs: Path) -> None:
     if outcome.exists():
         return
     options = {"config": f"configs/recipes/{RECIPE}.yaml", "data.path": str(data), "trainer.precision": "bf16-mixed"}
-    options |= {f"model.architecture.{option}": value for option, value in ARCHITECTURES[part].items()}
-    if part == "vectors":
-        options |= {"model.item_vectors": str(runs / "vectors.parquet"), "model.item_vectors_use": "initial"}
+    options |= options_of(part, runs / "vectors.parquet")
     folder = runs / f"{part}-seed{seed}"
     train(folder, options, seed)
     write_text(outcome, json.dumps(measured(folder, Data(trust=True))) + "\n")

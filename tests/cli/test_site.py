@@ -22,7 +22,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "api" / "index.html").read_text()
     assert "The network reads the last max_len" in " ".join(reference.split()), "docstrings are in the reference"
     home = (tmp_path / "index.html").read_text()
-    assert 'src="results/globo-hour.png"' in home, "the home page is README.md"
+    assert 'src="results/ml-1m-hour.png"' in home, "the home page is README.md"
     assert (tmp_path / "benchmarks" / "clicks" / "index.html").exists()
     assert (tmp_path / "benchmarks" / "growth.md.txt").exists(), "what is no page is there as text"
 

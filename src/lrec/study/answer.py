@@ -6,7 +6,6 @@ import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import mean
 
 import polars as pl
@@ -192,34 +191,27 @@ def _next(
     """The next step: a sentence, and the command for it. `smallest` is the smallest run that is as good."""
     if not ten.network:
         return "Train the size that you want.", "lrec fit --help"
-    changes: dict[str, object]
+    run = run_of_study(study.folder, largest.name)
+    needed, name, options = run.config_file, "fit", dict[str, object]()
     if fails:
         why = "Repeat the largest network with another seed, to see whether its result was luck."
-        changes = dict.fromkeys(("seed_everything", "data.seed"), largest.seed + 100)
+        options |= dict.fromkeys(("seed_everything", "data.seed"), largest.seed + 100)
     elif beaten:
-        why = "Train the largest network for twice as long, to see whether it was trained too little."
-        limits = {each: largest.config.value(each, -1) for each in ("trainer.max_epochs", "trainer.max_steps")}
-        changes = {option: 2 * most for option, most in limits.items() if most > 0}
+        why = "Compare what else could help: more passes, longer histories, times, or another loss."
+        name, options = "scaling exchange", {"study": study.folder}
     elif ten.gain < PAYS:
-        best = run_of_study(study.folder, smallest.name).best
-        export = {"ckpt_path": best, "out": sibling(study.folder, "model")}
-        return _command("Use the smallest network that is as good.", "export", export)
+        why, needed = "Use the smallest network that is as good.", run_of_study(study.folder, smallest.name).best
+        name, options = "export", {"ckpt_path": needed, "out": sibling(study.folder, "model")}
     else:
-        why, changes = "Train ten times the size.", {"model.size": ten.network}
-        changes |= ruled_options(study, ten.network, largest.fraction)
-        changes |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
-    config = run_of_study(study.folder, largest.name).config_file
-    changes |= {"trainer.default_root_dir": sibling(study.folder, "next")}
-    return _command(why, "fit", {"config": config, **changes})
-
-
-def _command(why: str, name: str, options: Mapping[str, object]) -> tuple[str, str]:
-    """The sentence, and the command with these options, the first of which names a file of a run. It is missing if only
-    the points of a study were kept."""
+        why, options["model.size"] = "Train ten times the size.", ten.network
+        options |= ruled_options(study, ten.network, largest.fraction)
+        options |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
+    if name == "fit":
+        options = {"config": needed, **options, "trainer.default_root_dir": sibling(study.folder, "next")}
+    if not needed.exists():  # only the points of the study were kept
+        return f"{why} This needs {needed}, which is not on this machine.", f"lrec {name} --help"
     words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
-    if not Path(words[1]).exists():
-        return f"{why} This needs {words[1]}, which is not on this machine.", f"lrec {name} --help"
-    return why, shlex.join(["lrec", name, *words])
+    return why, shlex.join(["lrec", *name.split(), *words])
 
 
 def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict[str, str]]:

@@ -130,7 +130,7 @@ def test_a_baseline_that_is_better_stands_in_the_verdict(tmp_path: Path) -> None
     found = answer_to(tmp_path, "go", **{"test/markov/HR@10": 0.9})
     assert found.verdict.startswith("Do not build a network yet: counting which item follows which has HR@10 0.900")
     assert found.risks[0] == "Counting which item follows which is as good as any network here."
-    assert "--trainer.max_epochs 200" in found.command, "twice the limit of its runs"
+    assert found.command == f"lrec scaling exchange --study {tmp_path}"
 
 
 @pytest.mark.parametrize("x", ["N_body", "N_total"])
