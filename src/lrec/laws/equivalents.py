@@ -59,7 +59,8 @@ class LadderCurve:
     forecast."""
 
     def __init__(self, x_S: Array, loss_S: Array, may_stop: bool = False) -> None:
-        forecast = Forecast(pl.DataFrame({"x": x_S, "y": loss_S}).with_columns(may_stop=may_stop))
+        points = pl.DataFrame({"x": x_S, "y": loss_S})
+        forecast = Forecast(points.with_columns(may_stop=may_stop, d=1.0))  # all sizes have the same data
         largest = float(x_S[-1])
         evenly_G = np.linspace(math.log(x_S[0]), math.log(REACH * largest), PLACES)
         self._t_G = np.union1d(evenly_G, np.log(x_S))

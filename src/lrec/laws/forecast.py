@@ -34,6 +34,7 @@ STOPS, FARTHEST_STOP = 12, 4.0
 """The number of values of G, evenly spaced in the logarithm, from the smallest x to e^4 times the largest x."""
 OFF = 0.1  # the probability that one of the points is off (an outlier); with several columns, there are enough points
 NEGLIGIBLE = 1e-4  # shapes with a smaller share of the weight are left out
+SAME = 2.0  # amounts of data that differ by less than this factor count as the same amount
 LEAST_SIZES = 4
 
 
@@ -43,7 +44,8 @@ class Beliefs:
 
     memory: float = 1.2  # a point's weight falls by a factor of e for this much of ln x below the largest x (`of_runs`)
     damping: float = 0.327  # k of a curve that may stop, and of a curve in the length
-    steady_damping: float = 0.15  # k of a curve that may not stop
+    size_damping: float = 0.25  # k of a curve in the size of models with the same amount of data, if it may not stop
+    steady_damping: float = 0.15  # k of other curves, such as those whose larger models have more data
     damping_sd: float = 0.141  # standard deviation of k
     noise: float = 0.00166  # standard deviation of ln L about a curve
     noise_dof: float = 0.769  # how many points the belief about the noise is worth
@@ -78,7 +80,9 @@ class Forecast:
         self.columns = ("x", "d") if self._lengths else ("x", "u") if shares else ("x",)
         self._is_ahead_V = np.array([name != "u" for name in self.columns])  # whether a column is extrapolated
         may_stop = "may_stop" in points.columns and bool(points["may_stop"].any())
-        self._damping = self.beliefs.damping if may_stop else self.beliefs.steady_damping
+        same_data = self._lengths or ("d" in points.columns and _are_alike(points["d"]))
+        steady = self.beliefs.size_damping if same_data else self.beliefs.steady_damping
+        self._damping = self.beliefs.damping if may_stop else steady
         self._stops = self.beliefs.stops if may_stop or shares else 0.0
         self._largest_V = points.select(pl.col(*self.columns).max()).to_numpy()[0]
         place_NV = np.log(points.select(self.columns).to_numpy() / self._largest_V)
@@ -180,6 +184,11 @@ class Forecast:
         elif len(self.columns) > 1:
             columns += [np.broadcast_to(data_P, fall_GP.shape), -fall_GP * data_P]
         return np.stack(columns, axis=-1)
+
+
+def _are_alike(amounts: pl.Series) -> bool:
+    known = amounts.drop_nulls().to_numpy()
+    return len(known) == len(amounts) and known.max() < SAME * known.min()
 
 
 def _fall(k_G1: Array, ahead_GP: Array) -> Array:

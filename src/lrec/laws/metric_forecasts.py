@@ -132,7 +132,7 @@ def against_loss(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
     def as_size(loss: Array) -> Array:
         return np.exp(np.clip(per_nat * (least - loss), -FARTHEST, FARTHEST))
 
-    forecast = Forecast(points.drop("u", strict=False).with_columns(x=as_size(loss_N)))
+    forecast = Forecast(points.drop("u", "d", strict=False).with_columns(x=as_size(loss_N)))
     loss_P3 = np.array([[loss.predicted, loss.low, loss.high] for loss in losses])
     at_loss, at_low, at_high = (forecast.predict(as_size(loss_P)) for loss_P in loss_P3.T)
     middle_P = np.log([p.predicted for p in at_loss])
