@@ -235,6 +235,12 @@ def test_a_whole_number_in_a_list_is_the_same_id(table: Callable[[dict[str, list
     assert histories_of(table({"items": [[3.0, 4.0], [5.5]]})).rows["item"].to_list() == ["3", "4", "5.5"]
 
 
+@pytest.mark.parametrize("items", [{"items": [[["a"]]]}, {"items": [[{"id": "a"}]]}, {"user": [1], "item": [["a"]]}])
+def test_items_that_are_no_ids_are_refused(items: dict[str, list]) -> None:
+    with pytest.raises(UserError, match="of raw ids, not of "):
+        histories_of(pl.DataFrame(items))
+
+
 def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:
     expected = model.recommend(histories)
     rows = histories.explode("items").rename({"items": "item"})

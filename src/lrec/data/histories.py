@@ -129,7 +129,10 @@ def _column(values: Any) -> pl.Series:
 
 def _lists(histories: Any) -> pl.Series:
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
-        return histories.cast(pl.List(getattr(histories.dtype, "inner", pl.String)))
+        inner = getattr(histories.dtype, "inner", pl.String)
+        if inner.is_nested():
+            raise UserError(f"histories: a table or a list of lists is expected, of raw ids, not of {inner}")
+        return histories.cast(pl.List(inner))
 
     def text_of(item: Any) -> str | None:
         if isinstance(item, list | dict):
