@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.data.features import Features, Vocabulary
+from lrec.data.features import Features, Vocabulary, as_plain
+from lrec.data.histories import histories_of
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled
 from lrec.model.transformer import Transformer
+from lrec.serving.recommender import Model
 
 USERS, ITEMS, LENGTH, WIDTH, BUCKETS = 30, 9, 8, 12, 4
 Row = dict[str, Any]
@@ -301,6 +303,20 @@ def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
         assert batch.events_BL is not None
         countries = [int(name[1:]) % 3 for name in data.store.raw_user_ids.gather(batch.users_M.numpy())]
         assert batch.events_BL[:, :, 0].tolist() == [[each] * LENGTH for each in countries]
+
+
+def test_a_user_has_one_value_in_histories_too(tmp_path: Path) -> None:
+    """The country of all users changes; the network reads the first one, in training and from histories."""
+    rows = [row | {"country": f"c{(int(row['user'][1:]) + row['timestamp'] // 3) % 3}"} for row in raw_rows()]
+    options = {"event_features": None, "item_features": None, "user_features": Features(["country"])}
+    data = module(tmp_path, rows, event_column=None, **options)
+    net, about = Transformer(TransformerConfig(data.n_items, LENGTH, 1, 4, 1)), as_plain(data.learned.vocabularies)
+    model = Model(net, data.item_table()["raw_id"], about)
+    table = pl.DataFrame(rows).sort("user", maintain_order=True)
+    found = model.event_codes(histories_of(table, features=["country"]))
+    expected = data.cuts.events(np.arange(len(rows)))
+    assert expected is not None
+    assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(
