@@ -1,5 +1,6 @@
 """Features of events, users and items against plain loops over the raw rows."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -335,6 +336,17 @@ def test_a_user_has_one_value_in_histories_too(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         module(tmp_path, raw_rows(), **options)
+
+
+def test_a_feature_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    """A row of JSON lines may lack a key, but not all rows may."""
+    first, *others = raw_rows()
+    rows = [{name: value for name, value in first.items() if name != "device"}, *others]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row, default=str)}\n" for row in rows))
+    options: dict[str, Any] = {"path": tmp_path / "log.jsonl", "data_dir": tmp_path / "stores"}
+    InteractionsDataModule(**options, event_features=Features(["device"])).prepare_data()
+    with pytest.raises(UserError, match="has no column devise that is named as a feature; its columns are "):
+        InteractionsDataModule(**options, event_features=Features(["devise"])).prepare_data()
 
 
 @pytest.mark.parametrize(
