@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import lrec as package
-from lrec.data.histories import histories_of
+from lrec.data.formats.readers import Columns
+from lrec.data.histories import histories_in, histories_of
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.transformer import Transformer
@@ -230,9 +231,25 @@ def test_dictionaries_are_a_table_of_users() -> None:
         histories_of([*rows, {"items": [4]}], with_times=True)
 
 
+def test_users_at_the_end_of_a_file_may_lack_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row of JSON lines is a block here, with columns of its own."""
+    monkeypatch.setattr("lrec.data.formats.streams.BLOCK", 1)
+    monkeypatch.setattr("lrec.data.formats.streams._PIECE", 25)
+    (tmp_path / "h.jsonl").write_text('{"user":1,"items":[5,6]}\n{"user":2,"since":"may"}\n')
+    columns = Columns("user", "item", "timestamp")
+    blocks = histories_in(tmp_path / "h.jsonl", None, columns, columns)
+    assert [block.lengths_B.tolist() for block in blocks] == [[2], [0]]
+
+
 @pytest.mark.parametrize("table", [pl.DataFrame, pd.DataFrame, lambda columns: columns["items"]])
 def test_a_whole_number_in_a_list_is_the_same_id(table: Callable[[dict[str, list]], object]) -> None:
     assert histories_of(table({"items": [[3.0, 4.0], [5.5]]})).rows["item"].to_list() == ["3", "4", "5.5"]
+
+
+@pytest.mark.parametrize("items", [{"items": [[["a"]]]}, {"items": [[{"id": "a"}]]}, {"user": [1], "item": [["a"]]}])
+def test_items_that_are_no_ids_are_refused(items: dict[str, list]) -> None:
+    with pytest.raises(UserError, match="of raw ids, not of "):
+        histories_of(pl.DataFrame(items))
 
 
 def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:

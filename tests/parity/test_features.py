@@ -1,5 +1,6 @@
 """Features of events, users and items against plain loops over the raw rows."""
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.data.features import Features, Vocabulary
+from lrec.data.features import Features, Vocabulary, as_plain
+from lrec.data.histories import histories_of
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled
 from lrec.model.transformer import Transformer
+from lrec.serving.recommender import Model
 
 USERS, ITEMS, LENGTH, WIDTH, BUCKETS = 30, 9, 8, 12, 4
 Row = dict[str, Any]
@@ -303,6 +306,20 @@ def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
         assert batch.events_BL[:, :, 0].tolist() == [[each] * LENGTH for each in countries]
 
 
+def test_a_user_has_one_value_in_histories_too(tmp_path: Path) -> None:
+    """The country of all users changes; the network reads the first one, in training and from histories."""
+    rows = [row | {"country": f"c{(int(row['user'][1:]) + row['timestamp'] // 3) % 3}"} for row in raw_rows()]
+    options = {"event_features": None, "item_features": None, "user_features": Features(["country"])}
+    data = module(tmp_path, rows, event_column=None, **options)
+    net, about = Transformer(TransformerConfig(data.n_items, LENGTH, 1, 4, 1)), as_plain(data.learned.vocabularies)
+    model = Model(net, data.item_table()["raw_id"], about)
+    table = pl.DataFrame(rows).sort("user", maintain_order=True)
+    found = model.event_codes(histories_of(table, features=["country"]))
+    expected = data.cuts.events(np.arange(len(rows)))
+    assert expected is not None
+    assert found.tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -319,6 +336,17 @@ def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         module(tmp_path, raw_rows(), **options)
+
+
+def test_a_feature_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    """A row of JSON lines may lack a key, but not all rows may."""
+    first, *others = raw_rows()
+    rows = [{name: value for name, value in first.items() if name != "device"}, *others]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row, default=str)}\n" for row in rows))
+    options: dict[str, Any] = {"path": tmp_path / "log.jsonl", "data_dir": tmp_path / "stores"}
+    InteractionsDataModule(**options, event_features=Features(["device"])).prepare_data()
+    with pytest.raises(UserError, match="has no column devise that is named as a feature; its columns are "):
+        InteractionsDataModule(**options, event_features=Features(["devise"])).prepare_data()
 
 
 @pytest.mark.parametrize(

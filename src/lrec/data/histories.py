@@ -129,7 +129,10 @@ def _column(values: Any) -> pl.Series:
 
 def _lists(histories: Any) -> pl.Series:
     if isinstance(histories, pl.Series) and isinstance(histories.dtype, pl.Null | pl.List | pl.Array):
-        return histories.cast(pl.List(getattr(histories.dtype, "inner", pl.String)))
+        inner = getattr(histories.dtype, "inner", pl.String)
+        if inner.is_nested():
+            raise UserError(f"histories: a table or a list of lists is expected, of raw ids, not of {inner}")
+        return histories.cast(pl.List(inner))
 
     def text_of(item: Any) -> str | None:
         if isinstance(item, list | dict):
@@ -183,8 +186,8 @@ def _is_json_list(values: pl.Series) -> bool:
 
 def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
     columns = {"user": table.column(user_column, "(option user_column)")}
-    for name in (each for each in ("items", *beside, *features) if each in table.frame.columns):
-        columns[name] = table.frame[name]
+    for name in ("items", *(each for each in (*beside, *features) if each in table.frame.columns)):
+        columns[name] = table.column_or_nulls(name, "")
         if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
             try:
                 columns[name] = columns[name].str.json_decode(pl.List(pl.String))

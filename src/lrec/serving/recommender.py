@@ -209,6 +209,10 @@ class Model:
         if not self.features:
             return self._types(block.rows)
         values = {each.name.removeprefix(FEATURE): each for each in block.rows if each.name.startswith(FEATURE)}
+        first_N = np.repeat(np.cumsum(block.lengths_B) - block.lengths_B, block.lengths_B)
+        of_users = {each.column for each in self.features if each.of == "user"}
+        # A user has the first value of the history, as in training.
+        values |= {name: values[name].gather(first_N) for name in of_users & values.keys()}
         codes = codes_of(self.features, values, len(block.rows))
         if not self.reads_types:
             return codes

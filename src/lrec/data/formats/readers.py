@@ -111,8 +111,9 @@ def to_interactions(
     exact = [wanted[key] for key in ("user", "item", "event") if key in wanted]
 
     def frames() -> Iterator[pl.DataFrame]:
-        kept = 0
+        kept, known = 0, dict[str, None]()
         for table in _agreeing(tables):
+            known |= dict.fromkeys(table.frame.columns)
             if table.frame.is_empty():
                 continue
             checked = _check(table, wanted, units)
@@ -128,6 +129,8 @@ def to_interactions(
             yield frame
         if min_rating is not None and kept == 0:
             raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
+        for name in (features or {}) if kept else ():  # a table may lack a column, but not all tables
+            Table(table.name, pl.DataFrame(schema=list(known)), 1).column(name, "that is named as a feature")
 
     return RawInteractions(frames(), units.facts)
 

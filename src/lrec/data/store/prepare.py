@@ -280,7 +280,7 @@ class Earlier:
         fresh = one.with_row_index().join(other, on=names, how="anti")["index"].sort().to_numpy()
         if not self._duplicates_known and len(fresh) < one.height:
             raise UserError(
-                f"{one.height - len(fresh):,} of the new rows agree with rows of {self.store.path} in all columns that "
-                f"it keeps, but may differ in columns that it does not keep: leave these rows out, or {_ANEW}"
+                f"at least {one.height - len(fresh):,} of the new rows agree with rows of {self.store.path} in all "
+                f"columns that it keeps, but may differ in columns that it does not keep: leave them out, or {_ANEW}"
             )
         return fresh

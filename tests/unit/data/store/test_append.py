@@ -165,7 +165,8 @@ LOG = pl.DataFrame({"user": ["u", "v"] * 3, "item": list("abcabc"), "timestamp":
         ({"time_column": None}, LOG.rename({"timestamp": "when"}), "have a time|has no column"),
         ({}, LOG.with_columns(pl.col("timestamp") * 1000), "are in s, but the times of the new rows are in ms"),
         ({}, LOG.clear(), "no interactions"),
-        ({}, LOG.with_columns(price=pl.lit(1.0)), "6 of the new rows agree"),
+        ({}, LOG.with_columns(price=pl.lit(1.0)), "at least 6 of the new rows agree"),
+        ({"memory_gib": 1e-9}, LOG.with_columns(price=pl.lit(1.0)), "at least 3 of the new rows agree"),  # user by user
     ],
 )
 def test_parts_that_do_not_make_a_whole_are_refused_and_leave_nothing(
@@ -176,5 +177,5 @@ def test_parts_that_do_not_make_a_whole_are_refused_and_leave_nothing(
     opened = prepared(tmp_path / "stores", tmp_path / "log.parquet", **store)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=says):
-        append_file(opened, tmp_path / "new.parquet", tmp_path / "stores")
+        append_file(opened, tmp_path / "new.parquet", tmp_path / "stores", memory_gib=store.get("memory_gib"))
     assert sorted(tmp_path.rglob("*")) == before
