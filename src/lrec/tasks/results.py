@@ -6,7 +6,7 @@ has the same metrics for every scorer: each size, and the baselines.
 Shape suffixes: C cases, R draws, S sizes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from lrec.evaluation import cases as ranking
 from lrec.evaluation.cases import LIST_LENGTH, Cases
 from lrec.evaluation.metrics import Metric
 from lrec.tasks.intervals import Estimate, UserResamples, estimate, ratio, slope
-from lrec.tasks.trained_runs import BySize, Ladder
+from lrec.tasks.trained_runs import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
 Draws = dict[str, np.ndarray]  # draws by metric
@@ -118,7 +118,8 @@ def assess(
     if not present:
         raise NoCasesError(f"{title}: there is no case")
     resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
-    known = ladder.runs, ladder.counts_V, ladder.metrics, with_lists
+    sizes = dict(zip(ladder.sizes, ladder.runs.values(), strict=True))
+    known = sizes, ladder.counts_V, ladder.metrics, with_lists
     measured = {name: measure(resamples, cases, *known) for name, cases in present.items()}
     section = Section(title, ladder.sizes, measured)
     if compared is not None:
@@ -131,7 +132,7 @@ def assess(
 def measure(
     resamples: UserResamples,
     cases: Cases,
-    sizes: BySize,
+    sizes: Mapping[str, list[TrainedRun]],
     counts_V: np.ndarray,
     metrics: Sequence[Metric],
     with_lists: bool = False,
@@ -149,8 +150,8 @@ def measure(
         return draws
 
     draws = {}
-    for runs in sizes.values():
-        draws[runs[0].name] = draws_of([ranking.rank_by_net(run.net, cases, candidates_V) for run in runs])
+    for name, runs in sizes.items():
+        draws[name] = draws_of([ranking.rank_by_net(run.net, cases, candidates_V) for run in runs])
     draws[POPULARITY] = draws_of([ranking.rank_by_popularity(counts_V, cases, candidates_V)])
     draws[REPEAT_LAST] = draws_of([ranking.rank_by_repeating(counts_V, cases, candidates_V)])
     return Group(len(cases), len(np.unique(cases.users_C)), draws)

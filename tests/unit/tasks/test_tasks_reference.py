@@ -207,12 +207,13 @@ def test_transfer(ladder: Ladder, world: World) -> None:
 
 @pytest.fixture(scope="module")
 def transfer_ladder(runs: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Ladder:
-    """Both sizes also have runs on domain y alone: two seeds from scratch, and one from a trained network."""
+    """Both sizes also have runs on domain y alone: two seeds from scratch, named by their shape, and one from a trained
+    network."""
     folder = tmp_path_factory.mktemp("own")
     own = [
-        make_run(folder / f"{size}-{seed}", size, seed, data__only_domain="y", **options)
-        for size in ("0.8k", "3k")
-        for seed, options in ((11, {}), (12, {}), (13, {"warm_start": runs / f"{size}-1"}))
+        make_run(folder / f"{size}-{seed}", name, seed, data__only_domain="y", **options)
+        for size, shape in (("0.8k", "1x8"), ("3k", "1x16"))
+        for name, seed, options in ((shape, 11, {}), (shape, 12, {}), (size, 13, {"warm_start": runs / f"{size}-1"}))
     ]
     data = Data()
     return ladder_of([load_run(Run(folder), data) for folder in [*sorted(runs.iterdir()), *own]], data)
@@ -247,9 +248,9 @@ def test_what_pretraining_is_worth_to_a_domain(transfer_ladder: Ladder, world: W
         ("fine-tuned", own.fine_tuned, own_scores),
     ):
         assert section.groups[group].cases == len(cases)
-        for same_size in by_size.values():
+        for size, same_size in zip(section.names, by_size.values(), strict=True):
             seeds = [[score(run.net, history) for history, _ in cases] for run in same_size]
-            found = figures[group][same_size[0].name]
+            found = figures[group][size]
             for metric in metrics(1):
                 expected = mean(
                     mean(metrics(rank_of(s, number))[metric] for s, number in zip(one, numbers, strict=True))
@@ -262,7 +263,7 @@ def test_what_pretraining_is_worth_to_a_domain(transfer_ladder: Ladder, world: W
             )
             assert found["loss"].value == pytest.approx(expected, rel=1e-5)
             if group != "alone":
-                difference = found["NDCG@10"].value - figures["alone"][same_size[0].name]["NDCG@10"].value
+                difference = found["NDCG@10"].value - figures["alone"][size]["NDCG@10"].value
                 assert found["NDCG@10_over_alone"].value == pytest.approx(difference)
         baselines = {
             "popularity": lambda history: [float(world.counts[item]) for item in items_of_y],
