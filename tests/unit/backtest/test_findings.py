@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -103,6 +104,15 @@ def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_pat
     written = json.loads((backtest.folder / "backtest.json").read_text(), parse_constant=pytest.fail)
     assert written["by_age"]["1"]["3k"]["loss"] is None
     assert [path.name for path in (backtest.folder / "ages").iterdir()] == ["0"]
+
+
+def test_windows_show_the_newest_networks_in_whatever_order_updates_are_named(tmp_path: Path) -> None:
+    backtest = Backtest(sizes=["3k"], folds=2, update=("warm", "none"), out=tmp_path)
+    every = served("full-1", "3k", {1: [1.0], 2: [11.0]}) | served("warm-2", "3k", {2: [1.0]})
+    beside = {k: figures_of(targets(k, [4.0])).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
+    store: Any = SimpleNamespace(time_unit="order")
+    report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
+    assert "| 2 | 5 | 1 | 0.0 % | 1.0000 | 0.4307 |" in report
 
 
 @pytest.mark.filterwarnings("error")
