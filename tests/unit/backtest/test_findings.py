@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 
 from lrec.backtest.findings import Findings, Gain, figures_of, mean_of, share_of_gain
-from lrec.backtest.options import Backtest, Update, network_of
+from lrec.backtest.options import Backtest, Update, network_of, windows_of
 from lrec.backtest.report import verdict_of, write_report
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
@@ -184,3 +185,13 @@ def test_sizes_grow_however_they_are_given() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Backtest(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("times", "window"), [([10, 200, 201], 0), ([10, 200], 2)])
+def test_a_window_without_a_target_is_refused_before_any_training(times: list[int], window: int) -> None:
+    """The second user has one interaction, in the second window: it is no target, as nothing comes before it."""
+    offsets = np.array([0, len(times), len(times) + 1])
+    store: Any = SimpleNamespace(times_N=np.array([*times, 250]), offsets_U1=offsets, n_users=2, time_unit="s")
+    backtest = Backtest(folds=2, every="100s", until=301)
+    with pytest.raises(UserError, match=f"^window {window} ") if window else nullcontext():
+        assert windows_of(backtest, store) == {1: (101, 201), 2: (201, 301)}
