@@ -51,7 +51,9 @@ def test_a_card_tells_the_data_and_the_test(run: Path, tmp_path: Path, lrec: Cal
     assert card_of(update, tmp_path / "model", lrec) == card, "the folder of an update has the card of the kept run"
 
 
-def test_a_card_tells_what_its_study_forecast(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+def test_a_card_tells_what_its_study_forecast(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     point = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
     study = tmp_path / "study"
     shutil.copytree(run.parents[1], study)
@@ -65,6 +67,8 @@ def test_a_card_tells_what_its_study_forecast(run: Path, tmp_path: Path, lrec: C
     card = card_of(study / "runs" / run.name, tmp_path, lrec)
     assert "a test loss of 3.0000 (90 %: 0.5000 to 9.0000)" in card
     assert f"it has {point['test_loss']:.4f}, inside the interval. The forecast holds." in card
+    monkeypatch.chdir(study / "runs" / run.name / "checkpoints")
+    assert all(card_of(Path(here), tmp_path, lrec) == card for here in ("..", "best.ckpt"))
     late = {"ladders": [ladder], "trained_before": [run.name]}  # written again, for a study that has grown
     (study / "prediction.json").write_text(json.dumps(late))
     card = card_of(study / "runs" / run.name, tmp_path, lrec)

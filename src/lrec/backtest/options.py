@@ -122,11 +122,11 @@ def windows_of(backtest: Backtest, store: Store) -> Windows:
             f"--folds {backtest.folds} of --every {backtest.every} begin before the data: choose fewer or shorter ones"
         )
     for number, (begin, end) in windows.items():
-        if not ((store.times_N >= begin) & (store.times_N < end)).any():
+        if not (count_before(store, end) > np.maximum(count_before(store, begin), 1)).any():
             begins = time_text(begin, store.time_unit)
             raise UserError(
-                f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction: choose "
-                "other windows, or another end (--until)"
+                f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction "
+                "of a user with an earlier one: choose other windows, or another end (--until)"
             )
     return windows
 

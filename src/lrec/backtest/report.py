@@ -76,7 +76,7 @@ def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
 def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     """For each window: the newest networks trained before it, and the baselines of its origin."""
     backtest = found.backtest
-    newest = "full" if "full" in backtest.update else backtest.update[-1]
+    newest = max(backtest.update, key=["none", "warm", "full"].index)
     names = dict.fromkeys(name for table in beside.values() for name in table["scorer"])
     rows = [["window", "begins", "targets", "cold", *(f"{METRIC} {name}" for name in (*backtest.sizes, *names))]]
     for number, (at, _) in windows.items():

@@ -2,6 +2,7 @@
 of the baselines, the study's forecast, and limits. All facts come from the files of the run and of its study."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def card_of(model: Model, ckpt_path: Path) -> str:
     """The card of a run's best network; UserError if the run's last test was of another one, or of other data."""
     from lrec.common.pages import rendered  # imported here, because loading a network does not need it
 
-    ckpt_path = served(ckpt_path)
+    ckpt_path = Path(os.path.abspath(served(ckpt_path)))  # its parents are asked for
     run = Run(ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent)
     if not run.config_file.is_file():
         raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")

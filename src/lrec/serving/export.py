@@ -158,7 +158,7 @@ def file_of(path: Path) -> Path:
         return path
     path = served(path)
     exported, best = path / "model.safetensors", Run(path).best
-    if found := next((file for file in (exported, best) if file.exists()), None):
+    if found := next((file for file in (best, exported) if file.exists()), None):  # best may be newer than an export
         return found
     raise UserError(
         f"{path} holds neither model.safetensors (lrec export) nor checkpoints/{best.name}, which lrec fit writes "

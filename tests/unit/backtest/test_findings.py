@@ -2,15 +2,17 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
 from lrec.backtest.findings import Findings, Gain, figures_of, mean_of, share_of_gain
-from lrec.backtest.options import Backtest, Update, network_of
+from lrec.backtest.options import Backtest, Update, network_of, windows_of
 from lrec.backtest.report import verdict_of, write_report
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
@@ -105,6 +107,15 @@ def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_pat
     assert [path.name for path in (backtest.folder / "ages").iterdir()] == ["0"]
 
 
+def test_windows_show_the_newest_networks_in_whatever_order_updates_are_named(tmp_path: Path) -> None:
+    backtest = Backtest(sizes=["3k"], folds=2, update=("warm", "none"), out=tmp_path)
+    every = served("full-1", "3k", {1: [1.0], 2: [11.0]}) | served("warm-2", "3k", {2: [1.0]})
+    beside = {k: figures_of(targets(k, [4.0])).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
+    store: Any = SimpleNamespace(time_unit="order")
+    report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
+    assert "| 2 | 5 | 1 | 0.0 % | 1.0000 | 0.4307 |" in report
+
+
 @pytest.mark.filterwarnings("error")
 def test_nothing_has_no_gain_and_no_error() -> None:
     nothing = figures_of(targets(1, [1.0])).clear()
@@ -174,3 +185,13 @@ def test_sizes_grow_however_they_are_given() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Backtest(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("times", "window"), [([10, 200, 201], 0), ([10, 200], 2)])
+def test_a_window_without_a_target_is_refused_before_any_training(times: list[int], window: int) -> None:
+    """The second user has one interaction, in the second window: it is no target, as nothing comes before it."""
+    offsets = np.array([0, len(times), len(times) + 1])
+    store: Any = SimpleNamespace(times_N=np.array([*times, 250]), offsets_U1=offsets, n_users=2, time_unit="s")
+    backtest = Backtest(folds=2, every="100s", until=301)
+    with pytest.raises(UserError, match=f"^window {window} ") if window else nullcontext():
+        assert windows_of(backtest, store) == {1: (101, 201), 2: (201, 301)}

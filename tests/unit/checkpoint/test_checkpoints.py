@@ -132,6 +132,15 @@ def test_an_exported_file_is_the_network_and_its_items(out: str, tmp_path: Path)
     assert set(load_file(described.with_suffix(".safetensors"))) == {*net.state_dict(), *CATALOGUE}
 
 
+def test_a_runs_folder_stands_for_its_best_checkpoint_even_after_an_export_into_it(tmp_path: Path) -> None:
+    best = run_folder(tmp_path, Transformer(CONFIG))
+    export(tmp_path, tmp_path)
+    write(best, checkpoint(Transformer(CONFIG)) | {"global_step": 9})
+    assert lrec.load(tmp_path).about["step"] == 9
+    best.unlink()
+    assert lrec.load(tmp_path).about["step"] == 3
+
+
 def test_what_cannot_be_exported_or_loaded(tmp_path: Path) -> None:
     best = run_folder(tmp_path, Transformer(CONFIG))
     whole = checkpoint(Transformer(CONFIG))

@@ -1,14 +1,16 @@
-"""What predict's callback holds in memory, and what it leaves on disk."""
+"""What predict's callback holds and leaves on disk, and the best point of a run without a test."""
 
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lrec import InteractionsDataModule, SequentialRecommender
+from lrec import BestAndLast, InteractionsDataModule, ScalingPoints, SequentialRecommender
+from lrec.run import Point, Run
 from lrec.training.callbacks import PredictionWriter
 
 
@@ -75,3 +77,13 @@ def test_what_is_interrupted_leaves_nothing(predict: Any, tmp_path: Path) -> Non
     with pytest.raises(InterruptedError):
         predict(Held(fails_at=3))
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(("monitor", "best"), [("val/loss", 2), ("val/NDCG@10", 1)])
+def test_without_a_test_the_best_point_is_that_of_the_best_checkpoint(monitor: str, best: int, tmp_path: Path) -> None:
+    callback = ScalingPoints(test=False)
+    for loss, ndcg in ((None, None), (3.0, 0.2), (2.0, 0.1)):
+        callback.points.append(Point(val_loss=loss, metrics={"val/loss": loss, "val/NDCG@10": ndcg}))
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[BestAndLast(monitor)], default_root_dir=tmp_path)
+    callback.on_fit_end(trainer, SequentialRecommender(size="3k"))
+    assert [point.best for point in Run(tmp_path).points] == [place == best for place in range(3)]
