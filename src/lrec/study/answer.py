@@ -85,7 +85,8 @@ def answer_of(
     runs = of_all_data(finished)
     run = max(runs, key=lambda r: points[r.name].N_body)
     point = points[run.name]
-    sizes = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean()).sort("x").rows()
+    means = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean())
+    sizes = means.fill_null(0.0).sort("x").rows()  # a size may lack the metric
     size, today = sizes[-1]
     if not today:  # no hit: nothing has a gain over it
         return None

@@ -179,13 +179,16 @@ def test_every_metric_of_the_largest_network_is_a_mean_over_its_seeds(tmp_path: 
     assert (today.value, *today.beside.values()) == pytest.approx([0.75 * value for value in measured])
 
 
-def test_without_a_hit_of_the_largest_network_there_is_no_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("place", "metric", "answers"), [(-1, 0.0, False), (-1, None, False), (0, None, True)])
+def test_only_the_largest_network_must_have_a_hit(
+    place: int, metric: float | None, answers: bool, tmp_path: Path
+) -> None:
     runs, *_ = runs_of(tmp_path, "go")
-    largest = run_of_study(tmp_path, runs[-1].name)
-    largest.write_points([replace(point, metrics=point.metrics | {"test/HR@10": 0.0}) for point in largest.points])
+    run = run_of_study(tmp_path, runs[place].name)
+    run.write_points([replace(point, metrics=point.metrics | {"test/HR@10": metric}) for point in run.points])
     points = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in runs}
     study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
-    assert answer_of(study, analysis_of(tmp_path, runs), runs, points, []) is None
+    assert (answer_of(study, analysis_of(tmp_path, runs), runs, points, []) is not None) == answers
 
 
 @pytest.mark.parametrize(
