@@ -3,6 +3,7 @@
     python benchmarks/forecasts.py --curves FOLDER/curves.jsonl      every method, on public curves
     python benchmarks/forecasts.py --calibrate FOLDER/curves.jsonl   the constants, fitted leaving each family out
     python benchmarks/forecasts.py --own                             lrec's own points, in benchmarks/
+    python benchmarks/forecasts.py --same_data FOLDER/kyotakano_llm_df.csv   sizes with the same amount of data
     python benchmarks/forecasts.py --worlds                          simulated worlds
 
 A split of a curve hides its last two x, or all x above a quarter or an eighth of the largest; at least four are known.
@@ -356,6 +357,84 @@ def _held_out(points: pl.DataFrame, k: int, law: str) -> list[tuple[float, float
     ]
 
 
+# ---- sizes with the same amount of data
+
+DAMPINGS = (0.15, 0.2, 0.25, 0.33)
+HOFFMANN = 2085.43, 0.3658  # B and b of Chinchilla's law, as refitted by Besiroglu et al. (arXiv 2404.10102)
+LADDERS = ("quickstart", "quickstart/40000-users", "go/first", "go", "globo", "decks")  # at most four passes
+Errors = dict[str, list[tuple[float, float, float]]]  # by curve or log: mean |error| and mean error in %, share inside
+
+
+def same_data(path: Path) -> None:
+    """How fast curves in the size flatten if all sizes have the same amount of data: the error by the damping."""
+    print("| damping | " + " | ".join(SAME_DATA) + " |\n|---|" + "---:|" * len(SAME_DATA))
+    for damping in (None, *DAMPINGS):
+        cells = []
+        for found in (of(path, damping) for of in SAME_DATA.values()):
+            error, bias, inside = np.mean([np.mean(each, axis=0) for each in found.values()], axis=0)
+            cells.append(f"{error:.2f}" if damping is None else f"{error:.2f}, {bias:+.2f}, {inside:.2f}")
+        print(f"| {'naive' if damping is None else damping} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _judged(known: pl.DataFrame, hidden: pl.DataFrame, damping: float | None) -> tuple[float, float, float]:
+    """The errors of the hidden points by the forecast with this damping, or by naive."""
+    came = hidden.group_by("x", maintain_order=True).agg(pl.col("y").mean())
+    y = came["y"].to_numpy()
+    if damping is None:
+        low, predicted, high = np.full((3, len(y)), naive(known, {}))
+    else:
+        alike = known.select("x", "y").with_columns(d=1.0)
+        low, predicted, high = by_forecast(Beliefs(size_damping=damping))(alike, came["x"].to_numpy()).T
+    error = 100 * (predicted / y - 1)
+    return float(np.abs(error).mean()), float(error.mean()), float(((low <= y) & (y <= high)).mean())
+
+
+def _parts(points: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """What is known and what is hidden: the last two sizes, and those above a quarter, an eighth, a sixteenth."""
+    sizes = points["x"].unique().sort().to_list()
+    for edge in (sizes[-3], sizes[-1] / 4, sizes[-1] / 8, sizes[-1] / 16):
+        known = points.filter(pl.col("x") <= edge * (1 + 1e-6))
+        if known["x"].n_unique() >= 4:
+            yield known, points.filter(pl.col("x") > edge * (1 + 1e-6))
+
+
+def chinchillas(path: Path, damping: float | None) -> Errors:
+    """Language models whose amounts of data differ by up to 10 %: their losses are moved to the mean amount."""
+    b, power = HOFFMANN
+    models = pl.read_csv(path).with_columns(bin=(pl.col("D").log() / 0.1).round())
+    found = Errors()
+    for (number,), alike in models.group_by("bin", maintain_order=True):
+        if alike["N"].n_unique() >= 6:
+            d = alike["D"].to_numpy().astype(float)
+            at = np.exp(np.log(d).mean())
+            moved = pl.Series(alike["loss"].to_numpy() - b / d**power + b / at**power)
+            points = alike.select(x=pl.col("N").cast(pl.Float64), y=moved).sort("x")
+            found[str(number)] = [_judged(*part, damping) for part in _parts(points)]
+    return found
+
+
+def ladders(_: Path, damping: float | None) -> Errors:
+    """Committed ladders of lrec."""
+    every = {name: read_points([HERE / name / "all_points.jsonl"]) for name in LADDERS}
+    return {name: [_judged(*part, damping) for part in _parts(points)] for name, points in every.items()}
+
+
+def by_hours(_: Path, damping: float | None) -> Errors:
+    """Studies by hours (hours.md), several of each log."""
+    found = Errors()
+    for file in sorted((HERE / "hours").glob("*.json")):
+        study = json.loads(file.read_text())
+        rows = [(float(run["N_body"]), run["test_loss"], run["held_out"]) for run in study["runs"]]
+        runs = pl.DataFrame(rows, ["x", "y", "held_out"], orient="row").sort("x")
+        known, hidden = (runs.filter(pl.col("held_out") == held) for held in (False, True))
+        if len(hidden):
+            found.setdefault(study["set"].split(",")[0], []).append(_judged(known, hidden, damping))
+    return found
+
+
+SAME_DATA = {"Chinchilla's models": chinchillas, "ladders of lrec": ladders, "studies by hours": by_hours}
+
+
 # ---- simulated worlds
 
 
@@ -418,6 +497,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path)
     parser.add_argument("--methods", nargs="*", default=())
     parser.add_argument("--calibrate", type=Path)
+    parser.add_argument("--same_data", type=Path)
     parser.add_argument("--trials", type=int, default=60, help="of the search for the constants, for each family")
     parser.add_argument("--own", action="store_true")
     parser.add_argument("--worlds", action="store_true")
@@ -427,6 +507,8 @@ def main() -> None:
         curves(options.curves, options.methods)
     if options.calibrate is not None:
         calibrate(options.calibrate, options.trials)
+    if options.same_data is not None:
+        same_data(options.same_data)
     if options.own:
         own()
     if options.worlds:

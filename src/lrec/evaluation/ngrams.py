@@ -39,7 +39,7 @@ def losses_of_test(data: SequenceDataModule) -> dict[str, float]:
 
 def ngram_losses(items_N: np.ndarray, lengths_U: np.ndarray, n_items: int, cases: Cases) -> dict[str, np.ndarray]:
     """The cross-entropy of each case's target, in nats, by each of `ORDERS`; items_N are the training interactions."""
-    users_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
+    users_N, cases = np.repeat(np.arange(len(lengths_U)), lengths_U), cases.last(len(ORDERS) - 1)
     trained = _with_contexts(users_N, items_N)
     ends_C = np.cumsum(cases.lengths_C + 1)
     asked_N = np.insert(cases.items_N, cases.starts_C + cases.lengths_C, cases.targets_C)
