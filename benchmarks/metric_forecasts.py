@@ -68,7 +68,7 @@ def splits() -> Iterator[tuple[str, Points, Points]]:
             points = read_points([HERE / f"{file}.jsonl"], d="D", u="U")
             for _, ladder in points.group_by("u", maintain_order=True):
                 for k in range(1, min(5, ladder["x"].n_unique() - 4) + 1):
-                    yield name, *hold_out(ladder.drop("d", "u"), k)
+                    yield name, *hold_out(ladder.drop("u"), k)
 
 
 def straight_line(points: Points, losses: list[Prediction]) -> np.ndarray:

@@ -115,7 +115,8 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
 
 def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
     """The expected ln y at the places of the losses, with the ends of its interval, (P, 3)."""
-    forecast = Forecast(points)
+    # Metrics flatten less than losses do: without d, the forecast does not know that all sizes have the same data.
+    forecast = Forecast(points if has_lengths(points) else points.drop("d", strict=False))
     columns = [name for name in forecast.columns if all(getattr(loss, name) is not None for loss in losses)]
     places_PV = np.array([[getattr(loss, name) for name in columns] for loss in losses])
     return np.log([[p.predicted, p.low, p.high] for p in forecast.predict(places_PV)])
