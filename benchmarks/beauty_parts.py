@@ -5,9 +5,9 @@
 All options are those of configs/recipes/beauty-modern.yaml, except those that the table names. Runs with new parts
 train in bf16-mixed. The data have no times. The item vectors are made from the training part only: the first 128
 singular directions of the positive pointwise mutual information of items that are near each other in histories. The
-item table starts with these vectors. The checkpoint has the best validation NDCG@10. Differences are from the recipe
-with the same seeds; their 95 % intervals are over users, paired. Outcomes of runs are kept in benchmarks/beauty_parts,
-and not measured again.
+item table starts with these vectors. Averaged weights are Lightning's `EMAWeightAveraging` with a decay of 0.999. The
+checkpoint has the best validation NDCG@10. Differences are from the recipe with the same seeds; their 95 % intervals
+are over users, paired. Outcomes of runs are kept in benchmarks/beauty_parts, and not measured again.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def page() -> str:
         f"{time.strftime('%Y-%m-%d')}, one core a run; {here()}.",
         "",
         "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz",
-        "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz --parts vectors --seeds 1 2 3",
+        "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz --parts vectors average --seeds 1 2 3",
         "",
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",

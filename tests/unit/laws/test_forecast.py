@@ -247,3 +247,13 @@ def test_too_few_sizes_or_equal_ones_are_refused() -> None:
         Forecast(points_of(SIZES[:3] ** -0.1, SIZES[:3]))
     with pytest.raises(UserError, match="within 1% of 1e"):
         Forecast(points_of(SIZES**-0.1, 1e6 + np.arange(6)))
+
+
+def test_a_curve_flattens_faster_if_all_sizes_have_the_same_data() -> None:
+    """The noise is too large to tell whether the curve bends."""
+    points = points_of(noisy(6 * SIZES**-0.05, sigma=0.01))
+    same, nearly, more = (points.with_columns(d=pl.Series(d)) for d in (0 * SIZES + 1e6, 2e6 + SIZES, 20 * SIZES))
+    unknown, grows, fixed, alike = (Forecast(each).predict([1.6e7])[0] for each in (points, more, same, nearly))
+    assert unknown == grows
+    assert fixed == alike
+    assert fixed.predicted > unknown.predicted
