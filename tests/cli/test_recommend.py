@@ -258,6 +258,7 @@ def test_tables_in_memory(model: Model, histories: pl.DataFrame) -> None:
     assert model.recommend(rows).equals(expected)
     pandas = pd.DataFrame(rows.to_dict(as_series=False))
     assert model.recommend(pandas).equals(expected)
+    assert model.recommend(rows.lazy()).equals(expected)
     assert model.recommend(pandas.assign(other=pd.Series([1, "mixed", None]))).equals(expected)
     assert model.recommend(pd.DataFrame(histories.to_dict(as_series=False))).equals(expected)
     gap = pd.DataFrame({"user": [1, 1, 1], "item": ["item-3", None, "item-4"]})

@@ -59,6 +59,7 @@ def histories_of(
     dictionaries is a table with a row per user."""
     of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
     of_users = {"user", *(f"{name}s" for name in of_rows), *features}
+    table = table.collect() if isinstance(table, pl.LazyFrame) else table
     if isinstance(table, list) and table and all(isinstance(row, dict) and "items" in row for row in table):
         given: dict[str, Any] = {name: [row.get(name) for row in table] for name in set().union(*table)}
     else:
