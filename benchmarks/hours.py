@@ -205,8 +205,9 @@ and 2.2 % too low, within their intervals, and the no-gain baseline is 1.2 and 2
 forecast is no better than no gain. For HR@10, the errors are 0.6 and 0.5 %, and those of no gain are 2.7 and 4.0 %. The
 held-out sizes have an HR@10 of 0.539 and 0.546, and the Markov chain, the best baseline, has 0.532. Neither the
 learning rate nor chance explains the errors of the loss. The chosen setting of the smaller held-out size is 0.003 nats
-above the best of its sweep. And with a second seed of each fitted size, the errors would stay the same: the losses of
-two seeds differ by 0.003 to 0.016 nats, and the curve bends at 100,000 parameters.
+above the best of its sweep (whose runs at four times the chosen rate were stopped after the first pass, with higher
+losses). And with a second seed of each fitted size, the errors would stay the same: the losses of two seeds differ by
+0.003 to 0.016 nats, and the curve bends at 100,000 parameters.
 
 **Decks.** Only large networks learn which cards a deck already contains: from 49,152 to 836,352 parameters, HR@10 rises
 from 0.301 to 0.440, but HR@10 among cards that are not in the deck rises only from 0.488 to 0.509. The small networks
