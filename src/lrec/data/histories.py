@@ -34,6 +34,11 @@ class Histories(NamedTuple):
     lengths_B: np.ndarray
     rows: pl.DataFrame  # item (raw id) and, if asked for, time (whole seconds), event and features (FEATURE + name)
 
+    @property
+    def starts_B(self) -> np.ndarray:
+        """The row of each user's first interaction."""
+        return np.cumsum(self.lengths_B) - self.lengths_B
+
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
         ends_B = np.cumsum(self.lengths_B)
         for start in range(0, len(self.users), size):

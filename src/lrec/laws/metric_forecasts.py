@@ -3,7 +3,7 @@
 The odds of a miss, (1 - m)/m for a metric m, are forecast twice as if they were a loss: from the size, and from the
 loss that is forecast for the size, because bad runs are farther from the first curve than from the second. The forecast
 is the mean of both in ln odds, and its interval spans both intervals. Nothing is tuned here: the constants are those
-of the loss. Results on measured ladders, and other methods that were tried: benchmarks/metric_forecasts.md.
+of curves of losses. Results on measured ladders, and other methods that were tried: benchmarks/metric_forecasts.md.
 
 Shapes: N points, P places, C curves.
 """
@@ -16,13 +16,15 @@ import numpy as np
 import polars as pl
 
 from lrec.errors import UserError
-from lrec.laws.forecast import Forecast
+from lrec.laws.forecast import Beliefs, Forecast
 from lrec.laws.intervals import Expected, Judged, Prediction, came
 from lrec.laws.law import Array
 from lrec.laws.table import has_lengths, longest, metrics_in, points_of_most_data
 
 # Metrics that are better if higher. Another metric is better if lower only if it falls when the loss falls.
 RISING = ("HR@", "NDCG@", "MRR@", "recall@", "micro_recall@", "precision@", "MAP@")
+# Metrics flatten less than losses do: with the same data for all sizes, as without (benchmarks/metric_forecasts.md).
+OF_METRICS = Beliefs(size_damping=Beliefs.steady_damping)
 FARTHEST = 20.0  # limit of |ln size| that a loss counts as; it matters if the known losses are nearly equal
 
 
@@ -115,8 +117,7 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
 
 def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
     """The expected ln y at the places of the losses, with the ends of its interval, (P, 3)."""
-    # Metrics flatten less than losses do: without d, the forecast does not know that all sizes have the same data.
-    forecast = Forecast(points if has_lengths(points) else points.drop("d", strict=False))
+    forecast = Forecast(points, OF_METRICS)
     columns = [name for name in forecast.columns if all(getattr(loss, name) is not None for loss in losses)]
     places_PV = np.array([[getattr(loss, name) for name in columns] for loss in losses])
     return np.log([[p.predicted, p.low, p.high] for p in forecast.predict(places_PV)])
@@ -133,7 +134,7 @@ def against_loss(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
     def as_size(loss: Array) -> Array:
         return np.exp(np.clip(per_nat * (least - loss), -FARTHEST, FARTHEST))
 
-    forecast = Forecast(points.drop("u", "d", strict=False).with_columns(x=as_size(loss_N)))
+    forecast = Forecast(points.drop("u", strict=False).with_columns(x=as_size(loss_N)), OF_METRICS)
     loss_P3 = np.array([[loss.predicted, loss.low, loss.high] for loss in losses])
     at_loss, at_low, at_high = (forecast.predict(as_size(loss_P)) for loss_P in loss_P3.T)
     middle_P = np.log([p.predicted for p in at_loss])

@@ -138,7 +138,7 @@ class Model:
         if self.net.reads_times and "time" not in block.rows:
             raise UserError("the network reads times (architecture.time): histories need a column times, or time")
         times_N = block.rows["time"].to_numpy() if self.net.reads_times else None
-        rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), np.cumsum(lengths_B) - lengths_B
+        rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), block.starts_B
         skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))
         read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
         n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
@@ -209,7 +209,7 @@ class Model:
         if not self.features:
             return self._types(block.rows)
         values = {each.name.removeprefix(FEATURE): each for each in block.rows if each.name.startswith(FEATURE)}
-        first_N = np.repeat(np.cumsum(block.lengths_B) - block.lengths_B, block.lengths_B)
+        first_N = np.repeat(block.starts_B, block.lengths_B)
         of_users = {each.column for each in self.features if each.of == "user"}
         # A user has the first value of the history, as in training.
         values |= {name: values[name].gather(first_N) for name in of_users & values.keys()}

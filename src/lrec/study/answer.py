@@ -192,8 +192,8 @@ def _next(
     """The next step: a sentence, and the command for it. `smallest` is the smallest run that is as good."""
     if not ten.network:
         return "Train the size that you want.", "lrec fit --help"
-    run = run_of_study(study.folder, largest.name)
-    needed, name, options = run.config_file, "fit", dict[str, object]()
+    needed, name = run_of_study(study.folder, largest.name).config_file, "fit"
+    options: dict[str, object] = {}
     if fails:
         why = "Repeat the largest network with another seed, to see whether its result was luck."
         options |= dict.fromkeys(("seed_everything", "data.seed"), largest.seed + 100)

@@ -118,7 +118,7 @@ def assess(
     if not present:
         raise NoCasesError(f"{title}: there is no case")
     resamples = UserResamples(np.concatenate([cases.users_C for cases in present.values()]), seed)
-    sizes = dict(zip(ladder.sizes, ladder.runs.values(), strict=True))
+    sizes = {runs[0].name: runs for runs in ladder.runs.values()}
     known = sizes, ladder.counts_V, ladder.metrics, with_lists
     measured = {name: measure(resamples, cases, *known) for name, cases in present.items()}
     section = Section(title, ladder.sizes, measured)

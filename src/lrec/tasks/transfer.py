@@ -73,7 +73,7 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
     among_all = replace(among_all, items_N=index_W[among_all.items_N], targets_C=targets_C)
     resamples, own_counts_V = UserResamples(cases.users_C, seed), runs.split.counts_V
 
-    names = {name: int(n_body) for name, n_body in ladder.sizes.items() if n_body in sizes}
+    names = {ladder.runs[n_body][0].name: n_body for n_body in sizes}
     ways = ladder.runs, runs.alone, runs.fine_tuned
     all_domains, alone, fine_tuned = ({name: way[n] for name, n in names.items() if way} for way in ways)
     groups = {
@@ -83,7 +83,7 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
     if fine_tuned:
         groups[FINE_TUNED] = measure(resamples, cases, fine_tuned, own_counts_V, ladder.metrics)
     title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
-    section = Section(title, {name: ladder.sizes[name] for name in names}, groups)
+    section = Section(title, {name: float(n_body) for name, n_body in names.items()}, groups)
     section.shown = ("NDCG@10", f"NDCG@10{OVER}", "HR@10", f"HR@10{OVER}")
     for name in [*groups][1:]:
         _compare_with_alone(section, name)

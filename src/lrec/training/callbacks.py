@@ -123,10 +123,10 @@ class ScalingPoints(Callback):
         rank_zero_only(run_of(trainer).write_points)(self.points)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        status, kept = "diverged" if recommender(pl_module).diverged else "finished", best_of(trainer)
-        found = [point.metric(getattr(kept, "monitor", None) or "val/loss") for point in self.points]
-        sign = -1 if getattr(kept, "mode", "min") == "max" else 1
-        values = [math.inf if math.isnan(value) else sign * value for value in found]
+        status, keeper = "diverged" if recommender(pl_module).diverged else "finished", best_of(trainer)
+        monitor, mode = ("val/loss", "min") if keeper is None or not keeper.monitor else (keeper.monitor, keeper.mode)
+        found = [-point.metric(monitor) if mode == "max" else point.metric(monitor) for point in self.points]
+        values = [math.inf if math.isnan(value) else value for value in found]
         best = None if self.test or not values else values.index(min(values))
         self.points = [replace(point, status=status, best=i == best) for i, point in enumerate(self.points)]
         rank_zero_only(run_of(trainer).write_points)(self.points)

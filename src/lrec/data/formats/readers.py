@@ -91,7 +91,7 @@ def read_columns(
                 columns[key] = feature_of(raw, is_number, table.name, table.first_row)
         found.append(pl.DataFrame(columns))
     for name, said, _ in wanted.values():
-        Table(str(path), pl.DataFrame(schema=list(known)), 1).column(name or next(iter(known)), said)
+        _refuse_absent(name or next(iter(known)), said, known, str(path))
     return pl.concat(found, how="vertical_relaxed")
 
 
@@ -129,10 +129,15 @@ def to_interactions(
             yield frame
         if min_rating is not None and kept == 0:
             raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
-        for name in (features or {}) if kept else ():  # a table may lack a column, but not all tables
-            Table(table.name, pl.DataFrame(schema=list(known)), 1).column(name, "that is named as a feature")
+        for name in (features or {}) if kept else ():
+            _refuse_absent(name, "that is named as a feature", known, table.name)
 
     return RawInteractions(frames(), units.facts)
+
+
+def _refuse_absent(column: str, said: str, known: Iterable[str], file: str) -> None:
+    """UserError if none of a file's tables has the column: `column_or_nulls` accepts that some lack it."""
+    Table(file, pl.DataFrame(schema=list(known)), 1).column(column, said)
 
 
 def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
