@@ -50,15 +50,19 @@ def cases(path: Path) -> list[Case]:
 
 def _splits(curve: dict) -> Iterator[Case]:
     table = {"x": curve["x"], "y": curve["loss"], "may_stop": curve["variable"] == "D"}
-    points = pl.DataFrame(table).sort("x")
+    return _hidings(curve["family"], pl.DataFrame(table).sort("x"), (4, 8))
+
+
+def _hidings(family: str, points: pl.DataFrame, parts: Sequence[float]) -> Iterator[Case]:
+    """The last two x are hidden, or all above the largest divided by each of `parts`; at least four are known."""
     sizes = points["x"].unique().sort().to_list()
     kept = set()
-    for edge in (sizes[-3], sizes[-1] / 4, sizes[-1] / 8):
+    for edge in (sizes[-3], *(sizes[-1] / part for part in parts)):
         known = points.filter(pl.col("x") <= edge * (1 + 1e-6))
         if known["x"].n_unique() >= 4 and len(known) not in kept:
             kept.add(len(known))
             hidden = points.tail(len(points) - len(known))
-            yield Case(curve["family"], known, hidden["x"].to_numpy(), hidden["y"].to_numpy())
+            yield Case(family, known, hidden["x"].to_numpy(), hidden["y"].to_numpy())
 
 
 # ---- methods: from the known points to low, forecast and high at x; without an interval, all are equal
@@ -362,77 +366,65 @@ def _held_out(points: pl.DataFrame, k: int, law: str) -> list[tuple[float, float
 DAMPINGS = (0.15, 0.2, 0.25, 0.33)
 HOFFMANN = 2085.43, 0.3658  # B and b of Chinchilla's law, as refitted by Besiroglu et al. (arXiv 2404.10102)
 LADDERS = ("quickstart", "quickstart/40000-users", "go/first", "go", "globo", "decks")  # at most four passes
-Errors = dict[str, list[tuple[float, float, float]]]  # by curve or log: mean |error| and mean error in %, share inside
+PARTS = (4, 8, 16)
 
 
 def same_data(path: Path) -> None:
     """How fast curves in the size flatten if all sizes have the same amount of data: the error by the damping."""
-    print("| damping | " + " | ".join(SAME_DATA) + " |\n|---|" + "---:|" * len(SAME_DATA))
+    sources = {"Chinchilla's models": chinchillas(path), "ladders of lrec": ladders(), "studies by hours": by_hours()}
+    print("| damping | " + " | ".join(sources) + " |\n|---|" + "---:|" * len(sources))
     for damping in (None, *DAMPINGS):
-        cells = []
-        for found in (of(path, damping) for of in SAME_DATA.values()):
-            error, bias, inside = np.mean([np.mean(each, axis=0) for each in found.values()], axis=0)
-            cells.append(f"{error:.2f}" if damping is None else f"{error:.2f}, {bias:+.2f}, {inside:.2f}")
+        cells = [_by_family(each, damping) for each in sources.values()]
         print(f"| {'naive' if damping is None else damping} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _judged(known: pl.DataFrame, hidden: pl.DataFrame, damping: float | None) -> tuple[float, float, float]:
-    """The errors of the hidden points by the forecast with this damping, or by naive."""
-    came = hidden.group_by("x", maintain_order=True).agg(pl.col("y").mean())
-    y = came["y"].to_numpy()
-    if damping is None:
-        low, predicted, high = np.full((3, len(y)), naive(known, {}))
-    else:
-        alike = known.select("x", "y").with_columns(d=1.0)
-        low, predicted, high = by_forecast(Beliefs(size_damping=damping))(alike, came["x"].to_numpy()).T
-    error = 100 * (predicted / y - 1)
-    return float(np.abs(error).mean()), float(error.mean()), float(((low <= y) & (y <= high)).mean())
+def _by_family(every: Sequence[Case], damping: float | None) -> str:
+    """The mean error in percent, the mean error with its sign and the share inside, as means over families; of naive,
+    the first alone."""
+    method = METHODS["naive"] if damping is None else by_forecast(Beliefs(size_damping=damping))
+    rows = []
+    for case in every:
+        low, middle, high = method(case.known.with_columns(d=1.0), case.x).T
+        error = 100 * (middle / case.loss - 1)
+        inside = (low <= case.loss) & (case.loss <= high)
+        rows.append((case.family, np.abs(error).mean(), error.mean(), inside.mean()))
+    found = pl.DataFrame(rows, ["family", "error", "bias", "inside"], orient="row").group_by("family").mean().mean()
+    _, error, bias, inside = found.row(0)
+    return f"{error:.2f}" if damping is None else f"{error:.2f}, {bias:+.2f}, {inside:.2f}"
 
 
-def _parts(points: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """What is known and what is hidden: the last two sizes, and those above a quarter, an eighth, a sixteenth."""
-    sizes = points["x"].unique().sort().to_list()
-    for edge in (sizes[-3], sizes[-1] / 4, sizes[-1] / 8, sizes[-1] / 16):
-        known = points.filter(pl.col("x") <= edge * (1 + 1e-6))
-        if known["x"].n_unique() >= 4:
-            yield known, points.filter(pl.col("x") > edge * (1 + 1e-6))
-
-
-def chinchillas(path: Path, damping: float | None) -> Errors:
+def chinchillas(path: Path) -> list[Case]:
     """Language models whose amounts of data differ by up to 10 %: their losses are moved to the mean amount."""
-    b, power = HOFFMANN
-    models = pl.read_csv(path).with_columns(bin=(pl.col("D").log() / 0.1).round())
-    found = Errors()
-    for (number,), alike in models.group_by("bin", maintain_order=True):
+    (b, power), found = HOFFMANN, list[Case]()
+    models = pl.read_csv(path).with_columns(group=(pl.col("D").log() / 0.1).round())
+    for (group,), alike in models.group_by("group", maintain_order=True):
         if alike["N"].n_unique() >= 6:
             d = alike["D"].to_numpy().astype(float)
             at = np.exp(np.log(d).mean())
             moved = pl.Series(alike["loss"].to_numpy() - b / d**power + b / at**power)
             points = alike.select(x=pl.col("N").cast(pl.Float64), y=moved).sort("x")
-            found[str(number)] = [_judged(*part, damping) for part in _parts(points)]
+            found += _hidings(str(group), points, PARTS)
     return found
 
 
-def ladders(_: Path, damping: float | None) -> Errors:
+def ladders() -> list[Case]:
     """Committed ladders of lrec."""
-    every = {name: read_points([HERE / name / "all_points.jsonl"]) for name in LADDERS}
-    return {name: [_judged(*part, damping) for part in _parts(points)] for name, points in every.items()}
+    every = {name: read_points([HERE / name / "all_points.jsonl"]).select("x", "y") for name in LADDERS}
+    return [case for name, points in every.items() for case in _hidings(name, points, PARTS)]
 
 
-def by_hours(_: Path, damping: float | None) -> Errors:
-    """Studies by hours (hours.md), several of each log."""
-    found = Errors()
+def by_hours() -> list[Case]:
+    """Studies by hours (hours.md), with their own held-out sizes; a family is a log."""
+    found = []
     for file in sorted((HERE / "hours").glob("*.json")):
         study = json.loads(file.read_text())
         rows = [(float(run["N_body"]), run["test_loss"], run["held_out"]) for run in study["runs"]]
         runs = pl.DataFrame(rows, ["x", "y", "held_out"], orient="row").sort("x")
-        known, hidden = (runs.filter(pl.col("held_out") == held) for held in (False, True))
+        known, hidden = (runs.filter(pl.col("held_out") == held).drop("held_out") for held in (False, True))
         if len(hidden):
-            found.setdefault(study["set"].split(",")[0], []).append(_judged(known, hidden, damping))
+            x, loss = hidden["x"].to_numpy(), hidden["y"].to_numpy()
+            found.append(Case(study["set"].split(",")[0], known, x, loss))
     return found
-
-
-SAME_DATA = {"Chinchilla's models": chinchillas, "ladders of lrec": ladders, "studies by hours": by_hours}
 
 
 # ---- simulated worlds

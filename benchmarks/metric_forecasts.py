@@ -11,6 +11,7 @@ loss forecasts. Errors are means over a split's hidden sizes, in percent of the 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from results import STUDIES, name_of
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.laws import metric_forecasts
-from lrec.laws.forecast import Beliefs, Forecast
+from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction
 from lrec.laws.metric_forecasts import against_loss, against_size, judged_metrics
 from lrec.laws.predict import hold_out
@@ -139,8 +140,7 @@ def main() -> None:
     parser.add_argument("--studies", action="store_true")
     parser.add_argument("--beliefs", type=json.loads, default={})
     options = parser.parse_args()
-    beliefs = Beliefs(**options.beliefs)
-    metric_forecasts.Forecast = lambda points: Forecast(points, beliefs)  # type: ignore[assignment,misc]
+    metric_forecasts.OF_METRICS = replace(metric_forecasts.OF_METRICS, **options.beliefs)
     studies() if options.studies else every_ladder()
 
 
