@@ -40,6 +40,7 @@ TITLES = {
     "vectors": "an item table that begins with vectors",
     "window": "these vectors, and a window of targets (`NextItems`)",
     "average": "these vectors, and averaged weights",
+    "average-only": "averaged weights, without vectors",
 }
 
 
@@ -48,10 +49,12 @@ def options_of(part: str, vectors: Path) -> dict[str, str]:
     if part in ("position", "hstu"):
         blocks = {"position_bias": "true"} | (HSTU if part == "hstu" else {})
         return {f"model.architecture.{option}": value for option, value in blocks.items()}
-    options = {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
+    options = {}
+    if part != "average-only":
+        options = {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
     if part == "window":
         options["model.loss"] = "NextItems"
-    if part == "average":
+    if part in ("average", "average-only"):
         options["trainer.callbacks"] = json.dumps([AVERAGE])
     return options
 
