@@ -91,8 +91,14 @@ def initial_parameters(net: Transformer, vectors_HW: Tensor, use: Use, seed: int
 def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor], path: object) -> None:
     """UserError if a checkpoint's vectors are not the given ones; both arguments are the state of a module, by name."""
     name = f"net.{VECTORS}"
-    if name in mine and not torch.equal(saved[name], mine[name].to(saved[name].device)):
+    if name in mine and not same_vectors(saved[name], mine[name].to(saved[name].device)):
         raise UserError(f"{path} was trained with other vectors than those of model.item_vectors: give its own")
+
+
+def same_vectors(one_VW: Tensor, other_VW: Tensor) -> bool:
+    """Whether the vectors are the same, in the lower of the two precisions."""
+    dtype = min(one_VW.dtype, other_VW.dtype, key=lambda each: each.itemsize)
+    return torch.equal(one_VW.to(dtype), other_VW.to(dtype))
 
 
 def read_width(path: Path) -> int:
