@@ -168,9 +168,8 @@ class TransformerConfig:
         if self.width % self.heads:
             raise UserError(f"heads must divide width, got width {self.width} and heads {self.heads}")
         if self.architecture.positions == "rotary" and self.head_width % 2:
-            raise UserError(
-                f"architecture.positions rotary needs an even width per head, got {self.width} / {self.heads} heads"
-            )
+            got = self.architecture.hstu_head_width or f"{self.width} / {self.heads} heads"
+            raise UserError(f"architecture.positions rotary needs an even width per head, got {got}")
 
     @property
     def head_width(self) -> int:
