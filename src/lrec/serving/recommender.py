@@ -98,6 +98,7 @@ class Model:
             raise UserError("the network reads the time of the request (architecture.time request): give now")
         if not reads_request and now is not None:
             raise UserError("now is only for networks that read the time of the request (architecture.time request)")
+        now = now.item() if isinstance(now, np.generic) else now  # Polars does not know numpy's dates
         seconds = int(in_seconds(pl.Series([now]), "now")[0]) if reads_request else 0
         request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, seconds)
         blocks = [*histories.blocks()] or [histories]  # a block without users has the columns too
