@@ -1,8 +1,4 @@
-"""The shape of a network as plain values: everything about a network except its weights.
-
-`Architecture` has the parts of a block, `Dropout` the dropout rates, and `Parametrisation` says how learning rates
-follow the shape. `TransformerConfig` holds all of these and the size of the catalogue.
-"""
+"""The shape of a network as plain values: everything about a network except its weights."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
