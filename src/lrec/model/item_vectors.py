@@ -120,12 +120,14 @@ def read_item_vectors(path: Path, n_rows: int | None = None) -> tuple[pl.Series,
         if vectors_FW.dtype.kind not in "biuf":
             raise UserError(f"its values are {vectors_FW.dtype}, not real numbers")
         vectors_FW = vectors_FW[:n_rows].astype(np.float32, copy=False)
-        if n_rows is None and len(ids) != len(vectors_FW):
+        if n_rows is not None:
+            return ids, vectors_FW
+        if len(ids) != len(vectors_FW):
             raise UserError(f"{len(vectors_FW):,} vectors and {len(ids):,} item ids")
-        if n_rows is None and (twice := ids.is_duplicated()).any():
+        if (twice := ids.is_duplicated()).any():
             raise UserError(f"item {ids[int(twice.arg_max() or 0)]} is in it twice")
         finite_F = np.concatenate([np.isfinite(part_CW).all(1) for part_CW in _parts(vectors_FW)])
-        if n_rows is None and not finite_F.all():
+        if not finite_F.all():
             odd = ids[int(finite_F.argmin())]
             raise UserError(f"the vector of item {odd} is not finite: each value must be a number")
     except _DAMAGE as error:
