@@ -52,6 +52,20 @@ def test_another_test_has_baselines_and_users_of_its_own(log_csv: Path, tmp_path
         assert mine == {figure: again[figure] for figure in mine}
 
 
+def test_the_next_evaluation_on_the_same_data_has_baselines_of_its_own_users(log_csv: Path, tmp_path: Path) -> None:
+    columns = {"user_column": "who", "item_column": "what", "time_column": "when"}
+    data = InteractionsDataModule(log_csv, **columns, data_dir=tmp_path, max_len=10, targets_per_step=256)
+    model = SequentialRecommender(size="0.8k")
+    for evaluate, stage in (("validate", "val"), ("test", "test")):
+        for users in (40, "all"):
+            data.validation_users = data.test_users = users
+            quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+            trainer = Trainer(accelerator="cpu", enable_model_summary=False, **quiet)
+            (figures,) = getattr(trainer, evaluate)(model, data, verbose=False)
+            for name in BASELINES:
+                assert figures[f"{stage}/{name}/targets"] == figures[f"{stage}/targets"]
+
+
 def test_counts_without_room_are_left_out(
     log_csv: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -131,7 +132,8 @@ def test_now_decides_what_is_recommended(trained: Callable[..., Path]) -> None:
     model = library.load(trained("request", "request"))
     assert first(model.recommend(HISTORY, now=BEGIN + 60)) == ["i4", "i4"]
     assert first(model.recommend(HISTORY, now=BEGIN + WEEK)) == ["i5", "i5"]
-    assert first(model.recommend(HISTORY, now="2020-09-20T12:26:40")) == ["i5", "i5"]
+    for now in ("2020-09-20T12:26:40", np.datetime64("2020-09-20T12:26:40"), pd.Timestamp("2020-09-20T12:26:40")):
+        assert first(model.recommend(HISTORY, now=now)) == ["i5", "i5"]
     milliseconds = HISTORY.with_columns(pl.col("times") * 1000)
     assert first(model.recommend(milliseconds, now=(BEGIN + WEEK) * 1000)) == ["i5", "i5"]
     rows = pl.DataFrame({"user": ["a", "a"], "item": ["i2", "i3"], "time": [BEGIN - 60, BEGIN]})

@@ -46,9 +46,18 @@ def test_a_card_tells_the_data_and_the_test(run: Path, tmp_path: Path, lrec: Cal
     better = [name for name in ("popularity", "markov") if tested[name]["HR@10"] >= tested["model"]["HR@10"]]
     assert all(name in card.partition("## Limits")[2] for name in better)
     assert "trained alone: no study" in card
+    assert "1 block of width 16, 1 head; " in rows["network"]
     (update := tmp_path / "day1").mkdir()
     (update / "update.json").write_text(json.dumps({"kept": "old", "serve": str(run)}))
     assert card_of(update, tmp_path / "model", lrec) == card, "the folder of an update has the card of the kept run"
+
+
+def test_the_interval_of_a_share_of_sets_counts_sets(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    tested = json.loads((run / "metrics.json").read_text())
+    sets = {"HR@10": 0.5, "targets": 200, "targets_sets": 50}
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(tested | {"model": tested["model"] | sets}))
+    assert f"0.5000 ± {1.645 * (0.5 * 0.5 / 50) ** 0.5:.4f}" in card_of(tmp_path / "run", tmp_path, lrec)
 
 
 def test_a_card_tells_what_its_study_forecast(

@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -344,15 +346,30 @@ def test_ids_of_a_column_that_a_missing_value_made_floats() -> None:
     model = Model(Transformer(TransformerConfig(4, 3, 1, 8, 1)).eval(), pl.Series(["1", "2", "3", "4"]), {})
     found = model.recommend([[4]], k=4, exclude=pd.Series([1, None, 3]))
     assert found["items"].to_list() == [["2"]]
+    model = Model(model.net, pl.Series(["1", "2", "None", "nan"]), {})
+    assert model.recommend([[1, math.nan]], k=4, exclude=[None, math.nan])["items"].list.len().to_list() == [3]
+    assert model.recommend([[2]], allowed=pd.Series([1, pd.NA]))["items"].to_list() == [["1"]]
 
 
-def test_a_single_id_is_no_list_of_items(model: Model) -> None:
-    for wrong in ("item-5", pl.DataFrame({"item": ["item-5"]})):
-        with pytest.raises(UserError, match="exclude: a list or a column of raw ids is expected"):
+def test_what_is_no_list_of_ids_is_refused(model: Model) -> None:
+    lists = ([["item-5"]], [("item-5",)], torch.tensor([5]), pl.Series([["item-5"]]))
+    for wrong in ("item-5", b"item-5", 5, pl.DataFrame({"item": ["item-5"]}), *lists):
+        with pytest.raises(UserError, match="exclude: a list or a column is expected, of raw ids, not "):
             model.recommend([["item-3"]], exclude=wrong)
-        with pytest.raises(UserError, match="items: a list or a column of raw ids is expected"):
+        with pytest.raises(UserError, match="items: a list or a column is expected, of raw ids, not "):
             model.similar_items(wrong)
+    for wrong in (torch.tensor([[5]]), [[("item-5",)]], [[{"item-5"}]]):
+        with pytest.raises(UserError, match="a list of lists is expected, of raw ids, not "):
+            model.recommend(wrong)
     assert model.similar_items([]).is_empty()
+
+
+@pytest.mark.parametrize("k", [2.0, "2", True, None])
+def test_the_length_of_a_list_is_a_whole_number(k: Any, model: Model) -> None:
+    for lists in (lambda: model.recommend([["item-3"]], k=k), lambda: model.similar_items(["item-3"], k=k)):
+        with pytest.raises(UserError, match="k must be a whole number, got "):
+            lists()
+    assert model.recommend([["item-3"]], k=np.int64(2)).equals(model.recommend([["item-3"]], k=2))
 
 
 def test_similar_items(model: Model) -> None:

@@ -139,17 +139,12 @@ def _lists(histories: Any) -> pl.Series:
         if inner.is_nested():
             raise UserError(f"histories: a table or a list of lists is expected, of raw ids, not of {inner}")
         return histories.cast(pl.List(inner))
-
-    def text_of(item: Any) -> str | None:
-        if isinstance(item, list | dict):
-            raise UserError(f"histories: a table or a list of lists is expected, of raw ids, not {item!r:.50}")
-        return None if item is None else id_of(item)  # like a null in a table: an unknown item
-
+    expected = "histories: a table or a list of lists is expected, of raw ids"
     try:
         rows = list(histories)
         if any(isinstance(row, str | dict) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
-        return pl.Series([[text_of(item) for item in row] for row in rows], dtype=pl.List(pl.String))
+        return pl.Series([[id_of(item, expected) for item in row] for row in rows], dtype=pl.List(pl.String))
     except TypeError:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 

@@ -113,9 +113,9 @@ class Evaluator:
     """The evaluations of a model on one data set, one after the other.
 
     Every evaluation includes popularity; `lrec test` and `lrec validate` include the other baselines too. Baselines do
-    not change during training, so they are scored only in the first whole evaluation of a stage. `figures` has the
-    figures of each stage's last evaluation: the model's under `stage`, a baseline's under `stage/baseline`. An
-    evaluation on other data forgets the baselines.
+    not change during training, so they are scored only in the first whole evaluation of a stage, until
+    `forget_baselines`. `figures` has the figures of each stage's last evaluation: the model's under `stage`, a
+    baseline's under `stage/baseline`.
     """
 
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
@@ -124,11 +124,14 @@ class Evaluator:
         self._baselines: Baselines | None = None
         self._under_way: dict[str, Evaluation] = {}
 
+    def forget_baselines(self, stage: str) -> None:
+        """Score the baselines of a stage again: its next evaluation may have other data or other users."""
+        self.figures = {name: row for name, row in self.figures.items() if not name.startswith(f"{stage}/")}
+
     def begin(self, stage: str, data: SequenceDataModule, counts_V: Tensor, fitting: bool = False) -> None:
         """Prepare for the first batch. `counts_V` is the training interactions of each item, on the device of the
         scores. During training (`fitting`), popularity is the only baseline."""
         if self._baselines is None or self._baselines.split is not data.cuts:
-            self.figures = {stage: figures for stage, figures in self.figures.items() if "/" not in stage}
             self._baselines = Baselines(data.cuts, counts_V.device, data.recent_popularity)
         beside = [name for name in self._baselines.names if name == "popularity" or not fitting]
         anew = [name for name in beside if f"{stage}/{name}" not in self.figures]

@@ -1,8 +1,4 @@
-"""The shape of a network as plain values: everything about a network except its weights.
-
-`Architecture` has the parts of a block, `Dropout` the dropout rates, and `Parametrisation` says how learning rates
-follow the shape. `TransformerConfig` holds all of these and the size of the catalogue.
-"""
+"""The shape of a network as plain values: everything about a network except its weights."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -168,9 +164,8 @@ class TransformerConfig:
         if self.width % self.heads:
             raise UserError(f"heads must divide width, got width {self.width} and heads {self.heads}")
         if self.architecture.positions == "rotary" and self.head_width % 2:
-            raise UserError(
-                f"architecture.positions rotary needs an even width per head, got {self.width} / {self.heads} heads"
-            )
+            got = self.architecture.hstu_head_width or f"{self.width} / {self.heads} heads"
+            raise UserError(f"architecture.positions rotary needs an even width per head, got {got}")
 
     @property
     def head_width(self) -> int:

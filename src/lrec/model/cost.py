@@ -183,5 +183,5 @@ def traffic(
         gradients=round(reduced),
         embeddings=others * (ITEM + config.width * 2 * parameter) * accumulation,
         hidden=others * config.width * (product + SUM) * accumulation,
-        scores=round(others * (TARGET + 2 * 3 * SUM)) * accumulation,
+        scores=others * (TARGET + 2 * 3 * SUM) * accumulation,
     )

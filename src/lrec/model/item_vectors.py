@@ -91,8 +91,14 @@ def initial_parameters(net: Transformer, vectors_HW: Tensor, use: Use, seed: int
 def refuse_other_vectors(saved: Mapping[str, Tensor], mine: Mapping[str, Tensor], path: object) -> None:
     """UserError if a checkpoint's vectors are not the given ones; both arguments are the state of a module, by name."""
     name = f"net.{VECTORS}"
-    if name in mine and not torch.equal(saved[name], mine[name].to(saved[name].device)):
+    if name in mine and not same_vectors(saved[name], mine[name].to(saved[name].device)):
         raise UserError(f"{path} was trained with other vectors than those of model.item_vectors: give its own")
+
+
+def same_vectors(one_VW: Tensor, other_VW: Tensor) -> bool:
+    """Whether the vectors are the same, in the lower of the two precisions."""
+    dtype = min(one_VW.dtype, other_VW.dtype, key=lambda each: each.itemsize)
+    return torch.equal(one_VW.to(dtype), other_VW.to(dtype))
 
 
 def read_width(path: Path) -> int:
@@ -114,12 +120,14 @@ def read_item_vectors(path: Path, n_rows: int | None = None) -> tuple[pl.Series,
         if vectors_FW.dtype.kind not in "biuf":
             raise UserError(f"its values are {vectors_FW.dtype}, not real numbers")
         vectors_FW = vectors_FW[:n_rows].astype(np.float32, copy=False)
-        if n_rows is None and len(ids) != len(vectors_FW):
+        if n_rows is not None:
+            return ids, vectors_FW
+        if len(ids) != len(vectors_FW):
             raise UserError(f"{len(vectors_FW):,} vectors and {len(ids):,} item ids")
-        if n_rows is None and (twice := ids.is_duplicated()).any():
+        if (twice := ids.is_duplicated()).any():
             raise UserError(f"item {ids[int(twice.arg_max() or 0)]} is in it twice")
         finite_F = np.concatenate([np.isfinite(part_CW).all(1) for part_CW in _parts(vectors_FW)])
-        if n_rows is None and not finite_F.all():
+        if not finite_F.all():
             odd = ids[int(finite_F.argmin())]
             raise UserError(f"the vector of item {odd} is not finite: each value must be a number")
     except _DAMAGE as error:

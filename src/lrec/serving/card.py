@@ -62,7 +62,8 @@ def _interval(figures: dict[str, Any], metric: str) -> str:
     """A figure with its 90 % interval over the sampling of targets."""
     if (value := figures.get(metric)) is None:
         return ""
-    of_share = math.sqrt(value * (1 - value) / figures["targets"]) if 0 <= value <= 1 else math.nan
+    n = figures.get("targets_sets", figures["targets"])  # a set of targets is one request
+    of_share = math.sqrt(value * (1 - value) / n) if 0 <= value <= 1 else math.nan
     return f"{value:.4f} ± {OF_90 * figures.get(f'{metric}_se', of_share):.4f}"
 
 

@@ -22,8 +22,8 @@ from lrec.common.text_tables import counted
 from lrec.data.features import vectors_of_file, vocabularies_of
 from lrec.errors import UserError, check_range
 from lrec.model.config import TransformerConfig
-from lrec.model.item_vectors import scaled, vectors_of
-from lrec.model.sharded_table import OWN_ROWS, VECTORS, rows_of_vectors, whole_table
+from lrec.model.item_vectors import same_vectors, scaled, vectors_of
+from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS, rows_of_vectors, whole_table
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run, served
 from lrec.serving.card import card_of
@@ -117,7 +117,7 @@ def read(path: Path, new_items: bool = True, item_vectors: Path | None = None) -
                 vectors_VW, new = scaled(*given, stored.item_ids, slice(None), told)
             else:
                 vectors_VW, new = vectors_of(item_vectors, stored.item_ids)
-            if not torch.equal(vectors_VW, trained_VW.float()):
+            if not same_vectors(vectors_VW, trained_VW):
                 raise UserError(f"{told}: {path} was trained with other vectors for its items")
             stored = stored._replace(new=new)
         return stored if trained_VW is None else _with_table(stored, new_items)
@@ -132,7 +132,8 @@ def _with_table(stored: Trained, new_items: bool) -> Trained:
         ids = pl.concat([ids, stored.new.ids])
         counts_V = None if counts_V is None else np.pad(counts_V, (0, len(stored.new.ids)))
     about = stored.about | {"n_items": len(ids), "vector_width": None, "own_rows": True}
-    return Trained(about, parameters | {OWN_ROWS: table_VD}, ids, counts_V)
+    own_rows = {OWN_ROWS: table_VD.to(stored.parameters[PROJECTION].dtype)}
+    return Trained(about, parameters | own_rows, ids, counts_V)
 
 
 def shape_of(stored: Trained, path: Path) -> TransformerConfig:

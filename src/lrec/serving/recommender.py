@@ -86,10 +86,10 @@ class Model:
             training data).
 
         Raises:
-            UserError: `histories` has another form; k is below 1; no allowed item is in the catalogue; times that the
-                network needs are missing.
+            UserError: `histories` has another form; k is not a whole number of at least 1; no allowed item is in the
+                catalogue; times that the network needs are missing.
         """
-        check_range("k", k, at_least=1)
+        _check_k(k)
         if not isinstance(histories, Histories):
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
@@ -98,6 +98,7 @@ class Model:
             raise UserError("the network reads the time of the request (architecture.time request): give now")
         if not reads_request and now is not None:
             raise UserError("now is only for networks that read the time of the request (architecture.time request)")
+        now = now.item() if isinstance(now, np.generic) else now  # Polars does not know numpy's dates
         seconds = int(in_seconds(pl.Series([now]), "now")[0]) if reads_request else 0
         request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, seconds)
         blocks = [*histories.blocks()] or [histories]  # a block without users has the columns too
@@ -115,9 +116,9 @@ class Model:
             A row for each item: item, items (raw ids, most similar first), scores (cosines).
 
         Raises:
-            UserError: An item is not in the catalogue, or k is below 1.
+            UserError: An item is not in the catalogue, or k is not a whole number of at least 1.
         """
-        check_range("k", k, at_least=1)
+        _check_k(k)
         raw = _as_text(items, "items")
         index_B = self.index(raw)
         if (index_B < 0).any():
@@ -266,7 +267,14 @@ def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -
     return lists.to_dict()
 
 
+def _check_k(k: Any) -> None:
+    if not isinstance(k, int | np.integer) or isinstance(k, bool):
+        raise UserError(f"k must be a whole number, got {k!r}")
+    check_range("k", int(k), at_least=1)
+
+
 def _as_text(ids: RawIds, name: str) -> pl.Series:
-    if isinstance(ids, str) or hasattr(ids, "columns"):
-        raise UserError(f"{name}: a list or a column of raw ids is expected, not {type(ids).__name__}")
-    return pl.Series([id_of(raw_id) for raw_id in ids], dtype=pl.String)
+    expected = f"{name}: a list or a column is expected, of raw ids"
+    if isinstance(ids, str | bytes) or hasattr(ids, "columns") or not isinstance(ids, Iterable):
+        raise UserError(f"{expected}, not {type(ids).__name__}")
+    return pl.Series([id_of(raw_id, expected) for raw_id in ids], dtype=pl.String)

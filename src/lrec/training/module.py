@@ -175,6 +175,7 @@ class SequentialRecommender(StoredModel):
     def setup(self, stage: str) -> None:
         """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have, or
         takes its worst value for the best."""
+        self._evaluator.forget_baselines("test" if stage == "test" else "val")
         if stage == "fit":
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]

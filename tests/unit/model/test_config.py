@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 
 from lrec.errors import UserError
 from lrec.model import cost
-from lrec.model.config import TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.network_sizes import even_ladder, find_size
 
 
@@ -18,6 +19,15 @@ def n_body(size: str) -> int:
 def test_a_shape_is_a_size() -> None:
     assert find_size("2x96") == (2, 96, 3)
     assert find_size("1x8") == (1, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("width", "choice", "got"),
+    [(6, {}, "6 / 2 heads"), (64, {"attention": "hstu", "hstu_head_width": 3}, "3")],
+)
+def test_rotary_positions_name_the_odd_width_per_head(width: int, choice: dict[str, Any], got: str) -> None:
+    with pytest.raises(UserError, match=f"needs an even width per head, got {got}$"):
+        TransformerConfig(9, 4, 1, width, 2, architecture=Architecture(positions="rotary", **choice))
 
 
 @pytest.mark.parametrize("name", ["2x", "x96", "0x96", "2x0", "-1x8", "2x96x3", "2×96", "99k"])

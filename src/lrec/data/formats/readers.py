@@ -5,6 +5,7 @@ Any mistake in a file is a UserError that names the file and the row, counted fr
 
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -226,8 +227,12 @@ def refuse_types(raw: pl.Series, name: str, *others: type[pl.DataType]) -> None:
         raise UserError(f"{name}: column {raw.name} holds {raw.dtype}, not text or numbers")
 
 
-def id_of(raw: Any) -> str:
-    """A raw id of Python as text, as in `ids_of`."""
+def id_of(raw: Any, expected: str) -> str | None:
+    """A raw id of Python as text, as in `ids_of`; UserError that begins with `expected` if it holds other values."""
+    if not isinstance(raw, str | int) and isinstance(raw, Iterable):
+        raise UserError(f"{expected}, not {raw!r:.50}")
+    if raw is None or (isinstance(raw, float) and math.isnan(raw)):
+        return None
     return str(int(raw) if isinstance(raw, float) and raw.is_integer() else raw)
 
 
