@@ -16,6 +16,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import backend_context, metadata
 
+from lrec.run import Run
+
 POINT_FIELDS = (
     "schema",
     "study",
@@ -264,10 +266,15 @@ def test_a_run_whose_steps_end_before_an_evaluation_says_so(
     assert "without an evaluation" not in lrec("fit", *options, trial, "--trainer.fast_dev_run=true")
 
 
-def test_a_diverged_run_stops_and_says_so(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
+@pytest.mark.parametrize("epochs", [1, 2], ids=["evaluated", "before the first evaluation"])
+def test_a_diverged_run_stops_and_says_so(
+    epochs: int, options: list[str], tmp_path: Path, lrec: Callable[..., str]
+) -> None:
     folder = tmp_path / "diverged"
-    printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--model.optimizer.lr=1e30")
+    rarely = f"--trainer.check_val_every_n_epoch={epochs}"
+    printed = lrec("fit", *options, rarely, f"--trainer.default_root_dir={folder}", "--model.optimizer.lr=1e30")
     assert "diverged" in printed
+    assert Run(folder).diverged
     points = points_of(folder)
     assert points[-1]["status"] == "diverged"
     assert not any(point["best"] for point in points)
