@@ -255,13 +255,16 @@ def test_few_large_steps_get_a_hint(options: list[str], tmp_path: Path, lrec: Ca
 
 
 def test_a_run_whose_steps_end_before_an_evaluation_says_so(
-    options: list[str], tmp_path: Path, lrec: Callable[..., str]
+    options: list[str], run: Path, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
-    folder = tmp_path / "short"
-    printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--trainer.max_steps=2")
-    assert "training ended without an evaluation" in printed
-    assert (folder / "checkpoints" / "last.ckpt").exists()
-    assert points_of(folder) == []
+    an_epoch = points_of(run)[0]["step"]
+    for ends, steps in (("--trainer.max_steps=2", 2), ("--trainer.max_epochs=1", an_epoch)):
+        folder = tmp_path / f"short-{steps}"
+        rarely = ("--trainer.check_val_every_n_epoch=2", f"--trainer.default_root_dir={folder}")
+        assert "training ended without an evaluation" in lrec("fit", *options, *rarely, ends)
+        last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == steps, "no step of training is lost"
+        assert points_of(folder) == []
     trial = f"--trainer.default_root_dir={tmp_path / 'trial'}"
     assert "without an evaluation" not in lrec("fit", *options, trial, "--trainer.fast_dev_run=true")
 

@@ -156,7 +156,7 @@ class LastCheckpoint(Callback):
             saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
         step = trainer.global_step
-        due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
+        due = _is_last_step(trainer) or 0 < self.every_n_steps <= step - self._saved_step
         # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation.
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
@@ -235,6 +235,11 @@ def _evaluate_after_whole_steps(trainer: Trainer) -> None:
     if isinstance(between, int) and between != epoch:
         whole = -(-between // step) * step
         trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
+
+
+def _is_last_step(trainer: Trainer) -> bool:
+    ends_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+    return trainer.global_step == trainer.max_steps or ends_last_epoch
 
 
 def _last_path(trainer: Trainer) -> Path | None:
