@@ -84,6 +84,17 @@ def test_an_interrupted_run_goes_on_beside_a_callback_that_keeps_its_own(
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
+def test_an_interrupted_run_that_keeps_no_last_checkpoint_does_not_promise_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    monkeypatch.chdir(tmp_path)
+    where = [f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit):
+        main(["fit", *OPTIONS, *where, "--trainer.callbacks+=stops.Stops", "--checkpoint.save_last=false"])
+    assert "lrec: interrupted at step 2\n" in capsys.readouterr().err
+
+
 def steps_of(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "points.jsonl").read_text().splitlines()]
 

@@ -208,7 +208,8 @@ class LastCheckpoint(Callback):
         if trainer.is_global_zero and not self._fits:
             print("\nlrec: interrupted", file=sys.stderr)
         elif trainer.is_global_zero:
-            print(f"\nlrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
+            way_on = "" if _last_path(trainer) is None else "; go on with --ckpt_path=last"
+            print(f"\nlrec: interrupted at step {trainer.global_step}{way_on}", file=sys.stderr)
             run_of(trainer).write_end("interrupted")
         if self._training:
             self._told_anywhere.now(True)  # no process ends before the first has written
