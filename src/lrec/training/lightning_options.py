@@ -92,6 +92,9 @@ def check_options(command: str, options: Namespace) -> None:
     check_range("--trainer.val_check_interval", interval, above=0)
     if command == "fit" and trainer.limit_test_batches == 0:
         raise UserError("--trainer.limit_test_batches 0: to leave out the test, give --points.test false")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if command == "fit" and trainer[name] == 0:
+            raise UserError(f"--trainer.{name} 0: fit would train nothing; lrec test evaluates a checkpoint")
     devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
     started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
     if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
