@@ -247,7 +247,8 @@ def test_the_same_seed_gives_the_same_run_and_so_does_resuming_in_mid_epoch(
 def test_few_large_steps_get_a_hint(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
     few = [f"--trainer.default_root_dir={tmp_path / 'few'}", "--data.targets_per_step=4096", "--trainer.max_epochs=1"]
     printed = lrec("fit", *options, *few)
-    found = re.search(r"no more than 1 opt.*: --data.targets_per_step (\d+) would make it ([\d,]+)$", printed, re.M)
+    assert "no more than 1 optimizer step of 4,096 targets each" in printed
+    found = re.search(r"--data.targets_per_step (\d+) would make it ([\d,]+)$", printed, re.M)
     assert found
     more = [f"--trainer.default_root_dir={tmp_path / 'more'}", "--trainer.max_epochs=1"]
     assert "no more than" not in lrec("fit", *options, *more, f"--data.targets_per_step={found[1]}")

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lrec.common.hardware import has_bfloat16, kind_of
+from lrec.common.text_tables import counted
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.model.losses import FullSoftmax, Loss
@@ -169,8 +170,9 @@ def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDat
         return None
     would = epochs * -(-data.U // smaller)
     return (
-        f"a run has no more than {steps:,.0f} optimizer steps of {data.targets_per_step:,} targets each, and may end "
-        f"before it has learnt what its size can learn: --data.targets_per_step {smaller} would make it {would:,.0f}"
+        f"a run has no more than {counted(round(steps), 'optimizer step')} of {data.targets_per_step:,} targets each, "
+        "and may end before it has learnt what its size can learn: "
+        f"--data.targets_per_step {smaller} would make it {would:,.0f}"
     )
 
 
