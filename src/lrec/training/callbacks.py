@@ -221,6 +221,12 @@ class EvaluationReport(Announcer):
     """After each test or validate, print the metrics of the model and the baselines, and write them to
     RUN/metrics.json."""
 
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_partial(trainer, "val"):
+            limit = trainer.limit_val_batches
+            print(f"--trainer.limit_val_batches {limit}: the first users alone choose the best checkpoint")
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._report("val", trainer, recommender(pl_module))
@@ -234,8 +240,8 @@ class EvaluationReport(Announcer):
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor, model.metrics)
         self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
-        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
-        if is_partial(limit):
+        if is_partial(trainer, stage):
+            limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
             self.message += f"\nthese figures are of the first users only: --trainer.limit_{stage}_batches is {limit}"
         if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
@@ -296,9 +302,12 @@ class PredictionWriter(Announcer, BasePredictionWriter):
         self._unfinished.close()
 
 
-def is_partial(limit: float) -> bool:
-    """Whether a limit of batches, a number or a share of them, leaves some out."""
-    return isinstance(limit, int) or limit < 1
+def is_partial(trainer: Trainer, stage: str) -> bool:
+    """Whether a limit of batches leaves out some users of a stage, val or test."""
+    batches, loader = trainer.num_val_batches, trainer.val_dataloaders
+    if stage == "test":
+        batches, loader = trainer.num_test_batches, trainer.test_dataloaders
+    return loader is not None and sum(batches) < len(loader)
 
 
 def _finite(value: float) -> float | None:

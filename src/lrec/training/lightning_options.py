@@ -21,7 +21,6 @@ from lrec.errors import UserError, check_range
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.options.class_paths import imported
 from lrec.options.parser import OneLineParser, beginning
-from lrec.training.callbacks import is_partial
 from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
 from lrec.training.strategies import FSDP2
@@ -132,7 +131,7 @@ def check_options(command: str, options: Namespace) -> None:
 
 def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Iterator[str]:
     """What fit does with these options that a user may not expect, one line each."""
-    trainer, precision, limit = options.trainer, str(options.trainer.precision), options.trainer.limit_val_batches
+    trainer, precision = options.trainer, str(options.trainer.precision)
     if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
         yield few
     if isinstance(loss, FullSoftmax) and data.n_items > MANY_ITEMS:
@@ -140,8 +139,6 @@ def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Ite
             f"each target is compared with all {data.n_items:,} items, which takes most of the time: "
             "--model.loss SampledSoftmax compares it with a few"
         )
-    if limit is not None and is_partial(limit):
-        yield f"--trainer.limit_val_batches {limit}: the first users alone choose the best checkpoint"
     kind = kind_of(trainer.accelerator)
     if precision.startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
         yield f"--trainer.precision {precision}: this processor has no bfloat16 instructions, 32-true is faster here"
