@@ -235,8 +235,6 @@ def fit(cli: CommandLine) -> None:
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
     trainer: Any = cli.trainer
-    # Log at least one training loss per epoch, even if the epoch is short.
-    trainer.log_every_n_steps = min(trainer.log_every_n_steps, cli.datamodule.steps_per_epoch)
     if trainer.is_global_zero:
         for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
             print(line)
