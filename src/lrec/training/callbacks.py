@@ -239,7 +239,9 @@ class EvaluationReport(Announcer):
         figures = {scorer.partition("/")[2] or "model": row for scorer, row in _of_stage(stage, model).items()}
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor, model.metrics)
-        self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
+        self.message = (
+            f"{trainer.ckpt_path or 'the network'}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
+        )
         if is_partial(trainer, stage):
             limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
             self.message += f"\nthese figures are of the first users only: --trainer.limit_{stage}_batches is {limit}"
