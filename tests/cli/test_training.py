@@ -261,7 +261,8 @@ def test_a_run_whose_steps_end_before_an_evaluation_says_so(
     an_epoch = points_of(run)[0]["step"]
     for ends, steps in (("--trainer.max_steps=2", 2), ("--trainer.max_epochs=1", an_epoch)):
         folder = tmp_path / f"short-{steps}"
-        rarely = ("--trainer.check_val_every_n_epoch=2", f"--trainer.default_root_dir={folder}")
+        rarely = ("--trainer.check_val_every_n_epoch=2", "--early_stopping.check_on_train_epoch_end=true")
+        rarely += (f"--trainer.default_root_dir={folder}",)
         assert "training ended without an evaluation" in lrec("fit", *options, *rarely, ends)
         last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
         assert last["global_step"] == steps, "no step of training is lost"
