@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 
 import lrec
-from lrec import EvaluationReport, InteractionsDataModule, SequentialRecommender
+from lrec import EvaluationReport, InteractionsDataModule, ScalingPoints, SequentialRecommender
 from lrec.errors import UserError
 from lrec.model.config import Architecture, Dropout, OverDepth
 from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
@@ -176,7 +176,7 @@ def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
     trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
 ) -> None:
     path, figures = trained
-    whole = trainer(tmp_path, max_epochs=3)
+    whole = trainer(tmp_path, max_epochs=3, callbacks=[ScalingPoints()])
     resumed = SequentialRecommender(size="3k", optimizer=Optimizer(lr=0.01))
     whole.fit(resumed, data(log_csv, stores), ckpt_path=str(path))
     assert resumed.D == 3 * data_of(log_csv, stores).U

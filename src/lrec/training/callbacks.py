@@ -160,12 +160,12 @@ class ScalingPoints(Callback):
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the points of the run that this one resumes or continues. A test after fit keeps the points of the
-        fit."""
-        if trainer.state.fn == "fit":
+        """Take over the points of the run that this one resumes or continues, if it wrote any. A test after fit keeps
+        the points of the fit."""
+        if trainer.state.fn == "fit" and (stored := checkpoint.get("lrec_points")):
             mine = {"study": self.study, "run": self.run or run_of(trainer).name, "horizon": self.horizon}
-            self.points = [Point(**point | mine) for point in json.loads(checkpoint["lrec_points"]["points"])]
-            self.spent_s = checkpoint["lrec_points"]["spent_s"]
+            self.points = [Point(**point | mine) for point in json.loads(stored["points"])]
+            self.spent_s = stored["spent_s"]
 
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started
