@@ -42,6 +42,7 @@ REFUSED = {
     "--trainer.max_steps=0": "--trainer.max_steps 0: fit would train nothing",
     "--trainer.limit_train_batches=0": "--trainer.limit_train_batches 0: fit would train nothing",
     "--trainer.limit_test_batches=0": "to leave out the test, give --points.test false",
+    "--checkpoint.filename=last": "last.ckpt is another checkpoint of the run",
     "--checkpoint.every_n_train_steps=3": "--last.every_n_steps keeps a recent one",
     "--checkpoint.train_time_interval=00:00:01:00": "--last.every_n_steps keeps a recent one",
     "--model.top_k=0": "top_k must be at least 1, got 0",

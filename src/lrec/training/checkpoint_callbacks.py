@@ -49,6 +49,10 @@ class BestAndLast(ModelCheckpoint):
                 f"--checkpoint.save_top_k {self.save_top_k}: {self.filename}.ckpt can be the name of only one: give "
                 "--checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
             )
+        if self.filename in ("last", "stable"):
+            raise UserError(
+                f"--checkpoint.filename {self.filename}: {self.filename}.ckpt is another checkpoint of the run"
+            )
         if self._every_n_train_steps or self._train_time_interval is not None:
             raise UserError(
                 "--checkpoint.every_n_train_steps and train_time_interval would choose the best checkpoint between "
