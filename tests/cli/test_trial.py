@@ -68,7 +68,9 @@ def test_a_limited_epoch_ends_with_a_step(
     assert ("so that the epoch ends with a step" in printed) == (limit != "4")
 
 
-def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+def test_a_trial_leaves_nothing(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], recwarn: pytest.WarningsRecorder
+) -> None:
     fit = ["fit", *QUICK, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     printed = lrec(*fit, "--trainer.fast_dev_run=true", "--trainer.limit_val_batches=1")
     assert "a trial; nothing is kept" in printed
@@ -78,3 +80,4 @@ def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., s
     for command in ("fit", "test", "predict"):
         lrec(command, "--config", run / "config.yaml", "--trainer.fast_dev_run=2")
     assert snapshot(run) == before
+    assert not [warning for warning in recwarn if "batch indices" in str(warning.message)]
