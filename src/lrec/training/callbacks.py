@@ -224,8 +224,8 @@ class EvaluationReport(Announcer):
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_partial(trainer, "val"):
-            limit = trainer.limit_val_batches
-            print(f"--trainer.limit_val_batches {limit}: the first users alone choose the best checkpoint")
+            given = f"--trainer.limit_val_batches {trainer.limit_val_batches}"
+            print(f"{given}: the first users alone choose the best checkpoint")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
@@ -243,7 +243,7 @@ class EvaluationReport(Announcer):
             f"{trainer.ckpt_path or 'the network'}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
         )
         if is_partial(trainer, stage):
-            limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
+            limit = getattr(trainer, f"limit_{stage}_batches")
             self.message += f"\nthese figures are of the first users only: --trainer.limit_{stage}_batches is {limit}"
         if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
@@ -306,9 +306,7 @@ class PredictionWriter(Announcer, BasePredictionWriter):
 
 def is_partial(trainer: Trainer, stage: str) -> bool:
     """Whether a limit of batches leaves out some users of a stage, val or test."""
-    batches, loader = trainer.num_val_batches, trainer.val_dataloaders
-    if stage == "test":
-        batches, loader = trainer.num_test_batches, trainer.test_dataloaders
+    batches, loader = getattr(trainer, f"num_{stage}_batches"), getattr(trainer, f"{stage}_dataloaders")
     return loader is not None and sum(batches) < len(loader)
 
 
