@@ -83,8 +83,16 @@ class BestAndLast(ModelCheckpoint):
         """Not in the middle of an epoch, which a resumed run would take for a whole one."""
         return trainer.is_last_batch and super()._should_save_on_train_epoch_end(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the last epoch too, if no evaluation has followed it."""
+        super().on_train_epoch_end(trainer, pl_module)
+        ends = trainer.global_step == trainer.max_steps or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends and trainer.is_last_batch and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save nothing: LastCheckpoint has saved the last step, while its epoch was still under way."""
+        """Save nothing. If the last step is not the end of an epoch, LastCheckpoint has saved it while the epoch was
+        still under way."""
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)
@@ -160,7 +168,7 @@ class LastCheckpoint(Callback):
             saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
         step = trainer.global_step
-        due = _is_last_step(trainer) or 0 < self.every_n_steps <= step - self._saved_step
+        due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
         # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation.
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
@@ -240,11 +248,6 @@ def _evaluate_after_whole_steps(trainer: Trainer) -> None:
     if isinstance(between, int) and between != epoch:
         whole = -(-between // step) * step
         trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
-
-
-def _is_last_step(trainer: Trainer) -> bool:
-    ends_last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-    return trainer.global_step == trainer.max_steps or ends_last_epoch
 
 
 def _last_path(trainer: Trainer) -> Path | None:
