@@ -99,6 +99,17 @@ def steps_of(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "points.jsonl").read_text().splitlines()]
 
 
+def test_a_run_that_ended_with_an_epoch_goes_on_with_other_accumulation(
+    run: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    first, second = steps_of(run)
+    where = (f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}")
+    fit = ("fit", *OPTIONS, *where, "--trainer.check_val_every_n_epoch=2")
+    lrec(*fit, f"--trainer.max_steps={first}", "--trainer.accumulate_grad_batches=2")
+    lrec(*fit, "--ckpt_path=last", "--trainer.accumulate_grad_batches=3")
+    assert steps_of(tmp_path / "run") == [second]
+
+
 def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
     run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
