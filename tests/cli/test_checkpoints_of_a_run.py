@@ -84,8 +84,30 @@ def test_an_interrupted_run_goes_on_beside_a_callback_that_keeps_its_own(
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
+def test_an_interrupted_run_that_keeps_no_last_checkpoint_does_not_promise_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "stops.py").write_text(STOPS)
+    monkeypatch.chdir(tmp_path)
+    where = [f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit):
+        main(["fit", *OPTIONS, *where, "--trainer.callbacks+=stops.Stops", "--checkpoint.save_last=false"])
+    assert "lrec: interrupted at step 2\n" in capsys.readouterr().err
+
+
 def steps_of(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "points.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_ended_with_an_epoch_goes_on_with_other_accumulation(
+    run: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    first, second = steps_of(run)
+    where = (f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}")
+    fit = ("fit", *OPTIONS, *where, "--trainer.check_val_every_n_epoch=2")
+    lrec(*fit, f"--trainer.max_steps={first}", "--trainer.accumulate_grad_batches=2")
+    lrec(*fit, "--ckpt_path=last", "--trainer.accumulate_grad_batches=3")
+    assert steps_of(tmp_path / "run") == [second]
 
 
 def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(

@@ -38,7 +38,11 @@ REFUSED = {
     "--trainer.accelerator=abacus": "--trainer: You selected an invalid accelerator name",
     "--trainer.devices=many": "--trainer: `devices` selected with `CPUAccelerator` should be an int > 0",
     "--trainer.num_nodes=0": "--trainer: `num_nodes` must be a positive integer",
+    "--trainer.max_epochs=0": "--trainer.max_epochs 0: fit would train nothing",
+    "--trainer.max_steps=0": "--trainer.max_steps 0: fit would train nothing",
+    "--trainer.limit_train_batches=0": "--trainer.limit_train_batches 0: fit would train nothing",
     "--trainer.limit_test_batches=0": "to leave out the test, give --points.test false",
+    "--checkpoint.filename=last": "last.ckpt is another checkpoint of the run",
     "--checkpoint.every_n_train_steps=3": "--last.every_n_steps keeps a recent one",
     "--checkpoint.train_time_interval=00:00:01:00": "--last.every_n_steps keeps a recent one",
     "--model.top_k=0": "top_k must be at least 1, got 0",
@@ -99,7 +103,7 @@ def options(**trainer: object) -> Namespace:
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
     usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
     usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "val_check_interval": None}
-    usual |= {"gradient_clip_val": None, "limit_test_batches": None}
+    usual |= {"gradient_clip_val": None, "limit_test_batches": None, "limit_train_batches": None}
     usual |= {"overfit_batches": 0.0, "reload_dataloaders_every_n_epochs": 0}
     return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
 

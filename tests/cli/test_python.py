@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 
 import lrec
-from lrec import InteractionsDataModule, SequentialRecommender
+from lrec import EvaluationReport, InteractionsDataModule, ScalingPoints, SequentialRecommender
 from lrec.errors import UserError
 from lrec.model.config import Architecture, Dropout, OverDepth
 from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
@@ -96,13 +96,19 @@ def trained(log_csv: Path, stores: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_a_loaded_model_tests_and_predicts_as_the_trained_one(
-    trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+    trained: tuple[Path, dict[str, float]],
+    log_csv: Path,
+    stores: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, figures = trained
     model = SequentialRecommender.load_from_checkpoint(str(path))
     assert (model.size, model.optimizer, model.D) == ("3k", Optimizer(lr=0.01), 2 * data_of(log_csv, stores).U)
-    (again,) = trainer(tmp_path).test(model, data(log_csv, stores), verbose=False)
+    reports = trainer(tmp_path, callbacks=[EvaluationReport()])
+    (again,) = reports.test(model, data(log_csv, stores), verbose=False)
     assert again == figures
+    assert "the network, after 2 epochs" in capsys.readouterr().out
     batches = trainer(tmp_path).predict(model, data(log_csv, stores))
     predicted = pl.concat(batches).sort("user")  # type: ignore[arg-type]
     log = pl.read_csv(log_csv).sort("who", "when", maintain_order=True)
@@ -170,7 +176,7 @@ def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
     trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
 ) -> None:
     path, figures = trained
-    whole = trainer(tmp_path, max_epochs=3)
+    whole = trainer(tmp_path, max_epochs=3, callbacks=[ScalingPoints()])
     resumed = SequentialRecommender(size="3k", optimizer=Optimizer(lr=0.01))
     whole.fit(resumed, data(log_csv, stores), ckpt_path=str(path))
     assert resumed.D == 3 * data_of(log_csv, stores).U

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.training import lightning_options
-from lrec.training.throughput import measure_peak
+from lrec.training.throughput import measure_peak, nominal_of
 
 QUICK = (
     "--data=lrec.SyntheticDataModule",
@@ -53,6 +53,14 @@ def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> Non
     events.Reload()
     shown = {f"various/perf/{name}" for name in ("targets_per_s", "mfu", "real_share", "memory_gib")}
     assert shown <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dense"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H100 NVL", 835e12), ("Tesla T4", None)],
+)
+def test_the_nominal_rate_is_of_dense_products(gpu: str, dense: float | None) -> None:
+    assert nominal_of(gpu) == dense
 
 
 @pytest.mark.parametrize("loss", ["FullSoftmax", "SampledSoftmax"])

@@ -10,6 +10,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lrec.run import Run
+
 LR = 0.01
 QUICK = (
     "--config=data/synthetic.yaml",
@@ -95,6 +97,16 @@ def test_a_switch_comes_in_time(tmp_path: Path, lrec: Callable[..., str]) -> Non
     steps, switched = last["global_step"], last["optimizer_states"][0]["param_groups"][0]["sgd_from"]
     assert 0.2 * steps < switched < 0.8 * steps
     assert last["optimizer_states"][0]["param_groups"][0]["lr"] < 0.1 * 0.02, "SGD's rate falls to the end too"
+
+
+def test_an_evaluation_after_a_part_of_a_step_adds_no_second_point(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    run = tmp_path / "run"
+    lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={run}",
+         "--trainer.accumulate_grad_batches=4", "--trainer.val_check_interval=4",
+         "--trainer.max_epochs=9", "--trainer.max_time={milliseconds: 310}")  # fmt: skip
+    steps = [point.step for point in Run(run).points]
+    assert steps == list(range(1, len(steps) + 1))
+    assert sum(point.best for point in Run(run).points) == 1
 
 
 @pytest.mark.slow

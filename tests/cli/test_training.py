@@ -16,6 +16,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import backend_context, metadata
 
+from lrec.run import Run
+
 POINT_FIELDS = (
     "schema",
     "study",
@@ -245,7 +247,8 @@ def test_the_same_seed_gives_the_same_run_and_so_does_resuming_in_mid_epoch(
 def test_few_large_steps_get_a_hint(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
     few = [f"--trainer.default_root_dir={tmp_path / 'few'}", "--data.targets_per_step=4096", "--trainer.max_epochs=1"]
     printed = lrec("fit", *options, *few)
-    found = re.search(r"no more than 1 opt.*: --data.targets_per_step (\d+) would make it ([\d,]+)$", printed, re.M)
+    assert "no more than 1 optimizer step of 4,096 targets each" in printed
+    found = re.search(r"--data.targets_per_step (\d+) would make it ([\d,]+)$", printed, re.M)
     assert found
     more = [f"--trainer.default_root_dir={tmp_path / 'more'}", "--trainer.max_epochs=1"]
     assert "no more than" not in lrec("fit", *options, *more, f"--data.targets_per_step={found[1]}")
@@ -253,21 +256,30 @@ def test_few_large_steps_get_a_hint(options: list[str], tmp_path: Path, lrec: Ca
 
 
 def test_a_run_whose_steps_end_before_an_evaluation_says_so(
-    options: list[str], tmp_path: Path, lrec: Callable[..., str]
+    options: list[str], run: Path, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
-    folder = tmp_path / "short"
-    printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--trainer.max_steps=2")
-    assert "training ended without an evaluation" in printed
-    assert (folder / "checkpoints" / "last.ckpt").exists()
-    assert points_of(folder) == []
+    an_epoch = points_of(run)[0]["step"]
+    for ends, steps in (("--trainer.max_steps=2", 2), ("--trainer.max_epochs=1", an_epoch)):
+        folder = tmp_path / f"short-{steps}"
+        rarely = ("--trainer.check_val_every_n_epoch=2", "--early_stopping.check_on_train_epoch_end=true")
+        rarely += (f"--trainer.default_root_dir={folder}",)
+        assert "training ended without an evaluation" in lrec("fit", *options, *rarely, ends)
+        last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == steps, "no step of training is lost"
+        assert points_of(folder) == []
     trial = f"--trainer.default_root_dir={tmp_path / 'trial'}"
     assert "without an evaluation" not in lrec("fit", *options, trial, "--trainer.fast_dev_run=true")
 
 
-def test_a_diverged_run_stops_and_says_so(options: list[str], tmp_path: Path, lrec: Callable[..., str]) -> None:
+@pytest.mark.parametrize("epochs", [1, 2], ids=["evaluated", "before the first evaluation"])
+def test_a_diverged_run_stops_and_says_so(
+    epochs: int, options: list[str], tmp_path: Path, lrec: Callable[..., str]
+) -> None:
     folder = tmp_path / "diverged"
-    printed = lrec("fit", *options, f"--trainer.default_root_dir={folder}", "--model.optimizer.lr=1e30")
+    rarely = f"--trainer.check_val_every_n_epoch={epochs}"
+    printed = lrec("fit", *options, rarely, f"--trainer.default_root_dir={folder}", "--model.optimizer.lr=1e30")
     assert "diverged" in printed
+    assert Run(folder).diverged
     points = points_of(folder)
     assert points[-1]["status"] == "diverged"
     assert not any(point["best"] for point in points)

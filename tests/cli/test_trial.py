@@ -42,8 +42,10 @@ def test_a_limit_of_one_batch_holds_and_is_reported(run: Path, lrec: Callable[..
     assert first[1]["NDCG@10"] != whole[1]["NDCG@10"]
     assert "these figures are of the first users only: --trainer.limit_test_batches is 1" in first[0]
     assert "first users" not in whole[0]
-    all_of_them = lrec(*test, "--trainer.limit_test_batches=1.0"), figures(run)
-    assert all_of_them[1] == whole[1]
+    for everything in ("1.0", "3"):
+        all_of_them = lrec(*test, f"--trainer.limit_test_batches={everything}"), figures(run)
+        assert all_of_them[1] == whole[1]
+        assert "first users" not in all_of_them[0]
 
 
 @pytest.mark.parametrize(("limit", "steps"), [("5", 3), ("0.4", 2), pytest.param("4", 2, marks=pytest.mark.slow)])
@@ -57,7 +59,8 @@ def test_a_limited_epoch_ends_with_a_step(
         return printed, point
 
     printed, limited = fit("limited", f"--trainer.limit_train_batches={limit}", "--trainer.accumulate_grad_batches=2")
-    _, whole = fit("whole", f"--trainer.limit_train_batches={steps}")
+    said, whole = fit("whole", f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=3")
+    assert "first users" not in said
     for name in ("step", "D", "flops", "best"):
         assert limited[name] == whole[name]
     assert limited["val_loss"] == pytest.approx(whole["val_loss"], rel=1e-5)
@@ -65,7 +68,9 @@ def test_a_limited_epoch_ends_with_a_step(
     assert ("so that the epoch ends with a step" in printed) == (limit != "4")
 
 
-def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
+def test_a_trial_leaves_nothing(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], recwarn: pytest.WarningsRecorder
+) -> None:
     fit = ["fit", *QUICK, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     printed = lrec(*fit, "--trainer.fast_dev_run=true", "--trainer.limit_val_batches=1")
     assert "a trial; nothing is kept" in printed
@@ -75,3 +80,4 @@ def test_a_trial_leaves_nothing(run: Path, tmp_path: Path, lrec: Callable[..., s
     for command in ("fit", "test", "predict"):
         lrec(command, "--config", run / "config.yaml", "--trainer.fast_dev_run=2")
     assert snapshot(run) == before
+    assert not [warning for warning in recwarn if "batch indices" in str(warning.message)]

@@ -151,7 +151,7 @@ def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Itera
         raise UserError(f"{path}: no such checkpoint")
     try:
         yield
-    except UserError:
+    except (UserError, PermissionError):
         raise
     except _DAMAGE as error:
         raise UserError(f"{path}: not a {kind}, or a damaged one") from error

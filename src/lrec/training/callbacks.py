@@ -80,56 +80,66 @@ class ScalingPoints(Callback):
         self.started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a point, except from the sanity check and from `lrec validate`."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
+        """Add a point, except from the sanity check, from `lrec validate`, and from a second evaluation after the same
+        step: the last one, if time ends before the next step."""
         model = recommender(pl_module)
-        data, config = model.data, model.config
-        self.points.append(
-            Point(
-                study=self.study,
-                run=self.run or run_of(trainer).name,
-                size=model.size,
-                n_layers=config.layers,
-                d_model=config.width,
-                n_heads=config.heads,
-                N_body=cost.n_body(config),
-                N_head=cost.n_head(config),
-                N_total=cost.n_total(config),
-                D=model.D,
-                U=data.U,
-                epochs=model.D / data.U,
-                flops=model.flops,
-                step=trainer.global_step,
-                train_loss=_finite(model.train_loss),
-                val_loss=_finite(model.evaluations["val"]["loss"]),
-                metrics=_prefixed("val", model),
-                selected_on=getattr(best_of(trainer), "monitor", None),
-                lr_phase=phase(trainer),
-                status="diverged" if model.diverged else "running",
-                seed=data.seed,
-                precision=precision_of(trainer),
-                world_size=trainer.world_size,
-                wall_s=round(self._wall_s(), 3),
-                floor=data.floor,
-                data_hash=data.data_hash,
-                config_hash=run_of(trainer).config_hash,
-                commit=_commit(),
-                horizon=self.horizon,
-            )
-        )
+        again = bool(self.points) and self.points[-1].D == model.D
+        if trainer.sanity_checking or trainer.state.fn != "fit" or again:
+            return
+        self.points.append(self._point(trainer, model))
         shown = ("N_body", "N_head", "N_total", "D", "U", "epochs", "flops", "train_loss", "val_loss")
         _log(trainer, {name: getattr(self.points[-1], name) for name in shown}, trainer.global_step)
         rank_zero_only(run_of(trainer).write_points)(self.points)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        status, keeper = "diverged" if recommender(pl_module).diverged else "finished", best_of(trainer)
-        monitor, mode = ("val/loss", "min") if keeper is None or not keeper.monitor else (keeper.monitor, keeper.mode)
-        found = [-point.metric(monitor) if mode == "max" else point.metric(monitor) for point in self.points]
-        values = [math.inf if math.isnan(value) else value for value in found]
-        best = None if self.test or not values else values.index(min(values))
+        """Say how the run ended, also if it diverged before the first evaluation."""
+        model, keeper = recommender(pl_module), best_of(trainer)
+        status = "diverged" if model.diverged else "finished"
+        if model.diverged and not self.points:
+            self.points = [replace(self._point(trainer, model), val_loss=None, metrics={})]
+        # The points of a run that this one continues may be better than the best checkpoint, which is this run's own.
+        score = getattr(keeper, "best_model_score", None)
+        sign = -1 if getattr(keeper, "mode", "min") == "max" else 1
+        figures = [point.metric(getattr(keeper, "monitor", None) or "val/loss") for point in self.points]
+        order = [sign * figure if score is None else abs(figure - float(score)) for figure in figures]
+        order = [math.inf if math.isnan(value) else value for value in order]
+        best = None if self.test or not order else order.index(min(order))
         self.points = [replace(point, status=status, best=i == best) for i, point in enumerate(self.points)]
         rank_zero_only(run_of(trainer).write_points)(self.points)
+
+    def _point(self, trainer: Trainer, model: SequentialRecommender) -> Point:
+        data, config, metrics = model.data, model.config, _prefixed("val", model)
+        return Point(
+            study=self.study,
+            run=self.run or run_of(trainer).name,
+            size=model.size,
+            n_layers=config.layers,
+            d_model=config.width,
+            n_heads=config.heads,
+            N_body=cost.n_body(config),
+            N_head=cost.n_head(config),
+            N_total=cost.n_total(config),
+            D=model.D,
+            U=data.U,
+            epochs=model.D / data.U,
+            flops=model.flops,
+            step=trainer.global_step,
+            train_loss=_finite(model.train_loss),
+            val_loss=metrics.get("val/loss"),
+            metrics=metrics,
+            selected_on=getattr(best_of(trainer), "monitor", None),
+            lr_phase=phase(trainer),
+            status="diverged" if model.diverged else "running",
+            seed=data.seed,
+            precision=precision_of(trainer),
+            world_size=trainer.world_size,
+            wall_s=round(self._wall_s(), 3),
+            floor=data.floor,
+            data_hash=data.data_hash,
+            config_hash=run_of(trainer).config_hash,
+            commit=_commit(),
+            horizon=self.horizon,
+        )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After fit, mark the point of the tested checkpoint as the best."""
@@ -150,12 +160,12 @@ class ScalingPoints(Callback):
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the points of the run that this one resumes or continues. A test after fit keeps the points of the
-        fit."""
-        if trainer.state.fn == "fit":
+        """Take over the points of the run that this one resumes or continues, if it wrote any. A test after fit keeps
+        the points of the fit."""
+        if trainer.state.fn == "fit" and (stored := checkpoint.get("lrec_points")):
             mine = {"study": self.study, "run": self.run or run_of(trainer).name, "horizon": self.horizon}
-            self.points = [Point(**point | mine) for point in json.loads(checkpoint["lrec_points"]["points"])]
-            self.spent_s = checkpoint["lrec_points"]["spent_s"]
+            self.points = [Point(**point | mine) for point in json.loads(stored["points"])]
+            self.spent_s = stored["spent_s"]
 
     def _wall_s(self) -> float:
         return self.spent_s + time.monotonic() - self.started
@@ -211,6 +221,12 @@ class EvaluationReport(Announcer):
     """After each test or validate, print the metrics of the model and the baselines, and write them to
     RUN/metrics.json."""
 
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_partial(trainer, "val"):
+            given = f"--trainer.limit_val_batches {trainer.limit_val_batches}"
+            print(f"{given}: the first users alone choose the best checkpoint")
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "validate":
             self._report("val", trainer, recommender(pl_module))
@@ -223,9 +239,11 @@ class EvaluationReport(Announcer):
         figures = {scorer.partition("/")[2] or "model": row for scorer, row in _of_stage(stage, model).items()}
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor, model.metrics)
-        self.message = f"{trainer.ckpt_path}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
-        limit = trainer.limit_test_batches if stage == "test" else trainer.limit_val_batches
-        if is_partial(limit):
+        self.message = (
+            f"{trainer.ckpt_path or 'the network'}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
+        )
+        if is_partial(trainer, stage):
+            limit = getattr(trainer, f"limit_{stage}_batches")
             self.message += f"\nthese figures are of the first users only: --trainer.limit_{stage}_batches is {limit}"
         if outside := int(figures["model"]["targets_outside_catalogue"]):
             named = counted(outside, "target")
@@ -286,9 +304,10 @@ class PredictionWriter(Announcer, BasePredictionWriter):
         self._unfinished.close()
 
 
-def is_partial(limit: float) -> bool:
-    """Whether a limit of batches, a number or a share of them, leaves some out."""
-    return isinstance(limit, int) or limit < 1
+def is_partial(trainer: Trainer, stage: str) -> bool:
+    """Whether a limit of batches leaves out some users of a stage, val or test."""
+    batches, loader = getattr(trainer, f"num_{stage}_batches"), getattr(trainer, f"{stage}_dataloaders")
+    return loader is not None and sum(batches) < len(loader)
 
 
 def _finite(value: float) -> float | None:

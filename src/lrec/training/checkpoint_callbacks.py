@@ -49,6 +49,10 @@ class BestAndLast(ModelCheckpoint):
                 f"--checkpoint.save_top_k {self.save_top_k}: {self.filename}.ckpt can be the name of only one: give "
                 "--checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
             )
+        if self.filename in ("last", "stable"):
+            raise UserError(
+                f"--checkpoint.filename {self.filename}: {self.filename}.ckpt is another checkpoint of the run"
+            )
         if self._every_n_train_steps or self._train_time_interval is not None:
             raise UserError(
                 "--checkpoint.every_n_train_steps and train_time_interval would choose the best checkpoint between "
@@ -79,8 +83,16 @@ class BestAndLast(ModelCheckpoint):
         """Not in the middle of an epoch, which a resumed run would take for a whole one."""
         return trainer.is_last_batch and super()._should_save_on_train_epoch_end(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the last epoch too, if no evaluation has followed it."""
+        super().on_train_epoch_end(trainer, pl_module)
+        ends = trainer.global_step == trainer.max_steps or trainer.current_epoch + 1 == trainer.max_epochs
+        if ends and trainer.is_last_batch and not self._should_skip_saving_checkpoint(trainer):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save nothing: LastCheckpoint has saved the last step, while its epoch was still under way."""
+        """Save nothing. If the last step is not the end of an epoch, LastCheckpoint has saved it while the epoch was
+        still under way."""
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         super()._save_topk_checkpoint(trainer, monitor_candidates)
@@ -208,7 +220,8 @@ class LastCheckpoint(Callback):
         if trainer.is_global_zero and not self._fits:
             print("\nlrec: interrupted", file=sys.stderr)
         elif trainer.is_global_zero:
-            print(f"\nlrec: interrupted at step {trainer.global_step}; go on with --ckpt_path=last", file=sys.stderr)
+            way_on = "" if _last_path(trainer) is None else "; go on with --ckpt_path=last"
+            print(f"\nlrec: interrupted at step {trainer.global_step}{way_on}", file=sys.stderr)
             run_of(trainer).write_end("interrupted")
         if self._training:
             self._told_anywhere.now(True)  # no process ends before the first has written

@@ -44,7 +44,7 @@ from lrec.training.throughput import Throughput
 _NOT_FOR_USERS = (
     r"\s*``instantiate_classes``",
     r"\s*By default only one JsonargparseDeprecationWarning",
-    r".*does not have many workers",
+    r"Couldn't infer the batch indices",
     r".*LeafSpec",
     r".*LightningCLI's args parameter",
     r"Checkpoint directory .* exists and is not empty",
@@ -234,19 +234,16 @@ def fit(cli: CommandLine) -> None:
         cli.model.warm_start = None  # it was done before the checkpoint
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
-    trainer: Any = cli.trainer
-    # Log at least one training loss per epoch, even if the epoch is short.
-    trainer.log_every_n_steps = min(trainer.log_every_n_steps, cli.datamodule.steps_per_epoch)
-    if trainer.is_global_zero:
+    if cli.trainer.is_global_zero:
         for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
             print(line)
     with cli.alone:
         # weights_only: a checkpoint may hold tensors and plain values only.
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
         _test_the_best(cli)
         if cli.trial is None:
             rank_zero_only(cli.run.write_end)("finished")
-            trainer.strategy.barrier()  # no process ends before this is written
+            cli.trainer.strategy.barrier()  # no process ends before this is written
 
 
 def _test_the_best(cli: CommandLine) -> None:

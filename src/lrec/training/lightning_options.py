@@ -15,12 +15,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lrec.common.hardware import has_bfloat16, kind_of
+from lrec.common.text_tables import counted
 from lrec.data.datamodule import SequenceDataModule
 from lrec.errors import UserError, check_range
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.options.class_paths import imported
 from lrec.options.parser import OneLineParser, beginning
-from lrec.training.callbacks import is_partial
 from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
 from lrec.training.strategies import FSDP2
@@ -92,6 +92,9 @@ def check_options(command: str, options: Namespace) -> None:
     check_range("--trainer.val_check_interval", interval, above=0)
     if command == "fit" and trainer.limit_test_batches == 0:
         raise UserError("--trainer.limit_test_batches 0: to leave out the test, give --points.test false")
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if command == "fit" and trainer[name] == 0:
+            raise UserError(f"--trainer.{name} 0: fit would train nothing; lrec test evaluates a checkpoint")
     devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
     started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
     if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
@@ -128,7 +131,7 @@ def check_options(command: str, options: Namespace) -> None:
 
 def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Iterator[str]:
     """What fit does with these options that a user may not expect, one line each."""
-    trainer, precision, limit = options.trainer, str(options.trainer.precision), options.trainer.limit_val_batches
+    trainer, precision = options.trainer, str(options.trainer.precision)
     if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
         yield few
     if isinstance(loss, FullSoftmax) and data.n_items > MANY_ITEMS:
@@ -136,8 +139,6 @@ def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Ite
             f"each target is compared with all {data.n_items:,} items, which takes most of the time: "
             "--model.loss SampledSoftmax compares it with a few"
         )
-    if limit is not None and is_partial(limit):
-        yield f"--trainer.limit_val_batches {limit}: the first users alone choose the best checkpoint"
     kind = kind_of(trainer.accelerator)
     if precision.startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
         yield f"--trainer.precision {precision}: this processor has no bfloat16 instructions, 32-true is faster here"
@@ -166,8 +167,9 @@ def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDat
         return None
     would = epochs * -(-data.U // smaller)
     return (
-        f"a run has no more than {steps:,.0f} optimizer steps of {data.targets_per_step:,} targets each, and may end "
-        f"before it has learnt what its size can learn: --data.targets_per_step {smaller} would make it {would:,.0f}"
+        f"a run has no more than {counted(round(steps), 'optimizer step')} of {data.targets_per_step:,} targets each, "
+        "and may end before it has learnt what its size can learn: "
+        f"--data.targets_per_step {smaller} would make it {would:,.0f}"
     )
 
 

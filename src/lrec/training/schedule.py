@@ -89,8 +89,8 @@ def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metri
 
 
 class StopAfterSwitch(EarlyStopping):
-    """EarlyStopping that ignores early evaluations: with a planned switch to SGD, all before the switch; with wsd, all
-    before the fall of the rate."""
+    """EarlyStopping that begins with the first evaluation, and ignores early ones: with a planned switch to SGD, all
+    before the switch; with wsd, all before the fall of the rate."""
 
     def __init__(
         self,
@@ -118,7 +118,8 @@ class StopAfterSwitch(EarlyStopping):
         )
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
-        if super()._should_skip_check(trainer) or trainer.global_step < (stable_steps(trainer) or 0):
+        unknown = self.monitor not in trainer.callback_metrics
+        if super()._should_skip_check(trainer) or unknown or trainer.global_step < (stable_steps(trainer) or 0):
             return True
         switches = any(isinstance(callback, OptimizerSwitch) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         return switches and phase(trainer) == "adamw"

@@ -1,6 +1,7 @@
 """A run's optimizer steps: their loss over the targets of all processes, and where they end."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -41,12 +42,15 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
-def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
+def end_with_a_step(trainer: Any, n_steps: int) -> None:
     """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
-    take a last step of fewer micro-batches, whose number of targets is not known. UserError if evaluations are further
-    apart than an epoch."""
+    take a last step of fewer micro-batches, whose number of targets is not known. Log at least one training loss per
+    epoch, even if the epoch is short. UserError if an epoch has no batch, or if evaluations are further apart than an
+    epoch."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = limited(n_steps * every, limit)
+    if batches == 0:
+        raise UserError(f"--trainer.limit_train_batches {limit} takes none of the {n_steps * every:,} batches")
     if batches % every:
         trainer.limit_train_batches = batches + every - batches % every
         rank_zero_only(print)(
@@ -54,6 +58,7 @@ def end_with_a_step(trainer: Trainer, n_steps: int) -> None:
             f"a step (--trainer.accumulate_grad_batches {every})"
         )
         batches = trainer.limit_train_batches
+    trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches // every)
     between = getattr(trainer, "val_check_interval", None)  # Lightning sets none if it is a time
     if isinstance(between, int) and between > batches and trainer.check_val_every_n_epoch and trainer.limit_val_batches:
         raise UserError(

@@ -20,8 +20,9 @@ from lrec.training.tally import logs_now
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
 # FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name. Lightning's own table
-# has the figures for sparse products, which are twice as high.
-NOMINAL = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+# has the figures for sparse products, which are twice as high. NVL is a slower form of H100 and H200.
+NOMINAL = {"NVL": 835e12, "H100 PCIe": 756e12}
+NOMINAL |= {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
 
 
 class Throughput(Announcer):
@@ -82,8 +83,7 @@ class Throughput(Announcer):
         device, flops_per_s = trainer.strategy.root_device, flops / seconds
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident
-        gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-        nominal = next((rate for name, rate in NOMINAL.items() if name in gpu), None)
+        nominal = nominal_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
         return {
             "targets_per_s": targets / seconds,  # without padding, over all ranks
             "real_share": real / max(positions, 1),  # share of this rank's positions that are not padding
@@ -97,6 +97,11 @@ class Throughput(Announcer):
             "memory_gib": memory / 2**30,  # this rank's peak so far: allocated on a GPU, or the process on a CPU
             "seconds": seconds,
         }
+
+
+def nominal_of(gpu: str) -> float | None:
+    """The vendor's FLOPs per second of a GPU, by its name; None if it is not known."""
+    return next((rate for name, rate in NOMINAL.items() if name in gpu), None)
 
 
 @cache

@@ -76,6 +76,20 @@ def test_damage_is_refused_in_one_line(tmp_path: Path) -> None:
         check(tmp_path / "other.ckpt")
 
 
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "best.ckpt"
+    path.touch()
+
+    def open_file(file: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr("lrec.checkpoint.reading.ZipFile", open_file)
+    error = refused("export", "--ckpt_path", path, "--out", tmp_path / "out.safetensors")
+    assert error == f"lrec: error: {path}: Permission denied"
+
+
 def test_shards_that_do_not_make_a_whole_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     write_by_hand(path, checkpoint(Transformer(CONFIG)), 3)

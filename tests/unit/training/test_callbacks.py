@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lrec import BestAndLast, InteractionsDataModule, ScalingPoints, SequentialRecommender
@@ -87,3 +88,12 @@ def test_without_a_test_the_best_point_is_that_of_the_best_checkpoint(monitor: s
     trainer: Any = SimpleNamespace(checkpoint_callbacks=[BestAndLast(monitor)], default_root_dir=tmp_path)
     callback.on_fit_end(trainer, SequentialRecommender(size="3k"))
     assert [point.best for point in Run(tmp_path).points] == [place == best for place in range(3)]
+
+
+def test_without_a_test_the_best_point_is_none_of_the_run_that_this_one_continues(tmp_path: Path) -> None:
+    callback, keeper = ScalingPoints(test=False), BestAndLast()
+    callback.points = [Point(val_loss=loss, metrics={"val/loss": loss}) for loss in (2.0, 3.0, 2.5)]
+    keeper.best_model_score = torch.tensor(2.5)
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[keeper], default_root_dir=tmp_path)
+    callback.on_fit_end(trainer, SequentialRecommender(size="3k"))
+    assert [point.best for point in Run(tmp_path).points] == [False, False, True]
