@@ -21,8 +21,15 @@ PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
 # FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name. Lightning's own table
 # has the figures for sparse products, which are twice as high. NVL is a slower form of H100 and H200.
-NOMINAL = {"NVL": 835e12, "H100 PCIe": 756e12}
-NOMINAL |= {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+NOMINAL = {
+    "NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 
 
 class Throughput(Announcer):
