@@ -180,7 +180,15 @@ def test_sizes_grow_however_they_are_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"folds": 1}, "--folds"), ({"update": ()}, "--update"), ({"sizes": ["5q"]}, "5q")]
+    ("options", "said"),
+    [
+        ({"folds": 1}, "--folds"),
+        ({"update": ()}, "--update"),
+        ({"sizes": ["5q"]}, "5q"),
+        ({"until": 1.5}, "--until must be a share below 1"),
+        ({"train_from": -0.5}, "--train_from must be a share below 1"),
+        ({"train_from": "7d"}, "--train_from=7d is no ISO date"),  # which would be a time in January 1970
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
