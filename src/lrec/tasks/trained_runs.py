@@ -21,6 +21,9 @@ from lrec.options.class_paths import check_trusted
 from lrec.run import Run
 from lrec.serving.export import load
 
+# Options outside model that decide how long a run trains.
+_LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batches", "data.targets_per_step")
+
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 
 
@@ -172,7 +175,7 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
         if same and _kind(run) != _kind(same[0]):
             raise UserError(
                 f"{same[0].run.folder} and {run.run.folder} have the same N_body {run.n_body} and differ in their "
-                "model options or their reduction of the data: compare one kind of run at a time"
+                "model options, their reduction of the data or their length: compare one kind of run at a time"
             )
         same.append(run)
     by_name: dict[str, TrainedRun] = {}
@@ -185,7 +188,10 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
     return sizes
 
 
-def _kind(run: TrainedRun) -> tuple[Any, Any]:
-    """The options that two runs of one size must share, so that only their seeds differ."""
-    options = run.run.config.nested
-    return {**options["model"], "warm_start": None, "metrics": None}, options["data"].get("reduction")
+def _kind(run: TrainedRun) -> list[Any]:
+    """The options that two runs of one size must share, so that only their seeds differ. Whether they started from a
+    trained network counts, but not from which one: each seed has its own."""
+    config = run.run.config
+    model = config.nested["model"]
+    model = {**model, "warm_start": model.get("warm_start") is not None, "metrics": None}
+    return [model, config.nested["data"].get("reduction"), *(config.value(option) for option in _LENGTH)]

@@ -165,6 +165,10 @@ def test_what_cannot_be_compared_is_refused(
     assert "add runs of all domains" in refused("tasks", "--runs", own, *out)
     kind = make_run(tmp_path / "kind", "3k", 3, model__exclude_seen="false")
     assert "differ in their model options" in refused("tasks", "--runs", runs, kind, *out)
+    longer = make_run(tmp_path / "longer", "3k", 3, trainer__max_epochs=50)
+    assert f"{longer} have the same N_body" in refused("tasks", "--runs", runs, longer, *out)
+    warm = make_run(tmp_path / "warm", "3k", 3, runs / "0.8k-1")
+    assert f"{warm} have the same N_body" in refused("tasks", "--runs", runs, warm, *out)
     hstu = {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"}
     block = make_run(tmp_path / "block", "3k", 3, **hstu)
     said = refused("tasks", "--runs", runs, block, *out)
