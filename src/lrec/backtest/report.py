@@ -32,6 +32,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     by_age = {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()}
     given: dict[str, Any] = {"backtest": backtest, "confidence": CONFIDENCE, "z": Z, "metric": METRIC}
     given |= {"by_age": by_age, "gains": gains, "updates": updates}
+    given["diverged"] = [point.run for point, _ in found.served.values() if point.diverged]
     given["n_windows"] = {k: of[backtest.sizes[0]][0]["window"].n_unique() for k, of in found.by_age.items()}
     given["windows"] = _windows_table(store, windows, found, beside)
     method, details = (rendered("backtest", f"{part}.md.j2", given, lasting=lasting) for part in ("method", "details"))

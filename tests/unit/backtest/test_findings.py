@@ -115,6 +115,10 @@ def test_windows_show_the_newest_networks_in_whatever_order_updates_are_named(tm
     store: Any = SimpleNamespace(time_unit="order")
     report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
     assert "| 2 | 5 | 1 | 0.0 % | 1.0000 | 0.4307 |" in report
+    assert "Diverged" not in report
+    every["warm-2", "3k", 1] = Point(run="3k-warm-2-seed1", status="diverged"), every["warm-2", "3k", 1][1]
+    report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
+    assert "Diverged, and tested as after their best evaluation: 3k-warm-2-seed1." in report
 
 
 @pytest.mark.filterwarnings("error")
