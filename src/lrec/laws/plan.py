@@ -211,7 +211,7 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     loss, cheapest, runs = result["loss"], result["cheapest"] or {}, result["measured_runs"]
     rows = [["", "plan", "cheapest within 0.1 % of it"]]
     for label, key in (
-        (str(content["x"]) if result["N"] else "", "N"),
+        (content["x"], "N"),
         ("interactions processed, D", "D"),
         ("unique interactions, U", "U"),
         ("epochs", "epochs"),
