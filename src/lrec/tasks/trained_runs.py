@@ -138,6 +138,11 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
     whole = by_domain.pop("", [])
     if not whole:
         raise UserError("--runs: every run is of one domain alone (data.only_domain): add runs of all domains")
+    if data.of(whole[0].run).has_sets("test"):
+        raise UserError(
+            f"{first.config_file}: a test target is a set of items (data.split.targets window), but tasks rank single "
+            "items: set data.split.test_targets there to first, last, random or all"
+        )
     cut, domains = partial(_of_some_users, most_users=most_users, seed=seed), {}
     for name, mine in sorted(by_domain.items()):
         alone = [trained for trained in mine if trained.run.config.value("model.warm_start") is None]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,16 @@ def test_users_are_drawn_among_those_who_have_a_target(
     for before, after in ((ladder.split.test_users, split.test_users), (ladder.split.held_out_U, split.held_out_U)):
         users, mine = (np.flatnonzero(each) if each.dtype == bool else each for each in (before, after))
         assert mine.tolist() == np.sort(random.permutation(users)[:12]).tolist()
+
+
+def test_sets_of_items_are_no_targets_of_tasks(runs: Path) -> None:
+    """The first item of a window need not even be of the types in target_events."""
+    data = Data()
+    run = load_run(Run(runs / "0.8k-1"), data)
+    opened = data.of(run.run)
+    opened.cuts = replace(opened.cuts, sets_2=np.array([False, True]))
+    with pytest.raises(UserError, match=r"set data\.split\.test_targets there to first, last, random or all"):
+        ladder_of([run], data)
 
 
 def test_users_that_are_drawn_keep_their_cut(ladder: Ladder) -> None:
