@@ -15,7 +15,9 @@ from lrec.data.splits.rules import Split
 from lrec.errors import UserError
 from lrec.run import Run
 from lrec.tasks.command import TASKS, run_tasks
+from lrec.tasks.results import NoCasesError
 from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
+from lrec.tasks.trajectory import trajectories
 
 MakeRun = Callable[..., Path]
 
@@ -263,3 +265,9 @@ def test_users_that_are_drawn_keep_their_cut(ladder: Ladder) -> None:
         assert (after_U[~chosen_U] == -1).all()
     assert some.catalogue_V.tolist() == ladder.split.catalogue_V.tolist()
     assert (some.train_U == ladder.split.train_U).all()
+
+
+def test_drawn_users_without_a_trajectory_are_no_reason_to_train_again(ladder: Ladder) -> None:
+    few = ladder.split.of_users(ladder.split.trajectory_U < 0)
+    with pytest.raises(NoCasesError, match=r"trajectory_min_length interactions, or draw more --users$"):
+        trajectories(replace(ladder, split=few, most_users=3))
