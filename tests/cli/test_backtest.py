@@ -168,6 +168,11 @@ def test_training_begins_at_a_time(log: pl.DataFrame, tmp_path: Path) -> None:
         (["--options.data.k_core=5"], "a backtest needs data.k_core 0"),
         (["--data.time_column=null"], "a backtest needs times"),
         (["--update=[cold]"], "--update"),
+        (["--restart=[0.8k]"], "--restart: 0.8k is none of the backtest's runs"),
+        (
+            ["--options.trainer.accelerator=auto", "--cluster.timeout_min=5"],
+            "seed1 has trainer.accelerator auto, which",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -494,6 +494,20 @@ def test_a_job_that_fails_is_reported(folder: Path, refused: Callable[..., str])
     assert state(folder) == {"0.8k-seed1": "finished", "1.7k-seed1": "failed"}
 
 
+@pytest.mark.parametrize(("kind", "advises"), [("fitted", True), ("network", False), ("steps", False)])
+def test_only_a_study_advises_to_skip_a_run_that_failed(
+    kind: str, advises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backtest and `lrec scaling exchange` have no --skip."""
+    study = Study(**STUDY | {"out": tmp_path})
+    record = Record(study, planned_runs(study))
+    ended = [(run, Outcome("failed", reason="memory")) for run in record.runs]
+    monkeypatch.setattr(Work, "_start", lambda *_: iter(ended))
+    with pytest.raises(UserError, match=r"seed1 failed: memory") as refusal:
+        Work(study).train(record, record.runs, kind)
+    assert ("--skip" in str(refusal.value)) == advises
+
+
 @pytest.mark.skipif(shutil.which("sbatch") is not None, reason="there is a cluster here")
 def test_without_a_cluster_there_is_one_line(folder: Path, refused: Callable[..., str]) -> None:
     assert "--cluster: " in refused("scaling", "study", "--config", "runs.yaml", "--cluster", '{"timeout_min": 5}')

@@ -9,8 +9,10 @@ from lrec.backtest.windows import of_baselines, of_network, tested
 from lrec.common.files import check_folder, locked
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.data.store.store import time_text
+from lrec.errors import UserError
 from lrec.run import Point
 from lrec.study import budget
+from lrec.study.cluster import check_accelerators
 from lrec.study.launch import lock_of
 from lrec.study.processes import start_server
 from lrec.study.record import Record
@@ -24,13 +26,17 @@ def backtest(options: Backtest) -> None:
     Args:
         options: What is trained, and when.
     """
-    check_folder(options.folder, "--out")
+    if not options.status:  # which may be of a backtest that only others can write to
+        check_folder(options.folder, "--out")
     if not (options.dry_run or options.status or options.cluster):
         start_server()
     store = open_store(options)
     windows = windows_of(options, store)
     study, runs = planned(options, store, windows)
     record = Record(study, runs)
+    if unknown := {*options.restart} - record.state.keys():
+        raise UserError(f"--restart: {min(unknown)} is none of the backtest's runs: --status true lists them")
+    check_accelerators(study, record.runs)
     if options.status:
         print(runs_table(record.runs, record.folder, record.state))
         return

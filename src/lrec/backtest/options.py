@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits.temporal import count_before, cut_time, in_units
+from lrec.data.splits.temporal import check_cut, count_before, cut_time, in_units
 from lrec.data.store.store import Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
@@ -61,6 +61,8 @@ class Backtest(Runs):
         for option, duration in (("every", self.every), ("horizon", self.length)):
             if not seconds_in(duration):
                 raise UserError(f"--{option} {duration} is no duration such as 30m, 12h, 7d or 2w")
+        check_cut("--until", self.until)
+        check_cut("--train_from", self.train_from)
         study = self.study({})  # checks the options that it shares with a study
         object.__setattr__(self, "sizes", study.ladder)  # from the smallest to the largest, however they were given
 

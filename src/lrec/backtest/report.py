@@ -32,6 +32,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     by_age = {age: {name: summary_of(mine) for name, mine in of.items()} for age, of in found.by_age.items()}
     given: dict[str, Any] = {"backtest": backtest, "confidence": CONFIDENCE, "z": Z, "metric": METRIC}
     given |= {"by_age": by_age, "gains": gains, "updates": updates}
+    given["diverged"] = [point.run for point, _ in found.served.values() if point.diverged]
     given["n_windows"] = {k: of[backtest.sizes[0]][0]["window"].n_unique() for k, of in found.by_age.items()}
     given["windows"] = _windows_table(store, windows, found, beside)
     method, details = (rendered("backtest", f"{part}.md.j2", given, lasting=lasting) for part in ("method", "details"))
@@ -60,7 +61,8 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
 
 def verdict_of(backtest: Backtest, gains: Mapping[int, Gain]) -> str:
     """One sentence: is the larger network ahead, and does it stay so?"""
-    age = max((age for age in gains if age <= backtest.folds // 2), default=0)
+    measured = [age for age, gain in gains.items() if not math.isnan(gain.value)]
+    age = max((age for age in measured if age <= backtest.folds // 2), default=0)
     given = {"backtest": backtest, "gains": gains, "age": age, "metric": METRIC, "confidence": CONFIDENCE}
     return rendered("backtest", "verdict.md.j2", given)
 
@@ -69,7 +71,9 @@ def _best_baseline(found: Findings, beside: Mapping[int, pl.DataFrame]) -> str:
     """The best baseline on the targets of the networks' first windows."""
     targets = pl.concat([beside[k] for k in found.origins])
     means = {name: mean_of([mine], METRIC) for (name,), mine in targets.group_by("scorer", maintain_order=True)}
-    best = max(means, key=lambda name: means[name])
+    if not means:
+        return "In the window after training, no target has a known item before it."
+    best = max(means, key=means.__getitem__)
     return f"In the window after training, the best baseline is {best}: {means[best]:.4f}."
 
 
@@ -82,11 +86,11 @@ def _windows_table(store: Store, windows: Windows, found: Findings, beside: Mapp
     for number, (at, _) in windows.items():
         begins = time_text(at, store.time_unit)
         tables = [found.tables(size, [(network_of(newest, number), number)]) for size in backtest.sizes]
-        cold = float(np.isnan(tables[0][0]["loss"].to_numpy()).mean())
-        figures = [f"{mean_of(each, METRIC):.4f}" for each in tables]
-        own = beside.get(number)
-        figures += ["" if own is None else f"{mean_of([own.filter(scorer=name)], METRIC):.4f}" for name in names]
-        rows.append([str(number), begins, f"{len(tables[0][0]):,}", f"{100 * cold:.1f} %", *figures])
+        losses, own = tables[0][0]["loss"].to_numpy(), beside.get(number)
+        cold = f"{100 * np.isnan(losses).mean():.1f} %" if len(losses) else ""
+        tables += [[] if own is None else [own.filter(scorer=name)] for name in names]
+        figures = [f"{mean_of(each, METRIC):.4f}" if any(map(len, each)) else "" for each in tables]
+        rows.append([str(number), begins, f"{len(losses):,}", cold, *figures])
     return rows_table(rows, text=(1,))
 
 

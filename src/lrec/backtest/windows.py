@@ -53,6 +53,8 @@ def tested(run: Run, windows: Windows, of: Callable[[Run, SequenceDataModule], S
     if {number: (begin, end) for number, begin, end in ends} == windows:
         return kept
     if not run.best.exists():
+        if run.diverged:
+            raise UserError(f"{run.folder} diverged at once: choose a smaller model.optimizer.lr, and another --out")
         raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
     data = datamodule_of(run.config.options)
     data.prepare_data()

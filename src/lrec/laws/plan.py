@@ -184,8 +184,8 @@ def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
     unit = mean if fit.problem.objective.residuals == "log" else 1.0
     reach = float(stdtrit(fit.profile.dof, 0.95)) * fit.profile.sigma * unit
     curve, run = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
-    ends = {"mean_low": mean - curve, "mean_high": mean + curve, "low": mean - run, "high": mean + run}
-    return replace(loss, predicted=mean, **ends)
+    lows = {"mean_low": max(mean - curve, 0.0), "low": max(mean - run, 0.0)}  # no loss is below zero
+    return replace(loss, predicted=mean, mean_high=mean + curve, high=mean + run, **lows)
 
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
@@ -211,7 +211,7 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     loss, cheapest, runs = result["loss"], result["cheapest"] or {}, result["measured_runs"]
     rows = [["", "plan", "cheapest within 0.1 % of it"]]
     for label, key in (
-        (str(content["x"]) if result["N"] else "", "N"),
+        (content["x"], "N"),
         ("interactions processed, D", "D"),
         ("unique interactions, U", "U"),
         ("epochs", "epochs"),

@@ -24,10 +24,7 @@ from lrec.common.files import json_hash
 from lrec.errors import UserError
 from lrec.laws.law import Array
 
-COLUMNS = (
-    *("x", "y", "d", "u", "processed", "horizon", "run", "flops", "wall_s"),
-    *("overfitted", "may_stop", "file", "row"),
-)
+COLUMNS = "x", "y", "d", "u", "processed", "horizon", "run", "flops", "wall_s", "overfitted", "may_stop", "file", "row"
 
 NARROWEST = 1.01  # if sizes span less than this factor, only rounding errors distinguish a power from a constant
 

@@ -63,7 +63,7 @@ class Work:
                 failed.append(f"run {run.name} failed: {outcome.reason}")
         if failed:
             more = f"; so did {len(failed) - 1} more, see {record.path}" if len(failed) > 1 else ""
-            skip = "" if kind == TRIAL else ", or leave runs out with --skip"
+            skip = ", or leave runs out with --skip" if kind in ("fitted", "held out") else ""  # only a study has it
             raise UserError(f"{failed[0]}{more}. Start the study again to retry{skip}")
         if done < len(runs):
             left = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}; start the study again to continue"

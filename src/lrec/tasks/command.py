@@ -22,13 +22,7 @@ from lrec.tasks.transfer import transfer
 # A function of the runs by size, and of the seed for all random draws. Every process calls it with the same arguments.
 Task = Callable[[Ladder, int], TaskResult]
 
-TASKS: dict[str, Task] = {
-    "cold_start": cold_start,
-    "long_tail": long_tail,
-    "robustness": robustness,
-    "transfer": transfer,
-    "trajectory": trajectory,
-}
+TASKS: dict[str, Task] = {task.__name__: task for task in (cold_start, long_tail, robustness, transfer, trajectory)}
 
 
 def tasks_command(

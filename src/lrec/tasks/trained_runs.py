@@ -21,6 +21,9 @@ from lrec.options.class_paths import check_trusted
 from lrec.run import Run
 from lrec.serving.export import load
 
+# Options outside model that decide how long a run trains.
+_LENGTH = ("trainer.max_epochs", "trainer.max_steps", "trainer.limit_train_batches", "data.targets_per_step")
+
 BySize = dict[int, list["TrainedRun"]]  # runs of each N_body, ascending
 
 
@@ -135,6 +138,11 @@ def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None,
     whole = by_domain.pop("", [])
     if not whole:
         raise UserError("--runs: every run is of one domain alone (data.only_domain): add runs of all domains")
+    if data.of(whole[0].run).has_sets("test"):
+        raise UserError(
+            f"{first.config_file}: a test target is a set of items (data.split.targets window), but tasks rank single "
+            "items: set data.split.test_targets there to first, last, random or all"
+        )
     cut, domains = partial(_of_some_users, most_users=most_users, seed=seed), {}
     for name, mine in sorted(by_domain.items()):
         alone = [trained for trained in mine if trained.run.config.value("model.warm_start") is None]
@@ -172,7 +180,7 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
         if same and _kind(run) != _kind(same[0]):
             raise UserError(
                 f"{same[0].run.folder} and {run.run.folder} have the same N_body {run.n_body} and differ in their "
-                "model options or their reduction of the data: compare one kind of run at a time"
+                "model options, their reduction of the data or their length: compare one kind of run at a time"
             )
         same.append(run)
     by_name: dict[str, TrainedRun] = {}
@@ -185,7 +193,10 @@ def _by_size(runs: Iterable[TrainedRun]) -> BySize:
     return sizes
 
 
-def _kind(run: TrainedRun) -> tuple[Any, Any]:
-    """The options that two runs of one size must share, so that only their seeds differ."""
-    options = run.run.config.nested
-    return {**options["model"], "warm_start": None, "metrics": None}, options["data"].get("reduction")
+def _kind(run: TrainedRun) -> list[Any]:
+    """The options that two runs of one size must share, so that only their seeds differ. Whether they started from a
+    trained network counts, but not from which one: each seed has its own."""
+    config = run.run.config
+    model = config.nested["model"]
+    model = {**model, "warm_start": model.get("warm_start") is not None, "metrics": None}
+    return [model, config.nested["data"].get("reduction"), *(config.value(option) for option in _LENGTH)]

@@ -47,6 +47,7 @@ def trajectories(ladder: Ladder) -> Trajectories:
         raise NoCasesError(
             "No user has a trajectory. Train with --data.split.trajectory 10, which takes users with more than "
             "--data.split.trajectory_min_length interactions"
+            f"{', or draw more --users' if ladder.most_users else ''}"
         )
     first_C = split.trajectory_U[users_C]
     steps_C = np.diff(split.store.offsets_U1)[users_C] - first_C

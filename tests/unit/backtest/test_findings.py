@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,6 +115,25 @@ def test_windows_show_the_newest_networks_in_whatever_order_updates_are_named(tm
     store: Any = SimpleNamespace(time_unit="order")
     report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
     assert "| 2 | 5 | 1 | 0.0 % | 1.0000 | 0.4307 |" in report
+    assert "Diverged" not in report
+    every["warm-2", "3k", 1] = Point(run="3k-warm-2-seed1", status="diverged"), every["warm-2", "3k", 1][1]
+    report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
+    assert "Diverged, and tested as after their best evaluation: 3k-warm-2-seed1." in report
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("sizes", "said"), [(SIZES, "Nothing says whether"), (["3k"], "One size was trained")])
+def test_windows_without_a_known_history_are_reported(sizes: list[str], said: str, tmp_path: Path) -> None:
+    """All users and items of both windows are new: no network has an input, and no baseline has anything to count."""
+    backtest = Backtest(sizes=sizes, folds=2, update=("none", "full"), out=tmp_path)
+    nothing = figures_of(targets(1, [1.0])).clear()
+    every = {(f"full-{k}", size, 1): (Point(wall_s=1.0), nothing) for size in sizes for k in (1, 2)}
+    beside = {k: nothing.with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
+    store: Any = SimpleNamespace(time_unit="order")
+    report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
+    assert said in report
+    assert "no target has a known item before it" in report
+    assert re.search(r"\| 2 \| 5 \| 0 \|( +\|)+\n", report)  # neither a share of cold targets nor a figure
 
 
 @pytest.mark.filterwarnings("error")
@@ -180,7 +200,15 @@ def test_sizes_grow_however_they_are_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"folds": 1}, "--folds"), ({"update": ()}, "--update"), ({"sizes": ["5q"]}, "5q")]
+    ("options", "said"),
+    [
+        ({"folds": 1}, "--folds"),
+        ({"update": ()}, "--update"),
+        ({"sizes": ["5q"]}, "5q"),
+        ({"until": 1.5}, "--until must be a share below 1"),
+        ({"train_from": -0.5}, "--train_from must be a share below 1"),
+        ({"train_from": "7d"}, "--train_from=7d is no ISO date"),  # which would be a time in January 1970
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):

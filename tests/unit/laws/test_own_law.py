@@ -31,6 +31,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    def log_basis(self, shape_GH, z_NV): ...\n"
         "    def named(self, coefficients_K, shape_H, unit_V): ...\n"
         "    def internal(self, p, unit_V): ...\n"
+        "class Root(Silent):\n"
+        "    name, formula, variables, parameters = 'root', 'L(x) = E + A/x^0.5', ('x',), ('E', 'A')\n"
+        "    shape_bounds = shape_starts = ()\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -104,6 +107,7 @@ def test_a_study_takes_it(folder: Path) -> None:
         ("wrong_law.Nothing", r"--law wrong_law.Nothing is no subclass of lrec\.laws\.law\.Law"),
         ("wrong_law.Empty", "--law wrong_law.Empty does not define internal, log_basis, named"),
         ("wrong_law.Silent", "--law wrong_law.Silent does not define name, formula, variables"),
+        ("wrong_law.Root", "a fixed exponent is a shape parameter with equal bounds"),
     ],
 )
 def test_what_is_no_law_is_named(folder: Path, name: str, message: str) -> None:

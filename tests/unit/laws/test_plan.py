@@ -360,6 +360,16 @@ def test_a_trained_setting_that_did_better_than_the_law_is_planned_for_its_budge
     assert (plan["measured_runs"], plan["cheapest"]) == (1, None)
 
 
+def test_the_interval_of_a_noisy_measured_size_has_no_negative_loss(tmp_path: Path) -> None:
+    """A law with two degrees of freedom, whose runs scatter by half of their loss."""
+    points = pl.DataFrame({"x": np.geomspace(1e3, 1e7, 5), "y": [4.0, 2.0, 3.5, 1.2, 2.4]})
+    fit = fit_points(LAWS["lsrm"], points, "lsq")
+    write_fit(tmp_path, Analysis(fit, None, points, {"x": "N_body", "y": "test_loss"}, with_others=False))
+    plan_command(tmp_path / "fit.json", size=1e6)
+    loss = json.loads((tmp_path / "plan.json").read_text())["loss"]
+    assert (loss["predicted"], loss["low"], loss["mean_low"]) == (1.2, 0.0, 0.0)
+
+
 def test_hours_follow_from_the_measured_throughput(tmp_path: Path) -> None:
     points = points_of(grid()).with_columns(flops=6 * pl.col("x") * pl.col("d"))
     points = points.with_columns(wall_s=pl.col("flops") / pl.when(pl.col("x") > 5e5).then(2e9).otherwise(1e9))

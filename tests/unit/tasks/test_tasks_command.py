@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from lrec.data.splits.rules import Split
 from lrec.errors import UserError
 from lrec.run import Run
 from lrec.tasks.command import TASKS, run_tasks
+from lrec.tasks.results import NoCasesError
 from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
+from lrec.tasks.trajectory import trajectories
 
 MakeRun = Callable[..., Path]
 
@@ -165,6 +168,10 @@ def test_what_cannot_be_compared_is_refused(
     assert "add runs of all domains" in refused("tasks", "--runs", own, *out)
     kind = make_run(tmp_path / "kind", "3k", 3, model__exclude_seen="false")
     assert "differ in their model options" in refused("tasks", "--runs", runs, kind, *out)
+    longer = make_run(tmp_path / "longer", "3k", 3, trainer__max_epochs=50)
+    assert f"{longer} have the same N_body" in refused("tasks", "--runs", runs, longer, *out)
+    warm = make_run(tmp_path / "warm", "3k", 3, runs / "0.8k-1")
+    assert f"{warm} have the same N_body" in refused("tasks", "--runs", runs, warm, *out)
     hstu = {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"}
     block = make_run(tmp_path / "block", "3k", 3, **hstu)
     said = refused("tasks", "--runs", runs, block, *out)
@@ -239,6 +246,16 @@ def test_users_are_drawn_among_those_who_have_a_target(
         assert mine.tolist() == np.sort(random.permutation(users)[:12]).tolist()
 
 
+def test_sets_of_items_are_no_targets_of_tasks(runs: Path) -> None:
+    """The first item of a window need not even be of the types in target_events."""
+    data = Data()
+    run = load_run(Run(runs / "0.8k-1"), data)
+    opened = data.of(run.run)
+    opened.cuts = replace(opened.cuts, sets_2=np.array([False, True]))
+    with pytest.raises(UserError, match=r"set data\.split\.test_targets there to first, last, random or all"):
+        ladder_of([run], data)
+
+
 def test_users_that_are_drawn_keep_their_cut(ladder: Ladder) -> None:
     chosen_U = np.arange(ladder.split.store.n_users) % 2 == 0
     some = ladder.split.of_users(chosen_U)
@@ -248,3 +265,9 @@ def test_users_that_are_drawn_keep_their_cut(ladder: Ladder) -> None:
         assert (after_U[~chosen_U] == -1).all()
     assert some.catalogue_V.tolist() == ladder.split.catalogue_V.tolist()
     assert (some.train_U == ladder.split.train_U).all()
+
+
+def test_drawn_users_without_a_trajectory_are_no_reason_to_train_again(ladder: Ladder) -> None:
+    few = ladder.split.of_users(ladder.split.trajectory_U < 0)
+    with pytest.raises(NoCasesError, match=r"trajectory_min_length interactions, or draw more --users$"):
+        trajectories(replace(ladder, split=few, most_users=3))

@@ -55,10 +55,8 @@ class GlobalTemporal(SplitRule):
         check_range("split.held_out_users", self.held_out_users, at_least=1)
         for name in ("validate_from", "test_from", "test_until"):
             cut = getattr(self, name)
-            if isinstance(cut, float) and not 0 < cut < 1:
-                raise UserError(f"split.{name} must be a share below 1, a whole epoch or an ISO date, not {cut}")
-            if isinstance(cut, str) and (name != "test_until" or seconds_in(cut) is None):
-                _instant(f"split.{name}", cut)
+            if not (name == "test_until" and isinstance(cut, str) and seconds_in(cut) is not None):
+                check_cut(f"split.{name}", cut)
 
     @property
     def trained_on(self) -> str:
@@ -130,6 +128,14 @@ class GlobalTemporal(SplitRule):
             drawn_U = user_hashes(store, f"{purpose} target {self.seed}") % np.maximum(number_U, 1).astype(np.uint64)
             begin_U = begin_U + drawn_U.astype(np.int64)
         return np.where(has_U, begin_U, -1), has_U.astype(np.int64)
+
+
+def check_cut(option: str, cut: int | float | str | None) -> None:
+    """UserError if a cut is neither a share below 1, nor a whole number, nor an ISO date."""
+    if isinstance(cut, float) and not 0 < cut < 1:
+        raise UserError(f"{option} must be a share below 1, a whole epoch or an ISO date, not {cut}")
+    if isinstance(cut, str):
+        _instant(option, cut)
 
 
 def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) -> int:
