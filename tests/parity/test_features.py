@@ -26,7 +26,8 @@ Row = dict[str, Any]
 
 
 def raw_rows(seed: int = 0) -> list[Row]:
-    """Events with missing values in each feature; each user's last two have values that the training part lacks."""
+    """Events with missing values in each feature; each user's last two have values, and more of them at once, that the
+    training part lacks."""
     random = np.random.default_rng(seed)
     rows = []
     for user in range(USERS):
@@ -42,7 +43,7 @@ def raw_rows(seed: int = 0) -> list[Row]:
                     "price": random.choice(
                         ["", *map(str, np.round(random.exponential(10, 3), 2)), "1000" if late else "5"]
                     ),
-                    "tags": random.choice(["a|b", "b", "c | a" if late else "a", ""]),
+                    "tags": random.choice(["a|b" if late else "b", "b", "c | a" if late else "a", ""]),
                 }
             )
     return rows
