@@ -45,6 +45,7 @@ class Vocabulary:
     centre: tuple[float, float] = (0.0, 1.0)  # mean and standard deviation of numbers in training
     missing: bool = False  # whether training had missing values
     slots: int = 1  # largest number of values in an entry of the training part
+    id_column: str | None = None  # of the file that it comes from; None: the first one, or there is no file
 
     @classmethod
     def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":
@@ -228,7 +229,9 @@ class Features:
 
     def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
         """The vocabularies of the columns, from their values in training."""
-        return [Vocabulary.learned(name, of, kind, values[name], self.buckets) for name, kind in self.kinds.items()]
+        columns = self.kinds.items()
+        found = (Vocabulary.learned(name, of, kind, values[name], self.buckets) for name, kind in columns)
+        return [replace(each, id_column=self.id_column) for each in found]
 
 
 class EventCodes:
@@ -322,11 +325,11 @@ def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) ->
 
 
 def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.DataFrame:
-    """Read from another file `ID`, its first column, and the columns that a trained network reads."""
+    """Read from another file `ID`, its column of ids in training, and the columns that a trained network reads."""
     if not vocabularies:
         raise UserError(f"{option} {path}: the network was trained without such features")
     columns: Any = {kind: [each.column for each in vocabularies if each.kind == kind] for kind in get_args(Kind)}
-    return Features(path=path, **columns).read(option)
+    return Features(path=path, id_column=vocabularies[0].id_column, **columns).read(option)
 
 
 def _trained_values(split: Split, column: str) -> pl.Series:
