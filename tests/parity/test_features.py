@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrec.data.features import Features, Vocabulary, as_plain
+from lrec.data.features import Features, Vocabulary, as_plain, vectors_of_file
 from lrec.data.histories import histories_of
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.errors import UserError
@@ -26,7 +26,8 @@ Row = dict[str, Any]
 
 
 def raw_rows(seed: int = 0) -> list[Row]:
-    """Events with missing values in each feature; each user's last two have values that the training part lacks."""
+    """Events with missing values in each feature; each user's last two have values, and more of them at once, that the
+    training part lacks."""
     random = np.random.default_rng(seed)
     rows = []
     for user in range(USERS):
@@ -42,7 +43,7 @@ def raw_rows(seed: int = 0) -> list[Row]:
                     "price": random.choice(
                         ["", *map(str, np.round(random.exponential(10, 3), 2)), "1000" if late else "5"]
                     ),
-                    "tags": random.choice(["a|b", "b", "c | a" if late else "a", ""]),
+                    "tags": random.choice(["a|b" if late else "b", "b", "c | a" if late else "a", ""]),
                 }
             )
     return rows
@@ -272,11 +273,16 @@ def test_too_many_values_of_items_are_refused_before_they_fill_the_memory(
 
 
 def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
+    """The column of ids is not the first one, in the training and when the file is read again."""
     tags = {f"i{n}": {"tags": "a|b" if n % 2 else "c"} for n in range(ITEMS)} | {"new": {"tags": "a|b|c"}}
-    path = write(tmp_path / "tags.csv", with_ids("item", tags))
-    data = module(tmp_path, raw_rows(), event_features=None, item_features=Features(lists=["tags"], path=path))
+    path = write(tmp_path / "tags.csv", [{**row, "item": raw_id} for raw_id, row in tags.items()])
+    chosen = Features(lists=["tags"], path=path, id_column="item")
+    data = module(tmp_path, raw_rows(), event_features=None, item_features=chosen)
     ids, vectors_FW = data.learned.item_vectors or (pl.Series(), np.zeros(0))
     assert vectors_FW[ids.to_list().index("new")].tolist() == [1, 1, 1]
+    again, same_FW = vectors_of_file(path, as_plain(data.learned.vocabularies), data.item_table()["raw_id"])
+    assert again.equals(ids)
+    assert same_FW.tolist() == vectors_FW.tolist()
 
 
 @pytest.mark.parametrize("in_log", [False, True])

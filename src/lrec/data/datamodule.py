@@ -130,7 +130,7 @@ class SequenceDataModule(LightningDataModule, ABC):
                 check_range(name, users, at_least=1)
         if not isinstance(recent_popularity, str):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
-        elif seconds_in(recent_popularity) is None:
+        elif not seconds_in(recent_popularity):
             raise UserError(f"data.recent_popularity {recent_popularity} is neither a duration such as 7d nor a share")
         self.data_dir = Path(data_dir)
         self.split = split

@@ -44,7 +44,8 @@ class Vocabulary:
     edges: list[float] = field(default_factory=list)  # of numbers: bucket b holds edges[b - 1] <= x < edges[b]
     centre: tuple[float, float] = (0.0, 1.0)  # mean and standard deviation of numbers in training
     missing: bool = False  # whether training had missing values
-    slots: int = 1  # largest number of values in an entry
+    slots: int = 1  # largest number of values in an entry of the training part
+    id_column: str | None = None  # of the file that it comes from; None: the first one, or there is no file
 
     @classmethod
     def learned(cls, column: str, of: str, kind: Kind, values: pl.Series, buckets: int) -> "Vocabulary":
@@ -61,11 +62,8 @@ class Vocabulary:
             centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
             return cls(column, of, kind, [], distinct[1:].tolist(), centre, missing)
         entries = [_parts(text, kind) for text in values.unique()]
-        slots = max([1, *map(len, entries)])
-        if slots > MOST_SLOTS:
-            raise UserError(f"{of}_features.lists {column}: an entry has {slots} values; at most {MOST_SLOTS} are read")
         known = sorted({part for entry in entries for part in entry})
-        return cls(column, of, kind, known, missing=missing, slots=slots)
+        return cls(column, of, kind, known, missing=missing, slots=_slots(entries, of, column))
 
     @property
     def size(self) -> int:
@@ -79,13 +77,15 @@ class Vocabulary:
         return [f"{self.of} {self.column}={value}" for value in (*values, *["\0missing"] * self.missing)]
 
     def codes(self, values: pl.Series) -> np.ndarray:
-        """The table rows of each entry's values, int64 (N, S); -1 if a value has no row or a slot is unused."""
+        """The table rows of each entry's values, int64 (N, S) with S >= `slots`; -1 if a value has no row or a slot is
+        unused."""
         read = self._as_trained(values)
         if self.kind == "numbers":
             return self.buckets(read.to_numpy())
-        distinct, unused = read.unique(), [-1] * self.slots
-        rows = [[*self._rows_in(text), *unused][: self.slots] for text in distinct]
-        rows_KS = np.array(rows, dtype=np.int64).reshape(-1, self.slots)
+        distinct = read.unique()
+        rows = [self._rows_in(text) for text in distinct]
+        slots = max(self.slots, _slots(rows, self.of, self.column))
+        rows_KS = np.array([[*each, *[-1] * slots][:slots] for each in rows], dtype=np.int64).reshape(-1, slots)
         return rows_KS[read.cast(pl.Enum(distinct)).to_physical().to_numpy()]
 
     def buckets(self, numbers_N: np.ndarray) -> np.ndarray:
@@ -127,6 +127,13 @@ def _parts(text: str, kind: Kind) -> list[str]:
         return [""]
     found = text.split(SEPARATOR) if kind == "lists" else [text]
     return [part for part in dict.fromkeys(each.strip() for each in found) if part]
+
+
+def _slots(entries: list[list[Any]], of: str, column: str) -> int:
+    """The largest number of values in an entry, at least 1; UserError if it is more than MOST_SLOTS."""
+    if (most := max([1, *map(len, entries)])) > MOST_SLOTS:
+        raise UserError(f"{of}_features.lists {column}: an entry has {most} values; at most {MOST_SLOTS} are read")
+    return most
 
 
 def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n: int) -> np.ndarray:
@@ -222,7 +229,9 @@ class Features:
 
     def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
         """The vocabularies of the columns, from their values in training."""
-        return [Vocabulary.learned(name, of, kind, values[name], self.buckets) for name, kind in self.kinds.items()]
+        columns = self.kinds.items()
+        found = (Vocabulary.learned(name, of, kind, values[name], self.buckets) for name, kind in columns)
+        return [replace(each, id_column=self.id_column) for each in found]
 
 
 class EventCodes:
@@ -316,11 +325,11 @@ def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) ->
 
 
 def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.DataFrame:
-    """Read from another file `ID`, its first column, and the columns that a trained network reads."""
+    """Read from another file `ID`, its column of ids in training, and the columns that a trained network reads."""
     if not vocabularies:
         raise UserError(f"{option} {path}: the network was trained without such features")
     columns: Any = {kind: [each.column for each in vocabularies if each.kind == kind] for kind in get_args(Kind)}
-    return Features(path=path, **columns).read(option)
+    return Features(path=path, id_column=vocabularies[0].id_column, **columns).read(option)
 
 
 def _trained_values(split: Split, column: str) -> pl.Series:

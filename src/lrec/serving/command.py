@@ -75,7 +75,7 @@ def recommend(
             column of lists named times.
         item_vectors: File with the vectors, or the features, of the items that the network was trained with
             (model.item_vectors, data.item_features) and of newer items, which may then be recommended.
-        user_features: File with the features of users (data.user_features), with their ids in its first column, if the
+        user_features: File with the features of users (data.user_features), with columns as in training, if the
             features are not columns of the histories.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """

@@ -178,7 +178,7 @@ def test_recent_popularity_counts_a_duration(data: SequenceDataModule) -> None:
         assert scores.top_BK[0].tolist() == best[:50]
 
 
-@pytest.mark.parametrize("wrong", [0.0, 1.5, "a week", "7 d", "d"])
+@pytest.mark.parametrize("wrong", [0.0, 1.5, "a week", "7 d", "d", "0d"])
 def test_what_is_recent_is_a_share_or_a_duration(wrong: float | str) -> None:
     with pytest.raises(UserError, match="recent_popularity"):
         lrec.SyntheticDataModule(recent_popularity=wrong)

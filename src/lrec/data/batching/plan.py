@@ -31,12 +31,11 @@ class EpochPlan:
         mine = slice(self.bounds[step], self.bounds[step + 1])
         return self.starts_W[mine], self.lengths_W[mine]
 
-    def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Starts and lengths of micro-batch `micro` of `n_micro` of a step, and the number of positions of the step."""
+    def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and lengths of micro-batch `micro` of `n_micro` of a step."""
         starts, lengths = self.windows(step)
-        total = int(lengths.sum())
-        mine = _share_out(lengths, total, n_micro) == micro
-        return starts[mine], lengths[mine], total
+        mine = _share_out(lengths, int(lengths.sum()), n_micro) == micro
+        return starts[mine], lengths[mine]
 
 
 @dataclass(frozen=True)

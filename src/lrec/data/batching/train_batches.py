@@ -130,7 +130,7 @@ class _TrainDataset(Dataset[TrainBatch]):
             self._epoch = epoch, self.epoch_plan(epoch)
         plan, (world, rank, accumulation) = self._epoch[1], self.ranks
         starts_W, lengths_W = plan.windows(step)
-        starts, lengths, step_positions = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
+        starts, lengths = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
         if len(starts) == 0:
             starts, lengths = np.zeros((2, 1), dtype=np.int64)
         part, split, places = self.plan.part, self.plan.part.split, ranges(starts, lengths)
@@ -148,7 +148,7 @@ class _TrainDataset(Dataset[TrainBatch]):
             targets_M=torch.from_numpy(targets_M[may_M]),
             n_positions=int(lengths.sum()),
             step_targets=part.targets_in(starts_W, lengths_W),
-            step_positions=step_positions,
+            step_positions=int(lengths_W.sum()),
             step_pairs=int((lengths_W.astype(np.int64) * (lengths_W + 1)).sum()) // 2,
             times_BT=times_BT,
             events_BL=None if events_N is None else padded(events_N, lengths),

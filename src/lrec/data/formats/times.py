@@ -65,13 +65,15 @@ def _read(text: pl.Series, kind: Kind) -> pl.Series:
         numbers = text.cast(pl.Int64, strict=False)
         return numbers.fill_null(_whole(text.cast(pl.Float64, strict=False))) if numbers.null_count() else numbers
     spaced = text.set(text.str.contains(_TOO_FINE), None).str.replace("T", " ", literal=True)
+    patterns, zone = ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d"], None
     if kind == "date with an offset":
-        pattern, spaced = "%Y-%m-%d %H:%M:%S%.f%#z", spaced.str.replace(r"Z$", "+00:00")
-        return spaced.str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False).dt.epoch("us")
-    dates = spaced.str.to_datetime("%Y-%m-%d", time_unit="us", strict=False)
-    for pattern in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M"):
-        dates = dates.fill_null(spaced.str.to_datetime(pattern, time_unit="us", strict=False))
-    return dates.dt.epoch("us")
+        spaced, zone = spaced.str.replace(r"Z$", "+00:00"), "UTC"
+        patterns = [f"{pattern}%#z" for pattern in patterns[:2]]
+    dates = pl.Series([None] * len(text), dtype=pl.Int64)
+    for pattern in patterns:
+        found = spaced.str.to_datetime(pattern, time_unit="us", time_zone=zone, strict=False)
+        dates = dates.fill_null(found.dt.epoch("us"))
+    return dates
 
 
 def _whole(numbers: pl.Series) -> pl.Series:

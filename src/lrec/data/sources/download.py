@@ -89,9 +89,10 @@ def copy_here(url: str, folder: Path) -> None:
                 print(f"fetching {file}: {system.size(file) / 1e6:,.1f} MB", file=sys.stderr)
                 with replacing(place) as unfinished:
                     system.get_file(file, str(unfinished))
-            named = glob.glob(str(here), recursive=True)
+            # The folder's own name may have brackets.
+            named = glob.glob(str(here.relative_to(folder)), root_dir=folder, recursive=True)
             for name in known.keys() - checksums.keys():
-                if any((folder / name).is_relative_to(each) for each in named):
+                if any(Path(name).is_relative_to(each) for each in named):
                     (folder / name).unlink(missing_ok=True)
             write_json(folder / "copied.json", {"files": known | checksums})
     except FileNotFoundError:

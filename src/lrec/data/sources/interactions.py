@@ -1,6 +1,5 @@
 """InteractionsDataModule: interactions in any CSV, TSV, JSON lines, Parquet or one-user-per-line files."""
 
-import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -104,7 +103,9 @@ class InteractionsDataModule(SequenceDataModule):
         parts = self.path.parts
         n_fixed = len(parts)
         if not self.path.exists():
-            n_fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+            # Brackets in the name of a folder that exists are no pattern.
+            here = [Path(*parts[: n + 1]) for n in range(n_fixed)]
+            n_fixed = next(n for n, path in enumerate(here) if re.search(r"[*?]", path.name) or not path.exists())
         found = [self.path] if self.path.is_file() else sorted(_data_files(Path(*parts[:n_fixed]), parts[n_fixed:]))
         if self.path.is_dir() and self.format is None:
             found = [file for file in found if infer_format(file.name) is not None]

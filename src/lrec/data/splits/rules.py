@@ -203,9 +203,9 @@ class Split:
 
     @cached_property
     def held_out_targets(self) -> Targets:
-        """The last item of every held-out user, if it may be a target."""
+        """The last item of every held-out user who has one, if it may be a target."""
         lengths_U = np.diff(self.store.offsets_U1)
-        return self._targets(np.flatnonzero(self.held_out_U), lengths_U - 1, np.ones_like(lengths_U), False)
+        return self._targets(np.flatnonzero(self.held_out_U), lengths_U - 1, np.minimum(lengths_U, 1), False)
 
     def _targets(self, users: np.ndarray, first_U: np.ndarray, number_U: np.ndarray, are_sets: bool) -> Targets:
         users_T, positions_T = np.repeat(users, number_U[users]), ranges(first_U[users], number_U[users])

@@ -102,6 +102,14 @@ def test_durations_and_times_of_day_are_not_times(dtype: pl.DataType, column: st
         prepared(frame, tmp_path)
 
 
+@pytest.mark.parametrize(("offset", "hours"), [("", 0), ("Z", 0), ("+02:00", 2)])
+def test_dates_without_their_seconds_are_read(offset: str, hours: int) -> None:
+    """Java writes no seconds if they are zero."""
+    times = [f"2020-01-01T10:0{minute}{':30' * minute}{offset}" for minute in range(2)]
+    start = 1_577_836_800 + 3600 * (10 - hours)
+    assert in_seconds(pl.Series(times), "times").tolist() == [start, start + 90]
+
+
 NAIVE, OFFSET = (
     [f"2020-01-0{row + 1} 10:00:00" for row in range(9)],
     [f"2020-01-0{row + 1}T10:00:00Z" for row in range(9)],

@@ -28,7 +28,7 @@ def bucket() -> Iterator[Any]:
 @pytest.fixture
 def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "stores"
+    return tmp_path / "stores[1]"  # in a glob, other brackets are a pattern
 
 
 def put(bucket: Any, name: str, lines: list[str]) -> None:
@@ -99,7 +99,7 @@ def test_a_file_that_is_gone_is_not_read_through_another_url(bucket: Any, data_d
 
 def test_a_store_behind_a_url_is_fetched_and_its_raw_data_are_not(bucket: Any, data_dir: Path) -> None:
     Path("log.csv").write_text("\n".join(LINES))
-    here = prepared("log.csv", data_dir / "one")
+    here = prepared("log.csv", Path("one"))
     bucket.put(str(here.path), "/bucket/stores/log", recursive=True)
     alone = InteractionsDataModule(
         path=Path("memory://bucket/nowhere"), store=Path("memory://bucket/stores/log"), data_dir=data_dir / "two"

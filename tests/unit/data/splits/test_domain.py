@@ -1,6 +1,7 @@
 """One domain of a data set: it has the parts of the whole split, each with only the domain's interactions."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,14 @@ def test_each_part_is_the_whole_parts_interactions_with_the_domain(whole: Split)
         assert counts == {item: count for item, count in of_whole.items() if domain_I[item] == domain}
         assert len(split.test_users)
         training_part(split, Reduction(recent=0.5))
+
+
+def test_a_held_out_user_without_the_domains_items_has_no_target(make_store) -> None:
+    rows = [(f"{user}", f"{'aab'[user]}{n % 7}", n, "aab"[user]) for user in range(3) for n in range(60)]
+    split = LastItems()(make_store(rows))
+    split = of_domain(replace(split, held_out_U=np.array([False, True, True]), train_U=split.train_U * [1, 0, 0]), "a")
+    users_T, positions_T = split.held_out_targets
+    assert (users_T.tolist(), positions_T.tolist()) == ([1], [59])
 
 
 def test_a_worker_gets_the_domains_store(whole: Split) -> None:
