@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
 from markupsafe import Markup, escape
 
+from lrec.common.text_tables import amount, counted
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -18,11 +20,13 @@ _PICTURE = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
 
 
 def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callable[..., str]) -> str:
-    """A template of the package lrec.`room` with the values `shown`. HTML templates may extend `page.html.j2` here."""
+    """A template of the package lrec.`room` with the values `shown`. HTML templates may extend `page.html.j2` here. All
+    templates have the filters `amount` and `counted`, and `unbroken` for HTML."""
     rooms = ChoiceLoader([PackageLoader(f"lrec.{room}", "."), PackageLoader("lrec.common", ".")])
     escaping = select_autoescape(enabled_extensions=["html.j2"])
     environment = Environment(loader=rooms, autoescape=escaping, trim_blocks=True)
-    environment.filters |= {"unbroken": lambda text: Markup(unbroken(str(escape(text)))), **filters}
+    environment.filters |= {"amount": amount, "counted": counted, **filters}
+    environment.filters["unbroken"] = lambda text: Markup(unbroken(str(escape(text))))
     return environment.get_template(template).render(shown)
 
 

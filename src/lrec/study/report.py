@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp
 from lrec.common.files import read_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure
-from lrec.common.text_tables import amount, rows_table
+from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import Analysis
 from lrec.laws.figures import fit_figure
@@ -93,14 +93,14 @@ def write_report(
     shown, short = dict[str, Any](name=study.name, metric=METRIC), list[str]()
     if answers:  # that of the ladder whose largest network is the best; if some are equal, of the first
         shown["answer"], of_answer = max(answers, key=lambda each: each[0].columns[0].value)
-        short = [rendered("study", "answer.md.j2", shown, amount=amount)]
+        short = [rendered("study", "answer.md.j2", shown)]
         figure = answer_figure(of_answer, METRIC, shown["answer"].finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
     shown["reason"] = next(iter(unfit.values()), "too few sizes were tested with it")
     shown["details"] = as_html("\n\n".join([*warned, *sections]))
-    write_text(out / "report.html", rendered("study", "report.html.j2", shown, amount=amount))
+    write_text(out / "report.html", rendered("study", "report.html.j2", shown))
     return report
 
 

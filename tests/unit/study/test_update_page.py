@@ -1,0 +1,25 @@
+"""What update.md says about numbers that are one."""
+
+from lrec.common.pages import rendered
+
+
+def test_one_is_singular() -> None:
+    model = {f"{figure}{part}": 0.5 for figure in ("loss", "HR@10") for part in ("", "_se")} | {"unknown": 1}
+    record = {
+        "run": "run",
+        "figures": ["loss", "HR@10"],
+        "window": {"targets": 1, "users": 1, "from": "Monday", "until": "Tuesday"},
+        "models": {"old": model},
+        "minutes": {},
+        "kept": "old",
+        "serve": "run",
+        "recipe": {"lr": 0.1, "replay": 0.1},
+        "drift": dict.fromkeys(("unknown_items", "distance", "distance_by_chance", "loss_in_window"), 0.1)
+        | {"rows": 1, "loss_before": None},
+        "late_rows": 1,
+        "diverged": [],
+    }
+    page = rendered("study", "update.md.j2", record)
+    assert "Judged on 1 target of 1 user, from Monday" in page
+    assert "Drift of 1 new row: 10.0% are" in page
+    assert "count as old rows: 1." in page
