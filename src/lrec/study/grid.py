@@ -150,7 +150,9 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
     for horizon in sorted(study.horizons):
         passes = round(epochs * horizon, 9)
         if passes <= 0 or (passes > 1 and passes != int(passes)):
-            raise UserError(f"--horizons {horizon:g} of {epochs} passes is {passes:g}: neither whole nor less than one")
+            raise UserError(
+                f"--horizons {horizon:g} of {EPOCHS} {epochs} is {passes:g}: neither whole nor less than one"
+            )
         changes = {
             EPOCHS: max(int(passes), 1),
             "trainer.limit_train_batches": None if passes >= 1 else passes,
