@@ -178,6 +178,8 @@ class Study(Runs):
             left = len(self.ladder) - self.holdout
             if self.holdout < 0 or left < needed:
                 raise UserError(f"{what} needs at least {needed} fitted sizes: --holdout {self.holdout} leaves {left}")
+            if self.x == "N_body" and len({*map(ladder_n_body, self.ladder)}) < len(self.ladder):
+                raise UserError(f"--sizes {self.ladder}: two have the same N_body, so {what} cannot tell them apart")
 
     @property
     def folder(self) -> Path:

@@ -83,6 +83,13 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
             study(sizes=sizes)
 
 
+def test_a_law_of_n_body_has_one_shape_of_each() -> None:
+    sizes = ["0.8k", "1.7k", "3k", "6.9k", "1x64", "4x32"]
+    with pytest.raises(UserError, match=r"--sizes \[.*'1x64', '4x32'\]: two have the same N_body"):
+        study(sizes=sizes)
+    assert study(sizes=sizes, x="N_total").ladder == study(sizes=sizes, holdout=0, law=None).ladder == sizes
+
+
 @pytest.fixture
 def without_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan runs without their options, which take most of the time."""
