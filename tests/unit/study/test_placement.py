@@ -60,8 +60,9 @@ def test_a_study_chooses_the_gpus() -> None:
 def test_gpus_are_those_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     assert here() == ("3", "5")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert here() == ()
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert here() == ()
 
 
 def on_gpus(tmp_path: Path, devices: dict[str, int], **limits: Any) -> tuple[Study, list[PlannedRun]]:
