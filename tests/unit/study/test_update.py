@@ -1,6 +1,18 @@
-"""What update.md says about numbers that are one."""
+"""What an update says about numbers that are one, and which runs it refuses."""
+
+import pytest
 
 from lrec.common.pages import rendered
+from lrec.errors import UserError
+from lrec.run import RunConfig
+from lrec.study.update import Recipe, trained_on
+
+
+def test_an_optimizer_without_a_learning_rate_is_refused() -> None:
+    own = {"class_path": "mine.Own", "init_args": {"rate": 0.1}}
+    config = RunConfig({"model": {"optimizer": own}, "data": {"max_len": 10}, "trainer": {}})
+    with pytest.raises(UserError, match=r"model\.optimizer has no lr"):
+        trained_on(config, 0, Recipe())
 
 
 def test_one_is_singular() -> None:
