@@ -287,6 +287,8 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
     for ladder, mine in by_ladder(of_all_data(runs)).items():
         losses, n_body = _mean_losses(mine, points), {run.size: points[run.name].N_body for run in mine}
         for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
+            if not n_body[small] < n_body[size] < n_body[large]:
+                continue
             # The loss above the line through the neighbours; the line is straight in ln N_body.
             place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
             excess = losses[size] - (1 - place) * losses[small] - place * losses[large]

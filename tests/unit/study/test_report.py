@@ -176,6 +176,15 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
 
 
+def test_shapes_with_the_same_n_body_are_no_neighbours_in_a_line(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER[:3]]
+    for run in runs:
+        (point,) = Run(tmp_path / "runs" / run.name).points
+        Run(tmp_path / "runs" / run.name).write_points([replace(point, N_body=12 * 64**2)])
+    report = write_report(study_in(tmp_path), runs, [], {"fraction-1": "one N_body"})
+    assert "Out of line" not in report
+
+
 def test_a_study_of_one_size_says_nothing_about_size(tmp_path: Path) -> None:
     report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
     assert "every run lies above it" in report
