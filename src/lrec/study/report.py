@@ -98,7 +98,8 @@ def write_report(
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
-    shown["reason"] = next(iter(unfit.values()), "too few sizes were tested with it")
+    no_answer = "no law was fitted" if study.law is None else "too few sizes, or not the largest, have a hit"
+    shown["reason"] = next(iter(unfit.values()), no_answer)
     shown["details"] = as_html("\n\n".join([*warned, *sections]))
     write_text(out / "report.html", rendered("study", "report.html.j2", shown))
     return report

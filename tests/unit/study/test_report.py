@@ -192,6 +192,13 @@ def test_a_study_of_one_size_says_nothing_about_size(tmp_path: Path) -> None:
     assert "Best size" not in report
 
 
+@pytest.mark.parametrize(("law", "why"), [(None, "no law was fitted"), ("lsrm", "too few sizes, or not the largest,")])
+def test_the_page_says_why_it_has_no_forecast(law: str | None, why: str, tmp_path: Path) -> None:
+    study = Study(out=tmp_path, sizes=LADDER, holdout=0, law=law)
+    write_report(study, [make_run(tmp_path, "3k", 1.0)], [], {})
+    assert f"No forecast of HR@10: {why}" in (tmp_path / "report.html").read_text()
+
+
 def test_a_ladder_without_a_law_does_not_remove_the_reports_of_others(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
     runs += [make_run(tmp_path, size, 0.5, status="diverged") for size in LADDER[:-1]]
