@@ -20,7 +20,7 @@ from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import find_size
-from lrec.run import Point, run_of_study
+from lrec.run import Point, dotted, run_of_study
 from lrec.study.budget import gib_of, hours_by_run
 from lrec.study.grid import PlannedRun, of_all_data, ruled_options
 from lrec.study.options import Study, ladder_n_body
@@ -205,7 +205,8 @@ def _next(
         name, options = "export", {"ckpt_path": needed, "out": sibling(study.folder, "model")}
     else:
         why, options["model.size"] = "Train ten times the size.", ten.network
-        options |= ruled_options(study, ten.network, largest.fraction)
+        ruled, own = ruled_options(study, ten.network, largest.fraction), dotted(study.every_variant[largest.variant])
+        options |= {option: value for option, value in ruled.items() if option not in own}
         options |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
     if name == "fit":
         options = {"config": needed, **options, "trainer.default_root_dir": sibling(study.folder, "next")}
