@@ -27,7 +27,7 @@ class Entry(Expected):
     sha256: str  # of the study's prediction.json
     commit: str  # of the current folder's repository, "" without one
     registered: str  # the time in UTC
-    before: bool  # whether no run of this size had a result then
+    before: bool  # whether no run of this size in the ladder had a result then
     measured: float | None = None
     no_gain: float | None = None  # of the no-gain baseline: the lowest loss of the fitted sizes
 
@@ -53,9 +53,12 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
             results = [point for file in files for point in read_points_file(file) if point.best]
             now = datetime.now(UTC).isoformat(timespec="seconds")
             stated: dict[str, Any] = {"study": name, "sha256": sha256, "commit": _commit(), "registered": now}
+            grid = read_json(study / "study.json", {"grid": {"runs": []}})["grid"]["runs"]
+            ladder_of = {run["name"]: run["ladder"] for run in grid}
             for ladder in prediction["ladders"]:
-                reached = {getattr(p, ladder["x"]) for p in results if p.run in prediction["held_out_runs"]}
-                stated["ladder"] = ladder["ladder"]
+                stated["ladder"] = of = ladder["ladder"]
+                mine = {run for run in prediction["held_out_runs"] if ladder_of.get(run, of) == of}
+                reached = {getattr(p, ladder["x"]) for p in results if p.run in mine}
                 for p in ladder["predictions"]:
                     expected = {field.name: p[field.name] for field in fields(Expected)}
                     entries.append(Entry(**expected, **stated, before=p["x"] not in reached))
