@@ -248,7 +248,7 @@ def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
             "model.item_vectors: item embeddings are made of vectors, and no network can start from such a network"
         )
     if (rate := config.value("model.optimizer.lr")) is None:
-        raise UserError("model.optimizer has no lr, but an update continues at a smaller one: train with one that has it")
+        raise UserError("model.optimizer has no lr, but an update continues at a smaller one: use one that has it")
     # In batches, not in steps.
     evaluated_after = (recipe.steps or 0) * (config.value("trainer.accumulate_grad_batches") or 1)
     changes: dict[str, Any] = {

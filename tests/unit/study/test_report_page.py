@@ -53,8 +53,8 @@ def answer_to(
     x: Literal["N_body", "N_total"] = "N_body",
     starts_from: str = "",
     only_points: bool = False,
-    rules: dict[str, list[float]] = {},
-    variant: dict[str, dict[str, float]] = {},
+    rules: dict[str, list[float]] | None = None,
+    variant: dict[str, dict[str, float]] | None = None,
     **changed: float,
 ) -> Answer:
     runs, *_ = runs_of(out, study, **changed)
@@ -65,7 +65,7 @@ def answer_to(
     points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
     sizes = list(dict.fromkeys(run.size for run in runs))
     asked = Study(sizes=sizes, configs=["data/synthetic.yaml", "trainer/laptop.yaml"], holdout=0, law=None, x=x)
-    asked = replace(asked, rules=rules, variants={"": variant})
+    asked = replace(asked, rules=rules or {}, variants={"": variant or {}})
     options = {planned.size: planned.options for planned in planned_runs(asked)}
     with_options = [replace(run, options=options[run.size], starts_from=starts_from) for run in runs]
     found = answer_of(replace(asked, out=out), analysis_of(out, runs, x), with_options, points, [])
