@@ -11,7 +11,7 @@ from statistics import mean
 import polars as pl
 
 from lrec.common.files import sibling
-from lrec.common.text_tables import amount
+from lrec.common.text_tables import amount, counted
 from lrec.laws.analysis import Analysis
 from lrec.laws.intervals import Judged
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
@@ -158,7 +158,7 @@ def _sure(judged: Sequence[Judged], point: Point) -> list[str]:
     if math.isfinite(users):
         share = point.metric(f"test/{METRIC}")
         error = 1.645 * math.sqrt(share * (1 - share) / users)
-        said.append(f"On {users:,.0f} targets, {METRIC} is exact to ± {error:.3f}.")
+        said.append(f"On {counted(int(users), 'target')}, {METRIC} is exact to ± {error:.3f}.")
     return said
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
 from lrec.common.pictures import alt_text, save_figure
-from lrec.common.text_tables import on_terminal, rows_table
+from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.equivalents import Worth, noise_of
@@ -217,13 +217,15 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:
         best = rates.steps[rates.cheapest]
-        finding = f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {best.hours_more:.2g} hours"
+        finding = (
+            f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {counted(float(f'{best.hours_more:.2g}'), 'hour')}"
+        )
     figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
     save_figure(rates.folder / "exchange.png", figure)
     note = (
         f"Steps of {ladder.study.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
-        f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {rates.hours:.3g} hours), with the learning rate, "
-        "targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
+        f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {counted(rates.hours, 'hour')}), with the learning "
+        "rate, targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
         f"with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with this loss."
     )
     report = "\n\n".join([f"# {finding}", _priced_table(rates), note, f"![{alt_text(figure)}](exchange.png)"])
