@@ -129,7 +129,7 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
 def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[str, list[PlannedRun]]:
     """The runs of combinations that an earlier call trained with the same steps, and whose losses are still there."""
     earlier = read_json(folder / "exchange.json")
-    if earlier is None or (earlier["study"], earlier["size"]) != (ladder.study.name, ladder.size):
+    if earlier is None or (earlier["study"], earlier["size"]) != (ladder.name, ladder.size):
         return {}
     same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
     names = [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
@@ -210,7 +210,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
     ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
-    content: dict[str, Any] = {"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body}
+    content: dict[str, Any] = {"study": ladder.name, "size": ladder.size, "N_body": ladder.n_body}
     content |= {"targets": n_targets, "loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours}
     content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest, "combinations": combined}
     write_json(rates.folder / "exchange.json", finite(content))
@@ -223,7 +223,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
     save_figure(rates.folder / "exchange.png", figure)
     note = (
-        f"Steps of {ladder.study.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
+        f"Steps of {ladder.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
         f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {counted(rates.hours, 'hour')}), with the learning "
         "rate, targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
         f"with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with this loss."
