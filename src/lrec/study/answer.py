@@ -69,6 +69,18 @@ class Answer:
     next_step: str
     command: str
 
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of the table: titles, then a row for each figure, with its name first."""
+        cells = {"": [c.title for c in self.columns], "parameters": [amount(c.size) for c in self.columns]}
+        cells[METRIC] = [f"{c.value:.3f}" for c in self.columns]
+        ahead = self.columns[1:]
+        cells["90 % interval"] = ["measured", *(f"{c.low:.3f} to {c.high:.3f}" for c in ahead)]
+        cells["gain"] = ["", *(f"{100 * c.gain:+.1f} %" for c in ahead)]
+        cells |= {name: [f"{c.beside[name]:.3f}" for c in self.columns] for name in BESIDE}
+        cells |= {title: [c.prices[title] for c in self.columns] for title in self.columns[0].prices}
+        return [[name, *row] for name, row in cells.items()]
+
 
 def answer_of(
     study: Study, analysis: Analysis, runs: list[PlannedRun], points: Mapping[str, Point], warned: Sequence[str]

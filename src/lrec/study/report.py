@@ -93,7 +93,7 @@ def write_report(
     shown, short = dict[str, Any](name=study.name, metric=METRIC), list[str]()
     if answers:  # that of the ladder whose largest network is the best; if some are equal, of the first
         shown["answer"], of_answer = max(answers, key=lambda each: each[0].columns[0].value)
-        short = [rendered("study", "answer.md.j2", shown)]
+        short = [rendered("study", "answer.md.j2", shown | {"table": rows_table(shown["answer"].rows, text=(0,))})]
         figure = answer_figure(of_answer, METRIC, shown["answer"].finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
