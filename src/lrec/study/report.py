@@ -144,6 +144,8 @@ def _law(
     if any(run.held_out for run in finished):
         files = [run_of_study(out, run.name).points_file for run in finished]
         of_ladder = read_points(files, study.x, study.y, shares=isinstance(ladder.fit, Forecast))
+        if "horizon" in of_ladder.columns:  # as predicted, even if early stopping ended the fitted runs sooner
+            of_ladder = of_ladder.drop("d").join(every_point.select("horizon", "d").unique(), on="horizon")
         actual = of_ladder.filter(~pl.col("x").is_in(every_point["x"].implode()))
         reached = set(actual.select(ladder.fit.columns).iter_rows())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.at in reached], actual)
