@@ -83,6 +83,20 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
             study(sizes=sizes)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": {"seed": 3}, "seeds": (1, 2)}, "--seeds: every run would have data.seed 3"),
+        ({"options": {"data.seed": 3}, "size_seeds": {"3k": (1, 2)}}, "--seeds: every run would have data.seed 3"),
+        ({"options": {"model": {"size": "3k"}}}, "--sizes: every run would have model.size 3k"),
+    ],
+)
+def test_runs_that_differ_in_seed_or_size_cannot_be_given_one(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        study(**given)
+    assert study(data={"seed": 3}).given == {"data.seed": 3}, "one seed may be another"
+
+
 def test_a_law_of_n_body_has_one_shape_of_each() -> None:
     sizes = ["0.8k", "1.7k", "3k", "6.9k", "1x64", "4x32"]
     with pytest.raises(UserError, match=r"--sizes \[.*'1x64', '4x32'\]: two have the same N_body"):
