@@ -140,6 +140,8 @@ class Study(Runs):
         check_range("--jobs", self.jobs, at_least=1)
         check_range("--cores", self.cores, at_least=1)
         check_range("--retries", self.retries, at_least=0)
+        for fraction in self.fractions or ():
+            check_range("--fractions", fraction, above=0, at_most=1)
         if self.sizes is None and self.hours is None:
             raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
         for size in (*self.size_seeds, *self.size_options):

@@ -1,5 +1,6 @@
 """The grid of a study: which runs there are, and what each is trained with."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,24 @@ def test_a_law_of_n_body_has_one_shape_of_each() -> None:
     assert study(sizes=sizes, x="N_total").ladder == study(sizes=sizes, holdout=0, law=None).ladder == sizes
 
 
+@pytest.mark.parametrize("place", ["options", "configs"])
+def test_data_samples_are_shares_of_data_that_are_reduced_already(place: str, tmp_path: Path) -> None:
+    (tmp_path / "half.yaml").write_text("data: {reduction: {recent: 0.5}}")
+    configs = ["data/synthetic.yaml", "trainer/laptop.yaml", str(tmp_path / "half.yaml")]
+    given: dict[str, Any] = {"configs": configs} if place == "configs" else {"options": {"data.reduction.recent": 0.5}}
+    runs = planned(**given, sizes=["3k"], holdout=0, law=None, fractions=(1.0, 0.25))
+    assert [run.config.value("data.reduction.recent") for run in runs] == [0.5, 0.125]
+    with pytest.raises(UserError, match="--fractions must be above 0 and at most 1, got 2"):
+        study(fractions=(1.0, 2.0))
+
+
+COMPOSED: dict[str, Any] = {"model": {}, "data": {"reduction": {"recent": 1.0}}}
+
+
 @pytest.fixture
 def without_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan runs without their options, which take most of the time."""
-    monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: {"model": {}, "data": {}})
+    monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: deepcopy(COMPOSED))
 
 
 @pytest.mark.usefixtures("without_options")
