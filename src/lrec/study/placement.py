@@ -54,7 +54,8 @@ def here() -> tuple[str, ...]:
     """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them: those before a -1."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return tuple(takewhile("-1".__ne__, filter(None, map(str.strip, named.split(",")))))
+        names = [name.strip() for name in named.split(",") if name.strip()]
+        return tuple(takewhile(lambda name: name != "-1", names))
     import torch
 
     return tuple(str(number) for number in range(torch.cuda.device_count()))
