@@ -105,6 +105,15 @@ def test_a_plan_with_horizons_has_a_whole_number_of_passes_for_each(
     assert len({run.fraction for run in runs}) == 1
 
 
+def test_a_horizon_beyond_the_training_needs_passes_of_which_it_is_a_whole_number(
+    planned: Callable[..., tuple[Study, str]],
+) -> None:
+    study, _ = planned(2, horizons=(0.5, 1.5))
+    assert study.options["trainer.max_epochs"] % 2 == 0
+    with pytest.raises(UserError, match=r"--horizons 1\.5 of trainer\.max_epochs 1 is 1\.5"):
+        planned_runs(planned(0.02, horizons=(0.5, 1.5))[0])
+
+
 def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(
     planned: Callable[..., tuple[Study, str]],
 ) -> None:

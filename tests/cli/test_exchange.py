@@ -101,6 +101,15 @@ def test_steps_are_worth_the_sizes_that_have_their_losses(study: Path, lrec: Cal
     assert (study.with_name("known-exchange") / "exchange.png").is_file()
 
 
+def test_a_study_is_named_also_in_its_own_folder(
+    study: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish_steps(study, **{"nothing-seed1": (3072, 3.0)})
+    monkeypatch.chdir(study)
+    steps = json.dumps({"nothing": STEPS["nothing"]})
+    assert "Steps of known at 1x16" in lrec("scaling", "exchange", "--study=.", "--size=1x16", f"--steps={steps}")
+
+
 def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Callable[..., str]) -> None:
     finish_steps(study, **{"passes-x2-seed1": (6912, 6.0), "users-x2-seed1": (6912, 6.1), "nothing-seed1": (3072, 3.0)})
     before = run_exchange(study, lrec)["combinations"]

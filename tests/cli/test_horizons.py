@@ -75,7 +75,7 @@ def test_runs_of_horizons_are_complete_by_themselves() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"trainer.max_epochs": 3}, r"--horizons 0\.5 of 3 passes is 1\.5"),
+        ({"trainer.max_epochs": 3}, r"--horizons 0\.5 of trainer\.max_epochs 3 is 1\.5"),
         ({"model.optimizer.decay": "cosine"}, "model.optimizer.decay wsd"),
         ({"trainer.max_steps": 100}, "trainer.max_epochs only"),
         ({"model.optimizer.switch.at": 9}, "without switch"),

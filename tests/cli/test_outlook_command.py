@@ -38,7 +38,8 @@ def test_says_what_size_and_data_bring_and_writes_it(arguments: list[str], lrec:
     ("options", "said"),
     [
         (["--data.n_users=60"], "an outlook needs 1,000 and 100"),
-        (["--seed=-1"], "seed must be at least 0"),
+        (["--seed=-1"], "--seed must be at least 0"),
+        (["--seed=99999999999999999999"], "--seed must be at least 0 and at most 4294967295"),
         (["--out=file"], "--out file"),
         (["--data.reduction.users=0.01"], "training target"),
     ],

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, then renamed. Also hashes and locks of files."""
+"""Files that are whole or absent: written under a temporary name, then renamed. Also hashes, locks and commits."""
 
 import fcntl
 import hashlib
@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,3 +138,13 @@ def file_hash(path: Path) -> str:
 def json_hash(value: Any) -> str:
     """SHA-256 of a value that JSON can hold, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def commit_of(folder: Path, file: str | None = None) -> str | None:
+    """The commit of the git repository that a folder is in; None without one, or if the commit lacks the folder's
+    `file`."""
+    names = ["HEAD", *([f"HEAD:./{file}"] if file else [])]
+    with suppress(OSError, subprocess.CalledProcessError):
+        git = ["git", "-C", str(folder), "rev-parse", *names]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.split()[0]
+    return None

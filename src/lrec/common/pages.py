@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
 from markupsafe import Markup, escape
 
+from lrec.common.text_tables import counted
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -18,17 +20,18 @@ _PICTURE = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
 
 
 def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callable[..., str]) -> str:
-    """A template of the package lrec.`room` with the values `shown`. HTML templates may extend `page.html.j2` here."""
+    """A template of the package lrec.`room` with the values `shown`. HTML templates may extend `page.html.j2` here. All
+    templates have the filter `counted`, those for HTML also `unbroken`."""
     rooms = ChoiceLoader([PackageLoader(f"lrec.{room}", "."), PackageLoader("lrec.common", ".")])
     escaping = select_autoescape(enabled_extensions=["html.j2"])
     environment = Environment(loader=rooms, autoescape=escaping, trim_blocks=True)
-    environment.filters |= {"unbroken": lambda text: Markup(unbroken(str(escape(text)))), **filters}
+    environment.filters |= {"unbroken": unbroken, "counted": counted, **filters}
     return environment.get_template(template).render(shown)
 
 
-def unbroken(text: str) -> str:
-    """HTML in which no option is broken across lines: the page's style keeps the class `option` in one line."""
-    return _OPTION.sub(r'<span class="option">\g<0></span>', text)
+def unbroken(text: str) -> Markup:
+    """Text as HTML in which no option is broken across lines: the page's style keeps the class `option` in one line."""
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def as_html(report: str) -> Markup:

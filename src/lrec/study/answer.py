@@ -11,7 +11,7 @@ from statistics import mean
 import polars as pl
 
 from lrec.common.files import sibling
-from lrec.common.text_tables import amount
+from lrec.common.text_tables import amount, counted
 from lrec.laws.analysis import Analysis
 from lrec.laws.intervals import Judged
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
@@ -20,7 +20,7 @@ from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import find_size
-from lrec.run import Point, run_of_study
+from lrec.run import Point, dotted, run_of_study
 from lrec.study.budget import gib_of, hours_by_run
 from lrec.study.grid import PlannedRun, of_all_data, ruled_options
 from lrec.study.options import Study, ladder_n_body
@@ -68,6 +68,18 @@ class Answer:
     instead: tuple[str, ...]
     next_step: str
     command: str
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of the table: titles, then a row for each figure, with its name first."""
+        cells = {"": [c.title for c in self.columns], "parameters": [amount(c.size) for c in self.columns]}
+        cells[METRIC] = [f"{c.value:.3f}" for c in self.columns]
+        ahead = self.columns[1:]
+        cells["90 % interval"] = ["measured", *(f"{c.low:.3f} to {c.high:.3f}" for c in ahead)]
+        cells["gain"] = ["", *(f"{100 * c.gain:+.1f} %" for c in ahead)]
+        cells |= {name: [f"{c.beside[name]:.3f}" for c in self.columns] for name in BESIDE}
+        cells |= {title: [c.prices[title] for c in self.columns] for title in self.columns[0].prices}
+        return [[name, *row] for name, row in cells.items()]
 
 
 def answer_of(
@@ -158,7 +170,7 @@ def _sure(judged: Sequence[Judged], point: Point) -> list[str]:
     if math.isfinite(users):
         share = point.metric(f"test/{METRIC}")
         error = 1.645 * math.sqrt(share * (1 - share) / users)
-        said.append(f"On {users:,.0f} targets, {METRIC} is exact to ± {error:.3f}.")
+        said.append(f"On {counted(int(users), 'target')}, {METRIC} is exact to ± {error:.3f}.")
     return said
 
 
@@ -205,7 +217,8 @@ def _next(
         name, options = "export", {"ckpt_path": needed, "out": sibling(study.folder, "model")}
     else:
         why, options["model.size"] = "Train ten times the size.", ten.network
-        options |= ruled_options(study, ten.network, largest.fraction)
+        ruled, own = ruled_options(study, ten.network, largest.fraction), dotted(study.every_variant[largest.variant])
+        options |= {option: value for option, value in ruled.items() if option not in own}
         options |= {"model.warm_start": "null"} if largest.starts_from else {}  # its source has another size
     if name == "fit":
         options = {"config": needed, **options, "trainer.default_root_dir": sibling(study.folder, "next")}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from lrec.common import hardware
 from lrec.common.files import json_hash, read_json
 from lrec.common.pages import rendered
-from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
@@ -155,7 +154,7 @@ def plan_table(costs: list[Cost], study: Study) -> str:
     shown = {"costs": costs, "on_gpus": [c for c in costs if c.gpus], "on_cores": [c for c in costs if not c.gpus]}
     shown |= {"smaller": [c for c in costs if c.run.fraction < most], "held_out": [c for c in costs if c.run.held_out]}
     of_all = {"memory_gib": min(at_once, study.memory_gib or at_once), "cores": study.n_cores, "here": here()}
-    return rendered("study", "costs.txt.j2", {**shown, **of_all, "assumed": ASSUMED}, counted=counted).rstrip()
+    return rendered("study", "costs.txt.j2", {**shown, **of_all, "assumed": ASSUMED}).rstrip()
 
 
 def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> None:

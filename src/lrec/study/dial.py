@@ -165,9 +165,9 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
 
 def _epochs(passes: float, horizons: Sequence[float]) -> int:
-    """The number of whole passes. Each horizon must be a whole number of passes too, or less than one."""
+    """The most whole passes of which each horizon is a whole number too, or at most one; 1 if there are none."""
     whole = range(max(round(passes), 1), 0, -1)
-    return next(n for n in whole if all(n * part <= 1 or round(n * part, 9) % 1 == 0 for part in horizons))
+    return next((n for n in whole if all(n * part <= 1 or round(n * part, 9) % 1 == 0 for part in horizons)), 1)
 
 
 def _tuned(study: Study, epochs: int) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
 from lrec.common.pictures import alt_text, save_figure
-from lrec.common.text_tables import on_terminal, rows_table
+from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.equivalents import Worth, noise_of
@@ -129,7 +129,7 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
 def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[str, list[PlannedRun]]:
     """The runs of combinations that an earlier call trained with the same steps, and whose losses are still there."""
     earlier = read_json(folder / "exchange.json")
-    if earlier is None or (earlier["study"], earlier["size"]) != (ladder.study.name, ladder.size):
+    if earlier is None or (earlier["study"], earlier["size"]) != (ladder.name, ladder.size):
         return {}
     same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
     names = [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
@@ -210,20 +210,22 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
     ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
-    content: dict[str, Any] = {"study": ladder.study.name, "size": ladder.size, "N_body": ladder.n_body}
+    content: dict[str, Any] = {"study": ladder.name, "size": ladder.size, "N_body": ladder.n_body}
     content |= {"targets": n_targets, "loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours}
     content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest, "combinations": combined}
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:
         best = rates.steps[rates.cheapest]
-        finding = f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {best.hours_more:.2g} hours"
+        finding = (
+            f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {counted(float(f'{best.hours_more:.2g}'), 'hour')}"
+        )
     figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
     save_figure(rates.folder / "exchange.png", figure)
     note = (
-        f"Steps of {ladder.study.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
-        f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {rates.hours:.3g} hours), with the learning rate, "
-        "targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
+        f"Steps of {ladder.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
+        f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {counted(rates.hours, 'hour')}), with the learning "
+        "rate, targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
         f"with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with this loss."
     )
     report = "\n\n".join([f"# {finding}", _priced_table(rates), note, f"![{alt_text(figure)}](exchange.png)"])

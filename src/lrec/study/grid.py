@@ -99,6 +99,11 @@ def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> 
             others = tuple(_arguments(study, options))
             if others not in composed:
                 composed[others] = compose(_arguments(study, own | options))
+            if fraction < 1:  # of the training data, which may be reduced already
+                sample, whole = f"data.reduction.{study.reduce}", RunConfig(composed[others])
+                if sample not in whole.flat:
+                    raise UserError(f"--fractions {fraction:g}: the data module has no option {sample}")
+                own[sample] = fraction * whole.value(sample, 1.0)
             place, options = (size, seed, fraction, variant), changed(composed[others], own)
             start = "" if source is None else _name(study, size, seed, fraction, source, max(study.horizons))
             run = PlannedRun(_name(study, *place), *place, "-".join(ladder), held_out, options, start)
@@ -150,7 +155,9 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
     for horizon in sorted(study.horizons):
         passes = round(epochs * horizon, 9)
         if passes <= 0 or (passes > 1 and passes != int(passes)):
-            raise UserError(f"--horizons {horizon:g} of {epochs} passes is {passes:g}: neither whole nor less than one")
+            raise UserError(
+                f"--horizons {horizon:g} of {EPOCHS} {epochs} is {passes:g}: neither whole nor less than one"
+            )
         changes = {
             EPOCHS: max(int(passes), 1),
             "trainer.limit_train_batches": None if passes >= 1 else passes,
@@ -184,7 +191,7 @@ def _options(study: Study, size: str, seed: int, fraction: float, variant: str) 
     by_rule = ruled_options(study, size, fraction)
     for more in (study.given, by_rule, study.size_options.get(size, {}), study.every_variant[variant]):
         options |= dotted(more)
-    return options | ({} if fraction == 1 else {f"data.reduction.{study.reduce}": fraction})
+    return options
 
 
 def _arguments(study: Study, options: dict[str, Any]) -> list[str]:

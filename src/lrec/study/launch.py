@@ -15,6 +15,7 @@ import yaml
 
 from lrec.common.files import locked, write_text
 from lrec.common.start_stop import TRY_AGAIN
+from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
@@ -81,7 +82,7 @@ def train(
         if place.nodes > 1:
             raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
         if place.gpus > len(free):
-            raise UserError(f"run {run.name} takes {place.gpus} GPUs: --gpus has {len(free)}")
+            raise UserError(f"run {run.name} takes {counted(place.gpus, 'GPU')}: --gpus has {len(free)}")
         gpus_of[run.name] = place.gpus
 
     def may_start(run: PlannedRun) -> bool:

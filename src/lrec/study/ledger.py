@@ -4,14 +4,12 @@
 """
 
 import json
-import subprocess
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lrec.common.files import check_writable, file_hash, locked, read_json, write_text
+from lrec.common.files import check_writable, commit_of, file_hash, locked, read_json, write_text
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.intervals import Expected, came
@@ -27,7 +25,7 @@ class Entry(Expected):
     sha256: str  # of the study's prediction.json
     commit: str  # of the current folder's repository, "" without one
     registered: str  # the time in UTC
-    before: bool  # whether no run of this size had a result then
+    before: bool  # whether no run of this size in the ladder had a result then
     measured: float | None = None
     no_gain: float | None = None  # of the no-gain baseline: the lowest loss of the fitted sizes
 
@@ -52,10 +50,14 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
             files = [*find_points(study / "runs"), *study.glob("all_points.jsonl")]
             results = [point for file in files for point in read_points_file(file) if point.best]
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            stated: dict[str, Any] = {"study": name, "sha256": sha256, "commit": _commit(), "registered": now}
+            stated: dict[str, Any] = {"study": name, "sha256": sha256, "registered": now}
+            stated["commit"] = (commit_of(Path()) or "")[:12]
+            grid = read_json(study / "study.json", {"grid": {"runs": []}})["grid"]["runs"]
+            ladder_of = {run["name"]: run["ladder"] for run in grid}
             for ladder in prediction["ladders"]:
-                reached = {getattr(p, ladder["x"]) for p in results if p.run in prediction["held_out_runs"]}
-                stated["ladder"] = ladder["ladder"]
+                stated["ladder"] = of = ladder["ladder"]
+                mine = {run for run in prediction["held_out_runs"] if ladder_of.get(run, of) == of}
+                reached = {getattr(p, ladder["x"]) for p in results if p.run in mine}
                 for p in ladder["predictions"]:
                     expected = {field.name: p[field.name] for field in fields(Expected)}
                     entries.append(Entry(**expected, **stated, before=p["x"] not in reached))
@@ -77,13 +79,6 @@ def _read(ledger: Path) -> list[Entry]:
         except (ValueError, TypeError):
             raise UserError(f"--ledger {ledger}, row {number}: not a forecast that lrec registered") from None
     return entries
-
-
-def _commit() -> str:
-    with suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "rev-parse", "--short=12", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return ""
 
 
 def _measured(entry: Entry, study: Path) -> Entry:

@@ -140,6 +140,8 @@ class Study(Runs):
         check_range("--jobs", self.jobs, at_least=1)
         check_range("--cores", self.cores, at_least=1)
         check_range("--retries", self.retries, at_least=0)
+        for fraction in self.fractions or ():
+            check_range("--fractions", fraction, above=0, at_most=1)
         if self.sizes is None and self.hours is None:
             raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
         for size in (*self.size_seeds, *self.size_options):
@@ -155,6 +157,11 @@ class Study(Runs):
             raise UserError(f"--horizons {list(self.horizons)}: for one, set the length of the training instead")
         if self.tune and "lr" not in self.tune:
             raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
+        several = max(len(seeds) for seeds in (self.seeds, self.holdout_seeds, *self.size_seeds.values())) > 1
+        for option, lists_them, refused in (("model.size", "sizes", True), ("data.seed", "seeds", several)):
+            if refused and option in self.given:
+                same = f"every run would have {option} {self.given[option]}"
+                raise UserError(f"--{lists_them}: {same}, from --options or --data: leave it out there")
         variants = self.every_variant
         for variant in variants:
             if not re.fullmatch(r"[\w.-]*", variant):
@@ -178,6 +185,8 @@ class Study(Runs):
             left = len(self.ladder) - self.holdout
             if self.holdout < 0 or left < needed:
                 raise UserError(f"{what} needs at least {needed} fitted sizes: --holdout {self.holdout} leaves {left}")
+            if self.x == "N_body" and len({*map(ladder_n_body, self.ladder)}) < len(self.ladder):
+                raise UserError(f"--sizes {self.ladder}: two have the same N_body, so {what} cannot tell them apart")
 
     @property
     def folder(self) -> Path:

@@ -120,7 +120,7 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
         out: Folder for outlook.json and report.md; null writes none.
         seed: Seed of the sampled targets and of the short runs.
     """
-    check_range("seed", seed, at_least=0)
+    check_range("--seed", seed, at_least=0, at_most=2**32 - 1)
     if out is not None:
         check_folder(out, "--out")
     data.prepare_data()

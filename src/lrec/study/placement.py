@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from itertools import takewhile
 
 from lrec.common.hardware import Kind, kind_of
 from lrec.errors import UserError
@@ -50,10 +51,11 @@ def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
 
 
 def here() -> tuple[str, ...]:
-    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them: those before a -1."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return tuple(name.strip() for name in named.split(",") if name.strip())
+        names = [name.strip() for name in named.split(",") if name.strip()]
+        return tuple(takewhile(lambda name: name != "-1", names))
     import torch
 
     return tuple(str(number) for number in range(torch.cuda.device_count()))

@@ -92,11 +92,11 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
     if own and file.suffix in {".csv", ".tsv"}:  # where every value is text
         way_out = f"keep a row for each run, and leave out the columns {', '.join(sorted(OWN_COLUMNS))}"
         raise UserError(f"{file}: lrec's own points are read from .jsonl or .parquet files; or {way_out}")
-    last_of_run = {row.get("run"): row for _, row in rows} if own else {}
+    last_of_run = {_run_of(row): row for _, row in rows} if own else {}
     points = []
     for number, row in rows:
         if not own or (row.get("best") is True and row.get("status") != "diverged"):
-            point = _own(row, last_of_run[row.get("run")]) if own else {"run": row.get("run")}
+            point = _own(row, last_of_run[_run_of(row)]) if own else {"run": row.get("run")}
             point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
             points.append(point | {"file": str(file), "row": number})
     metrics = dict.fromkeys(name for point in points for name in point if name not in {*COLUMNS, *HELPERS})
@@ -105,6 +105,11 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
     schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "row": pl.Int64}
     schema |= dict.fromkeys(("data_hash", "run", "file"), pl.String)
     return pl.DataFrame(points, schema=schema, strict=False), own
+
+
+def _run_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Which run a row is of. Runs of several studies may have the same name."""
+    return row.get("study"), row.get("run"), row.get("data_hash")
 
 
 def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:

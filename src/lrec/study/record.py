@@ -116,11 +116,12 @@ class Record:
         return [replace(run, options=settled.get(run.name, run.options)) for run in runs]
 
     def _write(self) -> None:
-        """Write study.json, and the points of all finished runs, including those that are no longer in the grid."""
+        """Write study.json, and the points of all finished runs. Runs that are no longer in the grid stay recorded, as
+        they may return to it."""
         study = self.study
         grid = {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y}
         finished = [run for file in find_points(self.folder) if (run := Run(file.parent)).result is not None]
-        outside = {run.name for run in finished} & set(self._earlier) - set(self.state)
+        outside = [name for name in self._earlier.keys() - self.state if (self.folder / name).exists()]
         content: dict[str, Any] = {"name": study.name, "grid": grid | {"runs": [asdict(run) for run in self.runs]}}
         content |= {"state": self.state, "reasons": self.reasons, "threads": self.threads}
         content |= {"earlier_runs": [self._earlier[name] for name in sorted(outside)]}

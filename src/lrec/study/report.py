@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp
 from lrec.common.files import read_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure
-from lrec.common.text_tables import amount, rows_table
+from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import Analysis
 from lrec.laws.figures import fit_figure
@@ -93,14 +93,15 @@ def write_report(
     shown, short = dict[str, Any](name=study.name, metric=METRIC), list[str]()
     if answers:  # that of the ladder whose largest network is the best; if some are equal, of the first
         shown["answer"], of_answer = max(answers, key=lambda each: each[0].columns[0].value)
-        short = [rendered("study", "answer.md.j2", shown, amount=amount)]
+        short = [rendered("study", "answer.md.j2", shown | {"table": rows_table(shown["answer"].rows, text=(0,))})]
         figure = answer_figure(of_answer, METRIC, shown["answer"].finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
-    shown["reason"] = next(iter(unfit.values()), "too few sizes were tested with it")
+    no_answer = "no law was fitted" if study.law is None else "too few sizes, or not the largest, have a hit"
+    shown["reason"] = next(iter(unfit.values()), no_answer)
     shown["details"] = as_html("\n\n".join([*warned, *sections]))
-    write_text(out / "report.html", rendered("study", "report.html.j2", shown, amount=amount))
+    write_text(out / "report.html", rendered("study", "report.html.j2", shown))
     return report
 
 
@@ -143,6 +144,8 @@ def _law(
     if any(run.held_out for run in finished):
         files = [run_of_study(out, run.name).points_file for run in finished]
         of_ladder = read_points(files, study.x, study.y, shares=isinstance(ladder.fit, Forecast))
+        if "horizon" in of_ladder.columns:  # as predicted, even if early stopping ended the fitted runs sooner
+            of_ladder = of_ladder.drop("d").join(every_point.select("horizon", "d").unique(), on="horizon")
         actual = of_ladder.filter(~pl.col("x").is_in(every_point["x"].implode()))
         reached = set(actual.select(ladder.fit.columns).iter_rows())
         held_out = compare(ladder.fit, [p for p in ladder.predictions if p.at in reached], actual)
@@ -287,6 +290,8 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
     for ladder, mine in by_ladder(of_all_data(runs)).items():
         losses, n_body = _mean_losses(mine, points), {run.size: points[run.name].N_body for run in mine}
         for small, size, large in zip(losses, [*losses][1:], [*losses][2:], strict=False):
+            if not n_body[small] < n_body[size] < n_body[large]:
+                continue
             # The loss above the line through the neighbours; the line is straight in ln N_body.
             place = math.log(n_body[size] / n_body[small]) / math.log(n_body[large] / n_body[small])
             excess = losses[size] - (1 - place) * losses[small] - place * losses[large]

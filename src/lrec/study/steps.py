@@ -45,6 +45,7 @@ class Ladder:
     """The finished runs of a study's first variant with the most data and the longest training, by size.
 
     Attributes:
+        name: The name of the study's folder.
         runs: The runs of the size at which steps are compared.
         results: By size, the results of its runs.
         curve: The mean loss over the test targets, by N_body.
@@ -60,7 +61,7 @@ class Ladder:
             way_out = "name another one first in the study's --variants, and start the study again"
             first = f"its first variant, {every[0].variant}, starts from another, but steps train from the beginning"
             raise UserError(f"--study {study}: {first}: {way_out}")
-        self.study, self.y = study, grid["y"]
+        self.study, self.name, self.y = study, study.absolute().name, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
         for run in sorted(of_all_data(every), key=lambda run: ladder_n_body(run.size)):
             point = run_of_study(study, run.name).result

@@ -241,17 +241,20 @@ def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
     """The options, by dotted name, that change if the training of a network continues on newer data. `since` is the
     time, in the source's unit, from which rows are new to the network. It trains on these rows with up to max_len older
     rows of each user, and on the whole histories of a share of the users (`recipe.replay`). There is one evaluation, at
-    the end, so nothing is chosen on the validation window. UserError if the network's item table is made of vectors."""
+    the end, so nothing is chosen on the validation window. UserError if the network's item table is made of vectors, or
+    if its optimizer has no lr."""
     if config.value("model.item_vectors") is not None and config.value("model.item_vectors_use") != "initial":
         raise UserError(
             "model.item_vectors: item embeddings are made of vectors, and no network can start from such a network"
         )
+    if (rate := config.value("model.optimizer.lr")) is None:
+        raise UserError("model.optimizer has no lr, but an update continues at a smaller one: use one that has it")
     # In batches, not in steps.
     evaluated_after = (recipe.steps or 0) * (config.value("trainer.accumulate_grad_batches") or 1)
     changes: dict[str, Any] = {
         "data.reduction": {"users": recipe.replay, "since": since, "before": config.value("data.max_len")},
         "model.item_vectors": None,
-        "model.optimizer.lr": recipe.lr or LR_SHARE * float(config.value("model.optimizer.lr")),
+        "model.optimizer.lr": recipe.lr or LR_SHARE * float(rate),
         "trainer.max_time": None,
         "trainer.max_epochs": 1 if recipe.steps is None else -1,
         "trainer.max_steps": recipe.steps or -1,

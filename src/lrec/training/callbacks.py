@@ -2,9 +2,8 @@
 
 import json
 import math
-import subprocess
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrec.common.files import replacing, temporary, write_json
+from lrec.common.files import commit_of, replacing, temporary, write_json
 from lrec.common.text_tables import counted, lasting
 from lrec.evaluation.evaluator import evaluation_table, verdict
 from lrec.model import cost
@@ -334,7 +333,4 @@ def _commit() -> str | None:
     """Commit of the running lrec checkout; None if lrec was not installed from a checkout."""
     here = Path(__file__).resolve()
     # A site-packages folder inside somebody's repository is not a checkout of lrec: its commits lack this file.
-    git = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]
-    with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.split()[0]
-    return None
+    return commit_of(here.parent, here.name)

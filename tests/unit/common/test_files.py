@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrec.common.files import json_hash, locked, read_json, replacing, write_json
+from lrec.common.files import commit_of, json_hash, locked, read_json, replacing, write_json
 from lrec.errors import UserError
 
 
@@ -138,3 +138,14 @@ def test_threads_spin_briefly_unless_told_otherwise(given: dict[str, str], spins
     others = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run([sys.executable, "-c", code], env=others | given, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == spins
+
+
+def test_a_commit_is_that_of_the_repository_if_it_has_the_file(tmp_path: Path) -> None:
+    assert commit_of(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "file").touch()
+    for command in (["init"], ["add", "file"], ["commit", "-m", "first"]):
+        subprocess.run([*git, *command], capture_output=True, check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert commit_of(tmp_path) == commit_of(tmp_path, "file") == head
+    assert commit_of(tmp_path, "other") is None

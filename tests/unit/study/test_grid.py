@@ -1,5 +1,6 @@
 """The grid of a study: which runs there are, and what each is trained with."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,45 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
             study(sizes=sizes)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": {"seed": 3}, "seeds": (1, 2)}, "--seeds: every run would have data.seed 3"),
+        ({"options": {"data.seed": 3}, "size_seeds": {"3k": (1, 2)}}, "--seeds: every run would have data.seed 3"),
+        ({"options": {"model": {"size": "3k"}}}, "--sizes: every run would have model.size 3k"),
+    ],
+)
+def test_runs_that_differ_in_seed_or_size_cannot_be_given_one(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        study(**given)
+    assert study(data={"seed": 3}).given == {"data.seed": 3}, "one seed may be another"
+
+
+def test_a_law_of_n_body_has_one_shape_of_each() -> None:
+    sizes = ["0.8k", "1.7k", "3k", "6.9k", "1x64", "4x32"]
+    with pytest.raises(UserError, match=r"--sizes \[.*'1x64', '4x32'\]: two have the same N_body"):
+        study(sizes=sizes)
+    assert study(sizes=sizes, x="N_total").ladder == study(sizes=sizes, holdout=0, law=None).ladder == sizes
+
+
+@pytest.mark.parametrize("place", ["options", "configs"])
+def test_data_samples_are_shares_of_data_that_are_reduced_already(place: str, tmp_path: Path) -> None:
+    (tmp_path / "half.yaml").write_text("data: {reduction: {recent: 0.5}}")
+    configs = ["data/synthetic.yaml", "trainer/laptop.yaml", str(tmp_path / "half.yaml")]
+    given: dict[str, Any] = {"configs": configs} if place == "configs" else {"options": {"data.reduction.recent": 0.5}}
+    runs = planned(**given, sizes=["3k"], holdout=0, law=None, fractions=(1.0, 0.25))
+    assert [run.config.value("data.reduction.recent") for run in runs] == [0.5, 0.125]
+    with pytest.raises(UserError, match="--fractions must be above 0 and at most 1, got 2"):
+        study(fractions=(1.0, 2.0))
+
+
+COMPOSED: dict[str, Any] = {"model": {}, "data": {"reduction": {"recent": 1.0}}}
+
+
 @pytest.fixture
 def without_options(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plan runs without their options, which take most of the time."""
-    monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: {"model": {}, "data": {}})
+    monkeypatch.setattr("lrec.training.lightning_cli.compose", lambda arguments: deepcopy(COMPOSED))
 
 
 @pytest.mark.usefixtures("without_options")

@@ -60,8 +60,9 @@ def test_a_study_chooses_the_gpus() -> None:
 def test_gpus_are_those_that_the_environment_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
     assert here() == ("3", "5")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert here() == ()
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert here() == ()
 
 
 def on_gpus(tmp_path: Path, devices: dict[str, int], **limits: Any) -> tuple[Study, list[PlannedRun]]:
@@ -114,6 +115,8 @@ def test_runs_side_by_side_see_different_gpus(tmp_path: Path, monkeypatch: pytes
     assert {name for mine in seen for name in mine} <= {"4", "5", "7"}
     with pytest.raises(UserError, match=r"run 3k-seed1 takes 2 GPUs: --gpus has 1"):
         list(train(replace(study, gpus=(0,)), runs))
+    with pytest.raises(UserError, match=r"run 0\.8k-seed1 takes 1 GPU: --gpus has 0"):
+        list(train(replace(study, gpus=()), runs))
 
 
 def test_several_nodes_need_a_cluster(tmp_path: Path) -> None:

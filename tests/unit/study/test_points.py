@@ -207,6 +207,16 @@ def test_own_points_bring_flops_metrics_and_whether_the_loss_rose_again(tmp_path
     assert "HR@10" not in points.columns
 
 
+@pytest.mark.parametrize("distinct", ["study", "data_hash"])
+def test_runs_with_the_same_name_in_one_file_are_of_several_studies(distinct: str, tmp_path: Path) -> None:
+    rows = []
+    for u, last in ((1000, 6.0), (2000, 5.0)):
+        run: dict[str, object] = {"run": "3k-seed1", distinct: f"{u}", "U": u}
+        rows += [own_row(10, 5.0, val_loss=5.0, **run), own_row(10, None, val_loss=last, best=False, **run)]
+    points = read_points([write_lines(tmp_path / "points.jsonl", rows)], shares=True)
+    assert points.select("u", "overfitted").rows() == [(1000.0, True), (2000.0, False)]
+
+
 def test_a_curve_may_stop_in_data_or_if_runs_repeat_their_data(tmp_path: Path) -> None:
     once = write_lines(tmp_path / "once.jsonl", [own_row(10, 5.0, D=1000)])
     again = write_lines(tmp_path / "again.jsonl", [own_row(10, 5.0, D=5000)])

@@ -1,6 +1,7 @@
 """Which runs may enter a study's folder, from runs on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,10 @@ from lrec.study.record import Record
 from lrec.study.work import Work
 
 
-def study_in(out: Path, **more: dict[str, str]) -> Study:
+def study_in(out: Path, **more: Any) -> Study:
     variants: dict[str, dict[str, object]] = {"a": {}, "b": {"model.optimizer.lr": 0.001}}
     configs = ["data/synthetic.yaml", "trainer/laptop.yaml"]
-    return Study(sizes=["3k"], configs=configs, out=out, holdout=0, law=None, variants=variants, **more)
+    return Study(**{"sizes": ["3k"], "variants": variants} | more, configs=configs, out=out, holdout=0, law=None)
 
 
 def entered(study: Study, restart: tuple[str, ...] = ()) -> list[PlannedRun]:
@@ -32,6 +33,13 @@ def test_a_run_that_began_alone_cannot_start_from_another_afterwards(tmp_path: P
     with pytest.raises(UserError, match=r"3k-b-seed1 with .* \(starts from no other run, now from 3k-a-seed1\)"):
         entered(later)
     assert len(entered(later, restart=("3k-b-seed1",))) == 2
+
+
+def test_a_run_that_leaves_the_grid_unfinished_returns_with_the_same_options(tmp_path: Path) -> None:
+    entered(study_in(tmp_path, sizes=["3k", "12k"]))
+    entered(study_in(tmp_path))
+    with pytest.raises(UserError, match=r"12k-a-seed1 with other options \(model\.optimizer\.lr 0\.008, now 0\.5\)"):
+        entered(study_in(tmp_path, sizes=["3k", "12k"], size_options={"12k": {"model.optimizer.lr": 0.5}}))
 
 
 def test_a_source_is_restarted_with_the_runs_that_start_from_it(tmp_path: Path) -> None:

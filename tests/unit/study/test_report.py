@@ -3,16 +3,21 @@
 import json
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from lrec.laws.fit import fit
+from lrec.laws.forecast import Forecast
 from lrec.laws.loss_laws import LAWS
 from lrec.model.network_sizes import SIZES
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
+from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit
 from lrec.study.report import COLUMNS, write_report
 
@@ -78,6 +83,25 @@ def test_every_fraction_has_its_own_fit(tmp_path: Path) -> None:
     assert "falls with every step in size" in report
     assert "every run lies above it" in report
     assert (tmp_path / "report.md").read_text() == report
+
+
+def test_large_runs_of_several_lengths_are_judged_even_if_the_fitted_ones_stopped_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrec.laws.analysis.compare_methods", lambda *_: [])  # which takes most of the time
+    monkeypatch.setattr("lrec.study.report.save_figure", lambda *_: None)
+    runs, passes = [], dict.fromkeys(LADDER, 9) | {LADDER[-1]: 10}
+    for size, horizon in product(LADDER, (0.5, 1.0)):
+        run = replace(make_run(tmp_path, size, horizon), fraction=1.0, ladder="", horizon=horizon)
+        (point,) = Run(tmp_path / "runs" / run.name).points
+        long: dict[str, Any] = {"U": 1000, "D": int(1000 * passes[size] * horizon), "step": 1000, "horizon": horizon}
+        Run(tmp_path / "runs" / run.name).write_points([replace(point, **long)])
+        runs.append(run)
+    small = read_points([Run(tmp_path / "runs" / run.name).points_file for run in runs[:-2]], shares=True)
+    places = [(float(n_body(LADDER[-1])), length) for length in small["d"].unique().sort()]
+    forecast = Forecast(small)
+    write_report(study_in(tmp_path), runs, [LadderFit("", forecast, tuple(forecast.predict(np.array(places))))], {})
+    assert len(json.loads((tmp_path / "fit" / "fit.json").read_text())["holdout"]["points"]) == 2
 
 
 def test_the_best_baseline_stands_beside_popularity(tmp_path: Path) -> None:
@@ -176,11 +200,27 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
 
 
+def test_shapes_with_the_same_n_body_are_no_neighbours_in_a_line(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER[:3]]
+    for run in runs:
+        (point,) = Run(tmp_path / "runs" / run.name).points
+        Run(tmp_path / "runs" / run.name).write_points([replace(point, N_body=12 * 64**2)])
+    report = write_report(study_in(tmp_path), runs, [], {"fraction-1": "one N_body"})
+    assert "Out of line" not in report
+
+
 def test_a_study_of_one_size_says_nothing_about_size(tmp_path: Path) -> None:
     report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
     assert "every run lies above it" in report
     assert "step in size" not in report
     assert "Best size" not in report
+
+
+@pytest.mark.parametrize(("law", "why"), [(None, "no law was fitted"), ("lsrm", "too few sizes, or not the largest,")])
+def test_the_page_says_why_it_has_no_forecast(law: str | None, why: str, tmp_path: Path) -> None:
+    study = Study(out=tmp_path, sizes=LADDER, holdout=0, law=law)
+    write_report(study, [make_run(tmp_path, "3k", 1.0)], [], {})
+    assert f"No forecast of HR@10: {why}" in (tmp_path / "report.html").read_text()
 
 
 def test_a_ladder_without_a_law_does_not_remove_the_reports_of_others(tmp_path: Path) -> None:

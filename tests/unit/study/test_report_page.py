@@ -53,6 +53,8 @@ def answer_to(
     x: Literal["N_body", "N_total"] = "N_body",
     starts_from: str = "",
     only_points: bool = False,
+    rules: dict[str, list[float]] | None = None,
+    variant: dict[str, dict[str, float]] | None = None,
     **changed: float,
 ) -> Answer:
     runs, *_ = runs_of(out, study, **changed)
@@ -63,6 +65,7 @@ def answer_to(
     points = {run.name: run_of_study(out, run.name).points[-1] for run in runs}
     sizes = list(dict.fromkeys(run.size for run in runs))
     asked = Study(sizes=sizes, configs=["data/synthetic.yaml", "trainer/laptop.yaml"], holdout=0, law=None, x=x)
+    asked = replace(asked, rules=rules or {}, variants={"": variant or {}})
     options = {planned.size: planned.options for planned in planned_runs(asked)}
     with_options = [replace(run, options=options[run.size], starts_from=starts_from) for run in runs]
     found = answer_of(replace(asked, out=out), analysis_of(out, runs, x), with_options, points, [])
@@ -232,6 +235,13 @@ def test_a_command_that_needs_more_than_the_points_that_were_kept_is_not_printed
     needed = run_of_study(tmp_path, "2x352-users-0.25-seed1").config_file
     assert found.next_step == f"Train ten times the size. This needs {needed}, which is not on this machine."
     assert found.command == "lrec fit --help"
+
+
+def test_the_options_of_a_variant_count_more_than_rules_also_at_ten_times_the_size(tmp_path: Path) -> None:
+    rules = {"model.optimizer.lr": [0.1, 0.0], "model.dropout.embedding": [0.2, 0.0]}
+    command = answer_to(tmp_path, "go", rules=rules, variant={"model": {"optimizer.lr": 0.5}}).command
+    assert "--model.dropout.embedding 0.2" in command
+    assert "model.optimizer.lr" not in command, "the configuration of the variant has it"
 
 
 def test_prices_are_numbers_that_a_manager_reads(tmp_path: Path) -> None:
