@@ -28,8 +28,9 @@ SD_P = np.array([2.0, 0.2, 0.2, 2.0, 0.1, 0.15, 0.2, 1.5, 1.5, 0.2, 1.5])  # of 
 # The prior for the scaled parametrisation, whose best rate hardly depends on the size. At a fixed batch, the best rate
 # falls as D^-0.3 on average: as D^-0.6 on decks, as D^-0.5 on clicks, and on Go it rises a little. The best batch falls
 # with the size: on two of three logs, networks of about 250k parameters learn better in half of the step that is the
-# best for 3k parameters; on the third as well. A wrong rate costs large networks more: on Go, clicks and decks, the
-# curvature is 0.004 to 0.04 for 3k parameters, and 0.04 to 0.1 for 900k (benchmarks/hours.md).
+# best for 3k parameters; on the third as well. On MovieLens-1M, with three passes, it does not fall. A wrong rate costs
+# large networks more: on Go, clicks and decks, the curvature is 0.004 to 0.04 for 3k parameters, and 0.04 to 0.1 for
+# 900k (benchmarks/hours.md).
 SCALED_MEAN_P, SCALED_SD_P = MEAN_P.copy(), SD_P.copy()
 SCALED_MEAN_P[[1, 2, 4]], SCALED_SD_P[[1, 2]] = (0.0, -0.05, -0.2), (0.1, 0.35)
 SCALED_MEAN_P[7:10], SCALED_SD_P[7:10] = (np.log(0.02), np.log(0.03), 0.2), (0.5, 0.5, 0.15)

@@ -34,17 +34,19 @@ DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # t
 # the data allows this: on games of Go, the best rate of runs of 150 steps falls to an eighth from width 20 to 112, but
 # the best rate of runs of 1,300 steps stays the same (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
-# The rate of the smaller held-out size is tried on half of the data. How the best rate changes with the amount of data
-# differs from log to log, and more for large networks: on decks it falls as D^-0.6, on Go it rises.
+# The rate and the step of the smaller held-out size are tried on half of the data. How the best rate changes with the
+# amount of data differs from log to log, and more for large networks: on decks it falls as D^-0.6, on Go it rises. And
+# with one pass, large networks learn better in smaller steps than small networks, but with three passes, not.
 HALF = 1 / 2
 # A run of the ladder has this many steps, if the data allow: with fewer, large and small sizes differ in how far their
 # training has come, and `fit` warns.
 WANTED_STEPS = 2000
 LEAST_N_BODY = 3000  # of the size that tunes the step, if the ladder has such a size
 MOST_DROPOUT = 0.5
-# Planned trials of a walk over the rate and the step (or dropout), of a walk over the rate alone, and of the walk of
-# the largest size. The walk of a large size ends there: its trials are expensive, and smaller sizes also tell its rate.
-WALKED, RATED, LARGEST = 10, 4, 3
+# Planned trials of a walk over the rate and the step (or dropout), of a walk over the rate alone, of the walk on half
+# of the data, and of the walk of the largest size. The walk of a large size ends there: its trials are expensive, and
+# smaller sizes also tell its rate.
+WALKED, RATED, HALVED, LARGEST = 10, 4, 5, 3
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class Tuner:
         """The trials that are certain: those of walks whose start is the best place."""
         runs = list[PlannedRun]()
         for size, share in self._walks:
-            places = [p for p in Place().and_around(self._axes(size)) if self._allowed(p, self._start, share)]
+            places = [p for p in Place().and_around(self._axes(size, share)) if self._allowed(p, self._start, share)]
             runs += self._planned(size, share, self._start, places)
         return runs
 
@@ -270,10 +272,12 @@ class Tuner:
         options = dict.fromkeys(self._dropouts, at.dropout)
         return Tuned(rules, options, self._targets, self._scaled, self._trials)
 
-    def _axes(self, size: str) -> list[str]:
-        """What a size tunes: all sizes the rate, the small size also the step, the largest fitted size also dropout."""
-        only = {"targets_per_step": self._small, "dropout": self.study.fitted[-1]}
-        return [name for name in self.study.tune if only.get(name, size) == size]
+    def _axes(self, size: str, share: float) -> list[str]:
+        """What a walk tunes: always the rate; the step for the small size and on half of the data; dropout for the
+        largest fitted size."""
+        small, largest = size == self._small, size == self.study.fitted[-1]
+        tunes = {"lr": True, "targets_per_step": small or share == HALF, "dropout": largest}
+        return [name for name in self.study.tune if tunes[name]]
 
     def _walk(self, work: Work, size: str, share: float, start: Setting) -> Setting:
         """The best setting of a walk from `start`."""
@@ -290,9 +294,10 @@ class Tuner:
             self._trials += trials
             return [inf if trial.loss is None else trial.loss for trial in trials]
 
-        axes = self._axes(size)
+        axes = self._axes(size, share)
         rated = LARGEST if size == self.study.ladder[-1] else RATED
-        most = inf if size == self._small else WALKED if len(axes) > 1 else rated
+        of_large = WALKED if "dropout" in axes else HALVED if "targets_per_step" in axes else rated
+        most = inf if size == self._small else of_large
         losses = walk(losses_of, axes, lambda place: self._allowed(place, start, share), most)
         best = min(losses, key=losses.__getitem__)
         if not isfinite(losses[best]):

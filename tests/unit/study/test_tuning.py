@@ -107,6 +107,21 @@ def test_a_rate_is_tuned_at_any_dropout(tmp_path: Path, monkeypatch: pytest.Monk
     assert {run.size for run in Tuner(study).first_runs} == {"3k", "12k"}
 
 
+def test_the_step_is_tuned_for_the_small_size_and_on_half_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes, configs = ["1x8", "1x12", "1x20", "1x32", "1x64"], ["data/synthetic.yaml", "trainer/laptop.yaml"]
+    options = {"data.n_users": 10_000, "data.n_items": 20, "data.max_len": 20, "trainer.max_epochs": 1, STEP: 100}
+    study = Study(configs=configs, sizes=sizes, holdout=1, tune=("lr", "targets_per_step"), options=options)
+    steps: dict[tuple[str, float], set[int]] = {}
+    for run in Tuner(study).first_runs:
+        steps.setdefault((run.size, run.fraction), set()).add(run.config.value(STEP))
+    assert {place for place, tried in steps.items() if len(tried) > 1} == {("1x20", 0.25), ("1x64", 0.5)}
+    assert steps["1x64", 0.5] == {50, 100, 200}
+    assert steps["1x32", 0.25] == {100}
+
+
 def planned(size: str, lr: float) -> PlannedRun:
     options = {"model": {"optimizer": {"lr": lr}}, "data": {"targets_per_step": 512}}
     return PlannedRun(f"{size}-{lr}", size, 1, 1.0, "", "", False, options)
