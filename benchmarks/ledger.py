@@ -33,11 +33,12 @@ NAMES = {
     "go, one curvature": "Go, one curvature", "decks, earlier rates": "decks, earlier rates",
     "decks, one step": "decks, one step",
     "globo, Muon": "clicks, Muon", "globo, fewer trials": "clicks, fewer trials",
-    "globo, one step": "clicks, one step", "ciao": "Ciao",
+    "globo, one step": "clicks, one step", "globo, tried steps": "clicks, tried steps", "ciao": "Ciao",
     "quickstart": "quickstart", "quickstart/40000-users": "quickstart, earlier",
     "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
     "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M",
-    "ml-1m, one step": "MovieLens-1M, one step", "tennis": "tennis", "beauty": "Beauty",
+    "ml-1m, one step": "MovieLens-1M, one step", "ml-1m, tried steps": "MovieLens-1M, tried steps",
+    "tennis": "tennis", "beauty": "Beauty",
 }  # fmt: skip
 
 
