@@ -8,7 +8,6 @@ from typing import Any
 
 from lrec.checkpoint.reading import STATE
 from lrec.common.files import read_json
-from lrec.common.text_tables import counted
 from lrec.data.store.store import in_words
 from lrec.errors import UserError
 from lrec.run import Point, Run, served
@@ -52,7 +51,6 @@ def card_of(model: Model, ckpt_path: Path) -> str:
         "model": scorers["model"],
         "scorers": scorers,
         "ahead": [name for name, figures in scorers.items() if name != "model" and figures.get("HR@10", 0) >= most],
-        "counted": counted,
         **_forecast(run, point),
     }
     return rendered("serving", "card.md.j2", shown, interval=_interval) + "\n"

@@ -144,7 +144,7 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
         return share * targets * ((1 + OF_TRAINING) * target_s + step_s / step) + RUN_S
 
     shares_of_walks, number = shares_of_trials(targets, first), dict.fromkeys(sizes, RATED) | {sizes[-1]: LARGEST}
-    number |= {sizes[0]: WALKED, sizes[-len(HELD_OUT)]: HALVED} if tunes_step else {}
+    number |= {sizes[0]: WALKED, sizes[-2]: HALVED} if tunes_step else {}
     walks = all_walks(sizes[0], sizes[FITTED // 2], sizes[-3], sizes[-2:], shares_of_walks)
     trials = sum(number[size] * seconds(size, share, first) for size, share in walks)
     trials += WALKED * seconds(sizes[-3], shares_of_walks[0], first) if "dropout" in tune else 0

@@ -158,8 +158,9 @@ class Study(Runs):
         if self.tune and "lr" not in self.tune:
             raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
         several = max(len(seeds) for seeds in (self.seeds, self.holdout_seeds, *self.size_seeds.values())) > 1
-        for option, lists_them, refused in (("model.size", "sizes", True), ("data.seed", "seeds", several)):
-            if refused and option in self.given:
+        varied = {"model.size": "sizes"} | ({"data.seed": "seeds"} if several else {})
+        for option, lists_them in varied.items():
+            if option in self.given:
                 same = f"every run would have {option} {self.given[option]}"
                 raise UserError(f"--{lists_them}: {same}, from --options or --data: leave it out there")
         variants = self.every_variant

@@ -1,6 +1,7 @@
 """Times in any format as whole numbers, and the unit of the times of each file."""
 
 import re
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -69,11 +70,12 @@ def _read(text: pl.Series, kind: Kind) -> pl.Series:
     if kind == "date with an offset":
         spaced, zone = spaced.str.replace(r"Z$", "+00:00"), "UTC"
         patterns = [f"{pattern}%#z" for pattern in patterns[:2]]
-    dates = pl.Series([None] * len(text), dtype=pl.Int64)
-    for pattern in patterns:
-        found = spaced.str.to_datetime(pattern, time_unit="us", time_zone=zone, strict=False)
-        dates = dates.fill_null(found.dt.epoch("us"))
-    return dates
+    parsed = partial(spaced.str.to_datetime, time_unit="us", time_zone=zone, strict=False)
+    dates = parsed(patterns[0])
+    for pattern in patterns[1:]:
+        if dates.null_count() > spaced.null_count():  # most columns have dates of one form
+            dates = dates.fill_null(parsed(pattern))
+    return dates.dt.epoch("us")
 
 
 def _whole(numbers: pl.Series) -> pl.Series:
