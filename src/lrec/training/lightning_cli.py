@@ -52,6 +52,8 @@ _NOT_FOR_USERS = (
     r".*WeightAveraging callback with a model that overrides",
 )
 
+_PARSERS = dict[str, LightningArgumentParser]()  # by command
+
 
 def run_lightning(arguments: Sequence[str]) -> None:
     command, *options = arguments
@@ -102,6 +104,13 @@ class CommandLine(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def setup_parser(self, *arguments: Any) -> None:
+        """Make the parser, or take that of an earlier command: to make it takes a third of the time of `compose`."""
+        if self.command not in _PARSERS:
+            super().setup_parser(*arguments)
+            _PARSERS[self.command] = self.parser
+        self.parser = _PARSERS[self.command]
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of trainer, model (lrec's own unless --model names another class) and data."""
