@@ -13,6 +13,7 @@ _HOME = {
     for module, names in {
         "training.module": "SequentialRecommender",
         "training.callbacks": "ScalingPoints EvaluationReport",
+        "training.table_writers": "TargetWriter",
         "training.tensorboard": "ItemProjector RunTable",
         "serving.export": "load",
         "training.strategies": "FSDP2",

@@ -5,6 +5,7 @@ points.jsonl            a `Point` per evaluation
 items.parquet           the catalogue: item (index), raw_id, count, domain
 metrics.json            the figures of the last test or validation
 predictions.parquet     the lists of `lrec predict`, a part for each process if there are several
+targets.parquet         what `lrec test` found for each target, if the callback TargetWriter was given
 target_losses.parquet   in studies, the loss on each held-out target
 checkpoints/            best.ckpt, last.ckpt; stable.ckpt, from before the rate falls, from which a longer run can go on
 .lock                   locked by the process that trains the run
@@ -167,9 +168,9 @@ class Run:
         self.ended_file = self.folder / "ended"
         self.log_file = self.folder / "log.txt"
 
-    def predictions_file(self, rank: int | None = None) -> Path:
-        """The file of the lists of `lrec predict`: with `rank`, the part of one process; otherwise, all lists."""
-        return self.folder / ("predictions.parquet" if rank is None else f"predictions.{rank}.parquet")
+    def table_file(self, name: str, rank: int | None = None) -> Path:
+        """The file of a table, such as predictions: with `rank`, the part of one process; otherwise, all rows."""
+        return self.folder / (f"{name}.parquet" if rank is None else f"{name}.{rank}.parquet")
 
     @cached_property
     def config(self) -> RunConfig:

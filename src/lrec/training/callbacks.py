@@ -9,13 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lrec.common.files import commit_of, replacing, temporary, write_json
+from lrec.common.files import commit_of, replacing, write_json
 from lrec.common.text_tables import counted, lasting
 from lrec.evaluation.evaluator import evaluation_table, verdict
 from lrec.model import cost
@@ -27,7 +25,6 @@ from lrec.training.strategies import precision_of
 
 # Figures of the best evaluation, for TensorBoard's scaling/best/: the curves of val/ end with the last evaluation.
 OF_BEST = ("val/loss", "val/NDCG@10_unseen")
-ROW_GROUP = 1024  # users in memory at once while the batches of predict become one file
 
 
 class RunFiles(Callback):
@@ -265,42 +262,6 @@ class EvaluationReport(Announcer):
             "commit": _commit(),
         }
         write_json(run_of(trainer).metrics_file, written)
-
-
-class PredictionWriter(Announcer, BasePredictionWriter):
-    """Write the lists of predict to RUN/predictions.parquet: user, items and scores (best first), a row per user.
-
-    With several ranks, each rank writes its own users to predictions.RANK.parquet. Each batch goes to disk at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("batch")
-        self._unfinished = ExitStack()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._path = run_of(trainer).predictions_file(trainer.global_rank if trainer.world_size > 1 else None)
-        self._batches: list[Path] = []
-        self._users = 0
-        self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
-        self._folder.mkdir()
-
-    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: pl.DataFrame, *of_batch: Any) -> None:
-        self._batches.append(self._folder / f"{len(self._batches)}.parquet")
-        prediction.cast({"scores": pl.List(pl.Float64)}).write_parquet(self._batches[-1])
-        self._users += len(prediction)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        with self._unfinished, replacing(self._path) as whole:
-            pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
-        if trainer.is_global_zero:  # lists that another number of processes wrote are not of this prediction
-            run, ranks = run_of(trainer), range(trainer.world_size) if trainer.world_size > 1 else (None,)
-            ours = {run.predictions_file(rank) for rank in ranks}
-            for file in {run.predictions_file(), *run.folder.glob("predictions.[0-9]*.parquet")} - ours:
-                file.unlink(missing_ok=True)
-        self.message = f"{counted(self._users, 'user')} written to {self._path}"
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._unfinished.close()
 
 
 def is_partial(trainer: Trainer, stage: str) -> bool:

@@ -31,12 +31,13 @@ from lrec.evaluation.metrics import best_is, metric_names, metrics_of
 from lrec.model.sharded_table import PATIENCE_MINUTES
 from lrec.run import CONFIG, Run
 from lrec.training import target_losses
-from lrec.training.callbacks import EvaluationReport, PredictionWriter, Progress, RunFiles, ScalingPoints
+from lrec.training.callbacks import EvaluationReport, Progress, RunFiles, ScalingPoints
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
 from lrec.training.lightning_options import HelpAll, LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
 from lrec.training.schedule import StopAfterSwitch, mode_of
 from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_process
+from lrec.training.table_writers import PredictionWriter
 from lrec.training.tensorboard import ItemProjector, RunLogger, RunTable
 from lrec.training.throughput import Throughput
 

@@ -316,13 +316,16 @@ class SequentialRecommender(StoredModel):
     def on_test_start(self) -> None:
         self._evaluator.begin("test", self.data, self.counts_V)
 
-    def validation_step(self, batch: EvalBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Add a batch to the evaluation; the scores of its targets, by the names of `Scores`, are for callbacks."""
         # In one process on a CPU, small operations are faster if each core computes rows of its own.
         apart = isinstance(self.trainer.strategy, SingleDeviceStrategy) and not self.compile_blocks
         parts = batch.parts(torch.get_num_threads()) if apart and cpu_threads.is_cpu(self.device) else [batch]
         ranked = partial(scores_of, self.net)
         found = cpu_threads.mapped(ranked, parts) if len(parts) > 1 else [ranked(batch)]
-        self._evaluator.add(batch, Scores(*map(torch.cat, zip(*found, strict=True))))
+        scores = Scores(*map(torch.cat, zip(*found, strict=True)))
+        self._evaluator.add(batch, scores)
+        return scores._asdict()
 
     test_step = validation_step
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lrec import BestAndLast, InteractionsDataModule, ScalingPoints, SequentialRecommender
 from lrec.run import Point, Run
-from lrec.training.callbacks import PredictionWriter
+from lrec.training.table_writers import PredictionWriter
 
 
 class Held(Callback):

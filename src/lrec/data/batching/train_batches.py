@@ -85,6 +85,7 @@ class ServedLoader:
     not a DataLoader, because Lightning would replace the sampler of a DataLoader."""
 
     def __init__(self, dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> None:
+        self.dataset = dataset
         self._batches = DataLoader(
             dataset,
             batch_size=None,

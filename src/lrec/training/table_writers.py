@@ -1,0 +1,120 @@
+"""Callbacks that write a table into a run's folder, batch by batch: the lists of `predict`, the targets of `test`.
+
+Shape suffix: M targets of a batch.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from lrec.common.files import replacing, temporary
+from lrec.common.text_tables import counted
+from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
+from lrec.errors import UserError
+from lrec.training.callbacks import Announcer
+from lrec.training.checkpoint_callbacks import run_of
+from lrec.training.module import recommender
+
+ROW_GROUP = 1024  # rows in memory at once while the tables of all batches become one file
+
+
+class TableWriter(Announcer):
+    """Write a table to RUN/NAME.parquet. With several ranks, each rank writes its own rows to NAME.RANK.parquet. Each
+    batch goes to disk at once."""
+
+    NAME, ROW = "", ""  # of the file, and what a row is
+
+    def __init__(self) -> None:
+        self._unfinished = ExitStack()
+
+    def begin(self, trainer: Trainer) -> None:
+        self._path = run_of(trainer).table_file(self.NAME, trainer.global_rank if trainer.world_size > 1 else None)
+        self._batches: list[Path] = []
+        self._rows = 0
+        self._folder = self._unfinished.enter_context(temporary(self._path.with_suffix(".batches")))
+        self._folder.mkdir()
+
+    def add(self, table: pl.DataFrame) -> None:
+        self._batches.append(self._folder / f"{len(self._batches)}.parquet")
+        table.write_parquet(self._batches[-1])
+        self._rows += len(table)
+
+    def end(self, trainer: Trainer) -> None:
+        with self._unfinished, replacing(self._path) as whole:
+            pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
+        if trainer.is_global_zero:  # files that another number of processes wrote are not of this table
+            run, ranks = run_of(trainer), range(trainer.world_size) if trainer.world_size > 1 else (None,)
+            ours = {run.table_file(self.NAME, rank) for rank in ranks}
+            for file in {run.table_file(self.NAME), *run.folder.glob(f"{self.NAME}.[0-9]*.parquet")} - ours:
+                file.unlink(missing_ok=True)
+        self.message = f"{counted(self._rows, self.ROW)} written to {self._path}"
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._unfinished.close()
+
+
+class PredictionWriter(TableWriter, BasePredictionWriter):
+    """Write the lists of predict to RUN/predictions.parquet: user, items and scores (best first), a row per user."""
+
+    NAME, ROW = "predictions", "user"
+
+    def __init__(self) -> None:
+        BasePredictionWriter.__init__(self, "batch")
+        TableWriter.__init__(self)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begin(trainer)
+
+    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: pl.DataFrame, *of_batch: Any) -> None:
+        self.add(prediction.cast({"scores": pl.List(pl.Float64)}))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end(trainer)
+
+
+class TargetWriter(TableWriter):
+    """Write what a test finds for each target to RUN/targets.parquet, in place of averages: for paired comparisons of
+    two models, and for metrics of some users or items.
+
+    The columns are user and item (raw ids), position (the number of the user's interactions before the target), loss
+    (null if the item is outside the catalogue), rank and rank_unseen (infinite for a miss; rank_unseen leaves out the
+    items of the history), and seen (whether the item is in the history; null outside the catalogue).
+    """
+
+    NAME, ROW = "targets", "target"
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """UserError if a target is a set of items, which has no rank of its own."""
+        if recommender(pl_module).data.has_sets("test"):
+            raise UserError("lrec.TargetWriter: with data.split.targets window, a target is a set of items, which has no rank")
+        self.begin(trainer)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        batches = cast(EvalBatches, cast(Any, trainer.test_dataloaders).dataset)
+        chosen_M, _ = batches.batches[batch_idx * trainer.world_size + trainer.global_rank]
+        store, users_M, positions_M = batches.split.store, *(each[chosen_M] for each in batches.targets)
+        items_M = store.items_N[store.offsets_U1[users_M] + positions_M]
+        loss_M, rank_M, unseen_M = (outputs[name].cpu().numpy() for name in ("loss_B", "rank_B", "rank_unseen_B"))
+        known = pl.Series(np.isfinite(rank_M))
+        table = pl.DataFrame(
+            {
+                "user": store.raw_user_ids.gather(users_M),
+                "item": store.item_table["raw_id"].gather(items_M),
+                "position": positions_M,
+                "loss": pl.Series(loss_M).fill_nan(None),
+                "rank": rank_M,
+                "rank_unseen": unseen_M,
+                "seen": pl.select(pl.when(known).then(pl.Series(np.isinf(unseen_M)))).to_series(),
+            }
+        )
+        self.add(table.filter(batch.weights_M.cpu().numpy() > 0))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.end(trainer)
