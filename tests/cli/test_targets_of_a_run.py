@@ -45,5 +45,7 @@ def test_the_means_over_the_targets_are_the_figures(
 def test_sets_are_refused(log_csv: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     split = {"data__split": "lrec.GlobalTemporal", "data__split__targets": "window"}
     lrec(*run_with(log_csv, tmp_path / "run", **split))
-    assert "a set of items, which has no rank" in refused("test", "--config", tmp_path / "run" / "config.yaml", WRITER)
+    assert "targets are sets of items, without a rank" in refused(
+        "test", "--config", tmp_path / "run" / "config.yaml", WRITER
+    )
     assert not list((tmp_path / "run").glob("targets*"))

@@ -15,7 +15,7 @@ from scipy.stats import ttest_1samp
 
 from lrec.common.files import read_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
-from lrec.common.pictures import alt_text, save_figure
+from lrec.common.pictures import alt_text, save_figure, show_text
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.analysis import Analysis
@@ -98,6 +98,8 @@ def write_report(
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)
+    if short:
+        show_text(out / "figures" / "answer", "\n\n".join([*warned, *short]))
     no_answer = "no law was fitted" if study.law is None else "too few sizes, or not the largest, have a hit"
     shown["reason"] = next(iter(unfit.values()), no_answer)
     shown["details"] = as_html("\n\n".join([*warned, *sections]))

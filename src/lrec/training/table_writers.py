@@ -91,7 +91,9 @@ class TargetWriter(TableWriter):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """UserError if a target is a set of items, which has no rank of its own."""
         if recommender(pl_module).data.has_sets("test"):
-            raise UserError("lrec.TargetWriter: with data.split.targets window, a target is a set of items, which has no rank")
+            raise UserError(
+                "lrec.TargetWriter: with data.split.targets window, targets are sets of items, without a rank"
+            )
         self.begin(trainer)
 
     def on_test_batch_end(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import polars as pl
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lrec.laws.analysis import Analysis
 from lrec.laws.forecast import Forecast
@@ -103,6 +104,8 @@ def test_the_first_screen_answers_the_questions(go: tuple[Path, str]) -> None:
     assert "item-graph 0.451, markov 0.436, popularity 0.036, repeat-last 0.034" in first
     short = (out / "report.md").read_text()
     assert short.index(headline(page)) < short.index("## Runs")
+    (in_tensorboard,) = EventAccumulator(str(out / "figures")).Reload().Tensors("scaling/answer")
+    assert in_tensorboard.tensor_proto.string_val[0].decode() in short
     held_out = json.loads((out / "fit" / "fit.json").read_text())["metrics"]["HR@10"]
     assert [each["inside"] for each in held_out] == [True, True]
 
