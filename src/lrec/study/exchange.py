@@ -245,7 +245,7 @@ def _priced_table(rates: Rates) -> str:
 
 
 def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "inside"]]
+    rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "within"]]
     for name, each in combined.items():
         row = [name, "more or less than the ladder shows", "", "", "", "", ""]
         if "predicted" in each:
