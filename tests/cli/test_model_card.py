@@ -75,7 +75,7 @@ def test_a_card_tells_what_its_study_forecast(
     (study / "fit" / "fit.json").write_text(json.dumps({"verdict": ["The forecast holds."]}))
     card = card_of(study / "runs" / run.name, tmp_path, lrec)
     assert "a test loss of 3.0000 (90 %: 0.5000 to 9.0000)" in card
-    assert f"it has {point['test_loss']:.4f}, inside the interval. The forecast holds." in card
+    assert f"it has {point['test_loss']:.4f}, within the interval. The forecast holds." in card
     monkeypatch.chdir(study / "runs" / run.name / "checkpoints")
     assert all(card_of(Path(here), tmp_path, lrec) == card for here in ("..", "best.ckpt"))
     late = {"ladders": [ladder], "trained_before": [run.name]}  # written again, for a study that has grown

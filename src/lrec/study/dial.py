@@ -30,8 +30,9 @@ FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
 # parameters. SMALLEST is the number of parameters of the smallest size.
 PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
-# The trials of a study with 1.4m targets start with 512 targets in a step; this grows with the root of the targets. In
-# the runs of the ladder, small networks often have twice as many, and larger networks have fewer (laws/rate_law.py).
+# The trials of a study with 1.4m targets start with 512 targets in a step; this grows with the root of the targets. The
+# planned hours assume that small networks have twice as many, and larger networks fewer (laws/rate_law.py). In today's
+# studies, the steps of all sizes are often nearly alike (benchmarks/hours.md).
 FIRST_STEP, STEP_AT, OF_SMALL, FALLS = 512, 1.4e6, 2, -0.2
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
 STEP_S = 0.004  # seconds of a step without its arithmetic

@@ -71,8 +71,8 @@ def exchange(
     Args:
         study: Folder of a finished study, with its runs.
         steps: The changes: for each name, its options of lrec fit, as in {time: {model.architecture.time: past}}. By
-            default twice the size, twice the users (if the study trained on a share of them), twice the history, twice
-            the passes, and times if the data have them.
+            default about twice the parameters, twice the users (if the study trained on a share of them), twice the
+            history, twice the passes, times if the data have them, and the loss NextItems if runs make several passes.
         size: Size of the ladder at which the steps are trained; by default the largest fitted size.
         combine: Steps to train together after their prediction is written, joined by +, as in [time+passes x2].
         out: Folder of the results; by default STUDY-exchange.
@@ -245,7 +245,7 @@ def _priced_table(rates: Rates) -> str:
 
 
 def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "inside"]]
+    rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "within"]]
     for name, each in combined.items():
         row = [name, "more or less than the ladder shows", "", "", "", "", ""]
         if "predicted" in each:
