@@ -119,9 +119,8 @@ class LastCheckpoint(Callback):
     code 75. To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets
     a signal exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
 
-    With `optimizer.decay wsd` and a limit of steps or epochs, RUN/checkpoints/stable.ckpt is saved before the rate
-    falls: at the last step before the fall, or one earlier if an evaluation follows the last. A longer run can continue
-    from it as if it had trained from the start.
+    With `optimizer.decay wsd` and a limit of steps or epochs, RUN/checkpoints/stable.ckpt is saved at the last step
+    before the rate falls. A longer run can continue from it as if it had trained from the start.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -149,8 +148,7 @@ class LastCheckpoint(Callback):
         self._training = True
         _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
-        stable = stable_steps(trainer)
-        self._stable_steps = () if stable is None else (stable - 1, stable)
+        self._stable_steps = stable_steps(trainer)
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(gloo_group())
 
@@ -174,15 +172,18 @@ class LastCheckpoint(Callback):
         assert loop._data_fetcher is not None
         follows = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         self._leaves = bool(interrupted and follows)
-        in_background = None if saver is None else IN_BACKGROUND
-        if step in self._stable_steps and not follows:
-            trainer.save_checkpoint(run_of(trainer).stable, storage_options=in_background)
+        if step == self._stable_steps and not follows:
+            _save(trainer, run_of(trainer).stable)
         if (interrupted or due) and not follows:
             self._saved_step = step
             if (path := _last_path(trainer)) is not None:
-                trainer.save_checkpoint(path, storage_options=None if interrupted else in_background)
+                _save(trainer, path, wait=bool(interrupted))
             if interrupted:
                 self._leave(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._training and trainer.global_step == self._stable_steps:
+            _save(trainer, run_of(trainer).stable)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last save. Exit if a signal came during the last evaluation: the next start runs the test."""
@@ -241,6 +242,12 @@ def best_of(trainer: Trainer) -> ModelCheckpoint | None:
 def _keepers(trainer: Trainer) -> list[ModelCheckpoint]:
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
+
+
+def _save(trainer: Trainer, path: Path, wait: bool = False) -> None:
+    """Save a checkpoint; unless it is to `wait`, in the background if lrec writes the file."""
+    background = saver_of(trainer) is not None and not wait
+    trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
 
 
 def _evaluate_after_whole_steps(trainer: Trainer) -> None:
