@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lrec as package
 from lrec.checkpoint.reading import read
@@ -144,7 +145,7 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_as_if_it_had_not(
     run: Path, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     options = ["fit", *OPTIONS, f"--data.data_dir={run.parent}"]
-    options += ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0"]
+    options += ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0", "--trainer.log_every_n_steps=2"]
     lrec(*options, f"--trainer.default_root_dir={tmp_path / 'straight'}")
     short = [*options, f"--trainer.default_root_dir={tmp_path / 'short'}"]
     lrec(*short, "--trainer.max_steps=3")
@@ -156,6 +157,12 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_as_if_it_had_not(
         for name in ("straight", "short")
     ]
     assert losses[0] == losses[1]
+    curves = []
+    for name in ("straight", "short"):
+        events = EventAccumulator(str(tmp_path / name))
+        events.Reload()
+        curves.append([(event.step, event.value) for event in events.Scalars("train/loss")])
+    assert curves[0] == curves[1]
 
 
 def test_a_checkpoint_without_an_optimizer_cannot_be_resumed(

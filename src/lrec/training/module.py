@@ -40,7 +40,7 @@ from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
 from lrec.training.stored_model import StoredModel
-from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now
+from lrec.training.tally import end_with_a_step, ends_step, logs_now
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
 
@@ -123,7 +123,6 @@ class SequentialRecommender(StoredModel):
         self.metrics = with_own(metrics)
         self._evaluator = Evaluator(self.metrics)
         self.train_loss = math.nan
-        self._since_logged = LossSum()
 
     def network_config(
         self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
