@@ -45,7 +45,7 @@ EVERY_STEP = ["--trainer.val_check_interval=1", "--points.test=false"]
 
 @pytest.mark.parametrize(
     "more",
-    [[], *(pytest.param(options, marks=pytest.mark.slow) for options in (EVERY_STEP, ACCUMULATED))],
+    [[], *(pytest.param(each, marks=pytest.mark.slow) for each in (EVERY_STEP, ACCUMULATED))],
     ids=["plain", "evaluated at every step", "accumulated"],
 )
 def test_a_longer_run_goes_on_as_if_it_had_trained_alone(
