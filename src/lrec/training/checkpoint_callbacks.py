@@ -83,6 +83,12 @@ class BestAndLast(ModelCheckpoint):
         """Not in the middle of an epoch, which a resumed run would take for a whole one."""
         return trainer.is_last_batch and super()._should_save_on_train_epoch_end(trainer)
 
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save the end of the time too, if no evaluation follows it."""
+        loop = trainer.fit_loop
+        if trainer.should_stop and loop._can_stop_early and not loop.epoch_loop._should_check_val_epoch():
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the last epoch too, if no evaluation has followed it."""
         super().on_train_epoch_end(trainer, pl_module)
@@ -148,7 +154,7 @@ class LastCheckpoint(Callback):
         self._training = True
         _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
-        self._stable_steps = stable_steps(trainer)
+        self._stable_steps = stable_steps(trainer) if share_of_time(trainer) is None else None
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(gloo_group())
 
