@@ -111,17 +111,20 @@ def test_a_run_that_ended_with_an_epoch_goes_on_with_other_accumulation(
     assert steps_of(tmp_path / "run") == [second]
 
 
+@pytest.mark.parametrize("every", [1, 5])
 def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
-    run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    every: int, run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stops.py").write_text(STOPS)
     monkeypatch.chdir(tmp_path)
     options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    options += ["--trainer.val_check_interval=1", "--trainer.max_epochs=1"]
+    options += ["--trainer.val_check_interval=1", "--trainer.max_epochs=1", f"--checkpoint.every_n_epochs={every}"]
     with pytest.raises(SystemExit) as stop:
         lrec("fit", *options, "--trainer.callbacks+=stops.Stops")
     assert stop.value.code == 75
     assert steps_of(tmp_path / "run") == [1, 2]
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
     lrec("fit", *options, "--ckpt_path=last")
     assert steps_of(tmp_path / "run") == list(range(1, 9))
 

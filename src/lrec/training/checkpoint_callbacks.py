@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -91,18 +90,25 @@ class BestAndLast(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the last epoch too, if no evaluation has followed it."""
-        super().on_train_epoch_end(trainer, pl_module)
+        if self.monitor in trainer.callback_metrics:  # else Lightning would warn
+            super().on_train_epoch_end(trainer, pl_module)
         ends = trainer.global_step == trainer.max_steps or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends and trainer.is_last_batch and not self._should_skip_saving_checkpoint(trainer):
+        if self._should_save_on_train_epoch_end(trainer) or (ends and trainer.is_last_batch):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last one also if the evaluation is not the best, or is not considered."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # as if it is saved already
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save nothing. If the last step is not the end of an epoch, LastCheckpoint has saved it while the epoch was
         still under way."""
-
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = trainer.global_step  # Lightning saves last.ckpt only at this step
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         saver = saver_of(trainer)

@@ -120,7 +120,7 @@ class StopAfterSwitch(EarlyStopping):
         if super()._should_skip_check(trainer) or self.monitor not in trainer.callback_metrics:
             return True
         stable = stable_steps(trainer)
-        if stable is not None and trainer.lr_scheduler_configs[0].scheduler.last_epoch < stable:
+        if stable is not None and trainer.lr_scheduler_configs[0].scheduler.last_epoch <= stable:
             return True
         switches = any(isinstance(callback, OptimizerSwitch) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         return switches and phase(trainer) == "adamw"
