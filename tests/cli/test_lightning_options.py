@@ -107,7 +107,8 @@ def options(**trainer: object) -> Namespace:
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
     usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
     usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "val_check_interval": None}
-    usual |= {"gradient_clip_val": None, "limit_test_batches": None, "limit_train_batches": None}
+    usual |= dict.fromkeys(f"limit_{part}_batches" for part in ("train", "val", "test", "predict"))
+    usual |= {"gradient_clip_val": None}
     usual |= {"overfit_batches": 0.0, "reload_dataloaders_every_n_epochs": 0}
     return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
 
@@ -128,6 +129,12 @@ def options(**trainer: object) -> Namespace:
 )
 def test_what_works_is_left_alone(trainer: dict[str, object]) -> None:
     check_options("fit", options(**trainer))
+
+
+@pytest.mark.parametrize(("command", "stage"), [("test", "test"), ("validate", "val"), ("predict", "predict")])
+def test_a_limit_that_leaves_nothing_is_refused(command: str, stage: str) -> None:
+    with pytest.raises(UserError, match=f"limit_{stage}_batches 0: {command} would do nothing"):
+        check_options(command, options(**{f"limit_{stage}_batches": 0}))
 
 
 def test_only_fit_refuses_training_without_end() -> None:

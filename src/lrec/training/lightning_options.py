@@ -90,8 +90,10 @@ def check_options(command: str, options: Namespace) -> None:
     if not isinstance(interval, int | float | None):
         raise UserError(f"--trainer.val_check_interval {interval}: give a number of batches, or a share of an epoch")
     check_range("--trainer.val_check_interval", interval, above=0)
-    if command == "fit" and trainer.limit_test_batches == 0:
-        raise UserError("--trainer.limit_test_batches 0: to leave out the test, give --points.test false")
+    stage = {"fit": "test", "validate": "val"}.get(command, command)
+    if trainer[f"limit_{stage}_batches"] == 0:
+        why = "to leave out the test, give --points.test false" if command == "fit" else f"{command} would do nothing"
+        raise UserError(f"--trainer.limit_{stage}_batches 0: {why}")
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if command == "fit" and trainer[name] == 0:
             raise UserError(f"--trainer.{name} 0: fit would train nothing; lrec test evaluates a checkpoint")
