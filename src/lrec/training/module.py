@@ -192,6 +192,9 @@ class SequentialRecommender(StoredModel):
             raise UserError("give data.item_features or model.item_vectors, not both")
         if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
             raise UserError("model.item_vectors_use initial and model.warm_start both set the first rows: give one")
+        if features is None and self.item_vectors is None and self.item_vectors_use != "added":
+            given = f"model.item_vectors_use {self.item_vectors_use}"
+            raise UserError(f"{given} needs vectors: give model.item_vectors or data.item_features")
         width = self._trained["vector_width"] if self._trained is not None else None
         width = width if features is None else features[1].shape[1]
         config = self.network_config(self.data.n_items, self.data.max_len, len(self.data.event_rows), width)
