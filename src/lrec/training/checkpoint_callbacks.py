@@ -93,6 +93,7 @@ class BestAndLast(ModelCheckpoint):
         if self.monitor in trainer.callback_metrics:  # else Lightning would warn
             super().on_train_epoch_end(trainer, pl_module)
         ends = trainer.global_step == trainer.max_steps or trainer.current_epoch + 1 == trainer.max_epochs
+        ends = ends or trainer.should_stop  # of a Timer with interval epoch
         if self._should_save_on_train_epoch_end(trainer) or (ends and trainer.is_last_batch):
             self._save_last(trainer)
 
