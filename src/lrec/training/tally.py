@@ -34,9 +34,8 @@ class LossSum:
     def restored(cls, by_rank: list[list[float]], trainer: Trainer) -> "LossSum":
         """This rank's part of what `by_rank` gave; if the number of ranks was another, the first rank has all."""
         sums_R2 = torch.tensor(by_rank, dtype=torch.float64).reshape(-1, 2)
-        if len(sums_R2) != trainer.world_size:
-            sums_R2 = sums_R2.sum(0, keepdim=True) * torch.arange(trainer.world_size).eq(0)[:, None]
-        loss_sum, targets = sums_R2[trainer.global_rank]
+        as_before = len(sums_R2) == trainer.world_size
+        loss_sum, targets = sums_R2[trainer.global_rank] if as_before else sums_R2.sum(0) * trainer.is_global_zero
         return cls(loss_sum.float().to(trainer.strategy.root_device), int(targets))
 
     def mean(self, strategy: Strategy) -> float:
