@@ -1,5 +1,6 @@
 """The error that lrec raises for a mistake of the user."""
 
+from math import inf
 from operator import ge, gt, le, lt
 
 _HOLDS = {"at_least": ge, "above": gt, "at_most": le, "below": lt}
@@ -14,7 +15,7 @@ class UserError(ValueError):
 
 def check_range(option: str, value: float | None, **bounds: float) -> None:
     """Raise a UserError that names the option if its value is outside the bounds `at_least`, `above`, `at_most` and
-    `below`, or is nan. A value of None passes."""
-    if value is not None and not all(_HOLDS[name](value, bound) for name, bound in bounds.items()):
-        words = " and ".join(f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items())
-        raise UserError(f"{option} must be {words}, got {value}")
+    `below`, or is not finite. A value of None passes."""
+    if value is not None and not (value < inf and all(_HOLDS[name](value, bound) for name, bound in bounds.items())):
+        words = [f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items()] + ["finite"] * (value == inf)
+        raise UserError(f"{option} must be {' and '.join(words)}, got {value}")

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lrec as package
 from lrec.checkpoint.reading import read
@@ -110,17 +111,20 @@ def test_a_run_that_ended_with_an_epoch_goes_on_with_other_accumulation(
     assert steps_of(tmp_path / "run") == [second]
 
 
+@pytest.mark.parametrize("every", [1, 5])
 def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
-    run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    every: int, run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stops.py").write_text(STOPS)
     monkeypatch.chdir(tmp_path)
     options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    options += ["--trainer.val_check_interval=1", "--trainer.max_epochs=1"]
+    options += ["--trainer.val_check_interval=1", "--trainer.max_epochs=1", f"--checkpoint.every_n_epochs={every}"]
     with pytest.raises(SystemExit) as stop:
         lrec("fit", *options, "--trainer.callbacks+=stops.Stops")
     assert stop.value.code == 75
     assert steps_of(tmp_path / "run") == [1, 2]
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
     lrec("fit", *options, "--ckpt_path=last")
     assert steps_of(tmp_path / "run") == list(range(1, 9))
 
@@ -144,7 +148,7 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_as_if_it_had_not(
     run: Path, tmp_path: Path, lrec: Callable[..., str]
 ) -> None:
     options = ["fit", *OPTIONS, f"--data.data_dir={run.parent}"]
-    options += ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0"]
+    options += ["--model.optimizer.decay=constant", "--model.optimizer.warmup=0", "--trainer.log_every_n_steps=2"]
     lrec(*options, f"--trainer.default_root_dir={tmp_path / 'straight'}")
     short = [*options, f"--trainer.default_root_dir={tmp_path / 'short'}"]
     lrec(*short, "--trainer.max_steps=3")
@@ -156,6 +160,12 @@ def test_a_run_whose_steps_ended_within_an_epoch_goes_on_as_if_it_had_not(
         for name in ("straight", "short")
     ]
     assert losses[0] == losses[1]
+    curves = []
+    for name in ("straight", "short"):
+        events = EventAccumulator(str(tmp_path / name))
+        events.Reload()
+        curves.append([(event.step, event.value) for event in events.Scalars("train/loss")])
+    assert curves[0] == curves[1]
 
 
 def test_a_checkpoint_without_an_optimizer_cannot_be_resumed(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from test_switch import assert_same_end, options, points_of  # noqa: F401 (a fixture)
 
@@ -39,9 +40,14 @@ def runs_of(**changes: Any) -> list[PlannedRun]:
 
 
 ACCUMULATED = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=3"]
+EVERY_STEP = ["--trainer.val_check_interval=1", "--points.test=false"]
 
 
-@pytest.mark.parametrize("more", [[], pytest.param(ACCUMULATED, marks=pytest.mark.slow)], ids=["plain", "accumulated"])
+@pytest.mark.parametrize(
+    "more",
+    [[], *(pytest.param(each, marks=pytest.mark.slow) for each in (EVERY_STEP, ACCUMULATED))],
+    ids=["plain", "evaluated at every step", "accumulated"],
+)
 def test_a_longer_run_goes_on_as_if_it_had_trained_alone(
     more: list[str],
     options: list[str],  # noqa: F811
@@ -57,6 +63,16 @@ def test_a_longer_run_goes_on_as_if_it_had_trained_alone(
     short, alone = fit("short", 1), fit("alone", 3)
     assert_same_end(fit("on", 3, f"--ckpt_path={short / 'checkpoints' / 'stable.ckpt'}"), alone)
     assert points_of(tmp_path / "on")[0]["run"] == "on"
+
+
+def test_the_stable_checkpoint_is_saved_even_if_an_evaluation_follows(
+    options: list[str],  # noqa: F811
+    tmp_path: Path,
+    lrec: Callable[..., str],
+) -> None:
+    lrec("fit", *options, *EVERY_STEP, "--model.optimizer.decay=wsd", "--trainer.max_steps=4",
+         f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
+    assert torch.load(tmp_path / "checkpoints" / "stable.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_runs_of_horizons_are_complete_by_themselves() -> None:

@@ -252,6 +252,7 @@ def vectors_of(run: Path) -> torch.Tensor:
     [
         ({"model__item_vectors": "nowhere.parquet"}, "model.item_vectors nowhere.parquet: no such file"),
         ({"model__item_vectors_use": "somehow"}, "model.item_vectors_use"),
+        ({"model__item_vectors": "null", "model__item_vectors_use": "fixed"}, "item_vectors_use fixed needs vectors"),
         (
             {"model__optimizer__touched_rows": "true", "model__loss": "SampledSoftmax"},
             "the projection of item vectors moves every row",

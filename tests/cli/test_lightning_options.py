@@ -1,8 +1,11 @@
 """Lightning's options that would not do what they say are refused in one line, and nothing is written."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +13,8 @@ from jsonargparse import Namespace
 from torch import backends
 
 from lrec.errors import UserError
-from lrec.training.lightning_options import check_options
+from lrec.model.losses import GBCE
+from lrec.training.lightning_options import check_options, few_steps, warnings_of
 
 FIT = ("fit", "--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--model.size=0.8k")
 
@@ -103,7 +107,8 @@ def options(**trainer: object) -> Namespace:
     usual |= {"max_time": None, "max_epochs": 3, "max_steps": -1}
     usual |= {"accelerator": "cpu", "devices": 1, "num_nodes": 1}
     usual |= {"check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "val_check_interval": None}
-    usual |= {"gradient_clip_val": None, "limit_test_batches": None, "limit_train_batches": None}
+    usual |= dict.fromkeys(f"limit_{part}_batches" for part in ("train", "val", "test", "predict"))
+    usual |= {"gradient_clip_val": None}
     usual |= {"overfit_batches": 0.0, "reload_dataloaders_every_n_epochs": 0}
     return Namespace(seed_everything=0, trainer=Namespace(**usual | trainer))
 
@@ -124,6 +129,12 @@ def options(**trainer: object) -> Namespace:
 )
 def test_what_works_is_left_alone(trainer: dict[str, object]) -> None:
     check_options("fit", options(**trainer))
+
+
+@pytest.mark.parametrize(("command", "stage"), [("test", "test"), ("validate", "val"), ("predict", "predict")])
+def test_a_limit_that_leaves_nothing_is_refused(command: str, stage: str) -> None:
+    with pytest.raises(UserError, match=f"limit_{stage}_batches 0: {command} would do nothing"):
+        check_options(command, options(**{f"limit_{stage}_batches": 0}))
 
 
 def test_only_fit_refuses_training_without_end() -> None:
@@ -167,6 +178,13 @@ def test_parameters_of_16_bits_get_a_warning(
     assert (f"--trainer.precision {precision} keeps the parameters themselves in 16 bits" in printed) == said
 
 
+def test_a_metric_that_early_stopping_cannot_find_is_named(tmp_path: Path, refused: Callable[..., str]) -> None:
+    small = ("--data.n_users=100", "--data.n_items=20", "--data.length=8", f"--data.data_dir={tmp_path}")
+    stops = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val_loss", "--trainer.max_epochs=1")
+    error = refused(*FIT, *small, *stops, f"--trainer.default_root_dir={tmp_path / 'run'}")
+    assert error.endswith("conditioned on metric `val_loss` which is not available; val/loss is")
+
+
 def test_a_run_that_only_a_timer_ends_gets_no_hint(tmp_path: Path, lrec: Callable[..., str]) -> None:
     small = ("--data.n_users=100", "--data.n_items=20", "--data.length=8", f"--data.data_dir={tmp_path}")
     timer = {"class_path": "Timer", "init_args": {"duration": "00:00:00:01"}}
@@ -174,3 +192,28 @@ def test_a_run_that_only_a_timer_ends_gets_no_hint(tmp_path: Path, lrec: Callabl
     printed = lrec(*FIT, *small, *ends, f"--trainer.default_root_dir={tmp_path / 'run'}")
     assert "optimizer steps" not in printed
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def small_data(n_positions: int) -> Any:
+    """20 steps of 500 positions in an epoch; of the positions, half have a target."""
+    plan = SimpleNamespace(steps_of=lambda size: -(-n_positions // size), part=SimpleNamespace(n_positions=n_positions))
+    sizes = {"steps_per_epoch": plan.steps_of(500), "targets_per_step": 500, "max_len": 10, "U": n_positions // 2}
+    return SimpleNamespace(batch_plan=plan, n_items=50, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "advice"),
+    [
+        (-1, 2, "no more than 40 optimizer steps .* --data.targets_per_step 20 would make it 1,000$"),
+        (10, 2, "no more than 10 optimizer steps .* 20 with --trainer.max_steps 250 would make it 250$"),
+    ],
+)
+def test_the_advice_against_few_steps_gives_as_many_as_it_says(max_steps: int, max_epochs: int, advice: str) -> None:
+    assert re.search(advice, few_steps(max_steps, max_epochs, small_data(10_000)) or "")
+
+
+@pytest.mark.parametrize(("limit", "says"), [(0.5, "no more than 20 optimizer steps"), (5, None)])
+def test_the_advice_against_few_steps_knows_a_limit_of_batches(limit: float, says: str | None) -> None:
+    chosen = options(limit_train_batches=limit, max_epochs=2, max_steps=-1, max_time=None, precision="32-true")
+    (found,) = [*warnings_of(chosen, small_data(10_000), GBCE())] or [None]
+    assert found == says or (says is not None and says in str(found))

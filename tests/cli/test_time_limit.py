@@ -109,6 +109,25 @@ def test_an_evaluation_after_a_part_of_a_step_adds_no_second_point(tmp_path: Pat
     assert sum(point.best for point in Run(run).points) == 1
 
 
+def test_the_end_of_the_time_is_saved_without_an_evaluation(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    run = tmp_path / "run"
+    lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={run}",
+         "--trainer.check_val_every_n_epoch=1000", "--trainer.max_time={milliseconds: 310}")  # fmt: skip
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == len(rates_of(run)) > 5
+    assert not last["lrec_stopped"]
+
+
+def test_a_run_does_not_stop_before_the_rate_of_wsd_falls(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    quick = [option for option in QUICK if not option.startswith(("--model.optimizer", "--early"))]
+    lrec("fit", *quick, "--model.optimizer.decay=wsd", "--model.optimizer.lr=1e-12", "--early_stopping.patience=1",
+         "--model.optimizer.warmup=0", f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path / 'run'}",
+         "--trainer.max_epochs=100000", "--trainer.max_time={seconds: 1}")  # fmt: skip
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    (group, *_) = last["optimizer_states"][0]["param_groups"]
+    assert group["lr"] < group["initial_lr"]
+
+
 @pytest.mark.slow
 def test_more_time_goes_on_at_the_rate_of_that_share(tmp_path: Path, lrec: Callable[..., str]) -> None:
     run = tmp_path / "run"

@@ -76,7 +76,7 @@ def test_next_items_are_a_distribution_of_targets(weights: tuple[float, ...]) ->
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("weights", [(), (0.0, 1.0), (1.0, -0.1), (math.nan,)])
+@pytest.mark.parametrize("weights", [(), (0.0, 1.0), (1.0, -0.1), (math.nan,), (1.0, math.inf)])
 def test_weights_of_next_items(weights: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="above 0 for the next item"):
         losses.NextItems(weights)
@@ -214,7 +214,7 @@ def test_negatives_are_drawn_by_count_to_the_power() -> None:
         torch.testing.assert_close(log_q_N.exp(), torch.tensor(shares)[drawn_N])
 
 
-@pytest.mark.parametrize("options", [{"negatives": 0}, {"power": -1.0}], ids=["no negatives", "negative power"])
+@pytest.mark.parametrize("options", [{"negatives": 0}, {"power": -1.0}, {"power": math.inf}], ids=str)
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"loss.{next(iter(options))}"):
         losses.SampledSoftmax(**options)  # type: ignore[arg-type]

@@ -86,7 +86,7 @@ def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:
     """Raise UserError if a parameter of `path` is not finite: its scores would still order the items in some way."""
     for name, tensor in parameters.items():
         if not tensor.isfinite().all():
-            raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; recommend from another run")
+            raise UserError(f"{path}: the parameter {name} is not finite: the run diverged; use another run")
 
 
 def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None, new: NewItems | None = None) -> dict[str, Tensor]:

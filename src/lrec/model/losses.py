@@ -86,8 +86,10 @@ class NextItems(FullSoftmax):
     weights: tuple[float, ...] = (1.0, 0.3, 0.3)
 
     def __post_init__(self) -> None:
-        if not self.weights or not all(weight >= 0 for weight in self.weights) or self.weights[0] == 0:
-            raise UserError(f"loss.weights must be at least 0, and above 0 for the next item, got {self.weights}")
+        if not self.weights or not all(0 <= weight < math.inf for weight in self.weights) or self.weights[0] == 0:
+            raise UserError(
+                f"loss.weights must be finite and at least 0, and above 0 for the next item, got {self.weights}"
+            )
 
     @property
     def ahead(self) -> int:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -83,20 +82,34 @@ class BestAndLast(ModelCheckpoint):
         """Not in the middle of an epoch, which a resumed run would take for a whole one."""
         return trainer.is_last_batch and super()._should_save_on_train_epoch_end(trainer)
 
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save the end of the time too, if no evaluation follows it."""
+        loop = trainer.fit_loop
+        if trainer.should_stop and loop._can_stop_early and not loop.epoch_loop._should_check_val_epoch():
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the last epoch too, if no evaluation has followed it."""
-        super().on_train_epoch_end(trainer, pl_module)
+        if self.monitor in trainer.callback_metrics:  # else Lightning would warn
+            super().on_train_epoch_end(trainer, pl_module)
         ends = trainer.global_step == trainer.max_steps or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends and trainer.is_last_batch and not self._should_skip_saving_checkpoint(trainer):
+        ends = ends or trainer.should_stop  # of a Timer with interval epoch
+        if self._should_save_on_train_epoch_end(trainer) or (ends and trainer.is_last_batch):
+            self._save_last(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last one also if the evaluation is not the best, or is not considered."""
+        super().on_validation_end(trainer, pl_module)
+        if not self._should_save_on_train_epoch_end(trainer):
+            self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):  # as if it is saved already
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save nothing. If the last step is not the end of an epoch, LastCheckpoint has saved it while the epoch was
         still under way."""
-
-    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
-        super()._save_topk_checkpoint(trainer, monitor_candidates)
-        self._last_global_step_saved = trainer.global_step  # Lightning saves last.ckpt only at this step
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         saver = saver_of(trainer)
@@ -119,9 +132,8 @@ class LastCheckpoint(Callback):
     code 75. To continue, start the run again with --ckpt_path=last. Before and after the training, a process that gets
     a signal exits at once. If a run stopped early, its checkpoint says so, and the resumed run stops too.
 
-    With `optimizer.decay wsd` and a limit of steps or epochs, RUN/checkpoints/stable.ckpt is saved before the rate
-    falls: at the last step before the fall, or one earlier if an evaluation follows the last. A longer run can continue
-    from it as if it had trained from the start.
+    With `optimizer.decay wsd` and a limit of steps or epochs, RUN/checkpoints/stable.ckpt is saved at the last step
+    before the rate falls. A longer run can continue from it as if it had trained from the start.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -149,8 +161,7 @@ class LastCheckpoint(Callback):
         self._training = True
         _evaluate_after_whole_steps(trainer)
         self._saved_step = trainer.global_step
-        stable = stable_steps(trainer)
-        self._stable_steps = () if stable is None else (stable - 1, stable)
+        self._stable_steps = stable_steps(trainer) if share_of_time(trainer) is None else None
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(gloo_group())
 
@@ -174,15 +185,18 @@ class LastCheckpoint(Callback):
         assert loop._data_fetcher is not None
         follows = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         self._leaves = bool(interrupted and follows)
-        in_background = None if saver is None else IN_BACKGROUND
-        if step in self._stable_steps and not follows:
-            trainer.save_checkpoint(run_of(trainer).stable, storage_options=in_background)
+        if step == self._stable_steps and not follows:
+            _save(trainer, run_of(trainer).stable)
         if (interrupted or due) and not follows:
             self._saved_step = step
             if (path := _last_path(trainer)) is not None:
-                trainer.save_checkpoint(path, storage_options=None if interrupted else in_background)
+                _save(trainer, path, wait=bool(interrupted))
             if interrupted:
                 self._leave(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._training and trainer.global_step == self._stable_steps:
+            _save(trainer, run_of(trainer).stable)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last save. Exit if a signal came during the last evaluation: the next start runs the test."""
@@ -241,6 +255,12 @@ def best_of(trainer: Trainer) -> ModelCheckpoint | None:
 def _keepers(trainer: Trainer) -> list[ModelCheckpoint]:
     kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
     return [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
+
+
+def _save(trainer: Trainer, path: Path, wait: bool = False) -> None:
+    """Save a checkpoint; unless it is to `wait`, in the background if lrec writes the file."""
+    background = saver_of(trainer) is not None and not wait
+    trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
 
 
 def _evaluate_after_whole_steps(trainer: Trainer) -> None:

@@ -68,6 +68,8 @@ def run_lightning(arguments: Sequence[str]) -> None:
             raise error.__context__ from None
         raise
     except RuntimeError as error:
+        if "conditioned on metric" in str(error):  # of an EarlyStopping
+            raise UserError(f"--trainer.callbacks: {str(error).partition('. ')[0]}; val/loss is") from error
         if not is_loss_of_a_process(error):
             raise
         reason = str(error).splitlines()[0]

@@ -90,8 +90,10 @@ def check_options(command: str, options: Namespace) -> None:
     if not isinstance(interval, int | float | None):
         raise UserError(f"--trainer.val_check_interval {interval}: give a number of batches, or a share of an epoch")
     check_range("--trainer.val_check_interval", interval, above=0)
-    if command == "fit" and trainer.limit_test_batches == 0:
-        raise UserError("--trainer.limit_test_batches 0: to leave out the test, give --points.test false")
+    stage = {"fit": "test", "validate": "val"}.get(command, command)
+    if trainer[f"limit_{stage}_batches"] == 0:
+        why = "to leave out the test, give --points.test false" if command == "fit" else f"{command} would do nothing"
+        raise UserError(f"--trainer.limit_{stage}_batches 0: {why}")
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if command == "fit" and trainer[name] == 0:
             raise UserError(f"--trainer.{name} 0: fit would train nothing; lrec test evaluates a checkpoint")
@@ -132,7 +134,11 @@ def check_options(command: str, options: Namespace) -> None:
 def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Iterator[str]:
     """What fit does with these options that a user may not expect, one line each."""
     trainer, precision = options.trainer, str(options.trainer.precision)
-    if trainer.max_time is None and (few := few_steps(trainer.max_steps, trainer.max_epochs, data)):
+    limit, epochs = trainer.limit_train_batches, trainer.max_epochs
+    if isinstance(limit, float) and epochs is not None and epochs > 0:
+        epochs *= limit
+    in_batches = isinstance(limit, int)  # smaller steps would be no more of them
+    if trainer.max_time is None and not in_batches and (few := few_steps(trainer.max_steps, epochs, data)):
         yield few
     if isinstance(loss, FullSoftmax) and data.n_items > MANY_ITEMS:
         yield (
@@ -162,14 +168,16 @@ def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDat
     epochs = epochs_in_all(max_steps, max_epochs, data.steps_per_epoch)
     if math.isinf(epochs):  # time is the limit
         return None
-    steps, smaller = epochs * data.steps_per_epoch, max(2 * data.max_len, int(epochs * data.U / MORE_STEPS))
+    steps, plan = epochs * data.steps_per_epoch, data.batch_plan
+    smaller = max(2 * data.max_len, int(epochs * plan.part.n_positions / MORE_STEPS))
     if steps >= FEW_STEPS or smaller >= data.targets_per_step:
         return None
-    would = epochs * -(-data.U // smaller)
+    would = epochs * plan.steps_of(smaller)
+    also = f" with --trainer.max_steps {would:.0f}" if max_steps == round(steps) else ""
     return (
         f"a run has no more than {counted(round(steps), 'optimizer step')} of {data.targets_per_step:,} targets each, "
         "and may end before it has learnt what its size can learn: "
-        f"--data.targets_per_step {smaller} would make it {would:,.0f}"
+        f"--data.targets_per_step {smaller}{also} would make it {would:,.0f}"
     )
 
 

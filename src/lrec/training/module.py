@@ -40,7 +40,7 @@ from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
 from lrec.training.stored_model import StoredModel
-from lrec.training.tally import LossSum, end_with_a_step, ends_step, logs_now
+from lrec.training.tally import end_with_a_step, ends_step, logs_now
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
 
@@ -123,7 +123,6 @@ class SequentialRecommender(StoredModel):
         self.metrics = with_own(metrics)
         self._evaluator = Evaluator(self.metrics)
         self.train_loss = math.nan
-        self._since_logged = LossSum()
 
     def network_config(
         self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
@@ -193,6 +192,9 @@ class SequentialRecommender(StoredModel):
             raise UserError("give data.item_features or model.item_vectors, not both")
         if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
             raise UserError("model.item_vectors_use initial and model.warm_start both set the first rows: give one")
+        if features is None and self.item_vectors is None and self.item_vectors_use != "added":
+            given = f"model.item_vectors_use {self.item_vectors_use}"
+            raise UserError(f"{given} needs vectors: give model.item_vectors or data.item_features")
         width = self._trained["vector_width"] if self._trained is not None else None
         width = width if features is None else features[1].shape[1]
         config = self.network_config(self.data.n_items, self.data.max_len, len(self.data.event_rows), width)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import LBFGS, AdamW, SparseAdam
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.sgd import sgd
 
@@ -90,6 +90,8 @@ def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_ste
         made = optimizer([{"params": parameters} for parameters in groups.values()])
     except ValueError as error:
         raise UserError(f"model.optimizer: {error}") from error
+    if isinstance(made, LBFGS | SparseAdam):
+        raise UserError(f"model.optimizer {type(made).__name__}: a step of lrec has one dense gradient: choose another")
     for group, multiplier in zip(made.param_groups, groups, strict=True):
         group["lr"] *= multiplier
     return made, LambdaLR(made, lambda step: 1.0)

@@ -34,10 +34,9 @@ def share_of_time(trainer: Trainer) -> float | None:
 
 
 def stable_steps(trainer: Trainer) -> int | None:
-    """Steps before the rate falls, which longer runs can share; None if there are none, or if time is the limit."""
+    """Steps of the schedule before the rate falls, which longer runs can share; None if there are none."""
     optimizer = getattr(trainer.lightning_module, "optimizer", None)
-    steps = optimizer.stable_steps(schedule_steps(trainer)) if isinstance(optimizer, Optimizer) else None
-    return steps if steps is None or share_of_time(trainer) is None else None
+    return optimizer.stable_steps(schedule_steps(trainer)) if isinstance(optimizer, Optimizer) else None
 
 
 class OptimizerSwitch(Callback):
@@ -118,8 +117,10 @@ class StopAfterSwitch(EarlyStopping):
         )
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
-        unknown = self.monitor not in trainer.callback_metrics
-        if super()._should_skip_check(trainer) or unknown or trainer.global_step < (stable_steps(trainer) or 0):
+        if super()._should_skip_check(trainer) or self.monitor not in trainer.callback_metrics:
+            return True
+        stable = stable_steps(trainer)
+        if stable is not None and trainer.lr_scheduler_configs[0].scheduler.last_epoch <= stable:
             return True
         switches = any(isinstance(callback, OptimizerSwitch) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         return switches and phase(trainer) == "adamw"

@@ -1,6 +1,6 @@
 """What a model adds to its checkpoints, which checkpoints it accepts, and the model from a checkpoint alone.
 
-Shape suffixes: R processes, V catalogue.
+Shape suffixes: V catalogue.
 """
 
 import json
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import polars as pl
-import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -34,7 +33,7 @@ from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
 from lrec.run import RunConfig
 from lrec.training.optim import OfParameters, OptimizerConfig
-from lrec.training.tally import LossSum
+from lrec.training.tally import LossSum, logs_now
 
 
 class StoredModel(LightningModule):
@@ -54,6 +53,7 @@ class StoredModel(LightningModule):
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._new_items: NewItems | None = None
         self._since_evaluation = LossSum()
+        self._since_logged = LossSum()
 
     def network_config(
         self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
@@ -101,6 +101,7 @@ class StoredModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add targets and FLOPs so far, the data's description, the items' raw ids, and the model's arguments."""
         arguments, not_stored = all_as_plain(self.hparams)
+        logged = logs_now(self.trainer, self.trainer.fit_loop.epoch_loop.batch_idx)  # or is about to be
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = arguments
         checkpoint[ITEMS] = self._items_as_tensors
         checkpoint["lrec"] = {
@@ -113,6 +114,7 @@ class StoredModel(LightningModule):
             "event_names": self.data.store.event_types,
             "diverged": self.diverged,
             "train_loss": self._since_evaluation.by_rank(self.trainer.strategy),
+            "logged_loss": (LossSum() if logged else self._since_logged).by_rank(self.trainer.strategy),
             "model": class_path(type(self)),
             "not_stored": not_stored,
             **as_plain(self.data.learned.vocabularies),
@@ -139,12 +141,8 @@ class StoredModel(LightningModule):
             made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             _refuse_other_optimizer(made_with.get("optimizer"), self.optimizer)
             self.diverged = saved["diverged"]
-            sums_R2 = torch.tensor(saved["train_loss"], dtype=torch.float64).reshape(-1, 2)
-            if len(sums_R2) == self.trainer.world_size:
-                loss_sum, targets = sums_R2[self.trainer.global_rank]
-            else:  # written by another number of processes
-                loss_sum, targets = sums_R2.sum(0) * self.trainer.is_global_zero
-            self._since_evaluation = LossSum(loss_sum.float().to(self.device), int(targets))
+            self._since_evaluation = LossSum.restored(saved["train_loss"], self.trainer)
+            self._since_logged = LossSum.restored(saved.get("logged_loss", []), self.trainer)
         elif "current_model_state" in checkpoint:
             # A callback that averages weights would restore the unaveraged ones. Evaluation needs the averages.
             checkpoint["current_model_state"] = checkpoint["state_dict"]

@@ -1,4 +1,4 @@
-"""A run's optimizer steps: their loss over the targets of all processes, and where they end."""
+"""A run's optimizer steps: their loss over the targets of all R processes, and where they end."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,14 @@ class LossSum:
         loss_sum = torch.as_tensor(self.loss_sum, dtype=torch.float64, device=strategy.root_device)
         gathered: Tensor = strategy.all_gather(torch.stack([loss_sum, torch.full_like(loss_sum, self.targets)]))
         return gathered.reshape(-1, 2).tolist()
+
+    @classmethod
+    def restored(cls, by_rank: list[list[float]], trainer: Trainer) -> "LossSum":
+        """This rank's part of what `by_rank` gave; if the number of ranks was another, the first rank has all."""
+        sums_R2 = torch.tensor(by_rank, dtype=torch.float64).reshape(-1, 2)
+        as_before = len(sums_R2) == trainer.world_size
+        loss_sum, targets = sums_R2[trainer.global_rank] if as_before else sums_R2.sum(0) * trainer.is_global_zero
+        return cls(loss_sum.float().to(trainer.strategy.root_device), int(targets))
 
     def mean(self, strategy: Strategy) -> float:
         """The mean loss over the targets of all ranks. Resets the sum to zero."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lrec.checkpoint.reading import agreed, check, mapped, read
 from lrec.checkpoint.trained import Trained, check_finite, check_parameters, refuse_other_network, trained_in
+from lrec.common.text_tables import counted
 from lrec.data.features import vocabularies_of
 from lrec.errors import UserError
 from lrec.evaluation.shared_scoring import leads
@@ -67,7 +68,7 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
         parallelize.fill(net, {OWN_ROWS: rows_HD}, whole=False)
     kept = int((place_V >= 0).sum())
     new, gone = len(raw_ids) - kept, sum(map(len, pieces)) - kept
-    return f"warm start from {path}: {kept} items keep their embeddings, {new} are new, {gone} are gone"
+    return f"warm start from {path}: {counted(kept, 'item')} kept, {new:,} new, {gone:,} gone"
 
 
 def _item_rows(net: Transformer, place_V: pl.Series, pieces: list[Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Learning rate by step, parameter groups, and the switch from AdamW to SGD against torch's own two optimizers."""
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -98,7 +99,15 @@ def test_an_optimizer_of_torch_has_a_constant_rate_times_the_parametrisation_s_s
     assert {group["lr"] for group in adagrad.param_groups} == set(rates.values())
 
 
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.SparseAdam])
+def test_an_optimizer_that_needs_other_gradients_is_refused(kind: type[torch.optim.Optimizer]) -> None:
+    with pytest.raises(UserError, match=f"model.optimizer {kind.__name__}: a step of lrec has one dense gradient"):
+        build(kind, Transformer(TransformerConfig(7, 5, 2, 8, 1)), 10)
+
+
 def test_wrong_values_are_refused() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lr must be above 0 and finite, got inf"):
+        Optimizer(lr=math.inf)
     with pytest.raises(UserError, match=r"optimizer\.lr must be above 0, got 0"):
         Optimizer(lr=0)
     with pytest.raises(UserError, match=r"optimizer\.warmup must be at least 0 and at most 1, got 2"):
