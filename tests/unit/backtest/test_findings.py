@@ -4,6 +4,7 @@ import json
 import math
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -215,11 +216,22 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object], said
         Backtest(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("times", "window"), [([10, 200, 201], 0), ([10, 200], 2)])
-def test_a_window_without_a_target_is_refused_before_any_training(times: list[int], window: int) -> None:
+@pytest.mark.parametrize(
+    ("times", "types", "said"),
+    [
+        ([10, 200, 201], None, ""),
+        ([10, 200], None, "^window 2 .* has no interaction of"),
+        ([10, 200, 201], ["buy", "view"], ""),
+        ([10, 200, 201], ["buy"], "^window 2 .* has no buy of"),
+    ],
+)
+def test_a_window_without_a_target_is_refused_before_any_training(
+    times: list[int], types: list[str] | None, said: str
+) -> None:
     """The second user has one interaction, in the second window: it is no target, as nothing comes before it."""
-    offsets = np.array([0, len(times), len(times) + 1])
-    store: Any = SimpleNamespace(times_N=np.array([*times, 250]), offsets_U1=offsets, n_users=2, time_unit="s")
+    offsets, events_N = np.array([0, len(times), len(times) + 1]), np.array(["buy", "buy", "view", "buy"])
+    store: Any = SimpleNamespace(times_N=np.array([*times, 250]), offsets_U1=offsets, time_unit="s")
+    store.of_types = partial(np.isin, events_N)
     backtest = Backtest(folds=2, every="100s", until=301)
-    with pytest.raises(UserError, match=f"^window {window} ") if window else nullcontext():
-        assert windows_of(backtest, store) == {1: (101, 201), 2: (201, 301)}
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        assert windows_of(backtest, store, types) == {1: (101, 201), 2: (201, 301)}
