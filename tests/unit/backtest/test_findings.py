@@ -110,12 +110,13 @@ def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_pat
 
 
 def test_windows_show_the_newest_networks_in_whatever_order_updates_are_named(tmp_path: Path) -> None:
-    backtest = Backtest(sizes=["3k"], folds=2, update=("warm", "none"), out=tmp_path)
+    backtest = Backtest(sizes=["3k"], folds=2, update=("warm", "none"), out=tmp_path, train_from=2)
     every = served("full-1", "3k", {1: [1.0], 2: [11.0]}) | served("warm-2", "3k", {2: [1.0]})
     beside = {k: figures_of(targets(k, [4.0])).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
     store: Any = SimpleNamespace(time_unit="order")
     report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
     assert "| 2 | 5 | 1 | 0.0 % | 1.0000 | 0.4307 |" in report
+    assert "learns from all before its origin (--train_from 2), except" in report
     assert "Diverged" not in report
     every["warm-2", "3k", 1] = Point(run="3k-warm-2-seed1", status="diverged"), every["warm-2", "3k", 1][1]
     report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
@@ -173,6 +174,7 @@ def test_a_gain_that_is_not_certain_has_no_shares(full: list[float]) -> None:
         ((0.1, 0.01), (-0.1, 0.01), "is worse as it ages"),
         ((-0.1, 0.01), (0.1, 0.01), "pays as it ages, but not at first"),
         ((-0.1, 0.01), (-0.1, 0.01), "does not pay here"),
+        ((0.1, 0.01), (math.nan, math.nan), "A larger network pays at first: "),
     ],
 )
 def test_the_verdict_follows_the_intervals(first: tuple[float, float], later: tuple[float, float], said: str) -> None:
