@@ -1,10 +1,17 @@
-"""What an update says about numbers that are one, and which runs it refuses."""
+"""What an update says about numbers that are one, which runs it refuses, and to what it appends rows."""
 
+from pathlib import Path
+from typing import Any
+
+import polars as pl
 import pytest
+import yaml
 
 from lrec.common.pages import rendered
 from lrec.errors import UserError
+from lrec.options.objects import as_plain
 from lrec.run import RunConfig
+from lrec.study import update
 from lrec.study.update import Recipe, trained_on
 
 
@@ -35,3 +42,38 @@ def test_one_is_singular() -> None:
     assert "Judged on 1 target of 1 user, from Monday" in page
     assert "Drift of 1 new row: 10.0% are" in page
     assert "count as old rows: 1." in page
+
+
+def run_of(folder: Path, **options: Any) -> tuple[Path, pl.DataFrame]:
+    """The folder of a run with these options of data, as far as an update looks at it before it trains, and its log."""
+    times = range(1_600_000_000, 1_600_000_080)
+    users, items = [f"u{n % 8}" for n in range(80)], [f"i{n % 5}" for n in range(80)]
+    log = pl.DataFrame({"user": users, "item": items, "timestamp": times})
+    log = log.with_columns(kind=pl.when(pl.col("item") == "i1").then(pl.lit("a")).otherwise(pl.lit("b")))
+    log.write_csv(folder / "log.csv")
+    data = {"path": str(folder / "log.csv"), "data_dir": str(folder / "data"), "max_len": 5} | options
+    config = {"data": {"class_path": "lrec.InteractionsDataModule", "init_args": data}, "model": {}, "trainer": {}}
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "checkpoints" / "best.ckpt").touch()
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    update.datamodule_of(config).prepare_data()
+    return folder / "run", log
+
+
+def test_new_rows_are_appended_to_the_rows_of_all_domains(tmp_path: Path) -> None:
+    run, log = run_of(tmp_path, domain_column="kind", only_domain="a")
+    base = update._base(run, False)
+    assert base.store.items_N.shape == (log.height,)
+    assert base.trained_until in log.filter(kind="a")["timestamp"]
+
+
+def test_new_rows_without_a_target_are_refused_and_not_kept(tmp_path: Path) -> None:
+    run, log = run_of(tmp_path, event_column="kind", target_events=["a"])
+    log.with_columns(pl.col("timestamp") + 100, kind=pl.lit("b")).write_csv(tmp_path / "new.csv")
+    base = update._base(run, False)
+    new = update._reader(base, tmp_path / "new.csv")
+    split, _ = update._windows(base, new, 0.2)
+    before = {*(tmp_path / "data").iterdir()}
+    with pytest.raises(UserError, match="no validation target is of these types"):
+        update._appended(base, new, {"data.split": as_plain(split)})
+    assert {*(tmp_path / "data").iterdir()} == before
