@@ -24,6 +24,7 @@ from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.data.formats.readers import Columns
 from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.reduction import DomainStore
 from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.prepare import append_to, refuse_append, refuse_other_unit
@@ -350,8 +351,10 @@ def _by_target(ranked: Ranked, cases: Cases, targets: Targets, counts_V: np.ndar
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
     """The new rows' share on items that the old network does not know, and the total variation distance of popularity
-    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p."""
-    joined = new.item_table.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
+    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p. If the
+    data are one domain's, only its items count."""
+    items = new.item_table.filter(domain=new.domain) if isinstance(new, DomainStore) else new.item_table
+    joined = items.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
     old_I = joined["count_old"].fill_null(0).to_numpy()
     new_I = joined["count"].to_numpy() - old_I
     p_I, q_I, n_new = old_I / old_I.sum(), new_I / new_I.sum(), int(new_I.sum())

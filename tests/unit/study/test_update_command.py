@@ -12,6 +12,7 @@ from lrec.errors import UserError
 from lrec.options.objects import as_plain
 from lrec.run import RunConfig
 from lrec.study import update
+from lrec.study.grid import changed
 from lrec.study.update import Recipe, trained_on
 
 
@@ -61,10 +62,19 @@ def run_of(folder: Path, **options: Any) -> tuple[Path, pl.DataFrame]:
 
 
 def test_new_rows_are_appended_to_the_rows_of_all_domains(tmp_path: Path) -> None:
+    """The drift is that of the one domain: as many new rows as old ones, of the same item."""
     run, log = run_of(tmp_path, domain_column="kind", only_domain="a")
     base = update._base(run, False)
     assert base.store.items_N.shape == (log.height,)
     assert base.trained_until in log.filter(kind="a")["timestamp"]
+    log.with_columns(pl.col("timestamp") + 100).write_csv(tmp_path / "new.csv")
+    new = update._reader(base, tmp_path / "new.csv")
+    split, _ = update._windows(base, new, 0.2)
+    store = update._appended(base, new, changes := {"data.split": as_plain(split)})
+    data = update.datamodule_of(changed(base.config.options, changes | {"data.store": str(store)}))
+    data.setup()
+    drift = update._drift(base.store, data.store, pl.Series(["i1"]))
+    assert (drift["rows"], drift["unknown_items"], drift["distance"]) == (log.filter(kind="a").height, 0, 0)
 
 
 def test_new_rows_without_a_target_are_refused_and_not_kept(tmp_path: Path) -> None:
