@@ -22,7 +22,7 @@ from lrec.common.pages import rendered
 from lrec.common.text_tables import on_terminal
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.data.formats.readers import Columns
+from lrec.data.formats.readers import Columns, infer_format
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.splits.reduction import DomainStore
 from lrec.data.splits.rules import Split, Targets
@@ -162,6 +162,8 @@ def _base(folder: Path, trust: bool) -> Base:
         data = _data_of(run)
         if data.store.times_N is None:
             raise UserError(f"{data.store.path} has no times, so an update cannot tell which rows are new")
+        if data.learned.event_codes is not None:
+            raise UserError(f"{run.folder} reads features of events or users, as no update can: train it on all rows")
         ends_U = data.store.offsets_U1[:-1] + data.cuts.train_U
         trained_until = int(data.store.times_N[ends_U[data.cuts.train_U > 0] - 1].max())
         store = data.open_store()  # with the rows of all domains
@@ -198,6 +200,8 @@ def _reader(base: Base, data: Path) -> InteractionsDataModule:
     reading = base.store.meta["reading"]
     given = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
     given |= {"min_rating": reading.get("min_rating"), "memory_gib": base.config.value("data.memory_gib")}
+    if infer_format(data.name) is None:
+        given["format"] = base.config.value("data.format")
     return InteractionsDataModule(data, data_dir=Path(base.config.value("data.data_dir")), **given)
 
 

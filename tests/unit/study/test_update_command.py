@@ -87,3 +87,20 @@ def test_new_rows_without_a_target_are_refused_and_not_kept(tmp_path: Path) -> N
     with pytest.raises(UserError, match="no validation target is of these types"):
         update._appended(base, new, {"data.split": as_plain(split)})
     assert {*(tmp_path / "data").iterdir()} == before
+
+
+def test_features_of_users_in_a_file_are_refused(tmp_path: Path) -> None:
+    pl.DataFrame({"user": ["u1"], "age": ["old"]}).write_csv(tmp_path / "users.csv")
+    run, _ = run_of(tmp_path, user_features={"path": str(tmp_path / "users.csv"), "categories": ["age"]})
+    with pytest.raises(UserError, match="reads features of events or users"):
+        update._base(run, False)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("new.log", ","), ("new.tsv", "\t")])
+def test_new_rows_have_the_format_of_their_name_or_else_that_of_the_run(
+    name: str, separator: str, tmp_path: Path
+) -> None:
+    run, log = run_of(tmp_path, format="csv")
+    log.write_csv(tmp_path / name, separator=separator)
+    frames: Any = update._reader(update._base(run, False), tmp_path / name).read().frame
+    assert sum(frame.height for frame in frames) == log.height
