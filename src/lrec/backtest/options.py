@@ -9,7 +9,7 @@ import numpy as np
 
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import check_cut, count_before, cut_time, in_units
-from lrec.data.store.store import Store, seconds_in, time_text
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Runs, Study
@@ -97,16 +97,16 @@ def origin_of(network: str) -> int:
 
 
 def open_store(backtest: Backtest) -> tuple[Store, list[str] | None]:
-    """The store, prepared, and the types of event that may be targets (None: all); UserError if the store has no times,
-    or if data.k_core selects by future interactions."""
+    """The store, prepared, and the types of event that may be targets (None: all); UserError if the store has no
+    dates, or if data.k_core selects by future interactions."""
     example = planned_runs(replace(backtest.study({}), sizes=backtest.sizes[:1], seeds=backtest.seeds[:1]))[0]
     data = datamodule_of(example.options)
     data.prepare_data()
     store = data.open_store()
     if data.k_core:
         raise UserError(f"data.k_core={data.k_core} selects by future interactions too: a backtest needs data.k_core 0")
-    if store.times_N is None:
-        raise UserError("a backtest needs times, and the data have none (--data.time_column)")
+    if store.time_unit not in TIME_UNITS:
+        raise UserError("a backtest needs times that are dates, and the data have none (--data.time_column)")
     return store, data.target_events
 
 

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from lrec.backtest.findings import Findings, Gain, figures_of, mean_of, share_of_gain
-from lrec.backtest.options import Backtest, Update, network_of, windows_of
+from lrec.backtest.options import Backtest, Update, network_of, open_store, windows_of
 from lrec.backtest.report import verdict_of, write_report
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
@@ -216,6 +216,13 @@ def test_sizes_grow_however_they_are_given() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Backtest(**options)  # type: ignore[arg-type]
+
+
+def test_times_that_are_no_dates_are_refused(tmp_path: Path) -> None:
+    """--every cannot be a number of steps."""
+    synthetic = {"data.data_dir": str(tmp_path), "data.n_users": 9, "data.n_items": 4}
+    with pytest.raises(UserError, match="a backtest needs times that are dates"):
+        open_store(Backtest(configs=["data/synthetic.yaml", "trainer/laptop.yaml"], options=synthetic))
 
 
 @pytest.mark.parametrize(
