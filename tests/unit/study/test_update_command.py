@@ -1,5 +1,6 @@
 """What an update says about numbers that are one, which runs it refuses, and to what it appends rows."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,19 @@ def test_new_rows_have_the_format_of_their_name_or_else_that_of_the_run(
     log.write_csv(tmp_path / name, separator=separator)
     frames: Any = update._reader(update._base(run, False), tmp_path / name).read().frame
     assert sum(frame.height for frame in frames) == log.height
+
+
+def test_the_store_of_a_run_is_enough_if_its_name_came_from_a_file_that_is_gone(tmp_path: Path) -> None:
+    run, log = run_of(tmp_path)
+    rows = log.select(userId="user", movieId="item", rating=1, timestamp="timestamp")
+    rows.write_csv(file := tmp_path / "ratings.csv")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    options = {"path": str(file), "data_dir": str(tmp_path / "data"), "max_len": 5}
+    config["data"] = {"class_path": "lrec.MovieLensDataModule", "init_args": options}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    data = update.datamodule_of(config)
+    data.prepare_data()
+    data.setup()
+    (run / "points.jsonl").write_text(json.dumps({"data_hash": data.data_hash}) + "\n")
+    file.unlink()
+    assert update._base(run, False).store.path == data.store.path
