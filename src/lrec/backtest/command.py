@@ -30,8 +30,8 @@ def backtest(options: Backtest) -> None:
         check_folder(options.folder, "--out")
     if not (options.dry_run or options.status or options.cluster):
         start_server()
-    store = open_store(options)
-    windows = windows_of(options, store)
+    store, types = open_store(options)
+    windows = windows_of(options, store, types)
     study, runs = planned(options, store, windows)
     record = Record(study, runs)
     if unknown := {*options.restart} - record.state.keys():

@@ -9,7 +9,7 @@ import numpy as np
 
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.temporal import check_cut, count_before, cut_time, in_units
-from lrec.data.store.store import Store, seconds_in, time_text
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Runs, Study
@@ -96,21 +96,23 @@ def origin_of(network: str) -> int:
     return int(network.rpartition("-")[2])
 
 
-def open_store(backtest: Backtest) -> Store:
-    """The store, prepared; UserError if it has no times, or if data.k_core selects by future interactions."""
+def open_store(backtest: Backtest) -> tuple[Store, list[str] | None]:
+    """The store, prepared, and the types of event that may be targets (None: all); UserError if the store has no
+    dates, or if data.k_core selects by future interactions."""
     example = planned_runs(replace(backtest.study({}), sizes=backtest.sizes[:1], seeds=backtest.seeds[:1]))[0]
     data = datamodule_of(example.options)
     data.prepare_data()
     store = data.open_store()
     if data.k_core:
         raise UserError(f"data.k_core={data.k_core} selects by future interactions too: a backtest needs data.k_core 0")
-    if store.times_N is None:
-        raise UserError("a backtest needs times, and the data have none (--data.time_column)")
-    return store
+    if store.time_unit not in TIME_UNITS:
+        raise UserError("a backtest needs times that are dates, and the data have none (--data.time_column)")
+    return store, data.target_events
 
 
-def windows_of(backtest: Backtest, store: Store) -> Windows:
-    """The windows in the store's unit of time. Each begins at an origin; the last ends with the data, or at `until`."""
+def windows_of(backtest: Backtest, store: Store, types: list[str] | None) -> Windows:
+    """The windows in the store's unit of time. Each begins at an origin; the last ends with the data, or at `until`.
+    UserError if a window has no target. Targets are events of these types (None: all) after a user's first one."""
     assert store.times_N is not None
     every = in_units(store, "--every", backtest.every)
     length = in_units(store, "--horizon", backtest.length)
@@ -123,12 +125,14 @@ def windows_of(backtest: Backtest, store: Store) -> Windows:
         raise UserError(
             f"--folds {backtest.folds} of --every {backtest.every} begin before the data: choose fewer or shorter ones"
         )
+    may_be_N = np.ones(len(store.times_N), dtype=bool) if types is None else store.of_types(types)
+    may_be_N[store.offsets_U1[:-1]] = False
     for number, (begin, end) in windows.items():
-        if not (count_before(store, end) > np.maximum(count_before(store, begin), 1)).any():
-            begins = time_text(begin, store.time_unit)
+        if not (may_be_N & (store.times_N >= begin) & (store.times_N < end)).any():
+            begins, what = time_text(begin, store.time_unit), " or ".join(types or ["interaction"])
             raise UserError(
-                f"window {number} of --folds {backtest.folds}, from {begins}, has no interaction "
-                "of a user with an earlier one: choose other windows, or another end (--until)"
+                f"window {number} of --folds {backtest.folds}, from {begins}, has no {what} "
+                "of a user with an earlier interaction: choose other windows, or another end (--until)"
             )
     return windows
 

@@ -22,8 +22,9 @@ from lrec.common.pages import rendered
 from lrec.common.text_tables import on_terminal
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
-from lrec.data.formats.readers import Columns
+from lrec.data.formats.readers import Columns, infer_format
 from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.reduction import DomainStore
 from lrec.data.splits.rules import Split, Targets
 from lrec.data.splits.temporal import GlobalTemporal
 from lrec.data.store.prepare import append_to, refuse_append, refuse_other_unit
@@ -111,12 +112,13 @@ def update(
     held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
     if held and read_json(plan) != asked:
         raise UserError(f"--out {out} holds another update, or something else: choose another")
+    given = {"data.split": as_plain(split), "points.test": False}
     from_run = {"model.warm_start": str(base.run.folder)} | trained_on(config, base.trained_until + 1, recipe)
-    store = _appended(base, new, split)
+    store = _appended(base, new, given | from_run)
     taken = f"another update is under way in {out}: wait for its end, or choose another --out"
     with locked(lock_of(out), taken):
         write_json(plan, asked)
-        anew = changed(config.options, {"data.store": str(store), "data.split": as_plain(split), "points.test": False})
+        anew = changed(config.options, given | {"data.store": str(store)})
         options = {UPDATED: changed(anew, from_run)} | ({FULL: anew} if full else {})
         points = dict[str, Point]()
         for name, each in options.items():
@@ -158,11 +160,13 @@ def _base(folder: Path, trust: bool) -> Base:
                 f"{folder} was trained by an update: name the folder of this update, which has the original recipe"
             )
         data = _data_of(run)
-        store = data.store
-        if store.times_N is None:
-            raise UserError(f"{store.path} has no times, so an update cannot tell which rows are new")
-        ends_U = store.offsets_U1[:-1] + data.cuts.train_U
-        trained_until = int(store.times_N[ends_U[data.cuts.train_U > 0] - 1].max())
+        if data.store.times_N is None:
+            raise UserError(f"{data.store.path} has no times, so an update cannot tell which rows are new")
+        if data.learned.event_codes is not None:
+            raise UserError(f"{run.folder} reads features of events or users, as no update can: train it on all rows")
+        ends_U = data.store.offsets_U1[:-1] + data.cuts.train_U
+        trained_until = int(data.store.times_N[ends_U[data.cuts.train_U > 0] - 1].max())
+        store = data.open_store()  # with the rows of all domains
     if not run.best.exists():
         raise UserError(f"{run.folder} has no best checkpoint: finish the run first")
     refuse_append(store)
@@ -196,6 +200,8 @@ def _reader(base: Base, data: Path) -> InteractionsDataModule:
     reading = base.store.meta["reading"]
     given = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
     given |= {"min_rating": reading.get("min_rating"), "memory_gib": base.config.value("data.memory_gib")}
+    if infer_format(data.name) is None:
+        given["format"] = base.config.value("data.format")
     return InteractionsDataModule(data, data_dir=Path(base.config.value("data.data_dir")), **given)
 
 
@@ -220,16 +226,16 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
     return GlobalTemporal(first, last, "all"), len(times_N) - len(newer_N)
 
 
-def _appended(base: Base, new: InteractionsDataModule, split: GlobalTemporal) -> Path:
-    """Make the store of old and new rows. Raises UserError, and leaves no store, if no row is new, or if the split has
-    no row to train or to judge on."""
+def _appended(base: Base, new: InteractionsDataModule, changes: dict[str, Any]) -> Path:
+    """Make the store of old and new rows. Raises UserError, and leaves no store, if no row is new, or if the data with
+    these changes of the recipe have nothing to train, validate or judge on."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
         opened = Store.open(store)
         if opened.statistics["interactions"] == base.store.statistics["interactions"]:
             raise UserError(f"{new.path}: {base.store.path} has all of its rows already")
-        split(opened)
+        datamodule_of(changed(base.config.options, changes | {"data.store": str(store)})).setup("fit")
     except UserError:
         if store not in before:
             remove(store)
@@ -297,7 +303,7 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     kept = max(models, key=lambda name: figures[name][FIGURES[-1]])  # the old model if it is as good as the others
     drift = _drift(base.store, data.store, models[OLD].item_ids)
     before = base.run.result.test_loss if base.run.result is not None else None
-    drift |= {"loss_before": before, "loss_in_window": float(frames[OLD]["loss"].drop_nulls().to_numpy().mean())}
+    drift |= {"loss_before": before, "loss_in_window": mean_or_nan(frames[OLD]["loss"].drop_nulls())}
     window: dict[str, Any] = {"targets": len(targets.users_T), "users": len(np.unique(targets.users_T))}
     ends = RunConfig(options).value("data.split.test_from"), data.store.statistics["last_time"]
     window |= {name: time_text(time, data.store.time_unit) for name, time in zip(("from", "until"), ends, strict=True)}
@@ -349,8 +355,10 @@ def _by_target(ranked: Ranked, cases: Cases, targets: Targets, counts_V: np.ndar
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
     """The new rows' share on items that the old network does not know, and the total variation distance of popularity
-    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p."""
-    joined = new.item_table.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
+    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p. If the
+    data are one domain's, only its items count."""
+    items = new.item_table.filter(domain=new.domain) if isinstance(new, DomainStore) else new.item_table
+    joined = items.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
     old_I = joined["count_old"].fill_null(0).to_numpy()
     new_I = joined["count"].to_numpy() - old_I
     p_I, q_I, n_new = old_I / old_I.sum(), new_I / new_I.sum(), int(new_I.sum())

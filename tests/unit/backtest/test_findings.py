@@ -4,6 +4,7 @@ import json
 import math
 import re
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import polars as pl
 import pytest
 
 from lrec.backtest.findings import Findings, Gain, figures_of, mean_of, share_of_gain
-from lrec.backtest.options import Backtest, Update, network_of, windows_of
+from lrec.backtest.options import Backtest, Update, network_of, open_store, windows_of
 from lrec.backtest.report import verdict_of, write_report
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
@@ -109,12 +110,13 @@ def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_pat
 
 
 def test_windows_show_the_newest_networks_in_whatever_order_updates_are_named(tmp_path: Path) -> None:
-    backtest = Backtest(sizes=["3k"], folds=2, update=("warm", "none"), out=tmp_path)
+    backtest = Backtest(sizes=["3k"], folds=2, update=("warm", "none"), out=tmp_path, train_from=2)
     every = served("full-1", "3k", {1: [1.0], 2: [11.0]}) | served("warm-2", "3k", {2: [1.0]})
     beside = {k: figures_of(targets(k, [4.0])).with_columns(scorer=pl.lit("popularity")) for k in (1, 2)}
     store: Any = SimpleNamespace(time_unit="order")
     report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
     assert "| 2 | 5 | 1 | 0.0 % | 1.0000 | 0.4307 |" in report
+    assert "learns from all before its origin (--train_from 2), except" in report
     assert "Diverged" not in report
     every["warm-2", "3k", 1] = Point(run="3k-warm-2-seed1", status="diverged"), every["warm-2", "3k", 1][1]
     report = write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
@@ -172,6 +174,7 @@ def test_a_gain_that_is_not_certain_has_no_shares(full: list[float]) -> None:
         ((0.1, 0.01), (-0.1, 0.01), "is worse as it ages"),
         ((-0.1, 0.01), (0.1, 0.01), "pays as it ages, but not at first"),
         ((-0.1, 0.01), (-0.1, 0.01), "does not pay here"),
+        ((0.1, 0.01), (math.nan, math.nan), "A larger network pays at first: "),
     ],
 )
 def test_the_verdict_follows_the_intervals(first: tuple[float, float], later: tuple[float, float], said: str) -> None:
@@ -215,11 +218,29 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, object], said
         Backtest(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("times", "window"), [([10, 200, 201], 0), ([10, 200], 2)])
-def test_a_window_without_a_target_is_refused_before_any_training(times: list[int], window: int) -> None:
+def test_times_that_are_no_dates_are_refused(tmp_path: Path) -> None:
+    """--every cannot be a number of steps."""
+    synthetic = {"data.data_dir": str(tmp_path), "data.n_users": 9, "data.n_items": 4}
+    with pytest.raises(UserError, match="a backtest needs times that are dates"):
+        open_store(Backtest(configs=["data/synthetic.yaml", "trainer/laptop.yaml"], options=synthetic))
+
+
+@pytest.mark.parametrize(
+    ("times", "types", "said"),
+    [
+        ([10, 200, 201], None, ""),
+        ([10, 200], None, "^window 2 .* has no interaction of"),
+        ([10, 200, 201], ["buy", "view"], ""),
+        ([10, 200, 201], ["buy"], "^window 2 .* has no buy of"),
+    ],
+)
+def test_a_window_without_a_target_is_refused_before_any_training(
+    times: list[int], types: list[str] | None, said: str
+) -> None:
     """The second user has one interaction, in the second window: it is no target, as nothing comes before it."""
-    offsets = np.array([0, len(times), len(times) + 1])
-    store: Any = SimpleNamespace(times_N=np.array([*times, 250]), offsets_U1=offsets, n_users=2, time_unit="s")
+    offsets, events_N = np.array([0, len(times), len(times) + 1]), np.array(["buy", "buy", "view", "buy"])
+    store: Any = SimpleNamespace(times_N=np.array([*times, 250]), offsets_U1=offsets, time_unit="s")
+    store.of_types = partial(np.isin, events_N)
     backtest = Backtest(folds=2, every="100s", until=301)
-    with pytest.raises(UserError, match=f"^window {window} ") if window else nullcontext():
-        assert windows_of(backtest, store) == {1: (101, 201), 2: (201, 301)}
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        assert windows_of(backtest, store, types) == {1: (101, 201), 2: (201, 301)}

@@ -93,9 +93,10 @@ class InteractionsDataModule(SequenceDataModule):
         files = self._files()
         tables = chain.from_iterable(_read(file, file_format, self.columns) for file, file_format in files)
         if files[0][1] == "lines":
-            if self.columns.event is not None or self.feature_columns:
-                option = "data.event_column" if self.columns.event is not None else "features of the log"
-                raise UserError(f"{option}: one-user-per-line files have no columns")
+            named: dict[str, Any] = {"data.event_column": self.columns.event, "data.domain_column": self.columns.domain}
+            named |= {"data.min_rating": self.min_rating, "features of the log": self.feature_columns or None}
+            if asked := [option for option, value in named.items() if value is not None]:
+                raise UserError(f"{asked[0]}: one-user-per-line files have no columns")
             return to_interactions(tables, Columns("user", "item"))
         return to_interactions(tables, self.columns, self.min_rating, features=self.feature_columns)
 

@@ -58,7 +58,8 @@ class MovieLensDataModule(SequenceDataModule):
 
     @property
     def store_name(self) -> str:
-        version = self.version or _version_of(self._file())
+        # Without its file, the store can still be found.
+        version = self.version or _version_of(self._file() if self.path.exists() else self.path)
         return f"ml-{version}" if version else "movielens"
 
     def source(self) -> dict[str, Any]:

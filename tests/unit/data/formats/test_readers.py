@@ -398,6 +398,13 @@ def test_options_that_do_not_fit(write, tmp_path: Path) -> None:
         prepare(path, min_rating=1, rating_column="stars")
     with pytest.raises(UserError, match="min_rating=3"):
         prepare(write("r.csv", "user,item,timestamp,stars\nu,a,1,2\n"), min_rating=3, rating_column="stars")
+    for name, options in {
+        "data.event_column": {"event_column": "stars"},
+        "data.domain_column": {"domain_column": "stars"},
+        "data.min_rating": {"min_rating": 3, "rating_column": "stars"},
+    }.items():
+        with pytest.raises(UserError, match=f"^{name}: one-user-per-line files have no columns"):
+            prepare(write("lines.txt", "u a b\n"), **options)
     with pytest.raises(UserError, match="k_core=3"):
         prepare(write("k.csv", HEADER + "u,a,1\n"), k_core=3)
     for option in ({"max_len": 0}, {"targets_per_step": 99}, {"k_core": -1}, {"num_workers": -1}, {"seed": -1}):
