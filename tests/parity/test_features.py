@@ -380,6 +380,12 @@ def test_options_that_name_nothing_are_refused() -> None:
             Features(**names)
 
 
+def test_a_number_that_all_items_share_does_not_enlarge_another() -> None:
+    """The deviation of equal numbers is 0, whatever it is when it is rounded."""
+    price = Vocabulary.learned("price", "item", "numbers", pl.Series([0.1] * 3), 16)
+    np.testing.assert_allclose(price.vectors(pl.Series([0.1, 0.3])), [[0], [0.2]], atol=1e-9)
+
+
 def test_values_are_read_as_training_read_them() -> None:
     """Numbers of any type, missing values and lists in tables in memory."""
     stars = Vocabulary.learned("stars", "event", "categories", pl.Series(["5", "4", ""]), 16)

@@ -56,10 +56,11 @@ class Vocabulary:
         if is_number:
             numbers = np.sort(values.to_numpy())
             distinct = np.unique(numbers)
+            deviation = float(numbers.std()) if len(distinct) > 1 else 0.0  # of equal numbers, it may be rounded up
             if len(distinct) > buckets:
                 places = np.arange(1, buckets) * len(numbers) // buckets
                 distinct = np.unique(np.append(numbers[0], numbers[places]))
-            centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
+            centre = (float(numbers.mean()) if len(numbers) else 0.0, deviation or 1.0)
             return cls(column, of, kind, [], distinct[1:].tolist(), centre, missing)
         entries = [_parts(text, kind) for text in values.unique()]
         known = sorted({part for entry in entries for part in entry})
