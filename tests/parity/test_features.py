@@ -15,6 +15,7 @@ from torch import Tensor
 from lrec.data.features import Features, Vocabulary, as_plain, vectors_of_file
 from lrec.data.histories import histories_of
 from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled
@@ -297,7 +298,7 @@ def test_a_feature_may_have_the_name_id(in_log: bool, tmp_path: Path) -> None:
 
 
 def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
-    """An item and a user have the first value of their training part."""
+    """A user has the first value, and an item the first value of the training part."""
     rows = [
         row | {"shelf": f"s{int(row['item'][1:]) % 4}", "country": f"c{int(row['user'][1:]) % 3}"} for row in raw_rows()
     ]
@@ -312,11 +313,13 @@ def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
         assert batch.events_BL[:, :, 0].tolist() == [[each] * LENGTH for each in countries]
 
 
-def test_a_user_has_one_value_in_histories_too(tmp_path: Path) -> None:
-    """The country of all users changes; the network reads the first one, in training and from histories."""
+@pytest.mark.parametrize("split", [LastItems(), UserSplit(0.3, 0.3)])
+def test_a_user_has_one_value_in_histories_too(split: SplitRule, tmp_path: Path) -> None:
+    """The country of all users changes; the network reads the first one, in training, in evaluation, also of users who
+    are not used for training, and from histories."""
     rows = [row | {"country": f"c{(int(row['user'][1:]) + row['timestamp'] // 3) % 3}"} for row in raw_rows()]
     options = {"event_features": None, "item_features": None, "user_features": Features(["country"])}
-    data = module(tmp_path, rows, event_column=None, **options)
+    data = module(tmp_path, rows, event_column=None, split=split, **options)
     net, about = Transformer(TransformerConfig(data.n_items, LENGTH, 1, 4, 1)), as_plain(data.learned.vocabularies)
     model = Model(net, data.item_table()["raw_id"], about)
     table = pl.DataFrame(rows).sort("user", maintain_order=True)
