@@ -286,6 +286,12 @@ def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
     assert same_FW.tolist() == vectors_FW.tolist()
 
 
+def test_rows_without_an_id_are_left_out(tmp_path: Path) -> None:
+    """Some writers quote every field, also a missing one."""
+    (tmp_path / "brands.csv").write_text('"item","brand"\n"i1","x"\n"","y"\n"","z"\n')
+    assert Features(["brand"], path=tmp_path / "brands.csv").read("data.item_features").rows() == [("i1", "x")]
+
+
 @pytest.mark.parametrize("in_log", [False, True])
 def test_a_feature_may_have_the_name_id(in_log: bool, tmp_path: Path) -> None:
     brands = {f"i{n}": {"id": "xy"[n % 2]} for n in range(ITEMS)}

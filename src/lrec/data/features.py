@@ -205,7 +205,7 @@ class Features:
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
         wanted: dict[str, tuple[str | None, str, bool | None]] = {ID: (self.id_column, f"({option}.id_column)", None)}
         wanted |= {name: (name, f"({option})", kind == "numbers") for name, kind in self.kinds.items()}
-        frame = read_columns(self.path, file_format, wanted).drop_nulls(ID)
+        frame = read_columns(self.path, file_format, wanted).filter(pl.col(ID).str.strip_chars() != "")
         if (twice := frame[ID].is_duplicated()).any():
             raise UserError(f"{option}.path {self.path}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame
