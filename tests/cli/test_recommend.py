@@ -221,6 +221,15 @@ def test_a_gap_in_a_table_does_not_change_its_ids() -> None:
     assert histories_of(gap).rows["item"].to_list() == ["3", None, "4"]
 
 
+@pytest.mark.parametrize("table", [pd.DataFrame, lambda columns: pl.DataFrame(columns, strict=False)])
+def test_a_table_may_have_ids_of_two_kinds_and_no_items(table: Callable[[dict[str, list]], object]) -> None:
+    """As pandas reads a large file of ids, and joins a table of users."""
+    rows = histories_of(table({"user": [1, "a", 1], "item": [3, "b", "c"]}))
+    users = histories_of(table({"user": [1, "a", 2], "items": [["3", "c"], ["b"], None]}))
+    assert rows.rows.equals(users.rows)
+    assert (rows.lengths_B.tolist(), users.lengths_B.tolist()) == ([2, 1], [2, 1, 0])
+
+
 def test_dictionaries_are_a_table_of_users() -> None:
     rows = [{"user": "u", "items": [1, "a"], "times": [5, 6], "age": 3}, {"items": [2], "times": [7]}, {"items": []}]
     found = histories_of(rows, with_times=True, features=["age"])

@@ -68,7 +68,8 @@ def histories_of(
     if isinstance(table, list) and table and all(isinstance(row, dict) and "items" in row for row in table):
         given: dict[str, Any] = {name: [row.get(name) for row in table] for name in set().union(*table)}
     else:
-        given = {str(name): table[name] for name in table.columns} if hasattr(table, "columns") else {"items": table}
+        is_table = hasattr(table, "columns")
+        given = {str(name): _plain(table[name]) for name in table.columns} if is_table else {"items": table}
     if "items" in given:
         users = _column(given["user"]) if "user" in given else None
         lists = {name: _column(given[f"{name}s"]) for name in own[1:] if f"{name}s" in given}
@@ -129,11 +130,15 @@ def histories_in(
         yield from _in_order(path, to_interactions(tables, columns, min_rating, features), repeats)
 
 
+def _plain(values: Any) -> Any:
+    """A column of Polars as it is, and one of pandas as a list, None where a value is missing."""
+    if isinstance(values, pl.Series):
+        return values
+    return [None if gone else value for value, gone in zip(values.tolist(), values.isna(), strict=True)]
+
+
 def _column(values: Any) -> pl.Series:
-    if isinstance(values, pl.Series | list):
-        return pl.Series(values, strict=False)
-    plain = values.tolist()
-    return pl.Series([None if gone else value for value, gone in zip(plain, values.isna(), strict=True)])
+    return pl.Series(values, strict=False)
 
 
 def _lists(histories: Any) -> pl.Series:
@@ -144,7 +149,7 @@ def _lists(histories: Any) -> pl.Series:
         return histories.cast(pl.List(inner))
     expected = "histories: a table or a list of lists is expected, of raw ids"
     try:
-        rows = list(histories)
+        rows = [() if row is None else row for row in histories]
         if any(isinstance(row, str | dict) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
         return pl.Series([[id_of(item, expected) for item in row] for row in rows], dtype=pl.List(pl.String))
