@@ -221,6 +221,15 @@ def test_a_gap_in_a_table_does_not_change_its_ids() -> None:
     assert histories_of(gap).rows["item"].to_list() == ["3", None, "4"]
 
 
+@pytest.mark.parametrize("table", [pd.DataFrame, lambda columns: pl.DataFrame(columns, strict=False)])
+def test_a_table_may_have_ids_of_two_kinds_and_no_items(table: Callable[[dict[str, list]], object]) -> None:
+    """As pandas reads a large file of ids, and joins a table of users."""
+    rows = histories_of(table({"user": [1, "a", 1], "item": [3, "b", "c"]}))
+    users = histories_of(table({"user": [1, "a", 2], "items": [["3", "c"], ["b"], None]}))
+    assert rows.rows.equals(users.rows)
+    assert (rows.lengths_B.tolist(), users.lengths_B.tolist()) == ([2, 1], [2, 1, 0])
+
+
 def test_dictionaries_are_a_table_of_users() -> None:
     rows = [{"user": "u", "items": [1, "a"], "times": [5, 6], "age": 3}, {"items": [2], "times": [7]}, {"items": []}]
     found = histories_of(rows, with_times=True, features=["age"])
@@ -241,6 +250,40 @@ def test_users_at_the_end_of_a_file_may_lack_items(tmp_path: Path, monkeypatch: 
     columns = Columns("user", "item", "timestamp")
     blocks = histories_in(tmp_path / "h.jsonl", None, columns, columns)
     assert [block.lengths_B.tolist() for block in blocks] == [[2], [0]]
+
+
+@pytest.mark.parametrize("feature", ["user", "item", "time", "times", "event", "events"])
+def test_a_feature_may_have_the_name_of_what_histories_have(feature: str, tmp_path: Path) -> None:
+    """It is read as the feature, and as the time or type itself only if the network reads these."""
+    named = f"feature.{feature}"
+    own = {"user": ["a", "a", "b"], "item": ["i", "j", "k"], "time": [7, 8, 9], "event": ["x", "y", "x"]}
+    rows = pl.DataFrame(own | ({feature: ["u", "v", "w"]} if feature not in own else {}))
+    for reads in (False, True):
+        found = histories_of(rows, reads, reads, [feature]).rows
+        assert found[named].to_list() == rows[feature].to_list()
+        assert found.drop(named).equals(rows.select("item", *["time", "event"] * reads))
+    users = [{"user": "a", "items": ["i", "j"], feature: "u"}, {"user": "b", "items": ["k"], feature: "v"}]
+    (tmp_path / "h.jsonl").write_text("\n".join(map(json.dumps, users)))
+    columns = Columns("user", "item")
+    (block,) = histories_in(tmp_path / "h.jsonl", None, columns, columns, features={feature: False})
+    for found in (histories_of(users, features=[feature]).rows, block.rows):
+        assert found.columns == ["item", named]
+        assert found["item"].to_list() == ["i", "j", "k"]
+        assert found[named].to_list() == ["u", "u", "v"]
+
+
+def test_lists_of_one_length_are_lists() -> None:
+    """Polars makes arrays of them."""
+    table = pl.DataFrame({name: np.array([[1, 2], [3, 4]]) for name in ("items", "times", "price")})
+    found = histories_of(table, with_times=True, features=["price"]).rows
+    assert found["time"].to_list() == found["feature.price"].to_list() == [1, 2, 3, 4]
+
+
+def test_an_item_of_a_file_may_have_a_list_of_values(tmp_path: Path) -> None:
+    (tmp_path / "h.jsonl").write_text('{"user":1,"items":[5,6],"tags":[["a","b"],null]}\n')
+    columns = Columns("user", "item")
+    (block,) = histories_in(tmp_path / "h.jsonl", None, columns, columns, features={"tags": False})
+    assert block.rows["feature.tags"].to_list() == [["a", "b"], None]
 
 
 @pytest.mark.parametrize("table", [pl.DataFrame, pd.DataFrame, lambda columns: columns["items"]])

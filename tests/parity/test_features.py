@@ -15,6 +15,7 @@ from torch import Tensor
 from lrec.data.features import Features, Vocabulary, as_plain, vectors_of_file
 from lrec.data.histories import histories_of
 from lrec.data.sources.interactions import InteractionsDataModule
+from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled
@@ -285,6 +286,12 @@ def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
     assert same_FW.tolist() == vectors_FW.tolist()
 
 
+def test_rows_without_an_id_are_left_out(tmp_path: Path) -> None:
+    """Some writers quote every field, also a missing one."""
+    (tmp_path / "brands.csv").write_text('"item","brand"\n"i1","x"\n"","y"\n"","z"\n')
+    assert Features(["brand"], path=tmp_path / "brands.csv").read("data.item_features").rows() == [("i1", "x")]
+
+
 @pytest.mark.parametrize("in_log", [False, True])
 def test_a_feature_may_have_the_name_id(in_log: bool, tmp_path: Path) -> None:
     brands = {f"i{n}": {"id": "xy"[n % 2]} for n in range(ITEMS)}
@@ -297,7 +304,7 @@ def test_a_feature_may_have_the_name_id(in_log: bool, tmp_path: Path) -> None:
 
 
 def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
-    """An item and a user have the first value of their training part."""
+    """A user has the first value, and an item the first value of the training part."""
     rows = [
         row | {"shelf": f"s{int(row['item'][1:]) % 4}", "country": f"c{int(row['user'][1:]) % 3}"} for row in raw_rows()
     ]
@@ -312,11 +319,13 @@ def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
         assert batch.events_BL[:, :, 0].tolist() == [[each] * LENGTH for each in countries]
 
 
-def test_a_user_has_one_value_in_histories_too(tmp_path: Path) -> None:
-    """The country of all users changes; the network reads the first one, in training and from histories."""
+@pytest.mark.parametrize("split", [LastItems(), UserSplit(0.3, 0.3)])
+def test_a_user_has_one_value_in_histories_too(split: SplitRule, tmp_path: Path) -> None:
+    """The country of all users changes; the network reads the first one, in training, in evaluation, also of users who
+    are not used for training, and from histories."""
     rows = [row | {"country": f"c{(int(row['user'][1:]) + row['timestamp'] // 3) % 3}"} for row in raw_rows()]
     options = {"event_features": None, "item_features": None, "user_features": Features(["country"])}
-    data = module(tmp_path, rows, event_column=None, **options)
+    data = module(tmp_path, rows, event_column=None, split=split, **options)
     net, about = Transformer(TransformerConfig(data.n_items, LENGTH, 1, 4, 1)), as_plain(data.learned.vocabularies)
     model = Model(net, data.item_table()["raw_id"], about)
     table = pl.DataFrame(rows).sort("user", maintain_order=True)
@@ -378,6 +387,12 @@ def test_options_that_name_nothing_are_refused() -> None:
     for names in ({}, {"categories": ["a"], "lists": ["a"]}):
         with pytest.raises(UserError, match="name at least one column, and each once"):
             Features(**names)
+
+
+def test_a_number_that_all_items_share_does_not_enlarge_another() -> None:
+    """The deviation of equal numbers is 0, whatever it is when it is rounded."""
+    price = Vocabulary.learned("price", "item", "numbers", pl.Series([0.1] * 3), 16)
+    np.testing.assert_allclose(price.vectors(pl.Series([0.1, 0.3])), [[0], [0.2]], atol=1e-9)
 
 
 def test_values_are_read_as_training_read_them() -> None:

@@ -56,10 +56,11 @@ class Vocabulary:
         if is_number:
             numbers = np.sort(values.to_numpy())
             distinct = np.unique(numbers)
+            deviation = float(numbers.std()) if len(distinct) > 1 else 0.0  # of equal numbers, it may be rounded up
             if len(distinct) > buckets:
                 places = np.arange(1, buckets) * len(numbers) // buckets
                 distinct = np.unique(np.append(numbers[0], numbers[places]))
-            centre = (float(numbers.mean()), float(numbers.std()) or 1.0) if len(numbers) else (0.0, 1.0)
+            centre = (float(numbers.mean()) if len(numbers) else 0.0, deviation or 1.0)
             return cls(column, of, kind, [], distinct[1:].tolist(), centre, missing)
         entries = [_parts(text, kind) for text in values.unique()]
         known = sorted({part for entry in entries for part in entry})
@@ -171,8 +172,8 @@ class Features:
             standardised on the catalogue for items.
         lists: Columns with several values in each row, separated by |, such as genres.
         path: File (CSV, TSV, JSON lines, Parquet) with the columns and a column of ids. null: columns of the log, from
-            which an item or a user gets the first value in the training part. For events, only columns of the log are
-            possible.
+            which a user gets the first value, and an item the first value in the training part. For events, only
+            columns of the log are possible.
         id_column: Column of ids in this file; by default the first column.
         buckets: Largest number of buckets of a column of numbers.
     """
@@ -204,7 +205,7 @@ class Features:
             raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
         wanted: dict[str, tuple[str | None, str, bool | None]] = {ID: (self.id_column, f"({option}.id_column)", None)}
         wanted |= {name: (name, f"({option})", kind == "numbers") for name, kind in self.kinds.items()}
-        frame = read_columns(self.path, file_format, wanted).drop_nulls(ID)
+        frame = read_columns(self.path, file_format, wanted).filter(pl.col(ID).str.strip_chars() != "")
         if (twice := frame[ID].is_duplicated()).any():
             raise UserError(f"{option}.path {self.path}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame
@@ -217,15 +218,13 @@ class Features:
                 raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
             return _completed(frame, raw_ids)
         store = split.store
-        if of == "user":
-            first_K = np.where(split.train_U > 0, store.offsets_U1[:-1], -1)
+        if of == "user":  # of the first event, which is no target; one without events has any value
+            first_K = np.minimum(store.offsets_U1[:-1], len(store.items_N) - 1)
         else:  # each of them is in the training part
             first_K = np.full(len(raw_ids), len(store.items_N))
             for rows_N in split.training_rows():
                 np.minimum.at(first_K, split.catalogue_index_I[store.items_N[rows_N]], rows_N)
-        there = pl.when(pl.Series(first_K >= 0))
-        found = {name: store.feature_values(name, np.maximum(first_K, 0)) for name in self.kinds}
-        return pl.DataFrame({ID: raw_ids}).with_columns(there.then(each).alias(name) for name, each in found.items())
+        return pl.DataFrame({ID: raw_ids} | {name: store.feature_values(name, first_K) for name in self.kinds})
 
     def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
         """The vocabularies of the columns, from their values in training."""

@@ -3,6 +3,7 @@ B histories."""
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -62,23 +63,26 @@ def histories_of(
     If asked for and present, times and types of event come from the columns times and events (lists), or time and
     event. Features come from columns of their names: a list or a single value in each row of a user. A list of
     dictionaries is a table with a row per user."""
-    of_rows = ["item"] + ["time"] * with_times + ["event"] * with_events
-    of_users = {"user", *(f"{name}s" for name in of_rows), *features}
+    own = ["item"] + ["time"] * with_times + ["event"] * with_events
     table = table.collect() if isinstance(table, pl.LazyFrame) else table
     if isinstance(table, list) and table and all(isinstance(row, dict) and "items" in row for row in table):
         given: dict[str, Any] = {name: [row.get(name) for row in table] for name in set().union(*table)}
     else:
-        given = {str(name): table[name] for name in table.columns} if hasattr(table, "columns") else {"items": table}
+        is_table = hasattr(table, "columns")
+        given = {str(name): _plain(table[name]) for name in table.columns} if is_table else {"items": table}
     if "items" in given:
-        columns = {name: _column(given[name]) for name in (of_users - {"items"}) & given.keys()}
-        return _of_lists({"items": given["items"], **columns}, features)
+        users = _column(given["user"]) if "user" in given else None
+        lists = {name: _column(given[f"{name}s"]) for name in own[1:] if f"{name}s" in given}
+        by_name = {name: _column(given[name]) for name in features if name in given}
+        return _of_lists(users, {"item": given["items"], **lists}, by_name)
     if not {"user", "item"} <= given.keys():
         there = ", ".join(given)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
-    mine = [name for name in features if name in given]
-    columns = {name: _column(given[name]) for name in {"user", *of_rows, *mine} & given.keys()}
-    users = pl.DataFrame(columns).group_by("user", maintain_order=True)
-    return _of_lists(users.agg(pl.exclude("user", *mine).name.suffix("s"), *mine).to_dict(), features)
+    columns = {name: _column(given[name]) for name in ("user", *own) if name in given}
+    columns |= {f"{FEATURE}{name}": _column(given[name]) for name in features if name in given}
+    lists = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.all()).to_dict()
+    by_name = {name: lists.pop(f"{FEATURE}{name}") for name in features if name in given}
+    return _of_lists(lists.pop("user"), lists, by_name)
 
 
 def histories_in(
@@ -119,18 +123,22 @@ def histories_in(
             runs = table.frame["user"].rle().struct.unnest()  # the rows of a user are adjacent
             yield Histories(runs["value"], runs["len"].to_numpy().astype(np.int64), table.frame.select("item"))
     elif "items" in found and (_is_list(first.frame["items"]) or _is_json_list(first.frame["items"])):
-        wanted = ["times"] * with_times + ["events"] * with_events
+        own = ["item"] + ["time"] * with_times + ["event"] * with_events
         for table in tables:
-            yield from _of_table(table, columns.user, wanted, features).blocks()
+            yield from _of_table(table, columns.user, own, features).blocks()
     else:
         yield from _in_order(path, to_interactions(tables, columns, min_rating, features), repeats)
 
 
+def _plain(values: Any) -> Any:
+    """A column of Polars as it is, and one of pandas as a list, None where a value is missing."""
+    if isinstance(values, pl.Series):
+        return values
+    return [None if gone else value for value, gone in zip(values.tolist(), values.isna(), strict=True)]
+
+
 def _column(values: Any) -> pl.Series:
-    if isinstance(values, pl.Series | list):
-        return pl.Series(values, strict=False)
-    plain = values.tolist()
-    return pl.Series([None if gone else value for value, gone in zip(plain, values.isna(), strict=True)])
+    return pl.Series(values, strict=False)
 
 
 def _lists(histories: Any) -> pl.Series:
@@ -141,7 +149,7 @@ def _lists(histories: Any) -> pl.Series:
         return histories.cast(pl.List(inner))
     expected = "histories: a table or a list of lists is expected, of raw ids"
     try:
-        rows = list(histories)
+        rows = [() if row is None else row for row in histories]
         if any(isinstance(row, str | dict) for row in rows):
             raise UserError("histories: a table or a list of lists is expected; a single history is [[item, item]]")
         return pl.Series([[id_of(item, expected) for item in row] for row in rows], dtype=pl.List(pl.String))
@@ -149,30 +157,31 @@ def _lists(histories: Any) -> pl.Series:
         raise UserError(f"histories: a table or a list of lists is expected, not {type(histories).__name__}") from None
 
 
-def _of_lists(columns: Mapping[str, Any], features: Collection[str] = ()) -> Histories:
-    """Histories from a column items of lists and, if present, user, times and events (lists), and features."""
-    items = _lists(columns["items"])
+def _of_lists(users: pl.Series | None, lists: Mapping[str, Any], features: Mapping[str, pl.Series]) -> Histories:
+    """Histories of users from the lists of their items and, if present, of their times and types of event, and from
+    features by name: a list or a single value for each user."""
+    items = _lists(lists["item"])
     lengths = items.list.len().fill_null(0)
     rows = {"item": ids_of(items.filter(lengths > 0).explode())}
 
-    def laid(name: str) -> pl.Series:
+    def laid(name: str, column: pl.Series) -> pl.Series:
         """The entries of a column of lists, one list after the other, as many as there are items."""
-        lists = columns[name]
-        lists = lists if _is_list(lists) else pl.Series(lists.to_list())
-        if len(lists) and not (_is_list(lists) and (lists.list.len().fill_null(0) == lengths).all()):
+        column = column if _is_list(column) else pl.Series(column.to_list())
+        column = column.arr.to_list() if isinstance(column.dtype, pl.Array) else column
+        if len(column) and not (_is_list(column) and (column.list.len().fill_null(0) == lengths).all()):
             raise UserError(f"histories: {name} has not as many entries as items in every row")
-        return lists.filter(lengths > 0).explode()
+        return column.filter(lengths > 0).explode()
 
-    if "times" in columns:
-        rows["time"] = pl.Series(in_seconds(laid("times"), "histories: times"))
-    if "events" in columns:
-        rows["event"] = laid("events").cast(pl.String)
-    for name in columns.keys() & set(features):
-        if _is_list(columns[name]) or columns[name].dtype == pl.Object:
-            rows[f"{FEATURE}{name}"] = laid(name)
+    if "time" in lists:
+        rows["time"] = pl.Series(in_seconds(laid("times", lists["time"]), "histories: times"))
+    if "event" in lists:
+        rows["event"] = laid("events", lists["event"]).cast(pl.String)
+    for name, values in features.items():
+        if _is_list(values) or values.dtype == pl.Object:
+            rows[f"{FEATURE}{name}"] = laid(name, values)
         else:  # a single value per user
-            rows[f"{FEATURE}{name}"] = columns[name].gather(np.repeat(np.arange(len(items)), lengths))
-    users = columns.get("user", pl.Series(np.arange(len(items))))
+            rows[f"{FEATURE}{name}"] = values.gather(np.repeat(np.arange(len(items)), lengths))
+    users = pl.Series(np.arange(len(items))) if users is None else users
     return Histories(users, lengths.to_numpy().astype(np.int64), pl.DataFrame(rows))
 
 
@@ -185,16 +194,20 @@ def _is_json_list(values: pl.Series) -> bool:
     return values.dtype == pl.String and bool(values.drop_nulls().head(1).str.starts_with("[").any())
 
 
-def _of_table(table: Table, user_column: str, beside: list[str], features: Collection[str]) -> Histories:
-    columns = {"user": table.column(user_column, "(option user_column)")}
-    for name in ("items", *(each for each in (*beside, *features) if each in table.frame.columns)):
-        columns[name] = table.column_or_nulls(name, "")
-        if _is_json_list(columns[name]) if name in features else columns[name].dtype == pl.String:
-            try:
-                columns[name] = columns[name].str.json_decode(pl.List(pl.String))
-            except pl.exceptions.PolarsError:
-                raise UserError(f"{table.name}: {name} are not a list in every row from {table.first_row} on") from None
-    return _of_lists(columns, features)
+def _of_table(table: Table, user_column: str, own: list[str], features: Collection[str]) -> Histories:
+    users, there = table.column(user_column, "(option user_column)"), table.frame.columns
+
+    def decoded(name: str, is_feature: bool) -> pl.Series:
+        column = table.column_or_nulls(name, "")
+        if not (_is_json_list(column) if is_feature else column.dtype == pl.String):
+            return column
+        for of_entry in [pl.String(), *[pl.List(pl.String)] * is_feature]:  # an item may have a list of values
+            with suppress(pl.exceptions.PolarsError):
+                return column.str.json_decode(pl.List(of_entry))
+        raise UserError(f"{table.name}: {name} are not a list in every row from {table.first_row} on")
+
+    lists = {name: decoded(f"{name}s", False) for name in own if name == "item" or f"{name}s" in there}
+    return _of_lists(users, lists, {name: decoded(name, True) for name in features if name in there})
 
 
 def _in_order(path: Path, raw: RawInteractions, repeats: Repeats) -> Iterator[Histories]:

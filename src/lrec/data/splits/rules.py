@@ -286,12 +286,12 @@ class Split:
     @property
     def counts(self) -> dict[str, int]:
         """Number of interactions in each part, of catalogue items and of held-out users."""
-        lengths_U = np.diff(self.store.offsets_U1)
+        last_U = (np.diff(self.store.offsets_U1) - self.trajectory_U) * (self.trajectory_U >= 0)
         return {
             "training": int(self.train_U.sum()),
             "validation": len(self.val_targets.users_T),
             "test": len(self.test_targets.users_T),
-            "trajectory": int((lengths_U - self.trajectory_U)[self.trajectory_U >= 0].sum()),
+            "trajectory": int(last_U[~self.held_out_U].sum()),
             "catalogue": len(self.catalogue_V),
             "held-out users": int(self.held_out_U.sum()),
         }

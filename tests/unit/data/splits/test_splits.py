@@ -56,6 +56,8 @@ def test_held_out_users_train_validate_and_test_nowhere(make_lengths) -> None:
     assert (small.train_U[held_out] == 0).all()
     assert (small.test_U[held_out] == 59).all()
     assert not np.isin(held_out, [*small.val_users, *small.test_users]).any()
+    tasks = LastItems(trajectory=10, held_out_users=0.2)(store).counts
+    assert tasks["trajectory"] == 10 * (200 - tasks["held-out users"])
     assert len(small.catalogue_V) == small.train_U.sum(), "each item of these users is theirs alone"
 
 
