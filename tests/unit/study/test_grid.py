@@ -40,6 +40,8 @@ def runs_of(sizes: tuple[str, ...] = ("3k", "12k"), **changes: Any) -> list[Plan
 def test_targets_per_step_by_rule_are_whole_and_not_extrapolated() -> None:
     ruled = study(sizes=["3k", "12k"], holdout=0, law=None, rules={"data.targets_per_step": [10_000, -0.25]})
     steps = [ruled_options(ruled, size, 1.0) for size in ("3k", "12k", "98k")]
+    (longest,) = ruled_options(study(rules={"data.targets_per_step": [12_344, 0]}), "3k", 1.0).values()
+    assert longest == 12_344, "less would be too few for histories of 6,172 items"
     assert steps == [{"data.targets_per_step": step} for step in (1343, 950, 950)]
     assert all(run.config.value("data.targets_per_step") in (1343, 950) for run in planned_runs(ruled))
 
@@ -174,9 +176,10 @@ def test_samples_are_the_default_only_where_a_run_makes_more_than_four_passes(tm
         assert samples(**more) == [0.25, 0.5, 1.0]
 
 
-def test_a_rule_is_two_numbers() -> None:
-    with pytest.raises(UserError, match=r"--rules.model.optimizer.lr: \[0.2\] is not \[factor, exponent\]"):
-        runs_of(rules={"model.optimizer.lr": [0.2]})
+@pytest.mark.parametrize("rule", [[0.2], [0.2, 1, "a"], 3])
+def test_a_rule_is_two_numbers(rule: Any) -> None:
+    with pytest.raises(UserError, match=r"--rules.model.optimizer.lr: .* is not \[factor, exponent\]"):
+        runs_of(rules={"model.optimizer.lr": rule})
 
 
 def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
