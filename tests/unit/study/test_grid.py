@@ -89,9 +89,13 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"data": {"seed": 3}, "seeds": (1, 2)}, "--seeds: every run would have data.seed 3"),
-        ({"options": {"data.seed": 3}, "size_seeds": {"3k": (1, 2)}}, "--seeds: every run would have data.seed 3"),
-        ({"options": {"model": {"size": "3k"}}}, "--sizes: every run would have model.size 3k"),
+        ({"data": {"seed": 3}, "seeds": (1, 2)}, "--seeds: all runs with the option data.seed 3"),
+        ({"options": {"data.seed": 3}, "size_seeds": {"3k": (1, 2)}}, "--seeds: all runs with the option data.seed 3"),
+        ({"options": {"model": {"size": "3k"}}}, "--sizes: all runs with the option model.size 3k"),
+        ({"grid": {"model.size": ["3k", "12k"]}}, "--sizes: all runs with the option model.size 12k"),
+        ({"size_options": {"3k": {"model": {"size": "12k"}}}}, "--sizes: all runs with the option model.size 12k"),
+        ({"variants": {"a": {"data.seed": 3}}, "seeds": (1, 2)}, "--seeds: all runs with the option data.seed 3"),
+        ({"tune": ("lr", "lr")}, "--tune .*each once"),
     ],
 )
 def test_runs_that_differ_in_seed_or_size_cannot_be_given_one(given: dict[str, Any], said: str) -> None:
@@ -184,10 +188,10 @@ def test_a_rule_is_two_numbers(rule: Any) -> None:
 
 def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
     values = {"model": {"optimizer.betas": [[0.9, 0.98], [0.9, 0.999]]}, "trainer.max_epochs": [1]}
-    named = study(variants={"both": {"model.size": "3k"}}, grid=values).every_variant
+    named = study(variants={"both": {"model.loss": "GBCE"}}, grid=values).every_variant
     assert list(named) == ["both-betas-_0.9_0.98_-max_epochs-1", "both-betas-_0.9_0.999_-max_epochs-1"]
     assert named["both-betas-_0.9_0.98_-max_epochs-1"] == {
-        "model.size": "3k",
+        "model.loss": "GBCE",
         "model.optimizer.betas": [0.9, 0.98],
         "trainer.max_epochs": 1,
     }
