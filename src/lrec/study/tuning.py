@@ -240,6 +240,7 @@ class Tuner:
         if kept := self.kept:
             record = Record(self.study_of_trials, self.runs_so_far)
             work.records[record.folder] = record  # their hours count in the budget
+            record.check_data(record.runs)
             return kept
         tuned, ladder = self._tune(work), self.study.ladder
         of = {"of": self._key(self._small, ladder), "ladder": ladder}
