@@ -151,22 +151,31 @@ def test_a_study_that_is_refused_keeps_no_plan(
     assert not Path("studies").exists()
 
 
-@pytest.mark.parametrize(("faster", "given", "draws"), [(10, False, True), (1.2, False, False), (10, True, False)])
+@pytest.mark.parametrize(
+    ("faster", "given", "draws"),
+    [
+        (10, {}, True),
+        (1.2, {}, False),
+        (10, {"options": {"model.loss": "lrec.FullSoftmax"}}, False),
+        (10, {"configs": ["data/csv.yaml", "trainer/laptop.yaml", "loss.yaml"]}, False),
+        (10, {"grid": {"model.loss": ["lrec.FullSoftmax", "lrec.NextItems"]}}, False),
+    ],
+)
 def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
-    faster: float, given: bool, draws: bool, log: None, monkeypatch: pytest.MonkeyPatch
+    faster: float, given: dict[str, Any], draws: bool, log: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seconds(size: str, example: PlannedRun, _: Any) -> tuple[float, float]:
         times = faster if example.model.loss != FullSoftmax() else 1
         return 4e-8 * (find_size(size).width ** 2 + 5e5) / times, 0.004
 
     monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
-    options = {"model.loss": "lrec.FullSoftmax"} if given else {}
-    study = Study(hours=0.2, jobs=2, data=LOG, options=options)
+    Path("loss.yaml").write_text("model: {loss: lrec.NextItems}")
+    study = Study(hours=0.2, jobs=2, data=LOG, **given)
     plan = plan_of(study)
     chosen = with_plan(study, plan)
     assert ("SampledSoftmax" in as_text(plan)) == draws
     (run, *_) = planned_runs(chosen)
-    assert isinstance(run.model.loss, SampledSoftmax if draws else FullSoftmax)
+    assert isinstance(run.model.loss, SampledSoftmax) == draws
     if draws:
         assert run.model.loss == SampledSoftmax(negatives=1024, power=1)
         trained, with_all = (int(each.replace(",", "")) for each in re.findall(r"([\d,]+) targets[,.]", as_text(plan)))

@@ -85,11 +85,15 @@ def _choose(study: Study) -> dict[str, Any]:
     jobs = study.jobs or at_once
     plan = _longest(study, example, data, jobs)
     chosen = _choices(plan, data, jobs, study)
-    if plan.targets < data.U and not any(option.startswith(LOSS) for option in study.given):
+    given = [option for each in (study.given, *study.every_variant.values()) for option in dotted(each)]
+    chosen_loss = any(option.startswith(LOSS) for option in given) or example.model.loss != FullSoftmax()
+    if plan.targets < data.U and not chosen_loss:
         drawing = replace(study, options=SAMPLED | dotted(study.options))
         longer = _longest(drawing, _example(drawing), data, jobs)
         if longer.targets > MORE_TARGETS * plan.targets:
             chosen = _choices(longer, data, jobs, study)
+    from lrec.model.losses import FullSoftmax  # imports torch
+
             chosen["options"] |= SAMPLED
             chosen["reasons"].append(
                 f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
