@@ -7,6 +7,7 @@ times the parameters of the largest fitted size.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,11 +59,19 @@ def plan_of(study: Study) -> dict[str, Any]:
     """The plan of a study, from OUT/plan.json if the study has begun. UserError if the hours are too few for any study,
     or if the folder has a plan for other hours."""
     path = study.folder / PLAN
-    kept: dict[str, Any] = read_json(path) or _choose(study)
+    kept: dict[str, Any] | None = read_json(path)
+    if kept is None:
+        return _choose(study)
     if kept["hours"] != study.hours:
         raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
     return kept
 
+    store = kept.get("store")
+    if not (study.status or store is None):
+        with suppress(UserError):  # a finished study does not need the data
+            store = _example(study).open_data().store.hash
+    if store != kept.get("store"):
+        raise UserError(f"{path} is a plan for other data: choose another --out, or restore the earlier data")
 
 def with_plan(study: Study, plan: dict[str, Any]) -> Study:
     """The study with the plan's values for all options that the user did not give."""
@@ -99,7 +108,7 @@ def _choose(study: Study) -> dict[str, Any]:
                 f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
                 f"{data.n_items:,} the hours would allow {plan.targets:,} targets. Evaluation ranks all items."
             )
-    return {"hours": study.hours} | chosen
+    return {"hours": study.hours, "store": data.store.hash} | chosen
 
 
 def _example(study: Study) -> PlannedRun:
