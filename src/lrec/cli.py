@@ -37,6 +37,7 @@ OF_RUNS = {
 }
 _HELP = ("-h", "--help")
 _DOT = "․"  # the character "one dot leader", which no option's name contains
+_OF_NAMES = (dict[str, dict[str, Any]], dict[str, dict[str, Any]] | None)  # options by the name of a size or variant
 # The system's errors that the user can correct: permissions, disk space, and wrong kinds of files.
 _SURROUNDINGS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -124,7 +125,7 @@ def _run(arguments: list[str]) -> None:
         values.pop("config", None)
         for name, value in values.items():
             if isinstance(value, dict):
-                values[name] = {key.replace(_DOT, "."): of_entry for key, of_entry in value.items()}
+                values[name] = {str(key).replace(_DOT, "."): of_entry for key, of_entry in value.items()}
         settings = _settings_of(command)
         command(**values) if settings is None else command(settings(**values))
 
@@ -185,6 +186,9 @@ def _as_jsonargparse_reads(options: list[str], hints: dict[str, Any]) -> list[st
             result += [option, "true"]
         elif dot and given.startswith("--") and hints.get(name) in (dict[str, Any], dict[str, Any] | None):
             result.append(f"--{name}.{key.replace('.', _DOT)}{equals}{value}")
+        elif dot and "." in key and given.startswith("--") and hints.get(name) in _OF_NAMES:
+            all_at_once = f"--{name} '{{NAME: {{OPTION: VALUE}}}}'"
+            raise UserError(f"{given}: a second option would replace the first: write {all_at_once}")
         elif dot and given.startswith("--") and "options" in hints and name not in hints:
             raise UserError(f"{given} is an option of the runs: write --options.{given.removeprefix('--')}")
         else:

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from lrec.common.files import write_json
 from lrec.errors import UserError
 from lrec.model.losses import FullSoftmax, SampledSoftmax
 from lrec.model.network_sizes import find_size
 from lrec.study.dial import as_text, plan_of, with_plan
 from lrec.study.grid import PlannedRun, planned_runs
-from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
+from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.tuning import LR, shares_of_trials
 
 pytestmark = pytest.mark.usefixtures("warm_processes")
@@ -134,6 +135,43 @@ def test_a_study_on_gpus_plans_a_run_for_each_gpu(planned: Callable[..., tuple[S
     assert planned(0.5, cores=16, gpus=(0, 1), options=gpus)[0].jobs == 2
 
 
+def test_a_plan_reads_long_histories(planned: Callable[..., tuple[Study, str]]) -> None:
+    """Longer than half of the configured step."""
+    assert planned(2, data=LOG | {"max_len": 3000})[0].options[STEP] == 6000
+
+
+def test_passes_may_be_a_matter_of_variants(planned: Callable[..., tuple[Study, str]]) -> None:
+    alone, by_grid = planned(0.2, options={EPOCHS: 8}), planned(0.2, grid={EPOCHS: [2, 8]})
+    assert "8 passes over" in by_grid[1]
+    assert max(by_grid[0].fractions or ()) < max(alone[0].fractions or ())
+    assert "30 passes over" in planned(20, variants={"short": {EPOCHS: 8}, "free": {}})[1]
+
+
+def test_a_plan_says_what_limits_it(planned: Callable[..., tuple[Study, str]]) -> None:
+    text = planned(0.2)[1]
+    assert ": what the hours allow." in text
+    assert "At most 2,000 users test." in text
+    assert " 30 passes over all users. " in planned(20)[1]
+    given = planned(2, fractions=(0.5,), holdout=1, data=LOG | {"test_users": "all"})[1]
+    assert "over 0.5 of the users" in given
+    assert re.search(r"5 sizes from [\d,]+ to [\d,]+ parameters are fitted, and [\d,]+ held out", given)
+    assert "users test" not in given
+    assert "targets a parameter" not in planned(0.05)[1], "the sizes are the smallest"
+
+
+def test_a_plan_is_of_one_log(planned: Callable[..., tuple[Study, str]]) -> None:
+    study = Study(hours=0.5, data=LOG)
+    write_json(study.folder / PLAN, plan_of(study))
+    plan_of(study)
+    log = Path("log.csv").read_text()
+    Path("log.csv").write_text(log + "\n1,1,99")
+    with pytest.raises(UserError, match=r"plan\.json is a plan for other data: choose another --out"):
+        plan_of(study)
+    plan_of(replace(study, status=True))
+    Path("log.csv").unlink()
+    plan_of(study)
+
+
 def test_too_few_hours_are_refused(planned: Callable[..., tuple[Study, str]], refused: Callable[..., str]) -> None:
     assert "the smallest study takes" in refused(*COMMAND, "--hours", "0.001")
     assert "--sizes: name the sizes" in refused(*COMMAND)
@@ -151,22 +189,31 @@ def test_a_study_that_is_refused_keeps_no_plan(
     assert not Path("studies").exists()
 
 
-@pytest.mark.parametrize(("faster", "given", "draws"), [(10, False, True), (1.2, False, False), (10, True, False)])
+@pytest.mark.parametrize(
+    ("faster", "given", "draws"),
+    [
+        (10, {}, True),
+        (1.2, {}, False),
+        (10, {"options": {"model.loss": "lrec.FullSoftmax"}}, False),
+        (10, {"configs": ["data/csv.yaml", "trainer/laptop.yaml", "loss.yaml"]}, False),
+        (10, {"grid": {"model.loss": ["lrec.FullSoftmax", "lrec.NextItems"]}}, False),
+    ],
+)
 def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
-    faster: float, given: bool, draws: bool, log: None, monkeypatch: pytest.MonkeyPatch
+    faster: float, given: dict[str, Any], draws: bool, log: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seconds(size: str, example: PlannedRun, _: Any) -> tuple[float, float]:
         times = faster if example.model.loss != FullSoftmax() else 1
         return 4e-8 * (find_size(size).width ** 2 + 5e5) / times, 0.004
 
     monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
-    options = {"model.loss": "lrec.FullSoftmax"} if given else {}
-    study = Study(hours=0.2, jobs=2, data=LOG, options=options)
+    Path("loss.yaml").write_text("model: {loss: lrec.NextItems}")
+    study = Study(hours=0.2, jobs=2, data=LOG, **given)
     plan = plan_of(study)
     chosen = with_plan(study, plan)
     assert ("SampledSoftmax" in as_text(plan)) == draws
     (run, *_) = planned_runs(chosen)
-    assert isinstance(run.model.loss, SampledSoftmax if draws else FullSoftmax)
+    assert isinstance(run.model.loss, SampledSoftmax) == draws
     if draws:
         assert run.model.loss == SampledSoftmax(negatives=1024, power=1)
         trained, with_all = (int(each.replace(",", "")) for each in re.findall(r"([\d,]+) targets[,.]", as_text(plan)))

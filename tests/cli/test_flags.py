@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrec.cli import own_command
+from lrec.errors import UserError
 from lrec.options.config_files import with_shipped_configs
 
 
@@ -35,6 +36,20 @@ def test_entries_of_a_dictionary_add_up(
     sizes = ("--sizes=[0.8k,1.7k]", "--holdout=0", "--law=null", "--rules.model.optimizer.lr=[0.1,-0.5]")
     lrec(*study, "--options.data.time_column", "when", *sizes, "--dry_run")
     assert len(list((tmp_path / "data").glob("log-*"))) == 1
+
+
+@pytest.mark.parametrize("option", ["--variants.a.trainer.max_epochs=1", "--size_options.3k.model.dropout 0"])
+def test_options_of_one_variant_or_size_are_given_together(option: str) -> None:
+    with pytest.raises(
+        UserError, match=r"a second option would replace the first: write --\w+ '{NAME: {OPTION: VALUE}}'"
+    ):
+        own_command(["scaling", "study", *option.split()])
+    assert own_command(["scaling", "study", "--variants.a", "{}"])[2] == ["--variants.a", "{}"]
+
+
+def test_a_name_that_is_a_number_is_a_name(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("sizes: []\nvariants: {1: {}, 2: {}}\n")
+    assert "--sizes []: name at least one" in refused("scaling", "study", f"--config={tmp_path / 'mine.yaml'}")
 
 
 def test_a_value_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

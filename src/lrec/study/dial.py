@@ -7,6 +7,7 @@ times the parameters of the largest fitted size.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,13 +28,15 @@ if TYPE_CHECKING:
 
 FITTED, PER_DECADE, HELD_OUT = 6, 3, (4, 16)
 # The largest held-out size has a parameter for every four targets, because a larger one would lack data rather than
-# parameters. SMALLEST is the number of parameters of the smallest size.
+# parameters, but at least LEAST_LARGEST. SMALLEST is the number of parameters of the smallest size.
 PER_TARGET, SMALLEST = 0.25, 1000
+LEAST_LARGEST = 4 * SMALLEST * HELD_OUT[-1]
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
 # The trials of a study with 1.4m targets start with 512 targets in a step; this grows with the root of the targets. The
 # planned hours assume that small networks have twice as many, and larger networks fewer (laws/rate_law.py). In today's
 # studies, the steps of all sizes are often nearly alike (benchmarks/hours.md).
 FIRST_STEP, STEP_AT, OF_SMALL, FALLS = 512, 1.4e6, 2, -0.2
+LONG_STEP = 2**30  # longer than two histories
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
 STEP_S = 0.004  # seconds of a step without its arithmetic
 RUN_S = 3.0  # to start and end a run
@@ -57,11 +60,19 @@ class Plan(NamedTuple):
 
 def plan_of(study: Study) -> dict[str, Any]:
     """The plan of a study, from OUT/plan.json if the study has begun. UserError if the hours are too few for any study,
-    or if the folder has a plan for other hours."""
+    or if the folder has a plan for other hours or other data."""
     path = study.folder / PLAN
-    kept: dict[str, Any] = read_json(path) or _choose(study)
+    kept: dict[str, Any] | None = read_json(path)
+    if kept is None:
+        return _choose(study)
     if kept["hours"] != study.hours:
         raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
+    store = kept.get("store")
+    if not (study.status or store is None):
+        with suppress(UserError):  # a finished study does not need the data
+            store = _example(study).open_data().store.hash
+    if store != kept.get("store"):
+        raise UserError(f"{path} is a plan for other data: choose another --out, or restore the earlier data")
     return kept
 
 
@@ -80,13 +91,17 @@ def as_text(plan: dict[str, Any]) -> str:
 
 
 def _choose(study: Study) -> dict[str, Any]:
+    from lrec.model.losses import FullSoftmax  # imports torch
+
     example = _example(study)
     data, gpus = example.open_data(), study.placement(example.config).gpus
     at_once = max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores
     jobs = study.jobs or at_once
     plan = _longest(study, example, data, jobs)
     chosen = _choices(plan, data, jobs, study)
-    if plan.targets < data.U and not any(option.startswith(LOSS) for option in study.given):
+    given = [option for each in (study.given, *study.every_variant.values()) for option in dotted(each)]
+    chosen_loss = any(option.startswith(LOSS) for option in given) or example.model.loss != FullSoftmax()
+    if plan.targets < data.U and not chosen_loss:
         drawing = replace(study, options=SAMPLED | dotted(study.options))
         longer = _longest(drawing, _example(drawing), data, jobs)
         if longer.targets > MORE_TARGETS * plan.targets:
@@ -96,12 +111,13 @@ def _choose(study: Study) -> dict[str, Any]:
                 f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
                 f"{data.n_items:,} the hours would allow {plan.targets:,} targets. Evaluation ranks all items."
             )
-    return {"hours": study.hours} | chosen
+    return {"hours": study.hours, "store": data.store.hash} | chosen
 
 
 def _example(study: Study) -> PlannedRun:
     alone: dict[str, Any] = {"sizes": ["3k"], "holdout": 0, "law": None, "horizons": (1.0,)}
-    options = study.given | {EPOCHS: study.given.get(EPOCHS) or MOST_PASSES}
+    # The plan chooses the step; the configured one may be too short for data.max_len.
+    options = study.given | {STEP: study.given.get(STEP) or LONG_STEP, EPOCHS: _passes(study) or MOST_PASSES}
     example = planned_runs(replace(study, fractions=(study.most,), options=options, **alone))[0]
     if epochs_alone(example.config) is None:
         raise UserError(f"--hours: say by --options.{EPOCHS}, and nothing else, how long a run is, or leave it open")
@@ -111,13 +127,13 @@ def _example(study: Study) -> PlannedRun:
 def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
     """The plan with the most targets that the hours allow."""
     assert study.hours is not None
-    most = example.config.value(EPOCHS) * data.U
+    most = (_passes(study) or MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
     low, high = (_plan(each, study, example, data, jobs) for each in (LEAST_TARGETS, most))
     allowed = PLANNED * study.hours
     if (least := sum(low.hours.values())) > allowed:
-        raise UserError(f"--hours {study.hours:g}: the smallest study takes {least / PLANNED:.2f}")
+        raise UserError(f"--hours {study.hours:g}: the smallest study takes {math.ceil(100 * least / PLANNED) / 100:g}")
     if sum(high.hours.values()) <= allowed:
         return high
     while high.targets / low.targets > 1.02:
@@ -130,12 +146,12 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     """The plan of a study with this many targets in each run and `jobs` runs at the same time."""
     from lrec.training.optim import WSD_FALL
 
-    largest_fitted = max(PER_TARGET * targets / HELD_OUT[-1], 4 * SMALLEST)
+    largest_fitted = max(PER_TARGET * targets, LEAST_LARGEST) / HELD_OUT[-1]
     smallest = max(largest_fitted / 10 ** ((FITTED - 1) / PER_DECADE), SMALLEST)
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
-    epochs = study.given.get(EPOCHS) or _epochs(targets / data.U, study.horizons)
+    epochs = _passes(study) or _epochs(targets / data.U, study.horizons)
     power_of_two = 2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT)))
     tune, first = _tuned(study, epochs), study.given.get(STEP) or max(power_of_two, 2 * data.max_len)
     tunes_step = "targets_per_step" in tune
@@ -163,6 +179,12 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     clock_s["held-out sizes"] = clock(held_out_s, len(study.holdout_seeds))
     hours = {part: value / 3600 for part, value in clock_s.items()}
     return Plan(targets, epochs, sizes, shares, tune, first, hours)
+
+
+def _passes(study: Study) -> int | None:
+    """The passes that are given, by variants the most of them; None if the plan chooses them."""
+    of_variants = [dotted(options).get(EPOCHS) or study.given.get(EPOCHS) for options in study.every_variant.values()]
+    return max(of_variants) if all(of_variants) else None
 
 
 def _epochs(passes: float, horizons: Sequence[float]) -> int:
@@ -213,10 +235,13 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     few_users = study.reduce == "users" and users**2 < data.U  # samples of them would be a matter of chance, or empty
     reduce = "recent" if few_users else study.reduce
     of_all = {"users": "the users", "interactions": "the interactions", "recent": "each history"}[reduce]
-    n_body = [f"{ladder_n_body(size):,}" for size in plan.sizes]
-    said = plan._asdict() | {"targets": round(plan.epochs * share * data.U), "share": share, "of_all": of_all}
-    said |= {"fitted": n_body[: -len(HELD_OUT)], "held_out": n_body[-len(HELD_OUT) :], "per_parameter": 1 / PER_TARGET}
-    said |= {"tested": tested, "few_users": few_users}
+    planned, most = replace(study, sizes=plan.sizes), _passes(study) or MOST_PASSES
+    parts = {"fitted": planned.fitted, "held_out": planned.held_out}
+    said = plan._asdict() | {part: [f"{ladder_n_body(size):,}" for size in sizes] for part, sizes in parts.items()}
+    said |= {"targets": round(plan.epochs * share * data.U), "share": share * study.most, "of_all": of_all}
+    said |= {"limited": share < 1 or plan.epochs < most, "per_parameter": 1 / PER_TARGET}
+    said |= {"lacks_data": PER_TARGET * plan.targets > LEAST_LARGEST}
+    said |= {"tested": study.given.get("data.test_users") is None and tested, "few_users": few_users}
     reasons = rendered("study", "plan.md.j2", said).splitlines()
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
     choices = {"sizes": plan.sizes, "fractions": [share * each for each in plan.shares], "reduce": reduce}

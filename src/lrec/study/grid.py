@@ -208,11 +208,11 @@ def ruled_options(study: Study, size: str, fraction: float) -> dict[str, float]:
     options = dict[str, float]()
     for option, rule in dotted(study.rules).items():
         match rule:
-            case [int() | float() as factor, int() | float() as exponent, *shares] if len(shares) < 2:
+            case [factor, exponent, *shares] if len(shares) < 2 and all(isinstance(each, int | float) for each in rule):
                 # Above the ladder, a step that falls further could become too small for the length of a history.
                 scale = min(n_body, largest) if option == STEP else n_body
-                value = float(f"{factor * scale**exponent * fraction ** float(sum(shares)):.4g}")
-                options[option] = round(value) if option == STEP else value
+                value = factor * scale**exponent * fraction ** sum(shares)
+                options[option] = round(value) if option == STEP else float(f"{value:.4g}")
             case _:
                 raise UserError(f"--rules.{option}: {rule!r} is not [factor, exponent] or [factor, exponent, of share]")
     return options

@@ -144,11 +144,9 @@ class Study(Runs):
             check_range("--fractions", fraction, above=0, at_most=1)
         if self.sizes is None and self.hours is None:
             raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
-        for size in (*self.size_seeds, *self.size_options):
-            find_size(size)
         lists: dict[str, Sequence[Any] | None] = {"sizes": None if self.sizes is None else self.ladder}
         lists |= {"seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
-        lists |= {"holdout_seeds": self.holdout_seeds if self.holdout else None}
+        lists |= {"holdout_seeds": self.holdout_seeds if self.holdout else None, "tune": self.tune or None}
         lists |= {f"size_seeds.{size}": seeds for size, seeds in self.size_seeds.items()}
         for option, values in lists.items():
             if values is not None and (not values or len(set(values)) < len(values)):
@@ -158,12 +156,14 @@ class Study(Runs):
         if self.tune and "lr" not in self.tune:
             raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
         several = max(len(seeds) for seeds in (self.seeds, self.holdout_seeds, *self.size_seeds.values())) > 1
-        varied = {"model.size": "sizes"} | ({"data.seed": "seeds"} if several else {})
+        varied, variants = {"model.size": "sizes"} | ({"data.seed": "seeds"} if several else {}), self.every_variant
+        fixed: dict[str, Any] = {}
+        for options in (self.given, self.rules, *self.size_options.values(), *variants.values()):
+            fixed |= dotted(options)
         for option, lists_them in varied.items():
-            if option in self.given:
-                same = f"every run would have {option} {self.given[option]}"
-                raise UserError(f"--{lists_them}: {same}, from --options or --data: leave it out there")
-        variants = self.every_variant
+            if option in fixed:
+                same = f"all runs with the option {option} {fixed[option]} would have the same"
+                raise UserError(f"--{lists_them}: {same}: leave this option out")
         for variant in variants:
             if not re.fullmatch(r"[\w.-]*", variant):
                 raise UserError(f"--variants: the name {variant!r} must be made of letters, digits, '.', '_' and '-'")

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Collection
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import groupby
 from operator import attrgetter
@@ -76,7 +77,8 @@ class Record:
         return [run for run in self.runs if run.name not in skip]
 
     def check_data(self, runs: list[PlannedRun]) -> None:
-        """Raise UserError, before training, if the data of a ladder are not those of its finished runs."""
+        """Raise UserError, before training, if the data of a ladder are not those of its finished runs. Without a run
+        to train, the data may be gone."""
         to_train: dict[str, PlannedRun] = {}
         of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by data hash, where these data are from
         for run in runs:
@@ -84,9 +86,11 @@ class Record:
                 to_train[run.ladder] = run
             elif point.data_hash:
                 of_ladder[run.ladder].setdefault(point.data_hash, f"the data of run {run.name}")
-        for ladder, found in of_ladder.items():
-            if ladder in to_train:
-                found.setdefault(to_train[ladder].open_data().data_hash, "the current data")
+        with nullcontext() if to_train else suppress(UserError):  # finished runs do not need the data
+            for ladder, run in (to_train or {run.ladder: run for run in runs[:1]}).items():
+                if ladder in of_ladder:
+                    of_ladder[ladder].setdefault(run.open_data().data_hash, "the current data")
+        for found in of_ladder.values():
             if len(found) > 1:
                 (one, first), (two, second) = list(found.items())[:2]
                 differ = f"{first} have data_hash {one[:16]}, {second} {two[:16]}"

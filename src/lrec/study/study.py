@@ -38,6 +38,8 @@ def run_study(study: Study) -> None:
     if plan is not None:
         print(as_text(plan), flush=True)
         study = with_plan(study, plan)
+    if others := {*study.size_options, *study.size_seeds} - {*study.ladder}:
+        raise UserError(f"--size_options, --size_seeds: {min(others)} is none of the sizes {', '.join(study.ladder)}")
     record = Record(study, planned_runs(study))
     tuner = Tuner(study) if study.tune else None
     trials = tuner.runs_so_far if tuner else []

@@ -180,6 +180,7 @@ class Tuner:
         alone |= {"horizons": (1.0,), "options": study.given}  # includes the schedule
         folder = sibling(study.folder, "tuning")
         self.study, self.study_of_trials = study, replace(study, name=folder.name, out=folder, **alone)
+        self._file = folder / "tuned.json"
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
         # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, self._middle = large[0], large[len(large) // 2]
@@ -227,7 +228,7 @@ class Tuner:
     def kept(self) -> Tuned | None:
         """The result of an earlier tuning of the same study, perhaps with other sizes, if no trial is to be trained
         again. It can be read without the data."""
-        kept = read_json(self.study_of_trials.folder / "tuned.json", {})
+        kept = read_json(self._file, {})
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None
         trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
@@ -239,11 +240,11 @@ class Tuner:
         """The result of the tuning, from its file if there is one for this study."""
         if kept := self.kept:
             record = Record(self.study_of_trials, self.runs_so_far)
+            record.check_data(record.runs)
             work.records[record.folder] = record  # their hours count in the budget
             return kept
         tuned, ladder = self._tune(work), self.study.ladder
-        of = {"of": self._key(self._small, ladder), "ladder": ladder}
-        write_json(self.study_of_trials.folder / "tuned.json", of | asdict(tuned))
+        write_json(self._file, {"of": self._key(self._small, ladder), "ladder": ladder} | asdict(tuned))
         return tuned
 
     def _key(self, small: str, ladder: list[str]) -> str:
@@ -287,7 +288,10 @@ class Tuner:
             mine = {run.name: run for run in runs}
             known = {run.name: run for run in self.runs_so_far} | mine
             record = Record(self.study_of_trials, list(known.values()))
-            entered = record.enter(mine.keys() & set(self.study.restart), ())
+            restart = mine.keys() & set(self.study.restart)
+            entered = record.enter(restart, ())
+            if restart:  # if the study is stopped now, the earlier result must not come back
+                self._file.unlink(missing_ok=True)
             record.check_data(entered)
             work.train(record, [run for run in entered if run.name in mine], TRIAL)
             trials = [self._trial(run) for run in runs]

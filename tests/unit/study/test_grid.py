@@ -40,6 +40,8 @@ def runs_of(sizes: tuple[str, ...] = ("3k", "12k"), **changes: Any) -> list[Plan
 def test_targets_per_step_by_rule_are_whole_and_not_extrapolated() -> None:
     ruled = study(sizes=["3k", "12k"], holdout=0, law=None, rules={"data.targets_per_step": [10_000, -0.25]})
     steps = [ruled_options(ruled, size, 1.0) for size in ("3k", "12k", "98k")]
+    (longest,) = ruled_options(study(rules={"data.targets_per_step": [12_344, 0]}), "3k", 1.0).values()
+    assert longest == 12_344, "less would be too few for histories of 6,172 items"
     assert steps == [{"data.targets_per_step": step} for step in (1343, 950, 950)]
     assert all(run.config.value("data.targets_per_step") in (1343, 950) for run in planned_runs(ruled))
 
@@ -87,9 +89,13 @@ def test_an_even_ladder_is_named_by_its_ends() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"data": {"seed": 3}, "seeds": (1, 2)}, "--seeds: every run would have data.seed 3"),
-        ({"options": {"data.seed": 3}, "size_seeds": {"3k": (1, 2)}}, "--seeds: every run would have data.seed 3"),
-        ({"options": {"model": {"size": "3k"}}}, "--sizes: every run would have model.size 3k"),
+        ({"data": {"seed": 3}, "seeds": (1, 2)}, "--seeds: all runs with the option data.seed 3"),
+        ({"options": {"data.seed": 3}, "size_seeds": {"3k": (1, 2)}}, "--seeds: all runs with the option data.seed 3"),
+        ({"options": {"model": {"size": "3k"}}}, "--sizes: all runs with the option model.size 3k"),
+        ({"grid": {"model.size": ["3k", "12k"]}}, "--sizes: all runs with the option model.size 12k"),
+        ({"size_options": {"3k": {"model": {"size": "12k"}}}}, "--sizes: all runs with the option model.size 12k"),
+        ({"variants": {"a": {"data.seed": 3}}, "seeds": (1, 2)}, "--seeds: all runs with the option data.seed 3"),
+        ({"tune": ("lr", "lr")}, "--tune .*each once"),
     ],
 )
 def test_runs_that_differ_in_seed_or_size_cannot_be_given_one(given: dict[str, Any], said: str) -> None:
@@ -174,17 +180,18 @@ def test_samples_are_the_default_only_where_a_run_makes_more_than_four_passes(tm
         assert samples(**more) == [0.25, 0.5, 1.0]
 
 
-def test_a_rule_is_two_numbers() -> None:
-    with pytest.raises(UserError, match=r"--rules.model.optimizer.lr: \[0.2\] is not \[factor, exponent\]"):
-        runs_of(rules={"model.optimizer.lr": [0.2]})
+@pytest.mark.parametrize("rule", [[0.2], [0.2, 1, "a"], 3])
+def test_a_rule_is_two_numbers(rule: Any) -> None:
+    with pytest.raises(UserError, match=r"--rules.model.optimizer.lr: .* is not \[factor, exponent\]"):
+        runs_of(rules={"model.optimizer.lr": rule})
 
 
 def test_a_grid_names_each_combination_and_leaves_variants_their_names() -> None:
     values = {"model": {"optimizer.betas": [[0.9, 0.98], [0.9, 0.999]]}, "trainer.max_epochs": [1]}
-    named = study(variants={"both": {"model.size": "3k"}}, grid=values).every_variant
+    named = study(variants={"both": {"model.loss": "GBCE"}}, grid=values).every_variant
     assert list(named) == ["both-betas-_0.9_0.98_-max_epochs-1", "both-betas-_0.9_0.999_-max_epochs-1"]
     assert named["both-betas-_0.9_0.98_-max_epochs-1"] == {
-        "model.size": "3k",
+        "model.loss": "GBCE",
         "model.optimizer.betas": [0.9, 0.98],
         "trainer.max_epochs": 1,
     }

@@ -1,11 +1,13 @@
 """Which runs may enter a study's folder, from runs on disk."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lrec.errors import UserError
+from lrec.run import Point
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import Study
 from lrec.study.record import Record
@@ -48,6 +50,24 @@ def test_a_source_is_restarted_with_the_runs_that_start_from_it(tmp_path: Path) 
     with pytest.raises(UserError, match="--restart 3k-a-seed1: 3k-b-seed1 started from it: restart both"):
         entered(study, restart=("3k-a-seed1",))
     assert len(entered(study, restart=("3k-a-seed1", "3k-b-seed1"))) == 2
+
+
+def test_a_finished_study_of_another_log_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record(study := study_in(tmp_path / "study"), planned_runs(study))
+    monkeypatch.setattr(PlannedRun, "open_data", lambda _: SimpleNamespace(data_hash="now"))
+    for data_hash in ("now", "before"):
+        for run in record.runs:
+            record.trained(run).write_points([Point(run=run.name, data_hash=data_hash, best=True)])
+        if data_hash == "now":
+            record.check_data(record.runs)
+    with pytest.raises(UserError, match="the data of run 3k-a-seed1 have data_hash before, the current data now"):
+        record.check_data(record.runs)
+
+    def without_data(_: PlannedRun) -> None:
+        raise UserError("no such file")
+
+    monkeypatch.setattr(PlannedRun, "open_data", without_data)
+    record.check_data(record.runs)
 
 
 def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

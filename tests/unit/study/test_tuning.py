@@ -14,8 +14,10 @@ from lrec.errors import UserError
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
 from lrec.study.options import STEP, Study, ladder_n_body
+from lrec.study.record import Record
 from lrec.study.report import write_report
 from lrec.study.tuning import LR, Place, Setting, Trial, Tuned, Tuner, law_of, rules_of, walk
+from lrec.study.work import Work
 
 places = st.builds(Place, st.integers(-6, 6), st.integers(-3, 3), st.integers(0, 5))
 
@@ -142,3 +144,26 @@ def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(tmp_
     report = write_report(Study(out=tmp_path, sizes=[*sizes], holdout=0, law=None), runs, [], {}, tuned)
     assert report.splitlines()[2].startswith("**Mistuned: 12k-0.04 (by")
     assert "3k-0.01 (by" not in report
+
+
+def test_a_trial_that_is_trained_again_ends_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the study is stopped before the tuning ends."""
+    monkeypatch.chdir(tmp_path)
+    options = {"data.n_users": 200, "data.n_items": 20, "trainer.max_epochs": 1}
+    ladder: dict[str, Any] = {"sizes": ["3k", "12k"], "configs": ["data/synthetic.yaml", "trainer/laptop.yaml"]}
+    study = Study(**ladder, holdout=0, law=None, tune=("lr",), options=options, out=tmp_path / "study")
+    tuner = Tuner(study)
+    trial = tuner.first_runs[0]
+    Record(tuner.study_of_trials, [trial]).enter((), ())
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuner, "_tune", lambda *_: Tuned({}, {}, 1, True, trials_about(RATE, {"3k": 3072})))
+        tuner.tuned(Work(study))
+    assert tuner.kept is not None
+
+    def stop(*_: object) -> None:
+        raise UserError("told to stop")
+
+    monkeypatch.setattr(Work, "train", stop)
+    with pytest.raises(UserError, match="told to stop"):
+        Tuner(replace(study, restart=(trial.name,))).tuned(Work(study))
+    assert tuner.kept is None
