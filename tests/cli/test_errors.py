@@ -176,10 +176,6 @@ def test_a_store_that_was_cut_or_edited(
         (["scaling", "study", "--name=x", "--configs=[data/synthetic.yaml]", "--sizes=[3k,6.9k,12k]"], "at least 4"),
         (["scaling", "study", "--config=study/quickstart.yaml", "--sizes=[3k,6.9k,12k,25k,55k,99k]"], "99k"),
         (["scaling", "study", "--config=study/quickstart.yaml", "--jbos=2"], "jbos"),
-        (
-            ["scaling", "study", "--config=study/quickstart.yaml", "--sizes=[0.8k,1.7k,6.9k,9.4k,12k,49k]"],
-            "--size_options, --size_seeds: 3k is none of the sizes 0.8k, 1.7k, 6.9k",
-        ),
         (["scaling", "study", "--config=study/quickstart.yaml", '--options={"model.siez": 1}'], "siez"),
     ],
 )

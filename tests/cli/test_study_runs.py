@@ -236,7 +236,9 @@ def test_an_option_may_be_a_class_with_its_options(folder: Path, lrec: Callable[
     optimizer = {"class_path": "lrec.Optimizer", "init_args": {"lr": 0.02}}
     options = STUDY["options"] | {"model.optimizer": optimizer}
     Path("runs.yaml").write_text(yaml.safe_dump(STUDY | {"options": options}))
-    assert "2 runs" in lrec("scaling", "study", "--config", "runs.yaml", "--dry_run", "true")
+    said = lrec("scaling", "study", "--config", "runs.yaml", "--dry_run", "true", "--size_seeds", "{3k: [1, 2]}")
+    assert said.startswith("not used: --size_options and --size_seeds of 3k, which --sizes does not name")
+    assert "2 runs" in said
     assert all(run.config.value("model.optimizer.lr") == 0.02 for run in runs_of(options=options))
 
 

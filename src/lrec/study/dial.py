@@ -183,8 +183,9 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
 def _passes(study: Study) -> int | None:
     """The passes that are given, by variants the most of them; None if the plan chooses them."""
-    of_variants = [dotted(options).get(EPOCHS) or study.given.get(EPOCHS) for options in study.every_variant.values()]
-    return max(of_variants) if all(of_variants) else None
+    of_variants = [dotted(options).get(EPOCHS, study.given.get(EPOCHS)) for options in study.every_variant.values()]
+    given = [passes for passes in of_variants if passes is not None]
+    return max(given) if len(given) == len(of_variants) else None
 
 
 def _epochs(passes: float, horizons: Sequence[float]) -> int:

@@ -144,6 +144,8 @@ class Study(Runs):
             check_range("--fractions", fraction, above=0, at_most=1)
         if self.sizes is None and self.hours is None:
             raise UserError("--sizes: name the sizes of the ladder, or set --hours to the time that is available")
+        for size in (*self.size_seeds, *self.size_options):
+            find_size(size)
         lists: dict[str, Sequence[Any] | None] = {"sizes": None if self.sizes is None else self.ladder}
         lists |= {"seeds": self.seeds, "fractions": self.fractions, "horizons": self.horizons}
         lists |= {"holdout_seeds": self.holdout_seeds if self.holdout else None, "tune": self.tune or None}
