@@ -99,7 +99,7 @@ class DataChooser:
         most = most or 1e6 * float((self._per_datum(self.fit.x_N) * self.fit.x_NV[:, 1]).max())
 
         def reached(flops: float) -> float:
-            return self.loss(*self.for_flops(flops).place[:2]).item()
+            return max(self.loss(*self.for_flops(flops).place[:2]).item(), self.fit.floor)
 
         least = _bisect(lambda flops: reached(flops) - loss, 1e3, most)
         if least is None:
@@ -125,7 +125,7 @@ class DataChooser:
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
         if self.tells_repeats and 2 * d / u <= self.most_epochs * (1 + 1e-9):
             losses["epochs"] = float(self.loss(n, 2 * d, u))
-        return losses
+        return {name: max(loss, self.fit.floor) for name, loss in losses.items()}
 
     def used_up(self, choice: Choice) -> bool:
         """Whether the largest fitted number of passes limits the plan. False if `epochs` is given."""

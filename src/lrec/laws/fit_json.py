@@ -46,6 +46,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
         "holdout": holdout and asdict(holdout) | {"mape": holdout.mape, "naive_mape": holdout.naive_mape},
         "metrics": {name: [asdict(each) for each in judged] for name, judged in analysis.metrics.items()},
+        "floor": analysis.of_all.floor,
         "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
         "comparison": [_method_content(method) for method in analysis.methods],
@@ -88,7 +89,9 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
         check_trusted({"class_path": name}, trust, path)
         law = law_named(name)
     fitted = fit_points(law, points_of_most_data(points) if forecasts else points, objective)
-    return fitted, Forecast(points) if forecasts else fitted, content
+    predictor: Predictor = Forecast(points) if forecasts else fitted
+    predictor.floor = content.get("floor", 0.0)
+    return fitted, predictor, content
 
 
 def table(content: dict[str, Any]) -> str:

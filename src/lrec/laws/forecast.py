@@ -71,6 +71,7 @@ class Forecast:
     """
 
     name = "forecast"
+    floor = 0.0  # see `Fit`
 
     def __init__(self, points: pl.DataFrame, beliefs: Beliefs | None = None) -> None:
         check_places("the forecast", points.select("x").to_numpy(), ("x",), LEAST_SIZES)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from lrec.laws.analysis import Analysis
 from lrec.laws.choosers import DataChooser
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.fit_json import write_fit
+from lrec.laws.forecast import Forecast
 from lrec.laws.law import Array
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.plan import plan_command
-from lrec.laws.predict import holdout_report
+from lrec.laws.predict import Predictor, holdout_report
 from lrec.laws.table import flops_per_interaction
 
 TRUTH = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
@@ -426,6 +428,20 @@ def test_what_a_law_of_data_cannot_answer(tmp_path: Path, options: dict[str, Any
 def test_what_a_law_of_size_cannot_answer(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         plan_command(of_size(tmp_path), **options)
+
+
+def test_no_plan_expects_a_loss_below_the_floor_of_the_fit(tmp_path: Path) -> None:
+    x, fitted = np.geomspace(1e4, 1e7, 7), chinchilla()
+    points = pl.DataFrame({"x": x, "y": 2 + (1e5 / x) ** 0.3})
+    names = {"x": "N", "d": "D", "u": "U", "y": "loss"}
+    floors: dict[str, tuple[Predictor, float]] = {"size": (Forecast(points), 2.2), "data": (replace(fitted), 2.5)}
+    for name, (predictor, floor) in floors.items():
+        write_fit(tmp_path / name, Analysis(predictor, None, predictor.points, names, with_others=False, floor=floor))
+        plan_command(tmp_path / name / "fit.json", size=1e12)
+        loss = json.loads((tmp_path / name / "plan.json").read_text())["loss"]
+        assert min(loss["predicted"], loss["low"], loss["mean_low"]) == floor
+        with pytest.raises(UserError, match=f"--loss .*: not reached.*{floor}"):
+            plan_command(tmp_path / name / "fit.json", loss=floor - 0.01)
 
 
 def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:
