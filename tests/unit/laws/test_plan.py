@@ -62,12 +62,17 @@ def test_the_best_size_for_a_budget_is_the_closed_form() -> None:
         assert choice.flops == pytest.approx(flops)
 
 
-def test_budget_loss_and_size_lead_to_one_plan() -> None:
-    chooser = DataChooser(chinchilla())
-    by_flops = chooser.for_flops(1e14)
-    for other in (chooser.for_loss(float(chooser.loss(by_flops.size, by_flops.data))), chooser.for_size(by_flops.size)):
-        assert other.size == pytest.approx(by_flops.size, rel=1e-4)
-        assert other.flops == pytest.approx(1e14, rel=1e-3)
+@pytest.mark.parametrize("unit", [1.0, 1e9])
+def test_budget_loss_and_size_lead_to_one_plan(unit: float) -> None:
+    """In a table of another source, sizes and data may be in billions."""
+    points = points_of(grid()).with_columns(pl.col("x", "d") / unit)
+    chooser, flops = DataChooser(fit_points(LAWS["chinchilla"], points)), 1e14 / unit**2
+    size = DataChooser(chinchilla()).for_flops(1e14).size / unit
+    by_flops = chooser.for_flops(flops)
+    by_loss = chooser.for_loss(float(chooser.loss(by_flops.size, by_flops.data)))
+    for each in (by_flops, by_loss, chooser.for_size(by_flops.size)):
+        assert each.size == pytest.approx(size, rel=1e-4)
+        assert each.flops == pytest.approx(flops, rel=1e-3)
 
 
 def test_limited_data_is_repeated_as_long_as_that_helps_and_never_beyond_what_was_fitted() -> None:
