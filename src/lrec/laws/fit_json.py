@@ -134,13 +134,13 @@ def _came(p: dict[str, Any], *more: str) -> list[str]:
 
 
 def _metrics(content: dict[str, Any]) -> list[str]:
-    """A table of predicted and actual metrics at the held-out sizes: only k = 10, and only the longest length."""
+    """A table of predicted and actual metrics at the held-out sizes: only k = 10, only each size's most data."""
     head = ["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "within", "no-gain error"]
     rows, shown = [head], of_ten(content["metrics"])
     for name in shown:
-        judged = content["metrics"][name]
-        longest = max((p["d"] or 0 for p in judged), default=0)
-        rows += [[name, f"{p['x']:.4g}", *_came(p)] for p in judged if (p["d"] or 0) == longest]
+        by_data = sorted(content["metrics"][name], key=lambda p: (p["d"] or 0, p["u"] or 0))
+        most = {p["x"]: p for p in by_data}
+        rows += [[name, f"{x:.4g}", *_came(most[x])] for x in sorted(most)]
     return [rows_table(rows, text=(0,))] if shown else []
 
 
