@@ -125,11 +125,10 @@ def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
 
 def against_loss(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
     """The same with the loss in place of the size, scaled so that the points span as much of it as of ln size."""
-    loss_N, size_N = points["loss"].to_numpy(), points["x"].to_numpy()
-    least, span = loss_N.min(), np.ptp(loss_N)
-    if span == 0:
+    if points["loss"].n_unique() < 2:
         raise UserError("all losses are equal")
-    per_nat = np.log(size_N.max() / size_N.min()) / span
+    loss_N, size_N = points["loss"].to_numpy(), points["x"].to_numpy()
+    least, per_nat = loss_N.min(), np.log(size_N.max() / size_N.min()) / np.ptp(loss_N)
 
     def as_size(loss: Array) -> Array:
         return np.exp(np.clip(per_nat * (least - loss), -FARTHEST, FARTHEST))

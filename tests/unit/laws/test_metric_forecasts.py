@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from lrec.laws.forecast import Forecast
+from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array
 from lrec.laws.metric_forecasts import best_measured, expected_metrics, judged_metrics
 
@@ -55,6 +56,9 @@ def test_any_metric_is_forecast_also_if_lower_is_better() -> None:
     assert expected["revenue"][1].predicted == pytest.approx(100 / loss_of(LARGER)[1], rel=0.01)
     assert expected["mean rank"][1].predicted == pytest.approx(50 * loss_of(LARGER)[1], rel=0.01)
     assert best_measured(points, "mean rank") == pytest.approx(50 * loss[-1])
+    at = {"x": 4e6, "d": 1e7, "predicted": 4.1, "low": 4.0, "high": 4.2, "mean_low": 4.0, "mean_high": 4.2}
+    of_data = points.with_columns(pl.lit(1e7).alias("d"), pl.lit(0.0).alias("never"))
+    assert expected_metrics(of_data, [Prediction(**at)]).keys() == {"revenue", "mean rank"}, "a law of size and data"
 
 
 def test_a_metric_that_size_does_not_move_is_not_forecast_to_rise() -> None:
