@@ -85,7 +85,7 @@ def plan_command(
     else:
         assert loss is not None
         choice = chooser.for_loss(loss)
-        if choice.size > FAR * float(predictor.points["x"].to_numpy().max()):
+        if choice.place[0] > FAR * float(predictor.points["x"].to_numpy().max()):
             raise UserError(f"--loss {loss:g}: not reached at {FAR:g} times the largest {content['x']} trained")
     planned = {"fit": str(fit), "source_hash": content["source_hash"], "request": given}
     planned |= {**_of(choice, speed), "flops_per_second": speed, "speed": source}

@@ -240,6 +240,10 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
         plan_command(fit, hr10=0.9)
     with pytest.raises(UserError, match="not reached at 100 times the largest N_body"):
         plan_command(fit, loss=4.02)
+    law = fit_points(LAWS["lsrm"], points.select("x", "y"))
+    write_fit(tmp_path / "flops", Analysis(law, None, law.points, {"x": "flops", "y": "loss"}, with_others=False))
+    with pytest.raises(UserError, match="not reached at 100 times the largest flops"):
+        plan_command(tmp_path / "flops" / "fit.json", loss=4.02)
     with pytest.raises(UserError, match="--hr10 needs a forecast"):
         plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
