@@ -51,7 +51,8 @@ class Analysis:
             law = self.fit.law if self.fit is predictor else None
             self.of_all = predictor_of(law, points, self.fit.problem.objective)
         self.methods = compare_methods(predictor, self.fit, holdout, points) if with_others else []
-        self.outlook = outlook(self.of_all, floor)
+        self.of_all.floor = floor or 0.0
+        self.outlook = outlook(self.of_all)
         self.verdict = verdict(predictor, holdout, self.methods, self.outlook, self.unidentified, names["x"])
         self.metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
 

@@ -49,6 +49,8 @@ class DataChooser:
         self.repeats = float((points["processed"] / points["d"]).median()) if "processed" in points.columns else 1.0  # type: ignore[arg-type]
         self._per_datum = lambda size: self.repeats * flops_of(size)
         self._most_data = np.inf if unique is None else unique * self.most_epochs
+        # A plan has at least one parameter and one interaction; less if the points count in millions or billions.
+        self._least_size, self._least_data = np.minimum(1.0, fit.x_NV[:, :2].min(0) / 1000)
         if epochs is None:
             return
         self.epochs = epochs / self.repeats
@@ -79,12 +81,11 @@ class DataChooser:
             most = np.minimum(flops / self._per_datum(size), self._most_data)
             return self._best_data(*np.atleast_1d(size, most))
 
-        size_G = np.geomspace(1.0, max(flops, 10.0), 500)
-        data_G = data_at(size_G)
-        if not (data_G >= 1).any():
+        size_G = np.geomspace(self._least_size, max(flops / self._least_data, 10.0), 500)
+        size_G = size_G[data_at(size_G) >= self._least_data]
+        if not len(size_G):
             raise UserError(f"--flops {flops:g}: too few to plan for")
-        size_G, data_G = size_G[data_G >= 1], data_G[data_G >= 1]
-        best = int(self.loss(size_G, data_G).argmin())
+        best = int(self.loss(size_G, data_at(size_G)).argmin())
         found = minimize_scalar(
             lambda log_size: self.loss(np.exp(log_size), data_at(np.exp(log_size))).item(),
             bounds=np.log(size_G[[max(best - 1, 0), min(best + 1, len(size_G) - 1)]]),
@@ -99,9 +100,9 @@ class DataChooser:
         most = most or 1e6 * float((self._per_datum(self.fit.x_N) * self.fit.x_NV[:, 1]).max())
 
         def reached(flops: float) -> float:
-            return self.loss(*self.for_flops(flops).place[:2]).item()
+            return max(self.loss(*self.for_flops(flops).place[:2]).item(), self.fit.floor)
 
-        least = _bisect(lambda flops: reached(flops) - loss, 1e3, most)
+        least = _bisect(lambda flops: reached(flops) - loss, 1e3 * self._least_size * self._least_data, most)
         if least is None:
             raise UserError(
                 f"--loss {loss:g}: not reached with {most:.2g} FLOPs, a million times the largest fitted run; the law "
@@ -113,7 +114,7 @@ class DataChooser:
         """Choose D for a size: with `unique`, by the best or given epochs, otherwise so that N is compute-optimal."""
         if self.unique is not None:
             return self._choice(size, self._best_data(*np.atleast_1d(size, self._most_data)).item())
-        enough = _bisect(lambda flops: size - self.for_flops(flops).size, 6 * size, 1e12 * size**2)
+        enough = _bisect(lambda flops: size - self.for_flops(flops).size, size * self._least_data, 1e12 * size**2)
         if enough is None:
             raise UserError(f"--size {size:g}: no amount of data makes it compute-optimal; give the data with --unique")
         return self._choice(size, enough / float(self._per_datum(size)))
@@ -125,7 +126,7 @@ class DataChooser:
         losses = {"parameters": float(self.loss(2 * n, d, u)), "data": float(self.loss(n, 2 * d, 2 * u))}
         if self.tells_repeats and 2 * d / u <= self.most_epochs * (1 + 1e-9):
             losses["epochs"] = float(self.loss(n, 2 * d, u))
-        return losses
+        return {name: max(loss, self.fit.floor) for name, loss in losses.items()}
 
     def used_up(self, choice: Choice) -> bool:
         """Whether the largest fitted number of passes limits the plan. False if `epochs` is given."""

@@ -53,12 +53,14 @@ class Fit:
         columns: Those with the variables of the law. x_NV has their values, and x_N those of the first: the size.
         y_N: The losses.
         value: The objective.
+        floor: The least possible loss, as far as it is known. No loss below it is expected (`verdict.outlook`).
     """
 
     problem: Problem
     points: pl.DataFrame
     theta_T: Array
     ends_ST: Array
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         self.law, self.name, self.columns = self.problem.law, self.problem.law.name, self.problem.law.columns

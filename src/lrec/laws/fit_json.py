@@ -46,6 +46,7 @@ def write_fit(out: Path, analysis: Analysis) -> dict[str, Any]:
         "diagnostics": asdict(fit.diagnostics) | {"warnings": analysis.warnings, "unidentified": analysis.unidentified},
         "holdout": holdout and asdict(holdout) | {"mape": holdout.mape, "naive_mape": holdout.naive_mape},
         "metrics": {name: [asdict(each) for each in judged] for name, judged in analysis.metrics.items()},
+        "floor": analysis.of_all.floor,
         "outlook": asdict(analysis.outlook),
         "verdict": analysis.verdict,
         "comparison": [_method_content(method) for method in analysis.methods],
@@ -88,7 +89,9 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
         check_trusted({"class_path": name}, trust, path)
         law = law_named(name)
     fitted = fit_points(law, points_of_most_data(points) if forecasts else points, objective)
-    return fitted, Forecast(points) if forecasts else fitted, content
+    predictor: Predictor = Forecast(points) if forecasts else fitted
+    predictor.floor = content.get("floor", 0.0)
+    return fitted, predictor, content
 
 
 def table(content: dict[str, Any]) -> str:
@@ -131,13 +134,13 @@ def _came(p: dict[str, Any], *more: str) -> list[str]:
 
 
 def _metrics(content: dict[str, Any]) -> list[str]:
-    """A table of predicted and actual metrics at the held-out sizes: only k = 10, and only the longest length."""
+    """A table of predicted and actual metrics at the held-out sizes: only k = 10, only each size's most data."""
     head = ["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "within", "no-gain error"]
     rows, shown = [head], of_ten(content["metrics"])
     for name in shown:
-        judged = content["metrics"][name]
-        longest = max((p["d"] or 0 for p in judged), default=0)
-        rows += [[name, f"{p['x']:.4g}", *_came(p)] for p in judged if (p["d"] or 0) == longest]
+        by_data = sorted(content["metrics"][name], key=lambda p: (p["d"] or 0, p["u"] or 0))
+        most = {p["x"]: p for p in by_data}
+        rows += [[name, f"{x:.4g}", *_came(most[x])] for x in sorted(most)]
     return [rows_table(rows, text=(0,))] if shown else []
 
 

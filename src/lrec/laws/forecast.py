@@ -30,8 +30,9 @@ is expected, but its size is hardly known."""
 LENGTH_4, LENGTH_SD_4 = np.array([0.0, 0.2, 0.2, 0.0]), np.array([np.inf, 0.6, 0.6, 0.15])
 """The same for runs of several lengths: ln L, the falls in x and in D, and how much D makes the fall in x steeper."""
 DATA_EXPONENTS = (0.5, 1.0, 1.5)  # the values of g in G U^g, the size at which the loss stops falling
-STOPS, FARTHEST_STOP = 12, 4.0
-"""The number of values of G, evenly spaced in the logarithm, from the smallest x to e^4 times the largest x."""
+STOPS, FIRST_STOP, FARTHEST_STOP = 12, -18.0, 4.0
+"""The number of values of G, evenly spaced in the logarithm, from the smallest x to e^4 times the largest x. Below
+e^-18 times the largest x, all other points have the same fall to machine precision."""
 OFF = 0.1  # the probability that one of the points is off (an outlier); with several columns, there are enough points
 NEGLIGIBLE = 1e-4  # shapes with a smaller share of the weight are left out
 SAME = 2.0  # amounts of data that differ by less than this factor count as the same amount
@@ -71,6 +72,7 @@ class Forecast:
     """
 
     name = "forecast"
+    floor = 0.0  # see `Fit`
 
     def __init__(self, points: pl.DataFrame, beliefs: Beliefs | None = None) -> None:
         check_places("the forecast", points.select("x").to_numpy(), ("x",), LEAST_SIZES)
@@ -161,7 +163,8 @@ class Forecast:
         if self._stops:
             exponents = DATA_EXPONENTS if "u" in self.columns else (0.0,)
             log_each = np.log(self._stops / (STOPS * len(exponents)))
-            ends += [(*end, log_each) for end in product(np.linspace(-span, FARTHEST_STOP, STOPS), exponents)]
+            stop_S = np.linspace(max(-span, FIRST_STOP), FARTHEST_STOP, STOPS)
+            ends += [(*end, log_each) for end in product(stop_S, exponents)]
         of_lengths = around(self.beliefs.damping) if self._lengths else [(1.0, 0.0)]
         every = product(around(self._damping), ends, of_lengths)
         grid_G5 = np.array([(k, g, e, of_d, a + b + c) for (k, a), (g, e, b), (of_d, c) in every])

@@ -57,8 +57,8 @@ def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl
 def outlook_metrics(
     points: pl.DataFrame, losses: Sequence[Prediction], turns: bool, names: Sequence[str] | None = None
 ) -> dict[str, list[Expected]]:
-    """The expected metrics, but no worse than those measured at smaller sizes. If the loss `turns`, sizes beyond all
-    others have the metrics of the largest size."""
+    """The expected metrics, but no worse than those measured at smaller sizes with no more data. If the loss `turns`,
+    sizes beyond all others have the metrics of the largest size."""
     known, found = longest(points), dict[str, list[Expected]]()
     most = float(known["x"].to_numpy().max())
     for metric, expected in expected_metrics(points, losses, names).items():
@@ -66,7 +66,8 @@ def outlook_metrics(
         found[metric] = []
         for each in expected:
             stays = turns and each.x > most
-            smaller = known.filter(pl.col("x") == most if stays else pl.col("x") <= each.x).drop_nulls(metric)
+            limit = pl.col("x") == most if stays else pl.col("x") <= each.x
+            smaller = _no_more(known.drop_nulls(metric), each, "d", "u").filter(limit)
             bound = each.predicted if smaller.is_empty() else best_measured(smaller, metric)
             middle = bound if stays else better(each.predicted, bound)
             low, high = min(each.low, middle), max(each.high, middle)
@@ -81,11 +82,17 @@ def best_measured(points: pl.DataFrame, metric: str) -> float:
 
 
 def _no_gain(points: pl.DataFrame, metric: str, place: Expected) -> float:
-    """The no-gain baseline of a place: the best measured metric. Runs that are longer do not count."""
+    """The no-gain baseline of a place: the best measured metric. Runs that are longer, or have more unique data, do not
+    count, if there are others. Without several lengths, D says little: a run that stopped early has a small D."""
     known = points.drop_nulls(metric)
-    if has_lengths(known) and place.d is not None:
-        known = known.filter(pl.col("d") <= max(place.d, float(known["d"].to_numpy().min())) * (1 + 1e-9))
-    return best_measured(known, metric)
+    alike = _no_more(known, place, "u", *(["d"] if has_lengths(known) else []))
+    return best_measured(known if alike.is_empty() else alike, metric)
+
+
+def _no_more(points: pl.DataFrame, place: Expected, *columns: str) -> pl.DataFrame:
+    """The points that have at most the place's D or U, as far as the place has them."""
+    limits = {name: value for name in columns if (value := getattr(place, name)) is not None}
+    return points.filter(True, *(pl.col(name) <= value * (1 + 1e-9) for name, value in limits.items()))
 
 
 def is_better_high(points: pl.DataFrame, metric: str) -> bool:
@@ -125,11 +132,10 @@ def against_size(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
 
 def against_loss(points: pl.DataFrame, losses: Sequence[Prediction]) -> Array:
     """The same with the loss in place of the size, scaled so that the points span as much of it as of ln size."""
-    loss_N, size_N = points["loss"].to_numpy(), points["x"].to_numpy()
-    least, span = loss_N.min(), np.ptp(loss_N)
-    if span == 0:
+    if points["loss"].n_unique() < 2:
         raise UserError("all losses are equal")
-    per_nat = np.log(size_N.max() / size_N.min()) / span
+    loss_N, size_N = points["loss"].to_numpy(), points["x"].to_numpy()
+    least, per_nat = loss_N.min(), np.log(size_N.max() / size_N.min()) / np.ptp(loss_N)
 
     def as_size(loss: Array) -> Array:
         return np.exp(np.clip(per_nat * (least - loss), -FARTHEST, FARTHEST))

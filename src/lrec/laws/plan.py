@@ -20,7 +20,7 @@ from lrec.laws.law import MEANINGFUL, Array
 from lrec.laws.metric_forecasts import outlook_metrics
 from lrec.laws.predict import Predictor
 from lrec.laws.table import metrics_in, points_of_most_data
-from lrec.laws.verdict import FAILS, outlook, turns
+from lrec.laws.verdict import FAILS, above_floor, outlook, turns
 
 HR10 = "HR@10"
 FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
@@ -85,7 +85,7 @@ def plan_command(
     else:
         assert loss is not None
         choice = chooser.for_loss(loss)
-        if choice.size > FAR * float(predictor.points["x"].to_numpy().max()):
+        if choice.place[0] > FAR * float(predictor.points["x"].to_numpy().max()):
             raise UserError(f"--loss {loss:g}: not reached at {FAR:g} times the largest {content['x']} trained")
     planned = {"fit": str(fit), "source_hash": content["source_hash"], "request": given}
     planned |= {**_of(choice, speed), "flops_per_second": speed, "speed": source}
@@ -139,7 +139,7 @@ def _expected(
         raise UserError(f"{failed[0]} So only sizes that were trained can be planned")
     else:
         of_size = len(choice.place) == 1
-        loss = _at_size(predictor, loss) if of_size else loss
+        loss = _at_size(predictor, loss) if of_size else above_floor(predictor, loss)
         expected = outlook_metrics(predictor.points, [loss], of_size and turns(predictor, outlook(predictor)))
         metrics = {name: asdict(each) for name, (each,) in expected.items()}
     doubled = chooser.doubled(choice) if isinstance(chooser, DataChooser) else None

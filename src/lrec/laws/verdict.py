@@ -33,16 +33,20 @@ class Method:
     rollout: Comparison | None  # None if there were too few sizes
 
 
-def outlook(predictor: Predictor, floor: float | None = None, times: float = AHEAD) -> Prediction:
-    """The loss at `times` the largest size, with the most data that this size had. It is never below a known floor. If
-    the loss `turns`, it is also not below the loss of the largest size."""
+def outlook(predictor: Predictor, times: float = AHEAD) -> Prediction:
+    """The loss at `times` the largest size, with the most data that this size had. It is never below the predictor's
+    floor. If the loss `turns`, it is also not below the loss of the largest size."""
     largest, means = _reached(predictor)
     ahead = predictor.predict(np.array([[times * largest[0], *largest[1:]]]))[0]
-    losses = {name: value for name, value in vars(ahead).items() if name not in ("x", "d", "u") and value is not None}
-    if turns(predictor, ahead):
-        rise = max(means[-1] / ahead.predicted, 1.0)
-        losses |= {name: rise * loss for name, loss in losses.items() if name not in ("low", "mean_low")}
-    return replace(ahead, **{name: max(loss, floor or 0.0) for name, loss in losses.items()})
+    rise = max(means[-1] / ahead.predicted, 1.0) if turns(predictor, ahead) else 1.0
+    return above_floor(predictor, ahead, rise)
+
+
+def above_floor(predictor: Predictor, expected: Prediction, rise: float = 1.0) -> Prediction:
+    """A prediction with no loss below the predictor's floor, and with `rise` times all losses except the low ends."""
+    losses = {name: loss for name, loss in vars(expected).items() if name not in ("x", "d", "u") and loss is not None}
+    times = dict.fromkeys(losses, rise) | {"low": 1.0, "mean_low": 1.0}
+    return replace(expected, **{name: max(times[name] * loss, predictor.floor) for name, loss in losses.items()})
 
 
 def turns(predictor: Predictor, ahead: Prediction) -> bool:

@@ -5,10 +5,12 @@ from pathlib import Path
 from lrec.common.files import check_writable, write_text
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import on_terminal
+from lrec.errors import check_range
 from lrec.laws.analysis import Analysis
 from lrec.laws.descent import Kind, Objective, Residuals
 from lrec.laws.figures import agreement_figure, fit_figure
 from lrec.laws.fit_json import markdown, points_of, table, write_fit
+from lrec.laws.law import MEANINGFUL
 from lrec.laws.predict import holdout_report, method_named
 from lrec.study.points import read_points
 
@@ -48,6 +50,7 @@ def fit_command(
     """
     method = method_named(law)
     check_writable(out / "fit.json", "--out")
+    check_range("--floor", floor, at_least=0, below=MEANINGFUL)
     variables = 1 if method is None else len(method.variables)
     of_law = (d if variables > 1 else None, u if variables > 2 else None)
     table_read = read_points(points, x, y, *of_law, shares=method is None)

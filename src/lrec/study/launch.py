@@ -53,11 +53,11 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-def lock_of(folder: Path) -> Path:
-    """The lock file that a process holds while it trains the run or the study in `folder`, beside the folder itself:
-    links to it have no other lock."""
-    folder = folder.resolve()
-    return folder.with_name(f".{folder.name}.lock")
+def lock_of(path: Path) -> Path:
+    """The lock file that a process holds while it trains the run or the study in `path`, or writes the file, beside the
+    path itself: links to it have no other lock."""
+    path = path.resolve()
+    return path.with_name(f".{path.name}.lock")
 
 
 def train(

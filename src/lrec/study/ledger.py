@@ -14,6 +14,7 @@ from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.intervals import Expected, came
 from lrec.run import find_points, read_points_file
+from lrec.study.launch import lock_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
     prediction = read_json(study / "prediction.json")
     if prediction is None:
         raise UserError(f"--study {study}: it has no prediction.json: train its fitted sizes first")
-    with locked(ledger):
+    with locked(lock_of(ledger)):  # the ledger itself is replaced, and with it a lock on it
         entries = _read(ledger)
         name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
         if (name, sha256) not in {(each.study, each.sha256) for each in entries}:

@@ -193,6 +193,12 @@ def test_points_of_a_long_curve_are_merged_without_forgetting_their_scatter() ->
     assert len(of_curve(np.linspace(-4, 0, 1000), np.zeros(1000), 1.2)[0]) <= CELLS + 1
 
 
+def test_a_long_curve_may_span_ten_decades() -> None:
+    x = np.geomspace(1, 1e10, 14)
+    (p,) = Forecast(points_of(noisy(2 + x**-0.2), x, may_stop=True)).predict([1e11])
+    assert p.low < 2 + 1e11**-0.2 < p.high
+
+
 def test_a_point_that_is_off_hardly_matters_on_a_long_curve() -> None:
     x = np.geomspace(1e4, 1e6, 40)
     loss = noisy(3 + 20 * x**-0.25, 2e-3)

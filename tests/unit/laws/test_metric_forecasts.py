@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from lrec.laws.forecast import Forecast
+from lrec.laws.intervals import Prediction
 from lrec.laws.law import Array
-from lrec.laws.metric_forecasts import best_measured, expected_metrics, judged_metrics
+from lrec.laws.metric_forecasts import best_measured, expected_metrics, judged_metrics, outlook_metrics
 
 SIZES = np.geomspace(1e4, 1e6, 7)
 LARGER = np.array([4e6, 1.6e7])
@@ -55,6 +56,23 @@ def test_any_metric_is_forecast_also_if_lower_is_better() -> None:
     assert expected["revenue"][1].predicted == pytest.approx(100 / loss_of(LARGER)[1], rel=0.01)
     assert expected["mean rank"][1].predicted == pytest.approx(50 * loss_of(LARGER)[1], rel=0.01)
     assert best_measured(points, "mean rank") == pytest.approx(50 * loss[-1])
+    at = {"x": 4e6, "d": 1e7, "predicted": 4.1, "low": 4.0, "high": 4.2, "mean_low": 4.0, "mean_high": 4.2}
+    of_data = points.with_columns(pl.lit(1e7).alias("d"), pl.lit(0.0).alias("never"))
+    assert expected_metrics(of_data, [Prediction(**at)]).keys() == {"revenue", "mean rank"}, "a law of size and data"
+
+
+def test_runs_with_more_data_are_no_bound_and_no_baseline_for_less_data() -> None:
+    loss = loss_of(SIZES)
+    few = points_of(SIZES, **{"HR@10": hit_rate_of(loss)}).with_columns(d=5e6, u=1e6)
+    much = few.with_columns(y=pl.Series(loss - 0.5), **{"HR@10": pl.Series(hit_rate_of(loss - 0.5))}, d=1e7, u=2e6)
+    points = pl.concat([few, much])
+    at = {"x": SIZES[-1], "predicted": loss[-1], "low": 4.15, "high": 4.25, "mean_low": 4.15, "mean_high": 4.25}
+    for name, value in (("d", 5e6), ("u", 1e6)):
+        ((each,),) = outlook_metrics(points, [Prediction(**at | {name: value})], False).values()
+        assert each.predicted == pytest.approx(few["HR@10"][-1], rel=0.05)
+    losses = Forecast(points).predict(np.array([[LARGER[0], 1e6]]))
+    ((judged,),) = judged_metrics(points, losses, few.with_columns(x=LARGER[0])).values()
+    assert judged.naive_error_pct == pytest.approx(100 * (few["HR@10"][-1] / judged.actual - 1))
 
 
 def test_a_metric_that_size_does_not_move_is_not_forecast_to_rise() -> None:

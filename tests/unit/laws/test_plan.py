@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from lrec.laws.analysis import Analysis
 from lrec.laws.choosers import DataChooser
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.fit_json import write_fit
+from lrec.laws.forecast import Forecast
 from lrec.laws.law import Array
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.plan import plan_command
-from lrec.laws.predict import holdout_report
+from lrec.laws.predict import Predictor, holdout_report
 from lrec.laws.table import flops_per_interaction
 
 TRUTH = {"E": 2.0, "A": 50.0, "B": 80.0, "a": 0.3, "b": 0.25}
@@ -60,12 +62,17 @@ def test_the_best_size_for_a_budget_is_the_closed_form() -> None:
         assert choice.flops == pytest.approx(flops)
 
 
-def test_budget_loss_and_size_lead_to_one_plan() -> None:
-    chooser = DataChooser(chinchilla())
-    by_flops = chooser.for_flops(1e14)
-    for other in (chooser.for_loss(float(chooser.loss(by_flops.size, by_flops.data))), chooser.for_size(by_flops.size)):
-        assert other.size == pytest.approx(by_flops.size, rel=1e-4)
-        assert other.flops == pytest.approx(1e14, rel=1e-3)
+@pytest.mark.parametrize("unit", [1.0, 1e9])
+def test_budget_loss_and_size_lead_to_one_plan(unit: float) -> None:
+    """In a table of another source, sizes and data may be in billions."""
+    points = points_of(grid()).with_columns(pl.col("x", "d") / unit)
+    chooser, flops = DataChooser(fit_points(LAWS["chinchilla"], points)), 1e14 / unit**2
+    size = DataChooser(chinchilla()).for_flops(1e14).size / unit
+    by_flops = chooser.for_flops(flops)
+    by_loss = chooser.for_loss(float(chooser.loss(by_flops.size, by_flops.data)))
+    for each in (by_flops, by_loss, chooser.for_size(by_flops.size)):
+        assert each.size == pytest.approx(size, rel=1e-4)
+        assert each.flops == pytest.approx(flops, rel=1e-3)
 
 
 def test_limited_data_is_repeated_as_long_as_that_helps_and_never_beyond_what_was_fitted() -> None:
@@ -233,6 +240,10 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
         plan_command(fit, hr10=0.9)
     with pytest.raises(UserError, match="not reached at 100 times the largest N_body"):
         plan_command(fit, loss=4.02)
+    law = fit_points(LAWS["lsrm"], points.select("x", "y"))
+    write_fit(tmp_path / "flops", Analysis(law, None, law.points, {"x": "flops", "y": "loss"}, with_others=False))
+    with pytest.raises(UserError, match="not reached at 100 times the largest flops"):
+        plan_command(tmp_path / "flops" / "fit.json", loss=4.02)
     with pytest.raises(UserError, match="--hr10 needs a forecast"):
         plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
@@ -426,6 +437,20 @@ def test_what_a_law_of_data_cannot_answer(tmp_path: Path, options: dict[str, Any
 def test_what_a_law_of_size_cannot_answer(tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         plan_command(of_size(tmp_path), **options)
+
+
+def test_no_plan_expects_a_loss_below_the_floor_of_the_fit(tmp_path: Path) -> None:
+    x, fitted = np.geomspace(1e4, 1e7, 7), chinchilla()
+    points = pl.DataFrame({"x": x, "y": 2 + (1e5 / x) ** 0.3})
+    names = {"x": "N", "d": "D", "u": "U", "y": "loss"}
+    floors: dict[str, tuple[Predictor, float]] = {"size": (Forecast(points), 2.2), "data": (replace(fitted), 2.5)}
+    for name, (predictor, floor) in floors.items():
+        write_fit(tmp_path / name, Analysis(predictor, None, predictor.points, names, with_others=False, floor=floor))
+        plan_command(tmp_path / name / "fit.json", size=1e12)
+        loss = json.loads((tmp_path / name / "plan.json").read_text())["loss"]
+        assert min(loss["predicted"], loss["low"], loss["mean_low"]) == floor
+        with pytest.raises(UserError, match=f"--loss .*: not reached.*{floor}"):
+            plan_command(tmp_path / name / "fit.json", loss=floor - 0.01)
 
 
 def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lrec.errors import UserError
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit import fit
+from lrec.laws.fit_json import _metrics
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import compare
 from lrec.laws.table import source_hash
@@ -120,6 +121,14 @@ def test_a_parameter_beyond_anything_real_is_not_identified(tmp_path: Path, caps
     assert not re.search(r"e[+-]\d{3}", printed + report.split("Search:")[0])
 
 
+def test_the_table_of_metrics_has_every_held_out_size_with_its_most_data() -> None:
+    shared = {"predicted": 0.1, "low": 0.09, "high": 0.11, "actual": 0.1, "error_pct": 0, "naive_error_pct": 0}
+    places = [(1e5, 96e3, 5e4), (1e5, 38e4, 2e5), (1e6, 95e3, 5e4), (1e6, 37e4, 2e5)]  # a larger size may stop earlier
+    judged = [shared | {"inside": True, "actual": d, **dict(zip("xdu", (x, d, u), strict=True))} for x, d, u in places]
+    (table,) = _metrics({"x": "N_body", "metrics": {"HR@10": judged}})
+    assert re.findall(r"HR@10 \| (\S+) .* (\d+)\.0000 ", table) == [("1e+05", "380000"), ("1e+06", "370000")]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -130,6 +139,7 @@ def test_a_parameter_beyond_anything_real_is_not_identified(tmp_path: Path, caps
         ({"holdout": 4, "law": "lsrm"}, "needs at least 4 distinct sizes, but there are 3"),
         ({"holdout": -1}, "--holdout"),
         ({"x": "N"}, "no column 'N'"),
+        ({"floor": float("nan")}, "--floor must be at least 0"),
     ],
 )
 def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, Any], said: str) -> None:
