@@ -53,10 +53,13 @@ def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Gene
 
 
 def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """With probability `rate`, an item's place changes by a number drawn evenly from -3 to 3; then items are sorted."""
+    """With probability `rate`, an item's place changes by a number drawn evenly from -3 to 3; then items are sorted.
+    Their events move with them, but the times stay, because the times of a log ascend."""
     chosen_N = random.random(len(cases.items_N)) < rate
     place_N = np.arange(len(chosen_N)) + chosen_N * random.uniform(-REACH, REACH, len(chosen_N))
-    return replace(cases, items_N=cases.items_N[np.lexsort((place_N, cases.case_N))])
+    order_N = np.lexsort((place_N, cases.case_N))
+    shuffled = cases.inserting(cases.items_N[order_N], cases.lengths_C, order_N)
+    return replace(shuffled, times_N=cases.times_N)
 
 
 CORRUPTIONS: dict[str, Corruption] = {
