@@ -144,7 +144,7 @@ def _short_table(section: Section) -> str:
     metric, groups = section.shown[0], [(name, section.groups[name]) for name in section.drawn_groups]
     rows = [[metric, "cases", *groups[0][1].draws]]
     for name, group in groups:
-        rows.append([name, f"{group.cases:,}", *(f"{draws[metric][0]:.4f}" for draws in group.draws.values())])
+        rows.append([name, f"{group.cases:,}", *(_number(draws[metric][0], "") for draws in group.draws.values())])
     return on_terminal(rows_table(rows, text=(0,)))
 
 
