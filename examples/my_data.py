@@ -49,5 +49,5 @@ class ShopOrders(SequenceDataModule):
 
     def _blocks(self) -> Iterator[pl.DataFrame]:
         # Opened here, because another thread reads the blocks, and a connection of SQLite belongs to one thread.
-        connection = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
+        connection = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro", uri=True)
         yield from pl.read_database(ORDERS, connection, iter_batches=True, batch_size=500_000)

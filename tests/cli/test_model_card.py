@@ -66,8 +66,9 @@ def test_a_card_tells_what_its_study_forecast(
     point = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
     study = tmp_path / "study"
     shutil.copytree(run.parents[1], study)
-    planned = {"name": run.name, "ladder": "", "held_out": True}
-    (study / "study.json").write_text(json.dumps({"name": "shoes", "grid": {"runs": [planned]}}))
+    planned = {"name": run.name, "ladder": "", "held_out": True, "horizon": 0.5}
+    runs = [planned | {"name": "shorter", "horizon": 0.25}, planned]
+    (study / "study.json").write_text(json.dumps({"name": "shoes", "grid": {"runs": runs}}))
     place = {"x": point["N_body"], "d": None, "predicted": 3.0, "low": 0.5, "high": 9.0}
     ladder = {"ladder": "", "x": "N_body", "y": "test_loss", "predictions": [place | {"x": 1.0}, place]}
     (study / "prediction.json").write_text(json.dumps({"ladders": [ladder]}))

@@ -28,7 +28,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for example in EXAMPLES.glob("*.py"):
         shutil.copy(example, tmp_path)
-    (tmp_path / "nothing.py").write_text("class Nothing: ...\n")
+    nameless = "class Nameless(Mean):\n    def of_targets(self, found, k): return found.rank_B\n"
+    (tmp_path / "nothing.py").write_text(
+        f"from lrec.evaluation.metrics import Mean\n\nclass Nothing: ...\n\n{nameless}"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -219,6 +222,10 @@ def _shipped(argument: str) -> str:
         (
             ["--model.metrics=lrec.evaluation.metrics.MRR"],
             "--model.metrics lrec.MRR: there is a metric MRR already",
+        ),
+        (
+            ["--model.metrics=nothing.Nameless"],
+            "--model.metrics nothing.Nameless: give the class a name, the part before @k",
         ),
         (["--model.optimizer.lr=fast"], "--model.optimizer.lr: Expected a <class 'float'>. Got value: fast"),
     ],

@@ -412,7 +412,7 @@ def test_the_length_of_a_list_is_a_whole_number(k: Any, model: Model) -> None:
     for lists in (lambda: model.recommend([["item-3"]], k=k), lambda: model.similar_items(["item-3"], k=k)):
         with pytest.raises(UserError, match="k must be a whole number, got "):
             lists()
-    assert model.recommend([["item-3"]], k=np.int64(2)).equals(model.recommend([["item-3"]], k=2))
+    assert model.recommend([["item-3"]], k=np.uint8(2)).equals(model.recommend([["item-3"]], k=2))
 
 
 def test_similar_items(model: Model) -> None:

@@ -311,9 +311,11 @@ METRICS: tuple[Metric, ...] = (
 
 
 def with_own(own: list[Metric] | Metric | None) -> tuple[Metric, ...]:
-    """lrec's metrics and the user's; UserError if two have the same name."""
+    """lrec's metrics and the user's; UserError if one has no name, or the name of another."""
     found = list(METRICS)
     for metric in [own] if isinstance(own, Metric) else own or []:
+        if not hasattr(metric, "name"):
+            raise UserError(f"--model.metrics {class_path(type(metric))}: give the class a name, the part before @k")
         if metric.name in (other.name for other in found):
             raise UserError(f"--model.metrics {class_path(type(metric))}: there is a metric {metric.name} already")
         found.append(metric)

@@ -69,7 +69,8 @@ def _forecast(run: Run, point: Point) -> dict[str, Any]:
     """The study's verdict, and its forecast for the run's size from before the training; empty without a study."""
     study = run.folder.parent.parent
     record = read_json(study / "study.json", {}) if run.folder.parent.name == "runs" else {}
-    planned = {each["name"]: each for each in record.get("grid", {}).get("runs", [])}.get(run.name)
+    runs = {each["name"]: each for each in record.get("grid", {}).get("runs", [])}
+    planned, longest = runs.get(run.name), max((each.get("horizon", 1.0) for each in runs.values()), default=1.0)
     if planned is None:
         return {}
     said = {"planned": planned, "study": record["name"]}
@@ -77,7 +78,7 @@ def _forecast(run: Run, point: Point) -> dict[str, Any]:
     prediction = read_json(study / "prediction.json", {"ladders": []})
     ladder = {each["ladder"]: each for each in prediction["ladders"]}.get(planned["ladder"])
     before = run.name not in prediction.get("trained_before", [])
-    if before and ladder is not None and planned["held_out"] and planned.get("horizon", 1.0) == 1.0:
+    if before and ladder is not None and planned["held_out"] and planned.get("horizon", 1.0) == longest:
         at_size = [each for each in ladder["predictions"] if each["x"] == getattr(point, ladder["x"])]
         said |= {"forecast_of": ladder["y"], "forecast": max(at_size, key=lambda each: each["d"] or 0, default=None)}
     return said

@@ -89,7 +89,7 @@ class Model:
             UserError: `histories` has another form; k is not a whole number of at least 1; no allowed item is in the
                 catalogue; times that the network needs are missing.
         """
-        _check_k(k)
+        k = _whole(k)
         if not isinstance(histories, Histories):
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
@@ -118,7 +118,7 @@ class Model:
         Raises:
             UserError: An item is not in the catalogue, or k is not a whole number of at least 1.
         """
-        _check_k(k)
+        k = _whole(k)
         raw = _as_text(items, "items")
         index_B = self.index(raw)
         if (index_B < 0).any():
@@ -267,10 +267,12 @@ def lists_of(item_ids: pl.Series, items_BK: np.ndarray, scores_BK: np.ndarray) -
     return lists.to_dict()
 
 
-def _check_k(k: Any) -> None:
+def _whole(k: Any) -> int:
+    """k as an integer of Python, which does not overflow like those of numpy."""
     if not isinstance(k, int | np.integer) or isinstance(k, bool):
         raise UserError(f"k must be a whole number, got {k!r}")
     check_range("k", int(k), at_least=1)
+    return int(k)
 
 
 def _as_text(ids: RawIds, name: str) -> pl.Series:

@@ -33,7 +33,7 @@ def _new_users(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     if longer := [str(n) for n in LENGTHS if n > ladder.max_len]:
         notes.append(f"New users: no histories of {', '.join(longer)} items, as max_len is {ladder.max_len}")
     if outside := int((cases.targets_C < 0).sum()):
-        notes.append(f"New users: {outside} of {len(cases):,} targets lie outside the catalogue and count as misses")
+        notes.append(f"New users: misses: {outside:,} of {len(cases):,} targets, which are outside the catalogue")
     groups = {f"last {n}": cases.last(n) for n in lengths}
     compared = (f"last {HARD_LENGTH}", f"last {lengths[0]}") if lengths[0] > HARD_LENGTH else None
     return assess("Users never seen in training, by length of the history", groups, ladder, seed, True, compared)
@@ -43,7 +43,7 @@ def _new_items(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     """Group test targets by how often the item occurs in the training part."""
     cases = cases_of_test(ladder.split, ladder.max_len)
     if outside := int((cases.targets_C < 0).sum()):
-        notes.append(f"New items: left out: {outside} of {len(cases):,} targets, never in training and so never listed")
+        notes.append(f"New items: left out: {outside:,} of {len(cases):,} targets, never in training, so never listed")
     counts_C = np.where(cases.targets_C >= 0, ladder.counts_V[cases.targets_C], 0)
     groups = {
         name: cases.where((counts_C >= least) & (counts_C <= most)) for name, (least, most) in ITEM_GROUPS.items()

@@ -89,7 +89,7 @@ def estimate(draws_R: np.ndarray) -> Estimate:
 def slope(draws_SR: np.ndarray, n_body_S: np.ndarray) -> np.ndarray:
     """Draws of the least-squares slope of a metric against log10 N_body: its gain per decade of size."""
     x_S = np.log10(n_body_S) - np.log10(n_body_S).mean()
-    with np.errstate(invalid="ignore"):  # a lost share may be infinite
+    with np.errstate(invalid="ignore"):  # a lost share may be undefined
         return x_S @ draws_SR / (x_S @ x_S)
 
 

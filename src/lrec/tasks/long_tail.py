@@ -30,7 +30,7 @@ def long_tail(ladder: Ladder, seed: int) -> TaskResult:
     cases = cases_of_test(ladder.split, ladder.max_len)
     outside_C = cases.targets_C < 0
     if outside_C.any():
-        result.notes.append(f"Left out: {outside_C.sum()} of {len(cases):,} targets, which are outside the catalogue")
+        result.notes.append(f"Left out: {outside_C.sum():,} of {len(cases):,} targets, which are outside the catalogue")
     group_C = np.where(outside_C, -1, quarters(ladder.counts_V)[cases.targets_C])
     groups = {name: cases.where(group_C == index) for index, name in enumerate(GROUPS)}
     result.notes += [

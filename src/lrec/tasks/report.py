@@ -11,7 +11,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from lrec.common.files import remove, write_json, write_text
 from lrec.common.pictures import draw_frame, new_figure, write_png
-from lrec.common.text_tables import on_terminal, rows_table
+from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.evaluation.cases import LIST_LENGTH
 from lrec.evaluation.metrics import METRICS
 from lrec.tasks.intervals import CONFIDENCE, RESAMPLES, Estimate, estimate
@@ -69,16 +69,16 @@ class Report:
         """tasks.md: a table per section and metric, the findings, and the notes."""
         ladder, drawn = self.ladder, ""
         if ladder.most_users is not None:
-            drawn = f"Tested on at most {ladder.most_users:,} users, and as many held-out ones. "
+            drawn = f"Tested on at most {counted(ladder.most_users, 'user')}, and as many held-out ones. "
         rows = [["size", "N_body", "trained on", "runs"]]
         for what, runs in ladder.rows():
             rows.append([runs[0].name, f"{runs[0].n_body:,}", what, ", ".join(run.run.name for run in runs)])
         blocks = [
             "# The five tasks",
-            f"{ladder.split.store.n_users:,} users, {len(ladder.counts_V):,} items, inputs of up to {ladder.max_len}. "
-            f"{drawn}The {100 * CONFIDENCE:.0f} % intervals come from {RESAMPLES:,} resamples of the users, the same "
-            f"for every size (seed {self.seed}); they leave out the differences between trainings. Slope: change of "
-            "the metric per decade of N_body.",
+            f"{counted(ladder.split.store.n_users, 'user')}, {counted(len(ladder.counts_V), 'item')}, inputs of up to "
+            f"{ladder.max_len}. {drawn}The {100 * CONFIDENCE:.0f} % intervals come from {RESAMPLES:,} resamples of the "
+            f"users, the same for every size (seed {self.seed}); they leave out the differences between trainings. "
+            "Slope: change of the metric per decade of N_body.",
             rows_table(rows, text=(0, 2, 3)),
             "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
         ]
@@ -144,7 +144,7 @@ def _short_table(section: Section) -> str:
     metric, groups = section.shown[0], [(name, section.groups[name]) for name in section.drawn_groups]
     rows = [[metric, "cases", *groups[0][1].draws]]
     for name, group in groups:
-        rows.append([name, f"{group.cases:,}", *(f"{draws[metric][0]:.4f}" for draws in group.draws.values())])
+        rows.append([name, f"{group.cases:,}", *(_number(draws[metric][0], "") for draws in group.draws.values())])
     return on_terminal(rows_table(rows, text=(0,)))
 
 

@@ -4,11 +4,12 @@ suffixes: C cases, N items of all histories laid end to end, M these items after
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 
 from lrec.evaluation.cases import Cases, cases_of_test
-from lrec.tasks.intervals import estimate, ratio
+from lrec.tasks.intervals import estimate
 from lrec.tasks.results import Section, TaskResult, assess, trend
 from lrec.tasks.trained_runs import Ladder
 
@@ -53,10 +54,13 @@ def insert_items(cases: Cases, rate: float, n_items: int, random: np.random.Gene
 
 
 def shuffle_items(cases: Cases, rate: float, n_items: int, random: np.random.Generator) -> Cases:
-    """With probability `rate`, an item's place changes by a number drawn evenly from -3 to 3; then items are sorted."""
+    """With probability `rate`, an item's place changes by a number drawn evenly from -3 to 3; then items are sorted.
+    Their events move with them, but the times stay, because the times of a log ascend."""
     chosen_N = random.random(len(cases.items_N)) < rate
     place_N = np.arange(len(chosen_N)) + chosen_N * random.uniform(-REACH, REACH, len(chosen_N))
-    return replace(cases, items_N=cases.items_N[np.lexsort((place_N, cases.case_N))])
+    order_N = np.lexsort((place_N, cases.case_N))
+    shuffled = cases.inserting(cases.items_N[order_N], cases.lengths_C, order_N)
+    return replace(shuffled, times_N=cases.times_N)
 
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -96,11 +100,13 @@ def robustness(ladder: Ladder, seed: int) -> TaskResult:
 
 
 def _with_losses(section: Section) -> Section:
-    """Add the lost share, 1 - corrupted / clean, to the metrics of every group except the clean one; add findings."""
+    """Add the lost share, 1 - corrupted / clean, to the metrics of every group except the clean one; it is nan if
+    nothing could be lost. Add findings."""
     clean, *others = section.groups.values()
     for group in others:
-        for scorer, draws in group.draws.items():
-            draws |= {f"{metric}_lost": 1 - ratio(draws[metric], clean.draws[scorer][metric]) for metric in RELATIVE}
+        for (scorer, draws), metric in product(group.draws.items(), RELATIVE):
+            clean_R = clean.draws[scorer][metric]
+            draws[f"{metric}_lost"] = 1 - draws[metric] / np.where(clean_R > 0, clean_R, np.nan)
     lost = "NDCG@10_lost"
     section.shown = (lost, "HR@10_lost", "NDCG@10")
     section.drawn = [f"{name} {MIX_RATE}" for name in DRAWN]

@@ -185,7 +185,7 @@ def trajectory(ladder: Ladder, seed: int) -> TaskResult:
         result.notes.append(str(reason))
         return result
     if outside := int((given.truth_CT < 0).sum()):
-        result.notes.append(f"{outside} of {given.truth_CT.size:,} trajectory items are misses: not in the catalogue")
+        result.notes.append(f"Misses: {outside:,} of {given.truth_CT.size:,} trajectory items, not in the catalogue")
     for repeats in (True, False):
         decoded = {runs[0].name: [decode(run.net, given, repeats) for run in runs] for runs in ladder.runs.values()}
         decoded[POPULARITY] = [decode_popularity(ladder.counts_V, given, repeats)]

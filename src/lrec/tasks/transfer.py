@@ -44,7 +44,7 @@ def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     cases = cases_of_test(ladder.split, ladder.max_len)
     has_domain_C = (cases.targets_C >= 0) & (domain_V[cases.targets_C] >= 0)
     if outside := int((~has_domain_C).sum()):
-        notes.append(f"Left out: {outside} of {len(cases):,} targets, outside the catalogue or without a domain")
+        notes.append(f"Left out: {outside:,} of {len(cases):,} targets, outside the catalogue or without a domain")
     cases = cases.where(has_domain_C)
     same_N = domain_V[cases.items_N] == domain_V[cases.targets_C][cases.case_N]
     mixed_C = np.bincount(cases.case_N, same_N, len(cases)) > 0

@@ -1,5 +1,7 @@
 """What corruption may and may not do to a history."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -84,6 +86,18 @@ def test_shuffling_is_local() -> None:
     moves_N = np.abs(after.items_N - np.tile(np.arange(40), 200))
     assert 0 < moves_N.mean() < REACH
     assert moves_N.max() <= 2 * REACH, "an item moves by less than 3, and others that pass it add as many again"
+
+
+def test_a_shuffled_item_takes_its_event_with_it_but_not_its_time() -> None:
+    cases = cases_of([list(range(20)) for _ in range(30)])
+    times_N = np.arange(len(cases.items_N))
+    events_N = np.stack([cases.items_N + 100, -cases.items_N], axis=1)
+    cases = replace(cases, times_N=times_N, events_N=events_N)
+    after = CORRUPTIONS["shuffled"](cases, 0.5, N_ITEMS, np.random.default_rng(0))
+    assert after.times_N is not None
+    assert after.events_N is not None
+    np.testing.assert_array_equal(after.events_N, np.stack([after.items_N + 100, -after.items_N], axis=1))
+    np.testing.assert_array_equal(after.times_N, times_N)
 
 
 def test_the_same_seed_gives_the_same_corruption() -> None:

@@ -15,6 +15,7 @@ from lrec.data.splits.rules import Split
 from lrec.errors import UserError
 from lrec.run import Run
 from lrec.tasks.command import TASKS, run_tasks
+from lrec.tasks.report import Report
 from lrec.tasks.results import NoCasesError
 from lrec.tasks.trained_runs import Data, Ladder, ladder_of, load_run
 from lrec.tasks.trajectory import trajectories
@@ -271,3 +272,7 @@ def test_drawn_users_without_a_trajectory_are_no_reason_to_train_again(ladder: L
     few = ladder.split.of_users(ladder.split.trajectory_U < 0)
     with pytest.raises(NoCasesError, match=r"trajectory_min_length interactions, or draw more --users$"):
         trajectories(replace(ladder, split=few, most_users=3))
+
+
+def test_one_user_is_said_in_the_singular(ladder: Ladder) -> None:
+    assert "Tested on at most 1 user, and" in Report(replace(ladder, most_users=1), [], 0).markdown()

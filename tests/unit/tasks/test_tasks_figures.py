@@ -3,9 +3,9 @@
 import numpy as np
 
 from lrec.common.pictures import alt_text
-from lrec.tasks.report import task_figure
+from lrec.tasks.report import Report, task_figure
 from lrec.tasks.results import POPULARITY, Group, Section, TaskResult
-from lrec.tasks.robustness import robustness
+from lrec.tasks.robustness import CLEAN, CORRUPTIONS, MIX_RATE, RELATIVE, _with_losses, robustness
 from lrec.tasks.trained_runs import Ladder
 
 
@@ -28,3 +28,21 @@ def test_of_the_corruptions_the_worst_and_the_mildest_are_drawn(ladder: Ladder) 
     result = robustness(ladder, seed=0)
     assert set(labels(result)) == {"popularity, same cases", "mix 0.3", "replaced 0.3", "deleted 0.3", "shuffled 0.3"}
     assert len([finding for finding in result.sections[0].findings if "share of NDCG@10 that is lost" in finding]) == 6
+
+
+def test_of_nothing_no_share_is_lost(ladder: Ladder) -> None:
+    def group(values: tuple[float, ...]) -> Group:
+        scorers = zip(("3k", "25k", POPULARITY), values, strict=True)
+        return Group(5, 5, {name: {metric: np.full(3, value) for metric in RELATIVE} for name, value in scorers})
+
+    names = [f"{name} {MIX_RATE}" for name in ("mix", *CORRUPTIONS)]
+    groups = {CLEAN: group((0.0, 0.2, 0.0))} | {name: group((0.1, 0.1, 0.0)) for name in names}
+    section = _with_losses(Section("Corruption", {"3k": 3072.0, "25k": 24576.0}, groups))
+    result = TaskResult("robustness", "Robustness", [section])
+    with np.errstate(all="raise"):
+        task_figure(result)
+    (row,) = [
+        line.split() for line in Report(ladder, [], 0, [result]).summary().splitlines() if "deleted 0.3  " in line
+    ]
+    assert row[2:] == ["5", "undefined", "0.5000", "undefined"]
+    assert section.findings[0] == "mix 0.3: the lost share is undefined, because a size scores 0 on clean histories."

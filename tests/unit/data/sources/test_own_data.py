@@ -172,10 +172,10 @@ def test_a_data_module_is_read_trained_on_and_tested(folder: Path, lrec: Callabl
         for step in range(9)
         for user in range(60)
     ]
-    with sqlite3.connect("shop.db") as shop:
+    with sqlite3.connect("shop #1?.db") as shop:  # in a URI, # and ? have a meaning
         shop.execute("CREATE TABLE orders (customer TEXT, product INT, ordered_at INT, returned INT)")
         shop.executemany("INSERT INTO orders VALUES (?, ?, ?, ?)", orders)
-    own = ["--data=my_data.ShopOrders", "--data.path=shop.db"]
+    own = ["--data=my_data.ShopOrders", "--data.path=shop #1?.db"]
     said = split_lines(lrec("data", "prepare", *own))
     kept = [order for order in orders if not order[3]]
     assert said["interactions"] == f"{len(kept):,}"
