@@ -108,7 +108,8 @@ def test_the_peak_is_that_of_a_plain_product() -> None:
         start = time.perf_counter()
         matrix @ matrix
         best = min(best, time.perf_counter() - start)
-    assert measure_peak(torch.device("cpu"), torch.float32, torch.get_num_threads()) > 0.3 * 2 * 1024**3 / best
+    measured = measure_peak.__wrapped__(torch.device("cpu"), torch.float32, torch.get_num_threads())
+    assert measured > 0.3 * 2 * 1024**3 / best
 
 
 @pytest.mark.parametrize("loss", ["lrec.SampledSoftmax", pytest.param("lrec.GBCE", marks=pytest.mark.slow)])

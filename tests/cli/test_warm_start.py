@@ -112,7 +112,7 @@ def test_types_of_event_are_kept_by_name(tmp_path: Path, lrec: Callable[..., str
     lrec(*arguments(tmp_path / "old.csv", tmp_path / "old", **options))
     options["model__warm_start"] = tmp_path / "old"
     still = {"model__optimizer__lr": 1e-12}
-    assert "0 are new" in lrec(*arguments(tmp_path / "new.csv", tmp_path / "new", **options, **still))
+    assert " 0 new" in lrec(*arguments(tmp_path / "new.csv", tmp_path / "new", **options, **still))
     old, new = (package.load(tmp_path / name).net.events.weight.detach() for name in ("old", "new"))
     torch.testing.assert_close(new[1], old[1], atol=1e-6, rtol=0)  # view; add begins near the mean of buy and view
     assert 0 < (new[0] - old.mean(0)).abs().max() < 0.1
