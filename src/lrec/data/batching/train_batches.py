@@ -161,7 +161,7 @@ class TrainLoader(ServedLoader):
     iter() begins the next epoch, but the first one after load_state_dict() continues the saved epoch. The number of
     ranks may differ from the saved one. The number of steps of an epoch may not, because Lightning continues to count
     them. In the middle of an epoch, seed and accumulation may not differ either. `limit` is Lightning's limit of
-    batches: after as many, an epoch is over."""
+    batches: after as many, a saved epoch is over."""
 
     def __init__(
         self,
@@ -203,8 +203,7 @@ class TrainLoader(ServedLoader):
     def state_dict(self) -> dict[str, int]:
         accumulation = self.ranks.accumulation
         plan = {"accumulation": accumulation, "seed": self._seed, "targets_per_step": self._plan.targets_per_step}
-        step = self._consumed // accumulation
-        return {"epoch": self._epoch, "step": self.n_steps if self._consumed >= self._ends_at else step, **plan}
+        return {"epoch": self._epoch, "step": self._consumed // accumulation, **plan}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the saved step; UserError if that would skip or repeat data."""

@@ -178,16 +178,6 @@ def test_resume_in_mid_epoch_on_another_number_of_ranks(make_lengths, taken: int
     assert as_lists(list(resumed)) == epochs[2]
 
 
-def test_an_epoch_that_a_limit_ended_is_over_without_the_limit_too(make_lengths) -> None:
-    split = LastItems()(make_lengths([42] * 5))
-    plan = BatchPlan(training_part(split, Reduction()), 8, 16)
-    limited, whole = TrainLoader(plan, 0, limit=4), TrainLoader(plan, 0)
-    assert len(list(islice(limited, 4))) == 4
-    whole.load_state_dict(limited.state_dict())
-    assert len(list(whole)) == plan.n_steps
-    assert whole.state_dict()["epoch"] == 1
-
-
 def test_resume_needs_the_same_plan(make_lengths) -> None:
     split = LastItems()(make_lengths([42] * 5))
     part = training_part(split, Reduction())
