@@ -177,14 +177,16 @@ def summary(studies: list[dict[str, Any]]) -> str:
         spent = f"{sum(each['took'] for each in mine) / sum(each['hours'] for each in mine):.2f} on average"
         cells = [name, spent if name == "all" else ", ".join(taken)]
         for metric in ("test_loss", "HR@10"):
-            forecasts, best = [], max if metric == "HR@10" else min
+            forecasts: list[tuple[float, float, dict[str, float]]] = []
+            lowest = metric == "test_loss"
             for each in mine:
-                no_gain = best(run[metric] for run in each["runs"] if not run["held_out"])
-                said = [(run, run if best is min else run.get(f"forecast of {metric}")) for run in each["runs"]]
+                fitted = [run[metric] for run in each["runs"] if not run["held_out"]]
+                no_gain = min(fitted) if lowest else max(fitted)
+                said = [(run, run if lowest else run.get(f"forecast of {metric}")) for run in each["runs"]]
                 forecasts += [(run[metric], no_gain, told) for run, told in said if run["held_out"] and told]
             errors = [[abs(told["predicted"] / came - 1), abs(flat / came - 1)] for came, flat, told in forecasts]
             within = sum(told["low"] <= came <= told["high"] for came, _, told in forecasts)
-            cells += [str(len(forecasts))] if best is min else []
+            cells += [str(len(forecasts))] if lowest else []
             cells += [f"{100 * mean(each):.2f} %" for each in zip(*errors, strict=True)] if errors else ["", ""]
             cells.append(f"{within} of {len(forecasts)}" if errors else "")
         rows.append(cells)

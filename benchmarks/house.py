@@ -85,7 +85,7 @@ def imported(modules: str) -> str:
 
 def downloads(code: str) -> int:
     """How often two processes download one file of 64 MB if they ask for it at once."""
-    asked = []
+    asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

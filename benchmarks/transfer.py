@@ -289,24 +289,27 @@ def regrets(sweeps: dict[Run, Sweep]) -> list[str]:
         for at in sorted(run for run in sweeps if run.rule == rule):
             mine, standard = sweeps[at], sweeps.get(at._replace(rule="standard"))
             small = min(run for run in sweeps if (run.set, run.rule, run.layers) == (at.set, rule, BASE_LAYERS))
-            rates, cells, row = (sweeps[small].best, FIRST), [f"2^{math.log2(sweeps[small].best):.0f}"], []
+            rates, row = (sweeps[small].best, FIRST), list[float | None]()
+            cells = [f"2^{math.log2(sweeps[small].best):.0f}"]
             for beside in (mine if len(mine.losses) > 1 else None, standard):
-                for rate in rates:
-                    known = beside is not None and rate in mine.losses
-                    is_small = beside is mine and at == small and rate is rates[0]
-                    row.append(mine.losses[rate] - beside.losses[beside.best] if known and not is_small else None)
-                    bound = "≥ " if known and beside.ends else ""
-                    cells.append("" if row[-1] is None else f"{bound}{row[-1]:{'' if beside is mine else '+'}.3f}")
+                for place, rate in enumerate(rates):
+                    if beside is None or rate not in mine.losses or (beside is mine and at == small and place == 0):
+                        row.append(None)
+                        cells.append("")
+                        continue
+                    regret = mine.losses[rate] - beside.losses[beside.best]
+                    row.append(regret)
+                    cells.append(f"{'≥ ' if beside.ends else ''}{regret:{'' if beside is mine else '+'}.3f}")
             found.append(row)
             lines.append(f"| {at.set}, {at.share:.3g} | {at.layers}x{at.width} | {at.step} | {' | '.join(cells)} |")
-        for title, of in (("mean", mean), ("worst", max)):
-            columns = [[value for value in column if value is not None] for column in zip(*found, strict=True)]
-            shown = [
-                f"{of(each):{sign}.3f}" if each else "" for each, sign in zip(columns, ("", "", "+", "+"), strict=True)
-            ]
-            lines.append(
-                f"| **{title}** of {', '.join(str(len(each)) for each in columns)} | | | | {' | '.join(shown)} |"
-            )
+        columns = [[value for value in column if value is not None] for column in zip(*found, strict=True)]
+        counts, signs = ", ".join(str(len(each)) for each in columns), ("", "", "+", "+")
+        for title, figures in (
+            ("mean", [mean(each) for each in columns]),
+            ("worst", [max(each) for each in columns]),
+        ):
+            shown = [f"{figure:{sign}.3f}" for figure, sign in zip(figures, signs, strict=True)]
+            lines.append(f"| **{title}** of {counts} | | | | {' | '.join(shown)} |")
         lines.append("")
     return lines
 
