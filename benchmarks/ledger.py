@@ -28,17 +28,10 @@ from lrec.run import Point, read_points_file
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results" / "ledger.md"
 NAMES = {
-    "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks",
-    "go, earlier rates": "Go, earlier rates", "go, fewer trials": "Go, fewer trials",
-    "go, one curvature": "Go, one curvature", "decks, earlier rates": "decks, earlier rates",
-    "decks, one step": "decks, one step",
-    "globo, Muon": "clicks, Muon", "globo, fewer trials": "clicks, fewer trials",
-    "globo, one step": "clicks, one step", "globo, tried steps": "clicks, tried steps", "ciao": "Ciao",
+    "go": "Go", "go/first": "Go, the first rule of rates", "decks": "decks", "globo": "clicks", "ciao": "Ciao",
     "quickstart": "quickstart", "quickstart/40000-users": "quickstart, earlier",
-    "s3rec-beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
-    "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M",
-    "ml-1m, one step": "MovieLens-1M, one step", "ml-1m, tried steps": "MovieLens-1M, tried steps",
-    "tennis": "tennis", "beauty": "Beauty",
+    "s3rec-beauty": "Beauty", "beauty": "Beauty", "ml-1m-lsrm": "MovieLens-1M",
+    "ml-1m-lsrm/untuned": "MovieLens-1M, untuned", "ml-1m": "MovieLens-1M", "tennis": "tennis",
 }  # fmt: skip
 
 
@@ -46,7 +39,7 @@ NAMES = {
 class Entry:
     """A forecast of a loss, and what came."""
 
-    log: str
+    log: str  # the data set, and after a comma what is special about the study
     what: str  # the size, and the data where they were more than what was trained on
     predicted: float
     low: float
@@ -57,6 +50,10 @@ class Entry:
     commit: str
     when: str
     before: bool  # whether it was committed before the result
+
+    @property
+    def set(self) -> str:
+        return self.log.partition(", ")[0]
 
     @property
     def error(self) -> float:
@@ -131,25 +128,31 @@ def entry(
     file: Path, what: str, p: dict[str, Any], no_gain: float, measured: list[float], log: str | None = None
 ) -> Entry:
     """`p` is what was written down; `measured` the losses of as many seeds."""
-    name = log or file.parent.relative_to(HERE).as_posix()
+    name, comma, variant = (log or file.parent.relative_to(HERE).as_posix()).partition(", ")
     where = f"`{file.relative_to(HERE.parent)}@{sha256(file.read_bytes()).hexdigest()[:12]}`"
     commit, when = first(p["predicted"])
     before = bool(when) and when < first(measured[0])[1]
     forecast = (p["predicted"], p["low"], p["high"], no_gain, mean(measured))
     return Entry(
-        NAMES.get(name, name), f"{p['x']:,.0f}{what}", *forecast, where, commit, when[:16].replace(" ", "T"), before
+        NAMES.get(name, name) + comma + variant,
+        f"{p['x']:,.0f}{what}",
+        *forecast,
+        where,
+        commit,
+        when[:16].replace(" ", "T"),
+        before,
     )
 
 
 def scoreboard(entries: list[Entry]) -> str:
-    """By log: how many, how many within, mean errors and half-widths."""
-    rows = [["log", "forecasts", "within", "mean error", "no gain", "half-width of 90 %"]]
-    for log in [*sorted({each.log for each in entries}), ""]:
-        mine = [each for each in entries if each.log == log or not log]
+    """By data set: how many, how many within, mean errors and half-widths."""
+    rows = [["data set", "forecasts", "within", "mean error", "no gain", "half-width of 90 %"]]
+    for name in [*sorted({each.set for each in entries}), ""]:
+        mine = [each for each in entries if each.set == name or not name]
         widths = [50 * (each.high - each.low) / each.predicted for each in mine]
         errors = [mean(abs(each.error) for each in mine), mean(abs(each.no_gain_error) for each in mine), mean(widths)]
         within = sum(each.within for each in mine)
-        rows.append([log or "all", str(len(mine)), str(within), *(f"{error:.2f} %" for error in errors)])
+        rows.append([name or "all", str(len(mine)), str(within), *(f"{error:.2f} %" for error in errors)])
     return rows_table(rows, text=(0,))
 
 
@@ -188,7 +191,7 @@ def main() -> None:
         "have a smaller error than the [no-gain baseline](../glossary.md#no-gain-baseline), which predicts the lowest "
         "loss of the smaller sizes."
     )
-    parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By log", scoreboard(entries)]
+    parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By data set", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]
     write_text(PAGE, "\n\n".join(parts) + "\n")
 
