@@ -43,7 +43,8 @@ def write_stand_ins(folder: Path) -> None:
         sold = [(f"c_{user}", f"SKU-{item:04}", time, 0) for user, item, time in log.rows()]
         shop.executemany("INSERT INTO orders VALUES (?, ?, ?, ?)", sold)
     interactions = log.select(names["user"], names["item"], "time")
-    interactions.write_csv(folder / "interactions.csv")
+    for name in ("interactions", "ml-1m"):
+        interactions.write_csv(folder / f"{name}.csv")
     interactions.write_parquet(folder / "interactions.parquet")
     done = pl.when(pl.int_range(pl.len()) % 3 == 0).then(pl.lit("buy")).otherwise(pl.lit("view"))
     interactions.with_columns(action=done).write_csv(folder / "shop.csv")
