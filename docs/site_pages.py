@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
@@ -59,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Mark the options in sentences, so that no line breaks inside an option."""
-    return re.sub(r"<code>[^<]*</code>", lambda code: unbroken(code[0]), html)
+    return re.sub(r"<code>[^<]*</code>", lambda code: unbroken(Markup(code[0])), html)
 
 
 def _on_site(name: str) -> str:

@@ -23,6 +23,10 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "The network reads the last max_len" in " ".join(reference.split()), "docstrings are in the reference"
     home = (tmp_path / "index.html").read_text()
     assert 'src="results/ml-1m-hour.png"' in home, "the home page is README.md"
+    for page in tmp_path.rglob("*.html"):
+        assert "&lt;code&gt;" not in page.read_text(), f"{page} shows its tags"
+    metrics = (tmp_path / "metrics" / "index.html").read_text()
+    assert '<code><span class="option">--data.test_users</span></code>' in metrics
     assert (tmp_path / "benchmarks" / "clicks" / "index.html").exists()
     assert (tmp_path / "benchmarks" / "growth.md.txt").exists(), "what is no page is there as text"
 
