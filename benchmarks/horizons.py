@@ -176,10 +176,10 @@ In the third version, more data make the fall in size steeper by the same amount
 second version, this effect faded as sizes grew. The third version was chosen on the public grids below. There, the
 error for size and data together was 2.70 % with the second version, and 78 % of the losses were inside. The small
 networks of clicks and Go were trained again to compare both versions. On clicks, the third is off by 0.42 % (size),
-0.88 % (data) and 0.60 % (both), the second by 0.12, 0.95 and 0.26 %. On Go, the third is off by 0.49 % (size) and
-0.19 % (data), without the longest horizon; the second by 0.61 and 0.20 %. All are inside. If the known part of the grids is 16 times smaller and 8
-times shorter than the largest run, both versions are off by 2 %. At 32 and 8 times, they are off by 7 %, always too
-low.
+0.88 % (data) and 0.60 % (both), the second by 0.12, 0.95 and 0.26 %. On Go, without the longest horizon, the third is
+off by 0.49 % (size) and 0.19 % (data), the second by 0.61 and 0.20 %. All are inside. If the known part of the grids is
+16 times smaller and 8 times shorter than the largest run, both versions are off by 2 %. At 32 and 8 times, they are off
+by 7 %, always too low.
 
 In today's version, curves in the size flatten faster, because all sizes have the same data
 ([forecasts.md](forecasts.md)). From the same known parts, its mean errors are 0.41 % (size), 0.65 % (data) and 0.84 %
