@@ -205,7 +205,7 @@ Is a run with a constant rate that falls at the end (wsd) as good as one with co
 Go (N_body 1,728, 4,800 and 9,408; two seeds each) were trained with both, at the data and rates of the studies above,
 with warm-ups of 0.00625 (wsd, as in the longest run of a study) and 0.05 (cosine):
 
-    lrec scaling study --config benchmarks/horizons/go.yaml --config benchmarks/horizons/schedules.yaml
+    python -m lrec scaling study --config benchmarks/horizons/go.yaml --config benchmarks/horizons/schedules.yaml
 
 | loss with wsd, compared with cosine | validation: each size | mean | test: each size | mean |
 |---|---|---:|---|---:|
