@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import polars as pl
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted
 from lrec.data.batching.eval_batches import EvalBatch, EvalBatches
+from lrec.data.splits.rules import Targets
 from lrec.errors import UserError
 from lrec.training.callbacks import Announcer
 from lrec.training.checkpoint_callbacks import run_of
@@ -101,22 +101,21 @@ class TargetWriter(TableWriter):
     ) -> None:
         batches = cast(EvalBatches, cast(Any, trainer.test_dataloaders).dataset)
         chosen_M, _ = batches.batches[batch_idx * trainer.world_size + trainer.global_rank]
-        store, users_M, positions_M = batches.split.store, *(each[chosen_M] for each in batches.targets)
-        items_M = store.items_N[store.offsets_U1[users_M] + positions_M]
+        targets, store = Targets(*(each[chosen_M] for each in batches.targets)), batches.split.store
+        items_M = store.items_N[batches.split.rows_of(targets)]
         loss_M, rank_M, unseen_M = (outputs[name].cpu().numpy() for name in ("loss_B", "rank_B", "rank_unseen_B"))
-        known = pl.Series(np.isfinite(rank_M))
         table = pl.DataFrame(
             {
-                "user": store.raw_user_ids.gather(users_M),
+                "user": store.raw_user_ids.gather(targets.users_T),
                 "item": store.item_table["raw_id"].gather(items_M),
-                "position": positions_M,
+                "position": targets.positions_T,
                 "loss": pl.Series(loss_M).fill_nan(None),
                 "rank": rank_M,
                 "rank_unseen": unseen_M,
-                "seen": pl.select(pl.when(known).then(pl.Series(np.isinf(unseen_M)))).to_series(),
             }
         )
-        self.add(table.filter(batch.weights_M.cpu().numpy() > 0))
+        seen = pl.when(pl.col("rank").is_finite()).then(pl.col("rank_unseen").is_infinite())
+        self.add(table.with_columns(seen=seen).filter(batch.weights_M.cpu().numpy() > 0))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.end(trainer)
