@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,13 +37,15 @@ def fit(lrec: Callable[..., str], tmp_path: Path) -> Callable[..., tuple[str, Pa
 
 
 def test_a_run_says_how_fast_it_was(fit: Callable[..., tuple[str, Path]]) -> None:
+    started = time.monotonic()
     printed, run = fit("--trainer.max_epochs=2", "--trainer.enable_progress_bar=true")
+    took = time.monotonic() - started
     figures = json.loads((run / "throughput.json").read_text())
     points = [json.loads(line) for line in (run / "points.jsonl").read_text().splitlines()]
     assert figures["targets_per_s"] * figures["seconds"] == pytest.approx(points[-1]["D"])
     assert figures["flops_per_s"] * figures["seconds"] == pytest.approx(points[-1]["flops"])
     assert figures["mfu"] == pytest.approx(figures["flops_per_s"] / figures["peak_flops_per_s"])
-    assert figures["seconds"] < points[-1]["wall_s"]
+    assert figures["seconds"] < took
     assert figures["mfu_nominal"] is None, "no vendor states it for a CPU"
     assert figures["products"] == "float32"
     assert "of the float32 products'" in printed

@@ -10,6 +10,7 @@ all exponents. So there is a prior, as wide as the published exponents scatter (
 Shapes: N points, C settings, P parameters.
 """
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,22 @@ class RateLaw:
         if np.ptp(self._tried_N2[:, 1]) > 0:
             cost += float(np.exp(self._theta_P[10]) * (log_batch - self._batch(n, d)[0]) ** 2 / 2)
         return float(np.expm1(cost))
+
+    def towards(self, size: float, data: float, rate: float, batch: float) -> "RateLaw":
+        """This law, with powers of the size that change its best rate and batch for one size and amount of data: they
+        come to lie half-way, in logarithms, between the law's and these. They stay the same for the smallest size of
+        the runs. So `size` must be larger."""
+        n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
+        least = self._place_N2[:, 0].min()
+        assert n > least
+        of_rate = log_rate - np.array([1, n, d]) @ self._theta_P[:3]
+        half_2 = np.array([of_rate, log_batch - self._batch(n, d)[0]]) / 2
+        law = copy(self)
+        law._theta_P = self._theta_P.copy()
+        law._theta_P[[0, 3]] -= half_2 * least / (n - least)
+        law._theta_P[[1, 4]] += half_2 / (n - least)
+        law.parameters = dict(zip(NAMES, law._theta_P.tolist(), strict=True))
+        return law
 
     def _cost(self, u: float, sd: float, n: float) -> float:
         """The mean cost of a rate at the distance `u` from the mean of the best rate, which is normally distributed."""

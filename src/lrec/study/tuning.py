@@ -129,12 +129,16 @@ def all_walks(small: str, middle: str, large: str, held_out: list[str], shares: 
 
 
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
-    """The law of the rate, fitted to trials. Of each size and amount of data, it uses those with the best dropout."""
+    """The law of the rate, fitted to trials, and moved towards the best trial of a large size on the most data. Of each
+    size and amount of data, it uses those with the best dropout."""
     names = ["x", "d", "rate", "batch", "dropout", "y"]
-    rows = [(each.n_body, each.targets, *astuple(each.setting), each.loss) for each in trials if each.loss is not None]
+    finished = [each for each in trials if each.loss is not None]
+    rows = [(each.n_body, each.targets, *astuple(each.setting), each.loss) for each in finished]
     runs = pl.DataFrame(rows, schema=names, orient="row")
-    best = pl.col("dropout").sort_by("y").first().over("x", "d")
-    return RateLaw(runs.filter(pl.col("dropout") == best), scaled)
+    runs = runs.filter(pl.col("dropout") == pl.col("dropout").sort_by("y").first().over("x", "d"))
+    size, data, rate, step = runs.sort(pl.col("d").neg(), "y").row(0)[:4]
+    law = RateLaw(runs.drop("dropout"), scaled)
+    return law.towards(size, data, rate, step) if size > runs["x"].min() else law
 
 
 def walk(

@@ -105,6 +105,22 @@ def test_runs_of_one_batch_and_two_sizes_say_what_they_can() -> None:
     assert choice.batch_high > 3 * choice.batch_low
 
 
+def test_a_tried_setting_moves_the_law_half_way_to_it_and_leaves_the_smallest_size() -> None:
+    own = law(0)
+    before, tried_rate, tried_batch = own.choose(*LARGE), 3e-4, 900.0
+    moved = own.towards(*LARGE, tried_rate, tried_batch)
+    after = moved.choose(*LARGE)
+    assert after.batch == pytest.approx((before.batch * tried_batch) ** 0.5)
+    middle_before, middle_after = ((each.rate_low * each.rate_high) ** 0.5 for each in (before, after))
+    assert middle_after == pytest.approx((middle_before * tried_rate) ** 0.5)
+    smallest = SETTINGS[0][0]
+    for data in (1e6, 1e8):
+        assert moved.choose(smallest, data).rate == pytest.approx(own.choose(smallest, data).rate)
+        assert moved.choose(smallest, data).batch == pytest.approx(own.choose(smallest, data).batch)
+    assert own.choose(*LARGE) == before
+    assert moved.cost(*LARGE, middle_after, after.batch) < own.cost(*LARGE, middle_after, after.batch)
+
+
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(UserError, match="3 rates are needed, not 2"):
         RateLaw(runs(0).filter(pl.col("rate").is_in(runs(0)["rate"].unique()[:2].implode())))

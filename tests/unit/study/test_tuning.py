@@ -1,16 +1,18 @@
 """A walk by factors of two: where it ends and what it has tried. Also what trials say about a run's rate."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lrec.errors import UserError
+from lrec.laws.rate_law import RateLaw
 from lrec.run import Point, Run
 from lrec.study.grid import PlannedRun
 from lrec.study.options import STEP, Study, ladder_n_body
@@ -99,6 +101,17 @@ def test_rules_give_both_ends_of_the_ladder_the_law_s_choices() -> None:
     assert rules[LR][0] * sizes[0] ** rules[LR][1] * 0.5 ** rules[LR][2] == pytest.approx(half.rate, rel=1e-3)
     limited = rules_of(law, sizes, targets, 350, 400)[STEP]
     assert [limited[0] * size ** limited[1] for size in sizes] == pytest.approx([400, 350], rel=1e-3)
+
+
+def test_the_best_trial_of_a_large_size_on_the_most_data_moves_the_law_towards_itself() -> None:
+    trials, best, n_body, targets = trials_about(RATE, {"3k": 3072}), RATE / 4, 98_304, 800_000
+    for shift, above in ((0.5, 0.02), (1.0, 0.0), (2.0, 0.01)):
+        trials.append(Trial("98k", n_body, targets, Setting(shift * best, 512, 0.0), LOSS - 0.5 + above))
+    names = {"x": "n_body", "d": "targets", "rate": "lr", "batch": "targets_per_step", "y": "loss"}
+    rows = pl.DataFrame([asdict(trial) | asdict(trial.setting) for trial in trials]).select(**names)
+    own, moved = (law.choose(n_body, targets, 512).rate for law in (RateLaw(rows, scaled=True), law_of(trials, True)))
+    assert best < moved < own
+    assert moved == pytest.approx((own * best) ** 0.5, rel=0.05)
 
 
 def test_a_rate_is_tuned_at_any_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
