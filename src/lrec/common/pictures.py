@@ -1,6 +1,7 @@
 """What all pictures have in common: colours, frame, a text for people who cannot see them, and files."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 # Colours of Okabe and Ito: colour-blind people can tell them apart too (jfly.uni-koeln.de/color).
 BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#5a5a5a", "#222222"
+LABEL_POINTS = 8  # font size of the names of lines
 
 
 def new_figure(width: float, height: float, alt: str) -> "Figure":
@@ -32,6 +34,36 @@ def draw_frame(axes: "Axes") -> None:
     axes.grid(True, which="major", color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def label_ends(axes: "Axes", ends: Sequence[tuple[str, float, float, Any]]) -> None:
+    """Write the name of each line (name, x and y of its last point, colour) to the right of the axes, where the line
+    ends, or as near to it as the other names allow. Call it when everything is drawn: the scales must be final."""
+    axes.autoscale_view()
+    grid, figure = axes.get_gridspec(), axes.get_figure(root=True)
+    assert figure is not None
+    inches = 0.72 * figure.get_figheight() / (grid.nrows if grid is not None else 1)
+    step = 1.3 * LABEL_POINTS / 72 / inches  # of a line of text, as a share of the axes' height
+    at = (axes.transScale + axes.transLimits).transform([(x, y) for _, x, y, _ in ends])
+    order = sorted(range(len(ends)), key=lambda i: -at[i][1])
+    heights, below = [], float("inf")
+    for i in order:
+        heights.append(below := min(at[i][1], below - step))
+    least = 0.0
+    for place in reversed(range(len(order))):  # up again, if the names have reached the bottom
+        heights[place] = least = max(heights[place], least)
+        least += step
+    for i, height in zip(order, heights, strict=True):
+        name, x, y, color = ends[i]
+        line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 3}
+        look: dict[str, Any] = {"color": color, "fontsize": LABEL_POINTS, "va": "center", "arrowprops": line}
+        axes.annotate(name, (x, y), (1.02, height), textcoords="axes fraction", **look)
+
+
+def entitle(axes: "Axes", finding: str, key: str) -> None:
+    """Write what the picture shows as its title, and below it, smaller, what no name of a line says."""
+    axes.set_title(f"{finding}\n", fontsize=10, loc="left")
+    axes.text(0, 1.02, key, transform=axes.transAxes, fontsize=LABEL_POINTS, color=GREY)
 
 
 def write_png(path: Path, figure: "Figure") -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LATER: dict[str, Any] = {"mfc": "white", "mec": ORANGE}
-LEGEND: dict[str, Any] = {"fontsize": 7.5, "facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
 
 
 def fit_figure(
@@ -75,28 +74,31 @@ def _finding(held_out: Sequence[HeldOut]) -> str:
 def agreement_figure(fit: Fit, holdout: Comparison | None, x_label: str, y_label: str) -> "Figure":
     """Draw fitted against actual losses, held-out ones with their 90 % intervals, and residuals against the size."""
     shown = f"Fitted against actual {y_label}, held-out points with 90 % intervals"
-    figure = new_figure(9.0, 4.2, f"{shown}; beside it, residuals against {x_label}")
+    finding = _finding(held_out := holdout.points if holdout is not None else ())
+    figure = new_figure(9.0, 4.4, f"{' '.join(finding.split())}. {shown}; beside it, residuals against {x_label}")
     left, right = figure.subplots(1, 2)
     fitted_N = fit.curve(fit.x_NV)
-    held_out = holdout.points if holdout is not None else ()
     actual, predicted = [p.actual for p in held_out], [p.predicted for p in held_out]
     losses = [*fit.y_N, *fitted_N, *actual, *predicted]
     ends = [min(losses) * 0.98, max(losses) * 1.02]
-    left.plot(ends, ends, color=GREY, lw=1, ls="--", label="fitted = actual")
-    left.plot(fit.y_N, fitted_N, ".", ms=6, color=BLUE, alpha=0.6, label="fitted points")
+    left.plot(ends, ends, color=GREY, lw=1, ls="--")
+    left.text(ends[1], ends[1], "fitted = actual  ", color=GREY, ha="right", va="top")
+    left.plot(fit.y_N, fitted_N, ".", ms=6, color=BLUE, alpha=0.6)
+    left.text(0.03, 0.97, "fitted points", transform=left.transAxes, va="top", color=BLUE)
     right.plot(fit.x_N, 100 * (fitted_N / fit.y_N - 1), ".", ms=6, color=BLUE, alpha=0.6)
     if held_out:
         look = {"fmt": "D", "ms": 4.5, "color": ORANGE, "lw": 0.9, "capsize": 2}
         reach = np.transpose([(p.predicted - p.low, p.high - p.predicted) for p in held_out])
-        left.errorbar(actual, predicted, reach, label="held out, 90 % interval", **look, **LATER)
+        left.errorbar(actual, predicted, reach, **look, **LATER)
+        left.text(0.03, 0.90, "held out, 90 % interval", transform=left.transAxes, va="top", color=ORANGE)
         right.plot([p.x for p in held_out], [p.error_pct for p in held_out], "D", ms=4.5, **LATER)
     right.axhline(0, color=GREY, lw=1, ls="--")
     right.set_xscale("log")
     left.set(xlim=ends, ylim=ends, xlabel=f"actual {y_label}", ylabel=f"{fit.law.name}: fitted or predicted {y_label}")
     right.set(xlabel=x_label, ylabel="fitted - actual, % of actual")
-    left.legend(fontsize=7.5, edgecolor="none")
     for axes in (left, right):
         draw_frame(axes)
+    figure.suptitle(" ".join(finding.split()), fontsize=11, x=0.02, ha="left")
     return figure
 
 

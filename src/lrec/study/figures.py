@@ -5,15 +5,17 @@ complete runs of that length. The circles are best evaluations, which end a comp
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from lrec.common.pictures import BLUE, GREY, INK, ORANGE, draw_frame, new_figure
+from lrec.common.pictures import BLUE, GREY, INK, LABEL_POINTS, ORANGE, draw_frame, entitle, label_ends, new_figure
+from lrec.common.text_tables import counted
 from lrec.laws.analysis import Analysis
 from lrec.laws.equivalents import Worth
-from lrec.laws.figures import LABELS, LEGEND, style
+from lrec.laws.figures import LABELS, style
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BUDGETS = 6
+LEAST_POINTS = 4  # of a line: fewer show no shape
 Points = Sequence[Point]  # the points of one run, by step
 
 
@@ -68,15 +71,24 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     return figure
 
 
-def compute_figure(runs: Sequence[Points]) -> "Figure":
-    """Draw validation loss against training FLOPs: a line for each run, and the least loss of any run by compute."""
+def compute_figure(runs: Sequence[Points]) -> "Figure | None":
+    """Draw validation loss against training FLOPs: a line for each run, and the least loss of any run by compute. None
+    if there is only one evaluation."""
+    if sum(len(points) for points in runs) == 1:
+        return None
+    best, largest = _best_run(runs)[0], max((points[0] for points in runs), key=lambda point: point.N_body)
+    finding = f"{best.size} has the lowest loss"
+    finding += ", and is the largest size" if best.N_body == largest.N_body else f"; the largest size is {largest.size}"
     alt = "Validation loss against training FLOPs: a line for each run, and the least loss for the compute"
-    figure = new_figure(6.4, 4.4, alt)
+    figure = new_figure(5.2, 3.8, f"{finding}. {alt}")
     axes = figure.add_subplot()
-    _draw_runs(axes, runs, "flops", runs)
-    axes.plot(*envelope(runs), color=INK, lw=1.4, ls="--", label="least loss for the compute")
+    axes.plot(*envelope(runs), color=GREY, lw=1.2, ls="--")
     style(axes, "flops", "val_loss")
-    axes.legend(**LEGEND)
+    below: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": LABEL_POINTS}
+    for name, flops, loss, color in _draw_runs(axes, runs, "flops", runs):
+        axes.annotate(name, (flops, loss), (-3, -3), color=color, **below)
+    axes.margins(x=0.1, y=0.1)
+    entitle(axes, finding, "dashed: the least loss for the compute")
     return figure
 
 
@@ -93,50 +105,64 @@ def _least(flops: Any, flops_P: Array, loss_P: Array) -> Any:
 
 
 def iso_flop_figure(runs: Sequence[Points]) -> "Figure | None":
-    """Draw validation loss against size at equal compute; None if no amount of compute has three sizes."""
+    """Draw validation loss against size at equal compute; None if no amount of compute has enough sizes."""
     curves = iso_flops(runs)
     if not curves:
         return None
+    first, last = ([*curves][end] for end in (0, -1))
+    bests = [n_S[loss_S.argmin()] for n_S, loss_S in (curves[first], curves[last])]
+    finding = f"Best size: {bests[0]:,.0f} at {first:.0e} FLOPs, {bests[1]:,.0f} at {last:.0e}"
     alt = "Validation loss against N_body: a line for each amount of compute, a star at its best size"
-    figure = new_figure(6.4, 4.4, alt)
+    figure, ends = new_figure(5.2, 3.8, f"{finding}. {alt}"), []
     axes = figure.add_subplot()
     for (flops, (n_S, loss_S)), color in zip(curves.items(), _colors(len(curves)), strict=True):
-        axes.plot(n_S, loss_S, "o-", ms=4, lw=1.1, color=color, label=f"{flops:.1e} FLOPs")
+        axes.plot(n_S, loss_S, "o-", ms=4, lw=1.1, color=color)
         best = int(loss_S.argmin())
         axes.plot(n_S[best], loss_S[best], "*", ms=11, color=color, mec=INK, mew=0.5)
+        ends.append((f"{flops:.0e} FLOPs", n_S[-1], loss_S[-1], color))
     style(axes, "N_body", "val_loss")
-    axes.legend(**LEGEND)
+    label_ends(axes, ends)
+    entitle(axes, finding, "star: the best size")
     return figure
 
 
 def iso_flops(runs: Sequence[Points]) -> dict[float, tuple[Array, Array]]:
     """For several amounts of compute: the sizes, and their least losses with this compute, averaged over seeds. An
-    amount counts if three or more sizes reach it between their first and last evaluations."""
+    amount counts if LEAST_POINTS or more sizes reach it between their first and last evaluations."""
     trajectories = [(points[0].N_body, *trajectory(points, "flops")) for points in runs]
     first, last = min(flops_P[0] for _, flops_P, _ in trajectories), max(flops_P[-1] for _, flops_P, _ in trajectories)
     curves = {}
     for flops in np.geomspace(first, last, BUDGETS + 2)[1:-1]:
         rows = [(float(n), float(_least(flops, f, loss_P))) for n, f, loss_P in trajectories if f[0] <= flops <= f[-1]]
         means = pl.DataFrame(rows, schema=["x", "y"], orient="row").group_by("x", maintain_order=True).mean().sort("x")
-        if len(means) >= 3:
+        if len(means) >= LEAST_POINTS:
             curves[float(flops)] = means["x"].to_numpy(), means["y"].to_numpy()
     return curves
 
 
-def repetition_figure(runs: Sequence[Points]) -> "Figure":
-    """Draw validation loss against epochs: a panel for each amount of unique data, largest first."""
-    amounts = sorted({points[0].U for points in runs}, reverse=True)
+def repetition_figure(runs: Sequence[Points]) -> "Figure | None":
+    """Draw validation loss against epochs: a panel for each amount of unique data, largest first. None if no run has
+    enough evaluations for a line."""
+    lines = [points for points in runs if len(trajectory(points, "epochs")[0]) >= LEAST_POINTS]
+    if not lines:
+        return None
+    amounts = sorted({points[0].U for points in lines}, reverse=True)
+    falling = sum(int(trajectory(points, "epochs")[1].argmin()) == len(points) - 1 for points in lines)
+    finding = f"In {falling} of {counted(len(lines), 'run')}, the last evaluation has the lowest loss"
     alt = "Validation loss against epochs: a panel for each amount of data, a line for each run, a circle at its best"
-    figure = new_figure(1.8 + 3.4 * len(amounts), 3.8, alt)
+    figure = new_figure(1.4 + 3.4 * len(amounts), 3.8, f"{finding}. {alt}")
     panels = figure.subplots(1, len(amounts), sharey=True, squeeze=False)[0]
-    for axes, unique in zip(panels, amounts, strict=True):
-        _draw_runs(axes, [points for points in runs if unique == points[0].U], "epochs", runs)
-        axes.set_title(f"{unique:,} unique targets", fontsize=9)
-    for axes in panels:  # after all is drawn: they share the axis of losses
+    ends = [
+        _draw_runs(axes, [points for points in lines if unique == points[0].U], "epochs", lines)
+        for axes, unique in zip(panels, amounts, strict=True)
+    ]
+    for axes, unique, of_panel in zip(panels, amounts, ends, strict=True):  # after all is drawn: they share an axis
         style(axes, "epochs over the data, D/U", "val_loss" if axes is panels[0] else "")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(lambda n, _: f"{n:g}" if f"{n:e}"[0] in "25" else "")  # no room for more
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", **LEGEND)
+        label_ends(axes, of_panel)
+        axes.set_title(f"{unique:,} unique targets", fontsize=9, loc="left")
+    figure.suptitle(finding, fontsize=10, x=0.02, ha="left")
     return figure
 
 
@@ -146,7 +172,11 @@ def studies_figure(
     """Draw the laws of several ladders. `fits` has, by name, the fit, and size and loss of the held-out points, which
     are hollow. A dotted line marks each of the `crossings` of the curves."""
     alt = f"{y} against {x} for each ladder: fitted sizes as full points, held-out sizes as hollow ones, the fitted law"
-    figure = new_figure(6.4, 4.4, alt)
+    ends_of_paths = {name: Path(name).name.removesuffix(".jsonl") for name in fits}
+    called = ends_of_paths if len({*ends_of_paths.values()}) == len(fits) else dict(zip(fits, fits, strict=True))
+    lowest = min(fits, key=lambda name: float(fits[name][0].y_N.min()))
+    finding = f"{called[lowest]} has the lowest fitted loss"
+    figure, ends = new_figure(5.2, 3.8, f"{finding}. {alt}"), []
     axes = figure.add_subplot()
     for size in crossings:
         axes.axvline(size, color=INK, lw=0.8, ls=":")
@@ -155,11 +185,14 @@ def studies_figure(
         x_P = np.geomspace(sizes[0] / 1.3, max([sizes[-1], *(n for n, _ in held_out)]) * 1.3, 120)
         axes.plot(x_P, fitted.curve(x_P), color=color, lw=1.3)
         means = [float(fitted.y_N[fitted.x_N == size].mean()) for size in sizes]
-        axes.plot(sizes, means, "o", ms=5, color=color, mec="white", mew=0.5, label=name)
+        axes.plot(sizes, means, "o", ms=5, color=color, mec="white", mew=0.5)
         if held_out:
             axes.plot(*np.transpose(held_out), "D", ms=5, mfc="white", mec=color, mew=1.4)
+        ends.append((called[name], float(x_P[-1]), float(fitted.curve(x_P[-1:])[0]), color))
     style(axes, x, y)
-    axes.legend(**LEGEND)
+    label_ends(axes, ends)
+    keys = {"hollow: held out": any(held_out for _, held_out in fits.values()), "dotted: curves cross": bool(crossings)}
+    entitle(axes, finding, "; ".join(key for key, applies in keys.items() if applies))
     return figure
 
 
@@ -188,17 +221,24 @@ def exchange_figure(worths: Mapping[str, Worth], finding: str, cheapest: str | N
     return figure
 
 
-def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, every: Sequence[Points]) -> None:
-    """Draw a line for each run, with a circle at its best evaluation. Each size has one legend entry, and one colour of
-    those that the sizes of `every` run need."""
-    sizes, labelled = sorted({points[0].N_body for points in every}), set[str]()
+def _draw_runs(
+    axes: "Axes", runs: Sequence[Points], x: str, every: Sequence[Points]
+) -> list[tuple[str, float, float, Any]]:
+    """Draw a line for each run, with a circle at its best evaluation. Its colour is that of its size among `every` run.
+    Returns the name of each size, with the end of its best run and its colour."""
+    sizes, ends = sorted({points[0].N_body for points in every}), dict[str, tuple[str, float, float, Any]]()
     colors = dict(zip(sizes, _colors(len(sizes)), strict=True))
-    for points in sorted(runs, key=lambda points: points[0].N_body):
+    for points in sorted(runs, key=lambda points: -trajectory(points, x)[1].min()):
         size, color = points[0].size, colors[points[0].N_body]
         x_P, loss_P = trajectory(points, x)
-        axes.plot(x_P, loss_P, color=color, lw=1.1, label="" if size in labelled else size)
+        axes.plot(x_P, loss_P, color=color, lw=1.1)
         axes.plot(x_P[loss_P.argmin()], loss_P.min(), "o", ms=4, color=color, mec="white", mew=0.5)
-        labelled.add(size)
+        ends[size] = (size, float(x_P[-1]), float(loss_P[-1]), color)
+    return [*ends.values()]
+
+
+def _best_run(runs: Sequence[Points]) -> Points:
+    return min(runs, key=lambda points: trajectory(points, "flops")[1].min())
 
 
 def trajectory(points: Points, x: str) -> tuple[Array, Array]:

@@ -4,13 +4,14 @@ the first metric of each section against N_body: a line per group, and popularit
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from lrec.common.files import remove, write_json, write_text
-from lrec.common.pictures import draw_frame, new_figure, write_png
+from lrec.common.pictures import draw_frame, entitle, label_ends, new_figure, write_png
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.evaluation.cases import LIST_LENGTH
 from lrec.evaluation.metrics import METRICS
@@ -169,7 +170,7 @@ def task_figure(result: TaskResult) -> "Figure":
     figure = new_figure(6.4 * columns, 3.8 * rows + 0.3, alt_of(result))
     for index, section in enumerate(result.sections, start=1):
         _draw(figure.add_subplot(rows, columns, index), section)
-    figure.suptitle(result.title, fontsize=11)
+    figure.suptitle(f"{result.title} (dashed: popularity, same cases)", fontsize=11, x=0.02, ha="left")
     return figure
 
 
@@ -187,21 +188,19 @@ def _draw(axes: "Axes", section: Section) -> None:
     n_body_S = np.array(list(section.sizes.values()))
     decades = float(np.ptp(np.log10(n_body_S))) or 1.0
     axes.set_xscale("log")
+    ends = []
     for place, (name, colour) in enumerate(zip(groups, colours, strict=True)):
         draws = section.groups[name].draws
         values, lows, highs = np.transpose([estimate(draws[size][metric]) for size in section.names])
         shifted = n_body_S * 10 ** (SPREAD * (place - (len(groups) - 1) / 2) * decades)
         # A percentile interval may be on one side of the value, but a bar cannot have a negative length.
         bars = np.nan_to_num([np.maximum(values - lows, 0), np.maximum(highs - values, 0)], posinf=0.0)
-        axes.errorbar(
-            shifted, values, bars, fmt="o-", ms=4, lw=1.4, elinewidth=0.9, capsize=2, color=colour,
-            label=f"{name} ({section.groups[name].cases:,})",
-        )  # fmt: skip
+        axes.errorbar(shifted, values, bars, fmt="o-", ms=4, lw=1.4, elinewidth=0.9, capsize=2, color=colour)
+        ends.append((f"{name} ({section.groups[name].cases:,})", shifted[-1], values[-1], colour))
         if metric in draws[POPULARITY]:
             axes.axhline(draws[POPULARITY][metric][0], color=colour, lw=0.8, ls="--", alpha=0.7)
-    axes.plot([], [], color="#5a5a5a", lw=0.8, ls="--", label="popularity, same cases")
-    axes.set_title(section.title, fontsize=8.5)
+    entitle(axes, "\n".join(wrap(section.findings[0] if section.findings else metric, 60)), section.title)
     axes.set_xlabel("parameters without embeddings, N_body")
     axes.set_ylabel(metric.replace("_lost", ", share lost"))
     draw_frame(axes)
-    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    label_ends(axes, ends)

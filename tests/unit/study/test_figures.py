@@ -1,12 +1,16 @@
 """What the pictures of a study show, from made-up points."""
 
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color
+from matplotlib.text import Annotation, Text
 
-from lrec.common.pictures import ORANGE
+from lrec.common.pictures import ORANGE, label_ends, new_figure
 from lrec.laws.analysis import Analysis
 from lrec.laws.predict import holdout_report
 from lrec.run import Point
@@ -74,18 +78,45 @@ def test_the_envelope_lies_under_every_run() -> None:
 
 
 def test_equal_compute_is_not_extrapolated() -> None:
-    runs = [run(size) for size in (1000, 2000, 4000, 8000)]
-    for flops, (n_S, loss_S) in iso_flops(runs).items():
+    curves = iso_flops([run(size, epochs=30) for size in (1000, 2000, 4000, 8000)])
+    assert curves
+    for flops, (n_S, loss_S) in curves.items():
+        assert len(n_S) == 4
         for n, loss in zip(n_S, loss_S, strict=True):
-            assert 6 * n * 1000 <= flops <= 6 * n * 6000
+            assert 6 * n * 1000 <= flops <= 6 * n * 30_000
             assert abs(loss - (3 + 10 / n**0.3 + 20 / (flops / (6 * n)) ** 0.3)) < 0.03
     assert iso_flop_figure([run(1000), run(100_000)]) is None
 
 
 def test_repetition_has_a_panel_for_each_amount_of_data() -> None:
     runs = [run(size, unique=unique) for size in (1000, 2000) for unique in (500, 1000)]
-    figure = repetition_figure(runs)
-    assert [axes.get_title() for axes in figure.axes] == ["1,000 unique targets", "500 unique targets"]
+    figure = repetition_figure([*runs, run(4000, epochs=3)])
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["1,000 unique targets", "500 unique targets"]
     lowest, highest = figure.axes[0].get_ylim()
     assert all(lowest < point.val_loss < highest for points in runs for point in points)
-    assert len(compute_figure(runs).axes[0].get_legend().get_texts()) == 3
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1000", "2000"], "three points are no line"
+    assert figure.get_suptitle() == "In 4 of 4 runs, the last evaluation has the lowest loss"
+    assert repetition_figure([run(4000, epochs=3)]) is None
+
+
+def test_every_size_is_named_at_the_end_of_its_best_run() -> None:
+    worse = [replace(point, val_loss=point.val_loss + 1, flops=2 * point.flops) for point in run(1000)]
+    figure = compute_figure([run(1000), worse, run(2000)])
+    assert figure is not None
+    (axes,) = figure.axes
+    names = {text.get_text(): text.xy for text in axes.texts if isinstance(text, Annotation)}
+    assert names == {name: (run(int(name))[-1].flops, run(int(name))[-1].val_loss) for name in ("1000", "2000")}
+    assert axes.get_title(loc="left").strip() == "2000 has the lowest loss, and is the largest size"
+    assert compute_figure([run(1000, epochs=1)]) is None
+
+
+def test_names_of_lines_do_not_overlap() -> None:
+    figure = new_figure(5.2, 3.8, "")
+    axes = figure.add_subplot()
+    ends = [(f"{n}", 1.0, 1.0 + n / 1e4, "black") for n in range(8)]
+    axes.plot([0.0, 1.0], [0.0, 2.0])
+    label_ends(axes, ends)
+    FigureCanvasAgg(figure).draw()
+    boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
+    assert all(below.y0 + 0.9 * below.height < above.y0 for below, above in pairwise(boxes))
