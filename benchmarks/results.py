@@ -225,8 +225,20 @@ def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
         axes.set_visible(False)
     for axes in panels[::3]:
         axes.set_ylabel("test loss, nats", fontsize=8)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    names = {"fitted sizes": BLUE, "predicted, 90 %": BLUE, "no gain": GREY, "held-out sizes": ORANGE}
+    for row, (name, color) in enumerate(names.items()):
+        at = panels[0].transAxes
+        panels[0].text(0.98, 0.97 - 0.08 * row, name, transform=at, ha="right", va="top", fontsize=8, color=color)
+    margins = []  # how much nearer each held-out loss is to the forecast than to no gain, in per cent of the loss
+    for study, points in read.items():
+        fitted, held_out = hold_out(points, study.holdout)
+        sizes, losses = losses_by_size(held_out)
+        for predicted, loss in zip(method(fitted)(sizes.tolist()), losses, strict=True):
+            margins.append(abs(naive_error(fitted, loss)) - 100 * abs(predicted.predicted / loss - 1))
+    nearer, farther = sum(each > 0.005 for each in margins), sum(each < -0.005 for each in margins)
+    finding = f"Of {len(margins)} held-out losses, {nearer} are nearer to the forecast, {farther} to no gain"
+    figure.suptitle(finding, fontsize=11, x=0.02, ha="left")
+    figure.set_label(f"{finding}. {alt}")
     return figure
 
 
@@ -241,12 +253,12 @@ def draw_study(
     band = method(fitted)(x_P.tolist())
     predicted = [p.predicted for p in band]
     low, high = [p.low for p in band], [p.high for p in band]
-    axes.fill_between(x_P, low, high, color=BLUE, alpha=0.15, lw=0, label="90 % interval")
-    axes.plot(x_P, predicted, color=BLUE, lw=1.4, label="predicted")
-    axes.plot([sizes[-1], x_P[-1]], [losses.min()] * 2, color=GREY, lw=1.1, ls="--", label="no gain")
+    axes.fill_between(x_P, low, high, color=BLUE, alpha=0.15, lw=0)
+    axes.plot(x_P, predicted, color=BLUE, lw=1.4)
+    axes.plot([sizes[-1], x_P[-1]], [losses.min()] * 2, color=GREY, lw=1.1, ls="--")
     runs = points_of_most_data(fitted)
-    axes.plot(runs["x"], runs["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5, label="fitted sizes")
-    axes.plot(large, actual, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4, label="held-out sizes", zorder=4)
+    axes.plot(runs["x"], runs["y"], "o", ms=4, color=BLUE, mec="white", mew=0.5)
+    axes.plot(large, actual, "D", ms=5, mfc="white", mec=ORANGE, mew=1.4, zorder=4)
     axes.set_xscale("log")
     axes.set_title(f"{study.name}\n{targets_of(points)} training targets", fontsize=9)
     axes.set_xlabel("N_body", fontsize=8)
