@@ -45,9 +45,9 @@ class Positions(nn.Module, ABC):
 class Branch(nn.Module, ABC):
     """A branch of a block: it gets the normalised hidden states, and returns what the block adds to them.
 
-    Each block has its own instance. It may hold parameters but no buffers, because it is made on the meta device if
-    parameters are sharded or only counted. Parameters of two or more dimensions count as N_body and as 2 FLOPs per
-    entry and position; the scaled parametrisation sets their learning rate.
+    Each block has its own instance. It may hold parameters but no other tensors, because it is made on the meta device
+    if parameters are sharded, loaded or only counted. Parameters of two or more dimensions count as N_body and as 2
+    FLOPs per entry and position; the scaled parametrisation sets their learning rate.
     """
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:

@@ -40,7 +40,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, seed: int = 0) -> None:
         """Build and initialise the network; on the meta device nothing is drawn. UserError for a parameter without a
-        dimension."""
+        dimension, or for another tensor that a part holds."""
         super().__init__()
         self.config = config
         self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass
@@ -58,6 +58,12 @@ class Transformer(nn.Module):
                 )
             if not parameter.is_meta:
                 self.draw_(parameter, name, parameter.shape, seed)
+        for part, module in self.named_modules():
+            for name, value in (vars(module) | module._buffers).items():  # on the meta device, they have no values
+                if isinstance(value, Tensor) and (value.is_meta or name in module._buffers):
+                    raise UserError(
+                        f"model.architecture: {part}.{name} is a tensor but no parameter: make it in forward"
+                    )
 
     @torch.no_grad()
     def draw_(self, rows: Tensor, name: str, shape: torch.Size, seed: int, start: int = 0) -> Tensor:

@@ -72,6 +72,22 @@ class Scalar(DyT):
         self.alpha = torch.nn.Parameter(torch.tensor(0.5))
 
 
+class Masked(Squared):
+    """Its mask is a buffer."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.register_buffer("mask", torch.ones(config.max_len), persistent=False)
+
+
+class Sloped(Squared):
+    """Its slopes are a plain tensor."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.slopes = torch.ones(config.heads)
+
+
 OWN = {
     "attention": Architecture(attention="gated_attention.GatedAttention"),
     "attention, rotary": Architecture(attention="gated_attention.GatedAttention", positions="rotary"),
@@ -198,6 +214,13 @@ def test_a_parameter_without_a_dimension_is_refused(choice: dict[str, str], name
     config = TransformerConfig(50, 9, 2, 16, 2, architecture=Architecture(**choice))
     with torch.device(device), pytest.raises(UserError, match=rf"parameter blocks\.0\.{name} has no dimension"):
         Transformer(config)
+
+
+@pytest.mark.parametrize(("part", "name"), [("Masked", "mask"), ("Sloped", "slopes")])
+def test_a_tensor_that_is_no_parameter_is_refused(part: str, name: str) -> None:
+    config = TransformerConfig(50, 9, 2, 16, 2, architecture=Architecture(mlp=f"{HERE}.{part}"))
+    with pytest.raises(UserError, match=rf"blocks\.0\.mlp\.{name} is a tensor but no parameter"):
+        cost.n_body(config)
 
 
 @pytest.mark.parametrize(
