@@ -77,15 +77,16 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     if size > LARGEST:
         raise UserError(f"--out {file}: {size / 2**30:.1f} GiB of parameters; an ONNX file holds less than 2")
     computes = HistoryScores(net, min(k, len(model.item_ids))).eval()
-    # Number of columns of the input events; None if it is the type alone, or if there is no such input.
-    n_columns = model.reads_types + sum(each.slots for each in model.features) if model.features else None
-    longest = net.config.max_len
-    given = _histories(net, 2, min(longest, 3), n_columns)  # torch.export takes one row or position for a constant
+    longest, with_features = net.config.max_len, bool(model.features)
+    columns = (2,) * with_features  # of the input events: a type alone has no such dimension
+    given = _histories(net, 2, min(longest, 3), columns)  # torch.export takes one row or position for a constant
     batch = torch.export.Dim("batch", min=1)
     shapes: dict[str, dict[int, Any]] = {name: {0: batch} for name in INPUTS}
     if longest > 1:
         length = torch.export.Dim("length", min=1, max=longest)
         shapes |= {"items": {0: batch, 1: length}, "events": {0: batch, 1: length}, "times": {0: batch, 1: length + 1}}
+    if with_features:  # a list may have more values than any list of the training
+        shapes["events"] = shapes["events"] | {2: torch.export.Dim("columns", min=1)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that lrec does not need
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -101,7 +102,7 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     assert program is not None
     program.model.metadata_props["item_ids"] = json.dumps(model.item_ids.to_list())
     program.model.metadata_props["lrec"] = json.dumps(model.about)
-    given = _histories(net, 5, longest, n_columns)
+    given = _histories(net, 5, longest, columns)
     with replacing(file) as temporary, torch.inference_mode():
         program.save(temporary, external_data=False)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
@@ -112,13 +113,12 @@ def write_onnx(model: Model, file: Path, k: int) -> float:
     return difference
 
 
-def _histories(net: Transformer, rows: int, length: int, n_columns: int | None) -> dict[str, Tensor]:
+def _histories(net: Transformer, rows: int, length: int, columns: tuple[int, ...]) -> dict[str, Tensor]:
     random, shape = np.random.default_rng(0), (rows, length)
     given = {"items": random.integers(net.config.n_items, size=shape)}
     given["lengths"] = random.integers(1, length, size=rows, endpoint=True)
     if net.reads_times:
         given["times"] = random.integers(0, 2**20, size=(rows, length + 1)).cumsum(1)
     if net.reads_events:
-        columns = () if n_columns is None else (n_columns,)
         given["events"] = random.integers(net.config.event_types, size=(*shape, *columns))
     return {name: torch.from_numpy(values) for name, values in given.items()}

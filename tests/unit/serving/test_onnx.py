@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 import torch
 
+from lrec.data.features import Vocabulary, as_plain
+from lrec.data.histories import histories_of
 from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.transformer import Transformer
 from lrec.serving.recommender import Model
@@ -100,6 +102,25 @@ def test_a_network_of_very_short_histories(max_len: int, time: str, tmp_path: Pa
         with torch.inference_mode():
             expected_BV = net(items_BL, lambda h, t: h[:, -1] @ t.T, times_BT=times_BT if given else None)
         np.testing.assert_allclose(scores_BV, expected_BV.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_len", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_events_may_have_more_values_than_in_training(max_len: int, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` has it")
+    from lrec.serving.onnx import write_onnx
+
+    tags = Vocabulary.learned("tags", "event", "lists", pl.Series(["a|b", "c", "d"]), 16)
+    net = Transformer(TransformerConfig(6, max_len, 1, 8, 1, event_types=tags.size)).eval()
+    model = Model(net, pl.Series(list("xyzuvw")), {"step": 7} | as_plain([tags]))
+    write_onnx(model, tmp_path / "model.onnx", 10)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for given in ("a", "b|d", "a|b|c|d"):
+        histories = histories_of(pl.DataFrame({"items": [["x"]], "tags": [[given]]}), features=["tags"])
+        feed = {"items": np.array([[0]]), "lengths": np.array([1]), "events": model.event_codes(histories)[None]}
+        _, top_BK, top_scores_BK = session.run(None, feed)
+        listed = model.recommend(histories, k=5)
+        assert [model.item_ids[place] for place in top_BK[0, :5].tolist()] == listed["items"][0].to_list()
+        np.testing.assert_allclose(top_scores_BK[0, :5], listed["scores"][0].to_numpy(), rtol=0, atol=1e-4)
 
 
 def test_a_row_that_is_no_history_has_no_answer(exported: tuple[Model, Any]) -> None:
