@@ -305,6 +305,7 @@ def test_all_types_as_targets_are_all_events(log: Path, tmp_path: Path) -> None:
 def test_a_run_counts_its_targets(train: Train) -> None:
     run = train(**READ, data__target_events="[buy]")
     point = json.loads((run / "points.jsonl").read_text().splitlines()[-1])
+    assert json.loads((run / "metrics.json").read_text())["data"]["target_events"] == ["buy"]
     table = pl.read_csv(library_config(run)["path"]).with_columns(place=pl.int_range(pl.len()).over("user"))
     in_training = pl.col("place").is_between(1, LENGTH - 4 - 3)
     assert point["U"] == len(table.filter((pl.col("action") == "buy") & in_training))

@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lrec.cli import main
+from lrec.serving import card as serving_card
+from lrec.serving.export import load
 
 OPTIONS = ["--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--data.n_users=200", "--data.n_items=40"]
 OPTIONS += ["--data.length=12", "--data.targets_per_step=256", "--model.size=3k", "--trainer.max_epochs=1"]
@@ -58,6 +61,19 @@ def test_the_interval_of_a_share_of_sets_counts_sets(run: Path, tmp_path: Path, 
     sets = {"HR@10": 0.5, "targets": 200, "targets_sets": 50}
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(tested | {"model": tested["model"] | sets}))
     assert f"0.5000 ± {1.645 * (0.5 * 0.5 / 50) ** 0.5:.4f}" in card_of(tmp_path / "run", tmp_path, lrec)
+
+
+def test_a_card_tells_which_targets_and_that_their_time_was_known(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    tested = json.loads((run / "metrics.json").read_text())
+    model = load(run)
+    said = ("| targets | only events of type buy, rent |", "the network knew the time of each target")
+    assert not any(each in serving_card.card_of(model, run) for each in said)
+    tested["data"]["target_events"] = ["buy", "rent"]
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(tested))
+    model = replace(model, about=model.about | {"architecture.time": "request"})
+    card = serving_card.card_of(model, tmp_path / "run")
+    assert all(each in card for each in said)
 
 
 def test_a_card_tells_what_its_study_forecast(

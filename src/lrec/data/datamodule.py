@@ -275,7 +275,8 @@ class SequenceDataModule(LightningDataModule, ABC):
     def described(self) -> dict[str, Any]:
         """What the store holds and where it is cut, as JSON-able values."""
         of_store = {"name": self.store.meta["name"], "statistics": self.store.statistics, "facts": self.store.facts}
-        return of_store | {"split": repr(self.split), "reduction": repr(self.reduction), "counts": self.cuts.counts}
+        cut = {"split": repr(self.split), "reduction": repr(self.reduction), "counts": self.cuts.counts}
+        return of_store | cut | {"target_events": self.target_events}
 
     @property
     def event_rows(self) -> list[str]:
