@@ -33,6 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f"from lrec.evaluation.metrics import Mean\n\nclass Nothing: ...\n\n{nameless}"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
@@ -193,6 +194,16 @@ def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
         assert own["model"]["class_path"] == "noisy_recommender.NoisyRecommender"
         assert own["model"]["init_args"] | {"noise": 0.75, "size": size} == own["model"]["init_args"]
         assert model_of(own).network_config(9, 9).dropout == dropout
+
+
+def test_making_an_object_leaves_the_options_as_they_are(folder: Path) -> None:
+    def options() -> dict[str, dict[str, object]]:
+        metrics = [{"class_path": "my_metric.RareHitRate", "init_args": {"most": 60}}]
+        return {"model": {"size": "3k", "metrics": metrics, "optimizer": {"class_path": "torch.optim.SGD"}}}
+
+    config = options()
+    model_of(config)
+    assert config == options()
 
 
 def _shipped(argument: str) -> str:

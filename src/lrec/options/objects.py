@@ -1,6 +1,7 @@
 """Objects from options, and back: the arguments of an object as plain values, which a checkpoint may hold."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -65,4 +66,5 @@ def from_config(config: dict[str, Any], name: str, base: type[T]) -> T:
     UserError if the class does not exist, or if it or its options do not fit."""
     parser = OneLineParser()
     parser.add_subclass_arguments(base, name, fail_untyped=False, required=True)
-    return parser.instantiate(parser.parse_object({name: config[name]}))[name]
+    # A copy, because jsonargparse changes lists of classes in place.
+    return parser.instantiate(parser.parse_object({name: deepcopy(config[name])}))[name]
