@@ -196,14 +196,30 @@ def test_overlays_and_flags_are_those_of_the_chosen_model(folder: Path) -> None:
         assert model_of(own).network_config(9, 9).dropout == dropout
 
 
+@pytest.mark.parametrize(
+    ("chosen", "options"),
+    [
+        (["nesterov.Nesterov"], {"lr": 0.5, "momentum": 0.9}),
+        (["nesterov.Nesterov", "--model.optimizer.lr=0.008"], {"lr": 0.008, "momentum": 0.9}),
+        (["torch.optim.SGD"], {"lr": 0.001, "weight_decay": 0.0}),
+    ],
+)
+def test_an_own_optimizer_has_its_own_defaults(folder: Path, chosen: list[str], options: dict[str, float]) -> None:
+    data = [_shipped("--config=configs/data/synthetic.yaml"), "--model.size=3k"]
+    found = compose([*data, "--model.optimizer", *chosen])["model"]["optimizer"]
+    assert found["class_path"] == chosen[0]
+    assert found["init_args"] | options == found["init_args"]
+
+
 def test_making_an_object_leaves_the_options_as_they_are(folder: Path) -> None:
     def options() -> dict[str, dict[str, object]]:
         metrics = [{"class_path": "my_metric.RareHitRate", "init_args": {"most": 60}}]
         return {"model": {"size": "3k", "metrics": metrics, "optimizer": {"class_path": "torch.optim.SGD"}}}
 
     config = options()
-    model_of(config)
+    model = model_of(config)
     assert config == options()
+    assert model.optimizer.keywords["weight_decay"] == 0, "torch's default, not that of lrec.Optimizer"
 
 
 def _shipped(argument: str) -> str:

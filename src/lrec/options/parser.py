@@ -5,7 +5,15 @@ import re
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader, set_loader, set_parsing_settings
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    _typehints,
+    get_loader,
+    set_loader,
+    set_parsing_settings,
+)
 
 from lrec.errors import UserError
 
@@ -53,6 +61,23 @@ USED_MOST = {
         "status": "print how far the runs are, and stop",
     },
 }
+
+
+_discard_what_does_not_fit = _typehints.discard_init_args_on_class_path_change
+
+
+def _discard_defaults(action: Any, before: Any, chosen: Any) -> None:
+    """If another class is chosen, jsonargparse keeps the options of the class before that both have. This forgets those
+    with the default of the class before, so that the chosen class has its own defaults."""
+    if isinstance(before, Namespace) and before.get("init_args") and before["class_path"] != chosen["class_path"]:
+        defaults = _typehints.ActionTypeHint.get_class_parser(before["class_path"]).get_defaults()
+        for name, default in defaults.items(branches=True, nested=False):
+            if before.init_args.get(name) == default:
+                before.init_args.pop(name, None)
+    _discard_what_does_not_fit(action, before, chosen)
+
+
+_typehints.discard_init_args_on_class_path_change = _discard_defaults
 
 
 class OneLineParser(ArgumentParser):
