@@ -77,9 +77,6 @@ def _discard_defaults(action: Any, before: Any, chosen: Any) -> None:
     _discard_what_does_not_fit(action, before, chosen)
 
 
-_typehints.discard_init_args_on_class_path_change = _discard_defaults
-
-
 class OneLineParser(ArgumentParser):
     """A parser whose errors are UserErrors of one line."""
 
@@ -87,6 +84,7 @@ class OneLineParser(ArgumentParser):
         set_loader("yaml", _value, (yaml.YAMLError,))
         # If a study's options name a class, its runs make the object, not the study.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
+        _typehints.discard_init_args_on_class_path_change = _discard_defaults  # there is no setting for this
         super().__init__(*arguments, **{"formatter_class": _WithoutSphinx, **options})
 
     def format_help(self, *arguments: Any) -> str:
