@@ -52,6 +52,11 @@ def test_bad_rows(text: str, says: str, tmp_path: Path, refused: Callable[..., s
     assert not stores(tmp_path / "data")
 
 
+def test_an_option_below_one_that_is_a_single_value(refused: Callable[..., str]) -> None:
+    says = "lrec: error: --data is one value and has no options: --data VALUE"
+    assert refused("update", "runs/a", "--data.path=log.csv") == says
+
+
 @pytest.mark.parametrize(("items", "says"), [("ab", "at least 3 interactions"), ("abc", "no training target")])
 def test_histories_too_short(items: str, says: str, tmp_path: Path, refused: Callable[..., str]) -> None:
     path = tmp_path / "log.csv"
