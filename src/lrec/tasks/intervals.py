@@ -90,7 +90,8 @@ def slope(draws_SR: np.ndarray, n_body_S: np.ndarray) -> np.ndarray:
     """Draws of the least-squares slope of a metric against log10 N_body: its gain per decade of size."""
     x_S = np.log10(n_body_S) - np.log10(n_body_S).mean()
     with np.errstate(invalid="ignore"):  # a lost share may be undefined
-        return x_S @ draws_SR / (x_S @ x_S)
+        # Relative to the first size, because the slope of equal values would not be exactly 0.
+        return x_S @ (draws_SR - draws_SR[0]) / (x_S @ x_S)
 
 
 def ratio(numerator_R: np.ndarray, denominator_R: np.ndarray) -> np.ndarray:

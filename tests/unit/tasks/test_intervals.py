@@ -66,3 +66,9 @@ def test_a_ratio_over_zero_is_unbounded_and_zero_over_zero_undefined() -> None:
     draws_R = ratio(np.array([1.0, 1.0, 0.0, 2.0]), np.array([0.0, 2.0, 0.0, 1.0]))
     assert estimate(draws_R) == (np.inf, 0.5, 2.0)
     assert np.isnan(estimate(ratio(np.zeros(3), np.zeros(3)))).all()
+
+
+def test_equal_sizes_have_no_slope() -> None:
+    """Sizes with equal draws neither gain nor lose, not even by an error of rounding."""
+    draws_SR = np.tile([1.0, 1.0, 0.5, 0.75], (3, 1))
+    assert slope(draws_SR, np.array([192, 768, 3072])).tolist() == [0, 0, 0, 0]
