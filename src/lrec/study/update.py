@@ -223,7 +223,10 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
             f"{new.path}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on. "
             "They are too few, or too many have the same time, to train, validate and judge"
         )
-    return GlobalTemporal(first, last, "all"), len(times_N) - len(newer_N)
+    split = GlobalTemporal(first, last, "all")
+    if (base.config.value("data.split.targets"), base.config.value("data.split.validate_by")) == ("window", "time"):
+        split = replace(split, targets="window", test_targets="all")  # metrics of sets may choose the checkpoint
+    return split, len(times_N) - len(newer_N)
 
 
 def _appended(base: Base, new: InteractionsDataModule, changes: dict[str, Any]) -> Path:

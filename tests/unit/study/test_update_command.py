@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lrec.common.pages import rendered
+from lrec.data.splits.temporal import GlobalTemporal
 from lrec.errors import UserError
 from lrec.options.objects import as_plain
 from lrec.run import RunConfig
@@ -88,6 +89,16 @@ def test_new_rows_without_a_target_are_refused_and_not_kept(tmp_path: Path) -> N
     with pytest.raises(UserError, match="no validation target is of these types"):
         update._appended(base, new, {"data.split": as_plain(split)})
     assert {*(tmp_path / "data").iterdir()} == before
+
+
+@pytest.mark.parametrize(("by", "validated"), [("time", "window"), ("last_item", "all")])
+def test_validation_has_sets_if_that_of_the_run_has(by: Any, validated: str, tmp_path: Path) -> None:
+    """A metric such as recall@10, which exists for sets only, may choose the checkpoints of the run."""
+    run, log = run_of(tmp_path, split=as_plain(GlobalTemporal(targets="window", validate_by=by)))
+    log.with_columns(pl.col("timestamp") + 100).write_csv(tmp_path / "new.csv")
+    base = update._base(run, False)
+    split, _ = update._windows(base, update._reader(base, tmp_path / "new.csv"), 0.2)
+    assert (split.targets, split.test_targets or split.targets) == (validated, "all")
 
 
 def test_features_of_users_in_a_file_are_refused(tmp_path: Path) -> None:
