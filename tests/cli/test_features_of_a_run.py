@@ -89,8 +89,8 @@ def test_features_are_learned_where_they_decide(run: Path) -> None:
 def test_a_store_lists_its_features(run: Path, lrec: Callable[..., str]) -> None:
     store = datamodule_of(Run(run).config.options).open_store()
     said = lrec("data", "describe", store.path)
-    assert [line.split()[-2:] for line in said.splitlines() if line.startswith("feature device")] == [["2", "values"]]
-    assert [line.split()[-1] for line in said.splitlines() if line.startswith("feature price")] == ["numbers"]
+    assert [line.split()[-1] for line in said.splitlines() if line.startswith("values of device")] == ["2"]
+    assert [line.split()[-1] for line in said.splitlines() if line.startswith("values of price")] == ["numbers"]
 
 
 HISTORIES = pl.DataFrame(

@@ -228,7 +228,7 @@ def describe(store: Path, verify: bool = False) -> None:
     opened = Store.open(store, verify)
     about = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"]))]
     features = [
-        (f"feature {name}", "numbers" if texts is None else f"{len(texts):,} values")
+        (f"values of {name}", "numbers" if texts is None else f"{len(texts) - ('' in texts):,}")
         for name, texts in opened.meta.get("features", {}).items()
     ]
     print_rows([*about, *in_words(opened.statistics, opened.facts), *features])
@@ -254,8 +254,12 @@ def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple
         rows.append(("time", "none: rows are in time order"))
     rows.append(("repeats of an item", _share(counted["repeats"], counted["interactions"])))
     counts = [name for name in ("duplicates_dropped", "domains") if name in counted]
-    rows += [(name.replace("_", " "), f"{counted[name]:,}") for name in counts]
-    return rows + [(name, str(value)) for name, value in facts.items()]
+    shown = {name: counted[name] for name in counts} | facts
+    return rows + [(name.replace("_", " "), _fact(value)) for name, value in shown.items()]
+
+
+def _fact(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _share(count: int, total: int) -> str:

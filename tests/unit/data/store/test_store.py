@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lrec.data.features import Features
+from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.store.store import Store, describe
 from lrec.errors import UserError
 
@@ -83,6 +85,18 @@ def test_describe_prints_the_statistics(store: Store, capsys: pytest.CaptureFixt
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert lines["users"].strip() == "2"
     assert lines["interactions"].strip() == "50,003"
+
+
+def test_describe_says_facts_and_features_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = ["1,1,view,tv", "1,1,buy,", "1,2,view,pad"]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,kind,device", *rows]))
+    options = {"event_column": "kind", "event_features": Features(categories=["device"]), "repeats": False}
+    data = InteractionsDataModule(tmp_path / "log.csv", time_column=None, data_dir=tmp_path / "data", **options)
+    data.prepare_data()
+    describe(data.store_path)
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    found = [lines[name].strip() for name in ("repeats dropped", "event types", "values of device")]
+    assert found == ["1", "buy, view", "2"]
 
 
 def test_describing_a_store_imports_neither_lightning_nor_torch() -> None:
