@@ -113,6 +113,9 @@ def test_histories_bring_their_features(run: Path) -> None:
     assert model.recommend(rows).equals(model.recommend(HISTORIES))
     unknown = HISTORIES.with_columns(country=pl.lit("c9"), device=pl.lit(["tv", "tv"]))
     assert model.recommend(unknown).equals(model.recommend(HISTORIES.drop("country", "device")))
+    lacking = HISTORIES.with_columns(device=pl.Series([["app", "web"], None]), price=pl.Series([None, [9.0, None]]))
+    nulls = lacking.with_columns(pl.col("device", "price").fill_null([None, None]))
+    assert model.recommend(lacking).equals(model.recommend(nulls))
     assert model.recommend([["i1", "i3"]])["items"].list.len().to_list() == [10]
     with pytest.raises(UserError, match="price is not a number: dear"):
         model.recommend(HISTORIES.with_columns(price=pl.lit(["dear", "dear"])))

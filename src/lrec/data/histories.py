@@ -178,6 +178,9 @@ def _of_lists(users: pl.Series | None, lists: Mapping[str, Any], features: Mappi
         rows["event"] = laid("events", lists["event"]).cast(pl.String)
     for name, values in features.items():
         if _is_list(values) or values.dtype == pl.Object:
+            if isinstance(values.dtype, pl.List):  # a missing list has as many missing values as there are items
+                none = pl.lit(None, values.dtype.inner)
+                values = pl.select(pl.coalesce(values, none.repeat_by(pl.lit(lengths)))).to_series()
             rows[f"{FEATURE}{name}"] = laid(name, values)
         else:  # a single value per user
             rows[f"{FEATURE}{name}"] = values.gather(np.repeat(np.arange(len(items)), lengths))
