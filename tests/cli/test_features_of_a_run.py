@@ -136,6 +136,8 @@ def test_files_bring_their_features(
     options[2] = f"--histories={tmp_path / 'h.jsonl'}"
     lrec(*options, "--exclude_seen=false")
     assert first(pl.read_ndjson(out)) == ["i6", "i9"]
+    (tmp_path / "u.csv").write_text("user,country\na,c0\n")
+    assert "no features for 1 user: " in lrec(*options, f"--user_features={tmp_path / 'u.csv'}")
     (tmp_path / "u.csv").write_text("user,land\na,c0\n")
     assert "has no column country (user_features)" in refused(*options, f"--user_features={tmp_path / 'u.csv'}")
 
