@@ -39,6 +39,7 @@ SCATTER = 0.2  # standard deviation of ln rate* and ln batch* of a setting aroun
 # Runs whose loss is 3 % or more above the best loss of their setting say nothing about its optimum. But each setting
 # keeps its best three runs.
 NEAR, LEAST_RATES = 0.03, 3
+FAR = 4.0  # ratio of two sizes that tells powers of the size
 NOISE, LEAST_NOISE = 2e-3, 5e-4  # of ln L around the parabola: the first guess, and the lowest value
 
 
@@ -113,16 +114,16 @@ class RateLaw:
     def towards(self, size: float, data: float, rate: float, batch: float) -> "RateLaw":
         """This law, with powers of the size that change its best rate and batch for one size and amount of data: they
         come to lie half-way, in logarithms, between the law's and these. They stay the same for the smallest size of
-        the runs. So `size` must be larger."""
+        the runs. So a `size` less than `FAR` times as large moves less: it says less of the powers."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
         least = self._place_N2[:, 0].min()
-        assert n > least
         of_rate = log_rate - np.array([1, n, d]) @ self._theta_P[:3]
         half_2 = np.array([of_rate, log_batch - self._batch(n, d)[0]]) / 2
+        of_size_2 = half_2 * (n - least) / max(n - least, np.log(FAR)) ** 2
         law = copy(self)
         law._theta_P = self._theta_P.copy()
-        law._theta_P[[0, 3]] -= half_2 * least / (n - least)
-        law._theta_P[[1, 4]] += half_2 / (n - least)
+        law._theta_P[[0, 3]] -= of_size_2 * least
+        law._theta_P[[1, 4]] += of_size_2
         law.parameters = dict(zip(NAMES, law._theta_P.tolist(), strict=True))
         return law
 

@@ -137,8 +137,7 @@ def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     runs = pl.DataFrame(rows, schema=names, orient="row")
     runs = runs.filter(pl.col("dropout") == pl.col("dropout").sort_by("y").first().over("x", "d"))
     size, data, rate, step = runs.sort(pl.col("d").neg(), "y").row(0)[:4]
-    law = RateLaw(runs.drop("dropout"), scaled)
-    return law.towards(size, data, rate, step) if size > runs["x"].min() else law
+    return RateLaw(runs.drop("dropout"), scaled).towards(size, data, rate, step)
 
 
 def walk(

@@ -121,6 +121,15 @@ def test_a_tried_setting_moves_the_law_half_way_to_it_and_leaves_the_smallest_si
     assert moved.cost(*LARGE, middle_after, after.batch) < own.cost(*LARGE, middle_after, after.batch)
 
 
+def test_a_tried_setting_of_a_near_size_hardly_moves_the_rates_of_far_sizes() -> None:
+    own, smallest = law(0), SETTINGS[0][0]
+    tried = own.choose(1.3 * smallest, 1e8)
+    moved = own.towards(1.3 * smallest, 1e8, tried.rate / 2, tried.batch)
+    for size in (smallest / 8, 8 * smallest):
+        assert moved.choose(size, 1e8).rate == pytest.approx(own.choose(size, 1e8).rate, rel=0.3)
+    assert own.towards(smallest, 1e8, tried.rate / 2, tried.batch).parameters == own.parameters
+
+
 def test_too_few_runs_are_refused() -> None:
     with pytest.raises(UserError, match="3 rates are needed, not 2"):
         RateLaw(runs(0).filter(pl.col("rate").is_in(runs(0)["rate"].unique()[:2].implode())))
