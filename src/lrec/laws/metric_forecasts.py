@@ -105,6 +105,7 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
     known = points.drop_nulls(metric).filter(pl.col(metric) > 0)
     value_N = known[metric].to_numpy().astype(float)
     is_share, sign = bool((value_N < 1).all()), 1 if is_better_high(known, metric) else -1
+    most = 1.0 if metric.startswith(RISING) and (value_N <= 1).all() else np.inf  # without a miss, there are no odds
     log_y_N = sign * np.log(1 / value_N - is_share)
     of_odds = known.with_columns(y=pl.Series(np.exp(log_y_N)), loss=pl.col("y"))
     curves = []  # (P, 3): the expected ln odds, and both ends of the interval
@@ -117,7 +118,7 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
     middle_CP, low_CP, high_CP = np.moveaxis(np.array(curves), -1, 0)
     expected = []
     for loss, logs in zip(losses, np.column_stack([middle_CP.mean(0), low_CP.min(0), high_CP.max(0)]), strict=True):
-        middle, *ends = (1 / (is_share + np.exp(sign * logs))).tolist()
+        middle, *ends = np.minimum(1 / (is_share + np.exp(sign * logs)), most).tolist()
         expected.append(Expected(x=loss.x, d=loss.d, u=loss.u, predicted=middle, low=min(ends), high=max(ends)))
     return expected
 

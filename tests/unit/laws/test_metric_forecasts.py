@@ -81,3 +81,9 @@ def test_a_metric_that_size_does_not_move_is_not_forecast_to_rise() -> None:
     for each in expected_metrics(points, Forecast(points).predict(LARGER))["HR@10"]:
         assert each.low < 0.2 < each.high
         assert each.predicted == pytest.approx(0.2, abs=0.005)
+
+
+def test_a_hit_rate_of_one_is_not_forecast_to_rise_above_it() -> None:
+    points = points_of(SIZES, **{"HR@10": np.array([0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 1.0])})
+    for each in expected_metrics(points, Forecast(points).predict(LARGER))["HR@10"]:
+        assert each.low <= each.predicted <= each.high <= 1
