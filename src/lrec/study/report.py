@@ -86,7 +86,7 @@ def write_report(
             sections += judged
             if isinstance(analysis.of_all, Forecast):
                 sections += doublings(analysis.of_all, study.x)
-            said = [re.sub(r"\*", "", sentence) for sentence in (*warned, *judged[3:])]
+            said = [sentence.replace("**", "") for sentence in (*warned, *judged[3:])]
             of_variant = [r for r in runs if r.variant == longest[0].variant and r.fraction <= longest[0].fraction]
             if found := answer_of(study, analysis, of_variant, points, said):
                 answers.append((found, analysis))
@@ -114,7 +114,7 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
     whole = of_all_data(runs)
     counted = whole[0].ladder
     fitted = [(run.ladder, points[run.name]) for run in whole if not (run.held_out or points[run.name].diverged)]
-    losing: dict[str, set[str]] = defaultdict(set)  # for each baseline, the sizes that lose most to it
+    losing: dict[str, list[str]] = defaultdict(list)  # for each baseline, the sizes that lose most to it
     of_counted = [(point.N_body, point.test_loss or math.inf) for ladder, point in fitted if ladder == counted]
     largest = max(of_counted, default=(0, -math.inf))[1]
     ahead_of_all = {name: loss for name, loss in ngrams.items() if loss < largest}
@@ -123,11 +123,11 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
         losses |= ahead_of_all if ladder == counted else {}
         ahead = {name: loss for name, loss in losses.items() if loss < (point.test_loss or 0)}
         if ahead:
-            losing[min(ahead, key=ahead.__getitem__)].add(point.size)
+            losing[min(ahead, key=ahead.__getitem__)].append(point.size)
     sizes, lost = {point.size for _, point in fitted}, set().union(*losing.values())
     if 2 * len(lost) <= len(sizes):
         return []
-    whom = " and ".join(f"{name} ({', '.join(sorted(mine))})" for name, mine in losing.items())
+    whom = " and ".join(f"{name} ({', '.join(dict.fromkeys(mine))})" for name, mine in losing.items())
     steps = min(point.step for _, point in fitted)
     return [
         "**Under-trained: slopes describe training, not size.** "

@@ -100,7 +100,12 @@ def test_large_runs_of_several_lengths_are_judged_even_if_the_fitted_ones_stoppe
     small = read_points([Run(tmp_path / "runs" / run.name).points_file for run in runs[:-2]], shares=True)
     places = [(float(n_body(LADDER[-1])), length) for length in small["d"].unique().sort()]
     forecast = Forecast(small)
-    write_report(study_in(tmp_path), runs, [LadderFit("", forecast, tuple(forecast.predict(np.array(places))))], {})
+    (tmp_path / "prediction-1.json").write_text("{}")
+    (tmp_path / "prediction.json").write_text(json.dumps({"trained_before": [runs[-1].name]}))
+    fitted = LadderFit("", forecast, tuple(forecast.predict(np.array(places))))
+    report = write_report(study_in(tmp_path), runs, [fitted], {})
+    assert "- Risk: Not a prediction: 49k-1.0 had been trained" in report
+    assert report.count("; prediction-*.json are the earlier predictions.") == 2
     assert len(json.loads((tmp_path / "fit" / "fit.json").read_text())["holdout"]["points"]) == 2
 
 
@@ -142,7 +147,7 @@ def test_a_ladder_may_lose_to_n_grams_too(tmp_path: Path) -> None:
         runs = [make_run(tmp_path / name, size, 1.0) for size in LADDER]
         counted = {"bigram": loss("0.8k", 1.0) + 1, "trigram": loss("12k", 1.0) + beyond}
         report = write_report(study_in(tmp_path / name), runs, [ladder(1.0)], {}, ngrams=counted)
-        said = "5 of 5 fitted sizes have a higher test loss than trigram (0.8k, 1.7k, 12k, 3k, 6.9k)"
+        said = "5 of 5 fitted sizes have a higher test loss than trigram (0.8k, 1.7k, 3k, 6.9k, 12k)"
         assert (said in report) == ("Under-trained" in report) == losing
         assert f"a test loss of {counted['bigram']:.4f} by bigrams and {counted['trigram']:.4f} by trigrams." in report
 
