@@ -11,6 +11,7 @@ from lrec.laws.fit import Fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import OUTLYING, Prediction
 from lrec.laws.law import Law
+from lrec.laws.mixture import LADDER
 from lrec.laws.predict import Comparison, Predictor
 from lrec.laws.table import flops_per_interaction, longest, points_of_most_data
 
@@ -51,8 +52,10 @@ def above_floor(predictor: Predictor, expected: Prediction, rise: float = 1.0) -
 
 def turns(predictor: Predictor, ahead: Prediction) -> bool:
     """Whether two sizes larger than the best size did worse, or a larger size is expected to be no better than the
-    best: a loss that has risen may not fall again."""
-    _, means = _reached(predictor)
+    best: a loss that has risen may not fall again. The sizes of a long curve are taken in `LADDER` groups, because the
+    noise of so many losses says little of where they are the lowest."""
+    losses = np.array(_reached(predictor)[1])
+    means = [group.mean() for group in np.array_split(losses, min(len(losses), LADDER))]
     return len(means) - int(np.argmin(means)) > 2 or ahead.predicted >= min(means)
 
 

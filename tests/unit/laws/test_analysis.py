@@ -141,6 +141,16 @@ def test_an_outlier_hardly_widens_a_robust_fits_intervals_and_gets_a_warning() -
     assert not any(warning.startswith("outliers") for warning in warnings(squares, None))
 
 
+def test_noise_on_a_long_curve_is_not_taken_for_a_loss_that_stopped_falling() -> None:
+    size = np.geomspace(1e4, 1e6, 200)
+    loss = (2 + 2 * (1e4 / size) ** 0.25) * np.exp(np.random.default_rng(3).normal(0, 0.005, len(size)))
+    assert np.argmin(loss) < len(loss) - 2
+    assert outlook(Forecast(pl.DataFrame({"x": size, "y": loss, "may_stop": False}))).predicted < loss.min()
+    rising = loss * np.maximum(size / 4e5, 1) ** 0.1
+    ahead = outlook(Forecast(pl.DataFrame({"x": size, "y": rising, "may_stop": False})))
+    assert ahead.predicted == pytest.approx(rising[-1])
+
+
 def test_the_outlook_of_a_law_of_size_and_data_is_at_the_most_data() -> None:
     fitted = fit_points(LAWS["chinchilla"], of_size_and_data())
     ahead = outlook(fitted)
