@@ -5,6 +5,7 @@ import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -80,9 +81,11 @@ def test_an_interrupted_run_goes_on_beside_a_callback_that_keeps_its_own(
     where = [f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     keep = f"--trainer.callbacks+={json.dumps(own)}"
     with pytest.raises(SystemExit) as stop:
-        lrec("fit", *OPTIONS, *where, keep, "--trainer.callbacks+=stops.Stops")
+        lrec("fit", *OPTIONS, *where, keep, "--trainer.callbacks+=stops.Stops", "--trainer.log_every_n_steps=2")
     assert stop.value.code == 75
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    curves = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == [1]  # of the last step before the interruption
 
 
 def test_an_interrupted_run_that_keeps_no_last_checkpoint_does_not_promise_one(
@@ -127,6 +130,23 @@ def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
     assert last["global_step"] == 2
     lrec("fit", *options, "--ckpt_path=last")
     assert steps_of(tmp_path / "run") == list(range(1, 9))
+
+
+@pytest.mark.parametrize(("option", "evaluated"), [("--trainer.check_val_every_n_epoch=2", [16])])
+def test_a_run_that_stops_at_the_end_of_an_epoch_and_again_in_the_next_one_loses_no_step_and_no_evaluation(
+    option: str, evaluated: list[int], run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: Any
+) -> None:
+    (tmp_path / "stops_twice.py").write_text(STOPS.replace("== 1", "in (7, 10)"))
+    monkeypatch.chdir(tmp_path)
+    where = [f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    fit = ("fit", *OPTIONS, *where, option, "--ckpt_path=last", "--trainer.callbacks+=stops_twice.Stops")
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            lrec(*fit, "--trainer.log_every_n_steps=4")
+    lrec(*fit, "--trainer.log_every_n_steps=4")
+    assert steps_of(tmp_path / "run") == evaluated
+    curves = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert [event.step for event in curves.Scalars("train/loss")] == [3, 7, 11, 15]
 
 
 def test_a_second_ctrl_c_stops_at_once(

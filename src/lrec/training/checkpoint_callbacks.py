@@ -146,6 +146,7 @@ class LastCheckpoint(Callback):
         self.every_n_steps = every_n_steps
         self._signalled = self._fits = self._training = self._leaves = False
         self._saved_step = 0
+        self._to_save: list[Path] = []
         self._told_anywhere = Anywhere()
         self._listening = ExitStack()
 
@@ -166,7 +167,7 @@ class LastCheckpoint(Callback):
             self._told_anywhere = Anywhere(gloo_group())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Leave after the evaluation that followed the step of a signal, and has saved."""
+        """Leave after the step of a signal or the evaluation that followed it, once its figures are logged."""
         if self._leaves:
             if (saver := saver_of(trainer)) is not None:
                 saver.join()
@@ -180,19 +181,24 @@ class LastCheckpoint(Callback):
         interrupted = self._told_anywhere.last_time(self._signalled)
         step = trainer.global_step
         due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
-        # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation.
+        # If an evaluation follows, do not save before it: a run that resumes from here would skip the evaluation. If
+        # the epoch ends, save after it: Lightning would count its batches to the next epoch.
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         follows = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-        self._leaves = bool(interrupted and follows)
+        self._leaves = bool(interrupted)
         if step == self._stable_steps and not follows:
-            _save(trainer, run_of(trainer).stable)
+            self._to_save.append(run_of(trainer).stable)
         if (interrupted or due) and not follows:
             self._saved_step = step
             if (path := _last_path(trainer)) is not None:
-                _save(trainer, path, wait=bool(interrupted))
-            if interrupted:
-                self._leave(trainer)
+                self._to_save.append(path)
+        if not trainer.is_last_batch:
+            self.on_train_epoch_end(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        while self._to_save:
+            _save(trainer, self._to_save.pop(0))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._training and trainer.global_step == self._stable_steps:
@@ -257,10 +263,9 @@ def _keepers(trainer: Trainer) -> list[ModelCheckpoint]:
     return [callback for callback in kept if isinstance(callback, BestAndLast)] or kept
 
 
-def _save(trainer: Trainer, path: Path, wait: bool = False) -> None:
-    """Save a checkpoint; unless it is to `wait`, in the background if lrec writes the file."""
-    background = saver_of(trainer) is not None and not wait
-    trainer.save_checkpoint(path, storage_options=IN_BACKGROUND if background else None)
+def _save(trainer: Trainer, path: Path) -> None:
+    """Save a checkpoint, in the background if lrec writes the file."""
+    trainer.save_checkpoint(path, storage_options=None if saver_of(trainer) is None else IN_BACKGROUND)
 
 
 def _evaluate_after_whole_steps(trainer: Trainer) -> None:
