@@ -132,7 +132,9 @@ def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
     assert steps_of(tmp_path / "run") == list(range(1, 9))
 
 
-@pytest.mark.parametrize(("option", "evaluated"), [("--trainer.check_val_every_n_epoch=2", [16])])
+@pytest.mark.parametrize(
+    ("option", "evaluated"), [("--trainer.max_steps=16", [8, 16]), ("--trainer.check_val_every_n_epoch=2", [16])]
+)
 def test_a_run_that_stops_at_the_end_of_an_epoch_and_again_in_the_next_one_loses_no_step_and_no_evaluation(
     option: str, evaluated: list[int], run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: Any
 ) -> None:

@@ -172,10 +172,12 @@ class SequentialRecommender(StoredModel):
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
-        """Let epochs end with a whole step; UserError if a callback monitors a metric that these data do not have, or
-        takes its worst value for the best."""
+        """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if a callback monitors a
+        metric that these data do not have, or takes its worst value for the best."""
         self._evaluator.forget_baselines("test" if stage == "test" else "val")
         if stage == "fit":
+            # With max_steps, Lightning would count the epoch that a checkpoint ends with once more.
+            self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
             there = self._evaluator.names("val", self.data)
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 monitor = str(getattr(callback, "monitor", None))
