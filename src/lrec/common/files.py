@@ -17,6 +17,7 @@ from typing import Any
 from lrec.errors import UserError
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())
+_HELD = set[int]()  # descriptors of the locks of this process
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,9})\.[0-9a-f]{8}\.tmp")
 
 
@@ -97,9 +98,11 @@ def remove(path: Path) -> None:
 @contextmanager
 def locked(path: Path, refusal: str | None = None) -> Iterator[int]:
     """Hold an exclusive lock on a file and yield its descriptor. The system releases the lock when the last process
-    with the descriptor ends. If another process has the lock, wait; with `refusal`, raise that as a UserError."""
+    with the descriptor ends; forked processes, such as the workers of a loader, close theirs. If another process has
+    the lock, wait; with `refusal`, raise that as a UserError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask
+    _HELD.add(lock)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if refusal is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +110,16 @@ def locked(path: Path, refusal: str | None = None) -> Iterator[int]:
             raise UserError(refusal) from None
         yield lock
     finally:
+        _HELD.discard(lock)
         os.close(lock)
+
+
+def _leave_to_parent() -> None:
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def write_text(path: Path, text: str) -> None:

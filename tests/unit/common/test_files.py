@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,20 @@ def test_what_a_killed_process_left_goes_with_the_next_write(name: str, tmp_path
 def test_a_lock_that_another_process_holds_is_not_waited_for(tmp_path: Path) -> None:
     with locked(tmp_path / "lock"), pytest.raises(UserError, match="taken"), locked(tmp_path / "lock", "taken"):
         pass
+
+
+def test_a_forked_process_that_outlives_its_parent_s_lock_does_not_hold_it(tmp_path: Path) -> None:
+    context = get_context("fork")
+    begun = context.Event()
+    worker = context.Process(target=lambda: (begun.set(), time.sleep(60)))
+    with locked(tmp_path / "lock"):
+        worker.start()
+        assert begun.wait(30)
+    try:
+        with locked(tmp_path / "lock", "taken"):
+            assert worker.is_alive()
+    finally:
+        worker.kill()
 
 
 def test_json_with_the_marks_of_a_merge_is_refused(tmp_path: Path) -> None:
