@@ -47,6 +47,7 @@ _NOT_FOR_USERS = (
     r"\s*By default only one JsonargparseDeprecationWarning",
     r"Couldn't infer the batch indices",
     r".*LeafSpec",
+    r"torch.distributed.nn.functional.all_gather is deprecated",
     r".*LightningCLI's args parameter",
     r"Checkpoint directory .* exists and is not empty",
     r".*WeightAveraging callback, but loading a checkpoint outside",
