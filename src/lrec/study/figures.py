@@ -76,7 +76,8 @@ def compute_figure(runs: Sequence[Points]) -> "Figure | None":
     if there is only one evaluation."""
     if sum(len(points) for points in runs) == 1:
         return None
-    best, largest = _best_run(runs)[0], max((points[0] for points in runs), key=lambda point: point.N_body)
+    best, *_ = min(runs, key=lambda points: trajectory(points, "flops")[1].min())
+    largest = max((points[0] for points in runs), key=lambda point: point.N_body)
     finding = f"{best.size} has the lowest loss"
     finding += ", and is the largest size" if best.N_body == largest.N_body else f"; the largest size is {largest.size}"
     alt = "Validation loss against training FLOPs: a line for each run, and the least loss for the compute"
@@ -147,7 +148,8 @@ def repetition_figure(runs: Sequence[Points]) -> "Figure | None":
     if not lines:
         return None
     amounts = sorted({points[0].U for points in lines}, reverse=True)
-    falling = sum(int(trajectory(points, "epochs")[1].argmin()) == len(points) - 1 for points in lines)
+    losses = [trajectory(points, "epochs")[1] for points in lines]
+    falling = sum(int(loss_P.argmin()) == len(loss_P) - 1 for loss_P in losses)
     finding = f"In {falling} of {counted(len(lines), 'run')}, the last evaluation has the lowest loss"
     alt = "Validation loss against epochs: a panel for each amount of data, a line for each run, a circle at its best"
     figure = new_figure(1.4 + 3.4 * len(amounts), 3.8, f"{finding}. {alt}")
@@ -235,10 +237,6 @@ def _draw_runs(
         axes.plot(x_P[loss_P.argmin()], loss_P.min(), "o", ms=4, color=color, mec="white", mew=0.5)
         ends[size] = (size, float(x_P[-1]), float(loss_P[-1]), color)
     return [*ends.values()]
-
-
-def _best_run(runs: Sequence[Points]) -> Points:
-    return min(runs, key=lambda points: trajectory(points, "flops")[1].min())
 
 
 def trajectory(points: Points, x: str) -> tuple[Array, Array]:
