@@ -41,7 +41,7 @@ def lasting(seconds: float) -> str:
 
 def counted(number: float, noun: str) -> str:
     """A number with its noun, in the singular if the number is shown as 1: 1 run, 1,024 targets, 0.5 epochs."""
-    shown = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    shown = f"{number:,.0f}" if isinstance(number, int) or number >= 100 else f"{number:.3g}"
     return f"{shown} {noun}" if shown == "1" else f"{shown} {noun}s"
 
 

@@ -60,6 +60,7 @@ def test_a_file_gets_markdown() -> None:
         (0.9999, "epoch", "1 epoch"),
         (0.5, "epoch", "0.5 epochs"),
         (12.345, "epoch", "12.3 epochs"),
+        (999.6, "epoch", "1,000 epochs"),
     ],
 )
 def test_a_noun_follows_its_number(number: float, noun: str, said: str) -> None:
