@@ -66,6 +66,10 @@ REFUSED = {
         ["fit", "--ckpt_path=last", "--model.optimizer.switch.at=2", "--trainer.max_epochs=9"],
         "--model.optimizer.switch.lr null, not 0.1",
     ),
+    "fit on with another loss": (
+        ["fit", "--ckpt_path=last", "--model.loss=GBCE", "--trainer.max_epochs=9"],
+        '--model.loss.class_path "lrec.FullSoftmax", not "lrec.GBCE"',
+    ),
     "fit on on a seed that is none": (["fit", "--ckpt_path=last", "--seed_everything=-1"], "--seed_everything"),
     "fit with an option that is none": (["fit", "--trainer.max_epohcs=2"], "max_epohcs"),
     "validate another network": (["validate", "--model.size=3k"], "the checkpoint has width"),

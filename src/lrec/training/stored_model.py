@@ -4,6 +4,7 @@ Shape suffixes: V catalogue.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ from lrec.data.features import as_plain, vocabularies_of
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import NewItems, refuse_other_vectors
+from lrec.model.losses import Loss
 from lrec.model.sharded_table import local_rows
 from lrec.model.transformer import Transformer
 from lrec.options.class_paths import check_trusted, class_path
@@ -41,6 +43,7 @@ class StoredModel(LightningModule):
 
     net: Transformer
     config: TransformerConfig
+    loss: Loss
     optimizer: OptimizerConfig | OfParameters
     item_ids: pl.Series
     item_vectors: Path | None
@@ -122,7 +125,8 @@ class StoredModel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network, other data or, in training, another optimizer; restore the counts."""
+        """Refuse a checkpoint of another network or of other data, and in training, one of another optimizer or loss;
+        restore the counts."""
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
@@ -139,7 +143,9 @@ class StoredModel(LightningModule):
             if "optimizer_states" not in checkpoint:
                 raise UserError(f"{path} has no optimizer, so no run can go on from it: give it as --model.warm_start")
             made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-            _refuse_other_optimizer(made_with.get("optimizer"), self.optimizer)
+            kept = _KEPT if isinstance(self.optimizer, OptimizerConfig) else None
+            _refuse_other("optimizer", made_with, self.optimizer, kept)
+            _refuse_other("loss", made_with, self.loss)
             self.diverged = saved["diverged"]
             self._since_evaluation = LossSum.restored(saved["train_loss"], self.trainer)
             self._since_logged = LossSum.restored(saved.get("logged_loss", []), self.trainer)
@@ -157,15 +163,15 @@ class StoredModel(LightningModule):
 _KEPT = ("lr", "weight_decay", "betas", "muon", "switch.lr", "switch.momentum", "switch.weight_decay")
 
 
-def _refuse_other_optimizer(stored: Any, optimizer: OptimizerConfig | OfParameters) -> None:
-    """UserError if the stored optimizer has another class, or another value of an option that its state keeps: the run
-    would go on with the old one. An object that no checkpoint can hold is not compared."""
-    both: tuple[Any, Any] = stored, all_as_plain({"optimizer": optimizer})[0].get("optimizer")
+def _refuse_other(name: str, stored: dict[str, Any], mine: object, kept: Collection[str] | None = None) -> None:
+    """UserError if the stored optimizer or loss has another class than `mine`, or another value of the options `kept`,
+    by default of all: the run would go on with the old optimizer, or add up two losses. An object that no checkpoint
+    can hold is not compared."""
+    both: tuple[Any, Any] = stored.get(name), all_as_plain({name: mine})[0].get(name)
     if None in both:
         return
-    theirs, mine = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)
-    kept = _KEPT if isinstance(optimizer, OptimizerConfig) else sorted(theirs.keys() & mine.keys())
-    for name in ("class_path", *kept):
-        old, new = (json.dumps(options.get(name)) for options in (theirs, mine))
+    before, now = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)
+    for option in ("class_path", *(sorted(before.keys() & now.keys()) if kept is None else kept)):
+        old, new = (json.dumps(options.get(option)) for options in (before, now))
         if old != new:
-            raise UserError(f"the checkpoint was trained with --model.optimizer.{name} {old}, not {new}: give the same")
+            raise UserError(f"the checkpoint was trained with --model.{name}.{option} {old}, not {new}: give the same")
