@@ -204,8 +204,8 @@ def small_data(n_positions: int) -> Any:
 @pytest.mark.parametrize(
     ("max_steps", "max_epochs", "advice"),
     [
-        (-1, 2, "no more than 40 optimizer steps .* --data.targets_per_step 20 would make it 1,000$"),
-        (10, 2, "no more than 10 optimizer steps .* 20 with --trainer.max_steps 250 would make it 250$"),
+        (-1, 2, "no more than 40 optimizer steps .* --data.targets_per_step 64 would make it 314$"),
+        (10, 2, "no more than 10 optimizer steps .* 64 with --trainer.max_steps 78 would make it 78$"),
     ],
 )
 def test_the_advice_against_few_steps_gives_as_many_as_it_says(max_steps: int, max_epochs: int, advice: str) -> None:

@@ -28,8 +28,9 @@ from lrec.training.strategies import FSDP2
 # The types of matrix products; the parameters stay in float32.
 TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 HALF = ("bf16-true", "16-true")
-# With fewer steps, the loss depends more on the training than on the network: `few_steps` advises MORE_STEPS.
-FEW_STEPS, MORE_STEPS = 2000, 3000
+# With fewer steps, the loss depends more on the training than on the network: `few_steps` advises MORE_STEPS, but
+# no step of fewer than LEAST_TARGETS targets.
+FEW_STEPS, MORE_STEPS, LEAST_TARGETS = 2000, 3000, 64
 MANY_ITEMS = 50_000
 LIGHTNINGS_EPOCHS = 1000  # Lightning's default if neither epochs nor steps are limited
 _NOT_LREC_S = {
@@ -169,7 +170,7 @@ def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDat
     if math.isinf(epochs):  # time is the limit
         return None
     steps, plan = epochs * data.steps_per_epoch, data.batch_plan
-    smaller = max(2 * data.max_len, int(epochs * plan.part.n_positions / MORE_STEPS))
+    smaller = max(LEAST_TARGETS, 2 * data.max_len, int(epochs * plan.part.n_positions / MORE_STEPS))
     if steps >= FEW_STEPS or smaller >= data.targets_per_step:
         return None
     would = epochs * plan.steps_of(smaller)
