@@ -29,7 +29,7 @@ from lrec.study.answer import METRIC, Answer, answer_of
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
-from lrec.study.options import PLAN, Study
+from lrec.study.options import PLAN, STEP, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.tuning import Tuned
@@ -202,6 +202,10 @@ def _tuning(runs: list[PlannedRun], tuned: Tuned) -> tuple[list[str], list[str]]
     whole = of_all_data(runs)
     worst = max(whole, key=tuned.cost)
     cost = f"These learning rates and steps are expected to cost at most {tuned.cost(worst):.3f} nats ({worst.name})."
+    step, tried = worst.config.value(STEP), [trial.setting.targets_per_step for trial in tuned.trials]
+    if not min(tried) <= step <= max(tried):
+        had = f"trials had {min(tried):,} to {max(tried):,} targets per step, not {step:,}"
+        cost += f" This cost is extrapolated: {had}."
     missed = [run for run in whole if tuned.cost(run) > MISTUNED and tuned.is_off(run)]
     named = ", ".join(f"{run.name} (by {tuned.cost(run):.2f} nats)" for run in missed)
     why = "Their losses describe the rate or the step, not the size: leave them out (--skip)."

@@ -137,19 +137,20 @@ def test_the_step_is_tuned_for_the_small_size_and_on_half_of_the_data(
     assert steps["1x32", 0.25] == {100}
 
 
-def planned(size: str, lr: float) -> PlannedRun:
-    options = {"model": {"optimizer": {"lr": lr}}, "data": {"targets_per_step": 512}}
+def planned(size: str, lr: float, step: int = 512) -> PlannedRun:
+    options = {"model": {"optimizer": {"lr": lr}}, "data": {"targets_per_step": step}}
     return PlannedRun(f"{size}-{lr}", size, 1, 1.0, "", "", False, options)
 
 
-def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [512, 16])
+def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(step: int, tmp_path: Path) -> None:
     sizes = {size: ladder_n_body(size) for size in ("3k", "12k", "49k")}
     tuned = Tuned({LR: [RATE, 0.0, 0.0]}, {}, 1_600_000, True, trials_about(RATE, sizes))
     for size in sizes:
         assert tuned.cost(planned(size, RATE)) < 0.04 < tuned.cost(planned(size, 4 * RATE))
         assert not tuned.is_off(planned(size, RATE))
         assert RATE / 2 < tuned.law.choose(sizes[size], 400_000, 512).rate < RATE
-    runs = [planned("3k", RATE), planned("12k", 4 * RATE)]
+    runs = [planned("3k", RATE), planned("12k", 4 * RATE, step)]
     for run in runs:
         point = {"size": run.size, "best": True, "status": "finished", "val_loss": 5.0, "test_loss": 5.0}
         (tmp_path / "runs" / run.name).mkdir(parents=True)
@@ -157,6 +158,8 @@ def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(tmp_
     report = write_report(Study(out=tmp_path, sizes=[*sizes], holdout=0, law=None), runs, [], {}, tuned)
     assert report.splitlines()[2].startswith("**Mistuned: 12k-0.04 (by")
     assert "3k-0.01 (by" not in report
+    extrapolated = "This cost is extrapolated: trials had 512 to 512 targets per step, not 16."
+    assert (extrapolated in report) == (step == 16)
 
 
 def test_a_trial_that_is_trained_again_ends_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
