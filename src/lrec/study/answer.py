@@ -50,7 +50,7 @@ class Column:
     low: float | None
     high: float | None
     beside: dict[str, float]  # the metrics of `BESIDE`
-    gain: float  # compared with the largest trained size, as a share of that size's value
+    gain: float  # compared with the best trained size, as a share of that size's value
     network: str  # its blocks and width; "" if it is not known
     prices: dict[str, str]  # cells by title: see `priced`
 
@@ -104,14 +104,15 @@ def answer_of(
         return None
     seeds = [points[r.name] for r in runs if points[r.name].N_body == point.N_body]
     measured = {name: mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE}
+    best = best_measured(analysis.points, METRIC)
     columns = [Column("largest trained", size, today, None, None, measured, 0.0, *priced(study, run))]
     for index, (times, at) in enumerate(zip(TIMES, expected[METRIC], strict=True)):
         beside = {name: expected[name][index].predicted if name in expected else math.nan for name in BESIDE}
-        forecast = at.x, at.predicted, at.low, at.high, beside, at.predicted / today - 1
+        forecast = at.x, at.predicted, at.low, at.high, beside, at.predicted / best - 1
         columns.append(Column(f"{times} times", *forecast, *priced(study, run, times)))
     shares = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
     baselines = sorted(((share, name) for name, share in shares.items() if math.isfinite(share)), reverse=True)
-    judged, best = analysis.tested(METRIC), best_measured(analysis.points, METRIC)
+    judged = analysis.tested(METRIC)
     within = sum(each.inside for each in judged)
     fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
     beaten = baselines[0] if baselines and baselines[0][0] >= best else None
@@ -126,7 +127,7 @@ def answer_of(
     smaller = [f"A network of {amount(near)} parameters {nearly}"] if near < size else []
     gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
     return Answer(
-        _verdict(columns, fails, beaten),
+        _verdict(columns, best, fails, beaten),
         f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size",
         tuple(columns),
         tuple(_sure(judged, point)),
@@ -137,7 +138,7 @@ def answer_of(
     )
 
 
-def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] | None) -> str:
+def _verdict(columns: Sequence[Column], best: float, fails: bool, beaten: tuple[float, str] | None) -> str:
     today, ten = columns[:2]
     if fails:
         return (
@@ -150,11 +151,12 @@ def _verdict(columns: Sequence[Column], fails: bool, beaten: tuple[float, str] |
             f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
             f"has {today.value:.3f}, and ten times its size is expected to have {expected}."
         )
-    does = "pays" if (ten.low or 0) > today.value else "probably pays"
+    does = "pays" if (ten.low or 0) > best else "probably pays"
     if ten.gain < PAYS:
         does = "brings almost nothing"
-    instead = f"expect {METRIC} {expected} instead of {today.value:.3f}"
-    return f"Size {does}: at ten times the largest trained size, {instead}."
+    instead = f"expect {METRIC} {expected} instead of {best:.3f}"
+    smaller = ", which a smaller trained network has" if best > today.value else ""
+    return f"Size {does}: at ten times the largest trained size, {instead}{smaller}."
 
 
 def _sure(judged: Sequence[Judged], point: Point) -> list[str]:

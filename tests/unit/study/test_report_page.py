@@ -152,6 +152,20 @@ def test_larger_sizes_are_never_worse_than_measured_ones(x: Literal["N_body", "N
     assert found.command.startswith("lrec export --ckpt_path")
 
 
+def test_a_gain_is_over_the_best_network_also_if_that_is_a_smaller_one(tmp_path: Path) -> None:
+    runs, *_ = runs_of(tmp_path, "go")
+    run = run_of_study(tmp_path, runs[0].name)
+    run.write_points([replace(point, metrics=point.metrics | {"test/HR@10": 0.63}) for point in run.points])
+    points = {run.name: run_of_study(tmp_path, run.name).points[-1] for run in runs}
+    study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
+    found = answer_of(study, analysis_of(tmp_path, runs), runs, points, [])
+    assert found is not None
+    today, ten, _ = found.columns
+    assert today.value == pytest.approx(0.609, abs=0.001)
+    assert ten.gain == pytest.approx(ten.value / 0.63 - 1)
+    assert found.verdict.endswith(" instead of 0.630, which a smaller trained network has.")
+
+
 def test_ten_times_the_size_are_ten_times_the_parameters_that_the_study_counts(tmp_path: Path) -> None:
     """Blocks of ten times the size would be too small, because the item table grows less."""
     ten = answer_to(tmp_path, "go", "N_total").columns[1]
