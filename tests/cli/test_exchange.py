@@ -93,6 +93,7 @@ def test_steps_are_worth_the_sizes_that_have_their_losses(study: Path, lrec: Cal
     assert steps["users x2"]["hours_by_size"] == pytest.approx(12.288 - 3.072, rel=0.05)
     assert steps["bigger"]["worth"]["times"] == pytest.approx(2.25)
     assert steps["bigger"]["hours_more"] == pytest.approx(1.25 * 3.072, rel=0.01)
+    assert steps["bigger"]["metric_more"] == pytest.approx(1 / law(6912) - 1 / law(3072))
     assert abs(steps["nothing"]["gain"]) < 1e-9 < steps["nothing"]["half"]
     assert [*steps] == sorted(steps, key=lambda name: steps[name]["gain"] / steps[name]["hours_more"], reverse=True)
     assert found["cheapest"] == "users x2"
@@ -180,6 +181,8 @@ def test_a_rate_follows_the_ladder(study: Path, lrec: Callable[..., str]) -> Non
     ("options", "said"),
     [
         (["--size=1x17"], "has finished runs of 1x8, 1x12, 1x16, 1x24, 1x32, 1x48"),
+        (["--steps={a: {model.size: 4x192}}"], "sizes from 768 to 276,480 parameters only"),
+        (["--steps={a: {model.size: 1x4}}"], "sizes from 768 to 276,480 parameters only"),
         (["--steps={a+b: {trainer.max_epochs: 2}}"], "must not contain +"),
         (["--steps={a: {data.split.trajectory: 3}}"], "step a: other test targets or items"),
         (["--steps={a: {data.test_users: 50}}"], "step a: other test targets or items"),

@@ -18,7 +18,7 @@ from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
-from lrec.laws.equivalents import Worth, noise_of
+from lrec.laws.equivalents import REACH, Worth, noise_of
 from lrec.laws.fit_json import finite
 from lrec.run import dotted, run_of_study
 from lrec.study import budget
@@ -87,6 +87,11 @@ def exchange(
     chosen = ladder.offered() if steps is None else {name: dotted(options) for name, options in steps.items()}
     if wrong := [name for name in chosen if "+" in name or name == AGAIN]:
         raise UserError(f"--steps {wrong[0]!r}: the name of a step must not contain + and must not be {AGAIN}")
+    least, most = ladder.sizes[0], REACH * ladder.sizes[-1]
+    for name, options in chosen.items():
+        if [*options] == [SIZE] and not least <= ladder_n_body(options[SIZE]) <= most:
+            reach = f"the ladder tells the loss of sizes from {least:,.0f} to {most:,.0f} parameters only"
+            raise UserError(f"--steps {name!r}: {reach}: choose another {SIZE}")
     seed = 100 + max(run.seed for run in ladder.runs)
     alone = {AGAIN: ladder.planned(AGAIN, {"seed_everything": seed, "data.seed": seed})[:1]}
     alone |= {name: ladder.planned(name, options) for name, options in chosen.items() if [*options] != [SIZE]}
@@ -96,8 +101,8 @@ def exchange(
     if len({run.name for run in runs}) < len(runs):
         raise UserError("--steps, --combine: two are the same, or their names differ only in signs: name others")
     ladder.check_targets(runs)
-    options: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
-    of_steps = Study(folder.name, out=folder, sizes=[ladder.size], holdout=0, law=None, fractions=(1.0,), **options)
+    of_runs: dict[str, Any] = {"jobs": jobs, "cores": cores, "budget_hours": budget_hours, "dry_run": dry_run}
+    of_steps = Study(folder.name, out=folder, sizes=[ladder.size], holdout=0, law=None, fractions=(1.0,), **of_runs)
     record = Record(of_steps, runs)
     budget.check(of_steps, (of_steps, record.runs))
     if dry_run:
@@ -165,7 +170,8 @@ class Rates:
             x = float(ladder_n_body(options[SIZE]))
             gain, half, times = curve.loss(n_body) - curve.loss(x), self._half(2), x / n_body
             worth = Worth(times, times, times)
-            hours, metric_more = self.hours * self.ladder.hours_at(x), math.nan
+            hours, trained = self.hours * self.ladder.hours_at(x), self.ladder.results.get(options[SIZE])
+            metric_more = math.nan if trained is None else trained.metric - self.base.metric
         else:
             came = self.ladder.results_of(self.folder, runs)
             difference, error = paired(self.base.tables, came.tables)
