@@ -134,11 +134,11 @@ def mean_of_three(known: pl.DataFrame, x: Array) -> Array:
 def most_cautious(known: pl.DataFrame, x: Array) -> Array:
     """The highest of the four, never above naive."""
     highest = np.max([method(known, x) for method in (by_law, weighted_law, saturating, last_two)], axis=0)[:, 1]
-    return _points(np.minimum(highest, naive(known, {})))
+    return _points(np.minimum(highest, naive(known)({})))
 
 
 METHODS: dict[str, Callable[[pl.DataFrame, Array], Array]] = {
-    "naive": lambda known, x: _points(np.full(len(x), naive(known, {}))),
+    "naive": lambda known, x: _points(np.full(len(x), naive(known)({}))),
     "E + (x0/x)^a, the law": by_law,
     "the law, weights falling by e per factor 3": weighted_law,
     "b (1/x + g)^c": saturating,
@@ -189,7 +189,7 @@ def score(predicted: Sequence[Array], of: Sequence[Case]) -> Score:
     for low_mid_high, case in zip(predicted, of, strict=True):
         low, middle, high = 100 * low_mid_high.T / case.loss
         errors.append(np.abs(middle - 100).mean())
-        naives.append(np.abs(100 * naive(case.known, {}) / case.loss - 100).mean())
+        naives.append(np.abs(100 * naive(case.known)({}) / case.loss - 100).mean())
         inside += list((low <= 100) & (high >= 100) & (high > low))
         winkler += list(high - low + 20 * np.maximum(low - 100, 0) + 20 * np.maximum(100 - high, 0))
         factors += list(case.x / case.known["x"].max())
@@ -354,7 +354,7 @@ def _held_out(points: pl.DataFrame, k: int, law: str) -> list[tuple[float, float
     return [
         (
             100 * abs(p.predicted / row["y"] - 1),
-            100 * abs(naive(known, row) / row["y"] - 1),
+            100 * abs(naive(known)(row) / row["y"] - 1),
             p.low <= row["y"] <= p.high,
         )
         for p, row in zip(predicted, came.to_dicts(), strict=True)

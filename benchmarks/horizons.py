@@ -65,7 +65,7 @@ def predicted(known: pl.DataFrame, places: list[tuple[float, float]]) -> list[di
     rows = []
     for p, law in zip(Forecast(known).predict(places_PV), chinchilla.curve(places_PV), strict=True):
         row = {"N_body": p.x, "D": p.d, "predicted": p.predicted, "low": p.low, "high": p.high}
-        rows.append(row | {"chinchilla": float(law), "no gain": naive(known, {"x": p.x, "d": p.d})})
+        rows.append(row | {"chinchilla": float(law), "no gain": naive(known)({"x": p.x, "d": p.d})})
     return rows
 
 

@@ -12,7 +12,6 @@ combinations (or of any shapes), N points, P places, K coefficients.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 
 import numpy as np
@@ -125,10 +124,7 @@ class Forecast:
         here_GP, _ = mixture.at(self._basis(place_PV - farther_PV, self._shape_GH))
         noise_G1, distance_P = mixture.variance_G[:, None], farther_PV.sum(1)
         places = [dict(zip(self.columns, row, strict=True)) for row in x_PV.tolist()]
-        best = cache(lambda limits: naive(self.points, dict(limits)))
-        # Without several lengths, only u decides the no-gain baseline.
-        limits = [tuple((name, value) for name, value in at.items() if self._lengths or name != "x") for at in places]
-        best_P = np.log([best(each) for each in limits])
+        best_P = np.log([*map(naive(self.points), places)])
         # The caution grows from nothing at the largest x to its full amount at twice the largest x.
         caution = beliefs.caution if len(self.columns) == 1 else beliefs.caution_with_shares
         beyond_P = np.clip(distance_P / np.log(2), 0, 1)

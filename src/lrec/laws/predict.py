@@ -71,13 +71,13 @@ def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.
     at = {tuple(float(group[name]) for name in columns): group for group in groups}
     if not predictions:
         raise UserError("held-out report: there is no prediction to compare")
-    points = []
+    points, no_gain = [], naive(predictor.points)
     for p in predictions:
         if p.at not in at:
             where = ", ".join(f"{value:g}" for value in p.at)
             raise UserError(f"held-out report: no finished run at the predicted size {where}")
         loss = float(at[p.at]["y"])
-        judged = came(p, loss, naive(predictor.points, at[p.at]))
+        judged = came(p, loss, no_gain(at[p.at]))
         points.append(HeldOut(**vars(p), **judged, half_width_pct=100 * (p.high - p.low) / 2 / loss))
     return Comparison(tuple(points), max(p.x for p in points) / float(predictor.points["x"].to_numpy().max()))
 

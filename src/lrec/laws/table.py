@@ -15,6 +15,7 @@ x and y are required, and d and u for laws that depend on them. Other columns ma
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -56,18 +57,28 @@ def has_lengths(points: pl.DataFrame) -> bool:
     return "horizon" in points.columns and points["horizon"].n_unique() > 1
 
 
-def naive(points: pl.DataFrame, place: Mapping[str, float | None]) -> float:
-    """The no-gain baseline: the loss of the best small model. Only models with no more unique data than the place
-    count, or all if there are none. If the points have no unique data, data processed are compared instead. These come
-    second, because a run that stopped early has a small D, that of its best epoch. If runs have several lengths, only
-    those that are no larger and no longer than the place count."""
-    data = next((name for name in ("u", "d") if name in points.columns and place.get(name) is not None), None)
-    limits = ["x", "d"] if has_lengths(points) else [data] if data else []
-    means = points.group_by({"x", *limits}).agg(pl.col("y").mean())
-    alike = means.filter(True, *(pl.col(name) <= (place[name] or 0) * (1 + 1e-9) for name in limits))
-    if has_lengths(points) and alike.is_empty():  # the place is shorter or smaller than all runs
-        alike = means.filter(pl.col("d") == pl.col("d").min())
-    return float((means if alike.is_empty() else alike)["y"].to_numpy().min())
+def naive(points: pl.DataFrame) -> Callable[[Mapping[str, float | None]], float]:
+    """The no-gain baseline by place: the loss of the best small model. Only models with no more unique data than the
+    place count, or all if there are none. If the points have no unique data, data processed are compared instead. These
+    come second, because a run that stopped early has a small D, that of its best epoch. If runs have several lengths,
+    only those that are no larger and no longer than the place count."""
+    lengths = has_lengths(points)
+
+    @cache
+    def means(*limits: str) -> tuple[Array, Array]:
+        of_places = points.group_by({"x", *limits}).agg(pl.col("y").mean())
+        return of_places.select(limits).to_numpy(), of_places["y"].to_numpy()
+
+    def best(place: Mapping[str, float | None]) -> float:
+        data = next((name for name in ("u", "d") if name in points.columns and place.get(name) is not None), None)
+        limits = ["x", "d"] if lengths else [data] if data else []
+        limit_NV, y_N = means(*limits)
+        alike_N = (limit_NV <= np.array([place[name] or 0 for name in limits]) * (1 + 1e-9)).all(1)
+        if lengths and not alike_N.any():  # the place is shorter or smaller than all runs
+            alike_N = limit_NV[:, 1] == np.nanmin(limit_NV[:, 1])
+        return float((y_N[alike_N] if alike_N.any() else y_N).min())
+
+    return best
 
 
 def longest(points: pl.DataFrame) -> pl.DataFrame:

@@ -40,7 +40,7 @@ def test_eight_times_the_size_and_four_times_the_data_are_expected_better_than_n
             assert p.at == place
             truth = loss_of(*place, kind)
             errors.append(abs(p.predicted / truth - 1))
-            naive_errors.append(abs(naive(points, {"x": p.x, "d": p.d}) / truth - 1))
+            naive_errors.append(abs(naive(points)({"x": p.x, "d": p.d}) / truth - 1))
             inside.append(p.low <= truth <= p.high)
     assert np.mean(errors) < np.mean(naive_errors) / 3
     assert np.mean(inside) > 0.85
@@ -53,14 +53,14 @@ def test_more_size_or_data_is_never_expected_worse_than_what_is_known() -> None:
     lengths = [p.predicted for p in forecast.predict(np.array([(SIZES[0], d) for d in (2e6, 4e6, 8e6)]))]
     assert sizes == sorted(sizes, reverse=True)
     assert lengths == sorted(lengths, reverse=True)
-    assert max(sizes) <= naive(points, {"x": 1e9, "d": 1e6})
-    assert max(lengths) <= naive(points, {"x": SIZES[0], "d": 1e9})
+    assert max(sizes) <= naive(points)({"x": 1e9, "d": 1e6})
+    assert max(lengths) <= naive(points)({"x": SIZES[0], "d": 1e9})
 
 
 def test_the_no_gain_baseline_has_no_more_size_or_data() -> None:
     points = grid("a sum", sigma=0)
-    assert naive(points, {"x": SIZES[1], "d": 6e5}) == pytest.approx(loss_of(SIZES[1], 5e5, "a sum"))
-    assert naive(points, {"x": 1e9, "d": 1e5}) == pytest.approx(loss_of(SIZES[-1], LENGTHS[0], "a sum"))
+    assert naive(points)({"x": SIZES[1], "d": 6e5}) == pytest.approx(loss_of(SIZES[1], 5e5, "a sum"))
+    assert naive(points)({"x": 1e9, "d": 1e5}) == pytest.approx(loss_of(SIZES[-1], LENGTHS[0], "a sum"))
 
 
 def test_a_law_of_size_uses_the_longest_runs() -> None:
