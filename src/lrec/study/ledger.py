@@ -35,7 +35,7 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
     """Add the forecasts of a study to a ledger, before its large runs; and after these, what they reached.
 
     Args:
-        study: Folder of the study, with its prediction.json. A ledger knows a study by the name of this folder.
+        study: Folder of the study, with its prediction.json. The ledger has it by the name of this folder.
         ledger: File of the ledger. A page with the same name and the ending .md shows it. Commit both.
     """
     check_writable(ledger, "--ledger")
@@ -47,7 +47,7 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
     with locked(lock_of(ledger)):  # the ledger itself is replaced, and with it a lock on it
         entries = _read(ledger)
         name, sha256 = study.resolve().name, file_hash(study / "prediction.json")
-        if (name, sha256) not in {(each.study, each.sha256) for each in entries}:
+        if sha256 not in {each.sha256 for each in entries}:  # a copy of a study has the same forecasts
             files = [*find_points(study / "runs"), *study.glob("all_points.jsonl")]
             results = [point for file in files for point in read_points_file(file) if point.best]
             now = datetime.now(UTC).isoformat(timespec="seconds")

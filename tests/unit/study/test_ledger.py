@@ -25,13 +25,16 @@ def test_a_result_of_one_ladder_is_none_of_another(tmp_path: Path, monkeypatch: 
     register(study)
     entries = [json.loads(line) for line in Path("ledger.jsonl").read_text().splitlines()]
     assert {entry["ladder"]: entry["before"] for entry in entries} == {"a": False, "b": True}
+    register(study.rename(tmp_path / "copy"))
+    assert [json.loads(line) for line in Path("ledger.jsonl").read_text().splitlines()] == entries
 
 
 def test_no_forecast_is_lost_if_three_studies_register_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {"x": 100, "d": None, "u": None, "predicted": 3.0, "low": 2.9, "high": 3.1}
-    ladders, file = [{"ladder": "all", "x": "N_body", "predictions": [expected]}], tmp_path / "ledger.jsonl"
+    file = tmp_path / "ledger.jsonl"
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
+        ladders = [{"ladder": name, "x": "N_body", "predictions": [expected]}]
         (tmp_path / name / "prediction.json").write_text(json.dumps({"ladders": ladders, "held_out_runs": {}}))
     first, *later = (threading.Thread(target=register, args=(tmp_path / name, file)) for name in ("a", "b", "c"))
     read, waiting = ledger._read, iter(later)
