@@ -46,8 +46,9 @@ def compare(
     if len(chosen.variables) > 1:
         raise UserError(f"--law: {law!r} is not a law of the size alone")
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
+    data: dict[str, set[str]] = {}
     for path in studies:
-        for name, (files, large) in _ladders(path).items():
+        for name, (files, large, data[name]) in _ladders(path).items():
             reached = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
             held_out = [(float(size), float(loss)) for size, loss in reached if loss is not None]
             try:
@@ -67,7 +68,8 @@ def compare(
         except UserError as error:  # it says why there is no contrast
             values, words = {"unknown": str(error)}, str(error)
         contrasts.append({"ladders": (one, two), **values})
-        said.append(f"{one} against {two}: {words}")
+        differ = data[one] and data[two] and data[one] != data[two]
+        said.append(f"{one} against {two}: {words}" + ". Their data differ (log, split or reduction)" * bool(differ))
     crossings = [each["crossing"] for each in contrasts if each.get("crossing")]
     save_figure(out / "compare.png", studies_figure(ladders, x, y, crossings))
     rows, content = [["ladder", *chosen.parameters]], dict[str, Any]()
@@ -99,19 +101,21 @@ def _in_words(found: Contrast, exponent: str, x: str) -> str:
     return f"{exponents}. The first is {first} {where}. {reached} [{low}, {high}]"
 
 
-def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point]]]:
-    """The ladders of a study or file, by name: files with the points to fit, and the results of held-out runs."""
+def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point], set[str]]]:
+    """The ladders of a study or file, by name: files with the points to fit, the results of held-out runs, and the
+    hashes of the data as far as they are known."""
     if path.is_file():
-        return {str(path): ([path], [])}
+        return {str(path): ([path], [], set())}
     record = read_json(path / "study.json")
     if record is None:
         raise UserError(f"--studies {path}: no study there (no study.json), and not a file of points either")
-    ladders: dict[str, tuple[list[Path], list[Point]]] = {}
+    ladders: dict[str, tuple[list[Path], list[Point], set[str]]] = {}
     longest = max(run.get("horizon", 1.0) for run in record["grid"]["runs"])
     for run in record["grid"]["runs"]:
         trained = run_of_study(path, run["name"])
         if trained.result is not None:
-            files, large = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], []))
+            files, large, hashes = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], [], set()))
+            hashes |= {trained.result.data_hash} - {""}
             if not run["held_out"]:
                 files.append(trained.points_file)
             elif run.get("horizon", 1.0) == longest:
