@@ -126,8 +126,11 @@ def test_a_run_that_was_copied_leaves_the_first_one_alone(
     lrec("test", "--config=copy/config.yaml")
     assert (tmp_path / "copy" / "metrics.json").is_file()
     assert f"{tmp_path / 'copy'} holds a run already" in refused("fit", "--config=copy/config.yaml")
-    lrec("fit", "--config=copy/config.yaml", "--ckpt_path=last", "--trainer.max_epochs=4")
+    printed = lrec("fit", "--config=copy/config.yaml", "--ckpt_path=last", "--trainer.max_epochs=4")
     assert len(points_of(tmp_path / "copy")) > len(points_of(run))
+    since = points_of(run)[-1]["step"]
+    assert json.loads((tmp_path / "copy" / "throughput.json").read_text())["since_step"] == since > 0
+    assert f" GiB, since step {since}\n" in printed
     assert snapshot(run) == before
 
 

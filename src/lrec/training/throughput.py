@@ -33,7 +33,8 @@ NOMINAL = {
 
 
 class Throughput(Announcer):
-    """Log perf/ every `log_every_n_steps`, and write RUN/throughput.json and a line at the end of fit.
+    """Log perf/ every `log_every_n_steps`, and write RUN/throughput.json and a line at the end of fit. Both are of
+    the steps since the run began or was resumed.
 
     lrec reads the clock only when Lightning logs, so that a GPU does not wait at every step.
     """
@@ -48,6 +49,7 @@ class Throughput(Announcer):
             torch.cuda.reset_peak_memory_stats(device)
         self._positions = self._real = 0
         self._spent_s, self._since = 0.0, _now(device)
+        self._first_step = trainer.global_step
         self._at_start = self._logged = self._counts(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,8 +78,9 @@ class Throughput(Announcer):
                 f"{rate['targets_per_s']:,.0f} targets/s, {rate['real_share']:.1%} of the positions real, "
                 f"{rate['flops_per_s'] / 1e9:,.1f} GFLOP/s = {rate['mfu']:.0%} of the {self._products} products' "
                 f"{self._peak_flops_per_s / 1e9:,.0f} on each rank{nominal}, {rate['memory_gib']:.2f} GiB"
+                + (f", since step {self._first_step:,}" if self._first_step else "")
             )
-            write_json(run_of(trainer).folder / "throughput.json", rate)
+            write_json(run_of(trainer).folder / "throughput.json", rate | {"since_step": self._first_step})
 
     def _counts(self, pl_module: LightningModule) -> tuple[float, ...]:
         """Targets and FLOPs of all ranks, positions of this rank, how many of them are real, and seconds, so far."""
