@@ -237,7 +237,8 @@ def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict
     request. Nothing if the run's options are not known.
 
     The estimate uses the FLOPs per second of this run, from the first step to the last evaluation. A request encodes a
-    whole history and scores the catalogue once; nothing is cached between requests.
+    whole history and scores the catalogue once; nothing is cached between requests. What any request takes, however
+    small the network, is not included: about a millisecond, which is most of the time of a small network.
     """
     if not run.options:
         return "", {}
@@ -254,7 +255,9 @@ def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict
     if study.price_per_hour is not None:
         cells["training, price"] = two_digits(train_hours * study.price_per_hour)
     cells |= {f"{of_gpu}memory to train, GiB": f"{gpu_gib or memory_gib:.1f}", "disk, GiB": two_digits(disk_gib)}
-    return f"{network.layers}x{network.width}", cells | {f"one request, ms on a {unit}": two_digits(request_ms)}
+    return f"{network.layers}x{network.width}", cells | {
+        f"one request, ms on a {unit} without fixed costs": two_digits(request_ms)
+    }
 
 
 def two_digits(number: float) -> str:
