@@ -77,19 +77,20 @@ class Record:
         return [run for run in self.runs if run.name not in skip]
 
     def check_data(self, runs: list[PlannedRun]) -> None:
-        """Raise UserError, before training, if the data of a ladder are not those of its finished runs. Without a run
-        to train, the data may be gone."""
-        to_train: dict[str, PlannedRun] = {}
+        """Raise UserError, before training, if the data of a ladder are not those of its finished runs. Of ladders
+        without a run to train, one is checked, unless its data are gone."""
+        to_train, finished = dict[str, PlannedRun](), dict[str, PlannedRun]()
         of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by data hash, where these data are from
         for run in runs:
             if (point := self.trained(run).result) is None:
                 to_train[run.ladder] = run
             elif point.data_hash:
+                finished.setdefault(run.ladder, run)
                 of_ladder[run.ladder].setdefault(point.data_hash, f"the data of run {run.name}")
-        with nullcontext() if to_train else suppress(UserError):  # finished runs do not need the data
-            for ladder, run in (to_train or {run.ladder: run for run in runs[:1]}).items():
-                if ladder in of_ladder:
-                    of_ladder[ladder].setdefault(run.open_data().data_hash, "the current data")
+        others = [run for ladder, run in finished.items() if ladder not in to_train]
+        for run in [run for ladder, run in to_train.items() if ladder in of_ladder] + others[:1]:
+            with suppress(UserError) if run in others else nullcontext():  # finished runs do not need the data
+                of_ladder[run.ladder].setdefault(run.open_data().data_hash, "the current data")
         for found in of_ladder.values():
             if len(found) > 1:
                 (one, first), (two, second) = list(found.items())[:2]

@@ -70,6 +70,18 @@ def test_a_finished_study_of_another_log_is_refused(tmp_path: Path, monkeypatch:
     record.check_data(record.runs)
 
 
+def test_a_run_is_not_trained_on_another_log_than_finished_ladders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Record(study := study_in(tmp_path / "study"), planned_runs(study))
+    monkeypatch.setattr(PlannedRun, "open_data", lambda _: SimpleNamespace(data_hash="now"))
+    first, later = record.runs
+    assert first.ladder != later.ladder
+    record.trained(first).write_points([Point(run=first.name, data_hash="before", best=True)])
+    with pytest.raises(UserError, match="the data of run 3k-a-seed1 have data_hash before, the current data now"):
+        record.check_data(record.runs)
+
+
 def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Work, "_expected", lambda _, __, runs: {run.name: 3600.0 for run in runs})
     study = study_in(tmp_path, starts_from={"b": "a"})
