@@ -135,7 +135,7 @@ def start_until_a_run_is_finished(folder: Path) -> "subprocess.Popen[str]":
 
 
 def without_times(report: str) -> str:
-    return re.sub(r"^\| (training|one request),.*\n", "", report, flags=re.MULTILINE)
+    return re.sub(r"^\| (training|computing one request),.*\n", "", report, flags=re.MULTILINE)
 
 
 @pytest.mark.slow

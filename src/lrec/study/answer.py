@@ -255,9 +255,8 @@ def priced(study: Study, run: PlannedRun, times: float = 1.0) -> tuple[str, dict
     if study.price_per_hour is not None:
         cells["training, price"] = two_digits(train_hours * study.price_per_hour)
     cells |= {f"{of_gpu}memory to train, GiB": f"{gpu_gib or memory_gib:.1f}", "disk, GiB": two_digits(disk_gib)}
-    return f"{network.layers}x{network.width}", cells | {
-        f"one request, ms on a {unit} without fixed costs": two_digits(request_ms)
-    }
+    cells |= {f"computing one request, ms on a {unit}": two_digits(request_ms)}
+    return f"{network.layers}x{network.width}", cells
 
 
 def two_digits(number: float) -> str:

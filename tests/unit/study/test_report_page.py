@@ -265,5 +265,5 @@ def test_prices_are_numbers_that_a_manager_reads(tmp_path: Path) -> None:
     assert [two_digits(number) for number in (0.0161, 12_345.6, 283.4, 1.9e3)] == ["0.016", "12,000", "280", "1,900"]
     today, *ahead = answer_to(tmp_path, "go").columns
     titles = ["training, core-hours", "memory to train, GiB", "disk, GiB"]
-    titles.append("one request, ms on a core without fixed costs")
+    titles.append("computing one request, ms on a core")
     assert [[*column.prices] for column in (today, *ahead)] == [titles] * 3
