@@ -279,6 +279,14 @@ def test_lists_of_one_length_are_lists() -> None:
     assert found["time"].to_list() == found["feature.price"].to_list() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("of_one_user", [list, np.asarray])
+@pytest.mark.parametrize("unit", ["m", "s", "ms", "ns"])
+def test_times_may_be_dates_of_numpy(of_one_user: Callable[[np.ndarray], object], unit: str) -> None:
+    times = of_one_user(np.array([60, 120], dtype="datetime64[s]").astype(f"datetime64[{unit}]"))
+    for table in ([{"items": ["a", "b"], "times": times}], pd.DataFrame({"items": [["a", "b"]], "times": [times]})):
+        assert histories_of(table, with_times=True).rows["time"].to_list() == [60, 120]
+
+
 def test_an_item_of_a_file_may_have_a_list_of_values(tmp_path: Path) -> None:
     (tmp_path / "h.jsonl").write_text('{"user":1,"items":[5,6],"tags":[["a","b"],null]}\n')
     columns = Columns("user", "item")

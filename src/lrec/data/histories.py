@@ -138,7 +138,15 @@ def _plain(values: Any) -> Any:
 
 
 def _column(values: Any) -> pl.Series:
-    return pl.Series(values, strict=False)
+    return pl.Series([_plain_dates(each) for each in values] if isinstance(values, list) else values, strict=False)
+
+
+def _plain_dates(times: Any) -> Any:
+    """A list or an array of numpy's dates as dates of Python, because Polars makes numbers of them or refuses them."""
+    if isinstance(times, list) and times and isinstance(times[0], np.datetime64):
+        times = np.array(times)
+    is_dates = isinstance(times, np.ndarray) and times.dtype.kind == "M"
+    return times.astype("datetime64[us]").tolist() if is_dates else times
 
 
 def _lists(histories: Any) -> pl.Series:
