@@ -67,9 +67,11 @@ def test_a_card_tells_which_targets_and_that_their_time_was_known(run: Path, tmp
     shutil.copytree(run, tmp_path / "run")
     tested = json.loads((run / "metrics.json").read_text())
     model = load(run)
-    said = ("| targets | only events of type buy, rent |", "the network knew the time of each target")
+    said = (r"| targets | only events of type a\|b, rent |", r"| event types | a\|b, rent, view |")
+    said += ("the network knew the time of each target",)
     assert not any(each in serving_card.card_of(model, run) for each in said)
-    tested["data"]["target_events"] = ["buy", "rent"]
+    tested["data"]["target_events"] = ["a|b", "rent"]
+    tested["data"]["facts"]["event_types"] = ["a|b", "rent", "view"]
     (tmp_path / "run" / "metrics.json").write_text(json.dumps(tested))
     model = replace(model, about=model.about | {"architecture.time": "request"})
     card = serving_card.card_of(model, tmp_path / "run")
