@@ -158,6 +158,8 @@ def test_past_gaps_decide_what_is_recommended(trained: Callable[..., Path]) -> N
     ("time", "histories", "now", "says"),
     [
         ("request", HISTORY, None, "reads the time of the request .*: give now"),
+        ("request", HISTORY, pd.NaT, "now: NaT is neither"),
+        ("request", HISTORY, BEGIN - 1, "now is before an event of user a: give a later now"),
         ("past", HISTORY, 5, "now is only for networks that read the time of the request"),
         ("past", HISTORY.drop("times"), None, "histories need a column times, or time"),
         ("past", HISTORY.with_columns(times=pl.lit([1])), None, "times has not as many entries as items"),

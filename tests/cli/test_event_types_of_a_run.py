@@ -112,6 +112,8 @@ def test_the_last_type_decides_what_is_recommended(train: Train) -> None:
     assert first(model.recommend(rows)) == ["i5"]
     unknown = pl.DataFrame({"items": [["i1", "?", "i3", "?"]], "events": [["buy", "buy", "buy", "view"]]})
     assert first(model.recommend(unknown)) == ["i5"]  # the type of an item that is skipped is skipped with it
+    assert model.recommend([]).is_empty()
+    assert model.recommend([[]])["fallback"].to_list() == [True]
 
 
 @pytest.mark.parametrize(

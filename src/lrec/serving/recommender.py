@@ -99,6 +99,7 @@ class Model:
         if not reads_request and now is not None:
             raise UserError("now is only for networks that read the time of the request (architecture.time request)")
         now = now.item() if isinstance(now, np.generic) else now  # Polars does not know numpy's dates
+        now = str(now) if str(now) == "NaT" else now  # nor pandas's missing date
         seconds = int(in_seconds(pl.Series([now]), "now")[0]) if reads_request else 0
         request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, seconds)
         blocks = [*histories.blocks()] or [histories]  # a block without users has the columns too
@@ -134,12 +135,17 @@ class Model:
     def _of_block(
         self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool, now: int
     ) -> pl.DataFrame:
+        if block.rows.is_empty():  # then a missing column lacks nothing
+            block = block._replace(rows=block.rows.with_columns(time=pl.lit(0), event=pl.lit("")))
         items_N, lengths_B = self.index(block.rows["item"]), block.lengths_B
         events_N = self.event_codes(block) if self.net.reads_events else None
         if self.net.reads_times and "time" not in block.rows:
             raise UserError("the network reads times (architecture.time): histories need a column times, or time")
         times_N = block.rows["time"].to_numpy() if self.net.reads_times else None
         rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), block.starts_B
+        if times_N is not None and self.net.config.architecture.time == "request" and (late_N := times_N > now).any():
+            user = block.users[int(rows_N[late_N.argmax()])]
+            raise UserError(f"now is before an event of user {user}: give a later now, or only the events before it")
         skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))
         read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
         n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
