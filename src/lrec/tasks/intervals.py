@@ -27,7 +27,12 @@ class Estimate(NamedTuple):
 
     def signed(self) -> str:
         """The number and its interval, with signs, as for a change."""
-        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        return self.shown("+.4f")
+
+    def shown(self, digits: str) -> str:
+        """The number and its interval in this format."""
+        ends = "undefined" if np.isnan(self.low) else f"{self.low:{digits}}, {self.high:{digits}}"
+        return f"{self.value:{digits}} [{ends}]"
 
 
 class UserResamples:
@@ -76,13 +81,14 @@ class UserResamples:
 
 
 def estimate(draws_R: np.ndarray) -> Estimate:
-    """The statistic and its percentile interval; draws that are undefined (nan) are left out of the interval."""
-    defined = draws_R[1:][~np.isnan(draws_R[1:])]
-    if np.isnan(draws_R[0]) or len(defined) == 0:
-        return Estimate(float(draws_R[0]), np.nan, np.nan)
+    """The statistic and its percentile interval. The interval is undefined (nan) if the statistic is undefined, or more
+    of the draws than a tail has: the others would look too certain."""
     tails = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    undefined_R = np.isnan(draws_R[1:])
+    if np.isnan(draws_R[0]) or undefined_R.mean() > tails[0]:
+        return Estimate(float(draws_R[0]), np.nan, np.nan)
     # Each percentile is one of the draws, because a number and infinity cannot be interpolated.
-    low, high = np.quantile(defined, tails, method="inverted_cdf")
+    low, high = np.quantile(draws_R[1:][~undefined_R], tails, method="inverted_cdf")
     return Estimate(float(draws_R[0]), float(low), float(high))
 
 

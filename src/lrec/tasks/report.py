@@ -153,6 +153,8 @@ def _cell(draws_R: np.ndarray, sign: str = "") -> str:
     shown = estimate(draws_R)
     if math.isnan(shown.value):
         return "undefined"
+    if math.isnan(shown.low):
+        return f"{_number(shown.value, sign)} [undefined]"
     return f"{_number(shown.value, sign)} [{_number(shown.low, sign)}, {_number(shown.high, sign)}]"
 
 

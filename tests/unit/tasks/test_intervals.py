@@ -63,9 +63,19 @@ def test_coverage_counts_items_once_and_its_interval_holds_it() -> None:
 
 
 def test_a_ratio_over_zero_is_unbounded_and_zero_over_zero_undefined() -> None:
-    draws_R = ratio(np.array([1.0, 1.0, 0.0, 2.0]), np.array([0.0, 2.0, 0.0, 1.0]))
+    draws_R = ratio(np.array([1.0, *[1.0, 2.0] * 20, 0.0]), np.array([0.0, *[2.0, 1.0] * 20, 0.0]))
     assert estimate(draws_R) == (np.inf, 0.5, 2.0)
     assert np.isnan(estimate(ratio(np.zeros(3), np.zeros(3)))).all()
+
+
+def test_an_interval_of_a_few_defined_draws_is_undefined() -> None:
+    """With the hit of one user among three, every ratio that is defined is the same."""
+    small_C, large_C, users_C = np.array([0.5, 0, 0]), np.array([1.0, 0, 0]), np.arange(3)
+    resamples = UserResamples(users_C, 0)
+    found = estimate(ratio(resamples.mean(large_C, users_C), resamples.mean(small_C, users_C)))
+    assert found.value == 2
+    assert np.isnan([found.low, found.high]).all()
+    assert found.signed() == "+2.0000 [undefined]"
 
 
 def test_equal_sizes_have_no_slope() -> None:
