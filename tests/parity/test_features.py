@@ -284,6 +284,18 @@ def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
     again, same_FW = vectors_of_file(path, as_plain(data.learned.vocabularies), data.item_table()["raw_id"])
     assert again.equals(ids)
     assert same_FW.tolist() == vectors_FW.tolist()
+    (tmp_path / "odd.csv").write_text("item,tags\ni1?,a\n")
+    with pytest.raises(UserError, match=f"item_vectors .*odd.csv has none of the {ITEMS} items' ids"):
+        vectors_of_file(tmp_path / "odd.csv", as_plain(data.learned.vocabularies), data.item_table()["raw_id"])
+    (tmp_path / "odd.csv").write_text("i,tags\ni1,a\n")
+    with pytest.raises(UserError, match=r"has no column item \(the column of ids in training\)"):
+        vectors_of_file(tmp_path / "odd.csv", as_plain(data.learned.vocabularies), data.item_table()["raw_id"])
+
+
+def test_the_column_of_ids_may_have_no_name(tmp_path: Path) -> None:
+    """As the index in a file of pandas."""
+    (tmp_path / "brands.csv").write_text(",brand\ni1,x\n")
+    assert Features(["brand"], path=tmp_path / "brands.csv").read("data.item_features").rows() == [("i1", "x")]
 
 
 def test_rows_without_an_id_are_left_out(tmp_path: Path) -> None:

@@ -196,18 +196,19 @@ class Features:
         """The kind of each column."""
         return {column: kind for kind in get_args(Kind) for column in getattr(self, kind)}
 
-    def read(self, option: str) -> pl.DataFrame:
+    def read(self, option: str, again: bool = False) -> pl.DataFrame:
         """Read the file: `ID` and the columns, text or numbers, null if a value is missing; UserError if the file
-        cannot be used."""
+        cannot be used. `again`: the option is only a path, and the columns are those of the training."""
         assert self.path is not None
-        file_format = infer_format(self.path.name)
+        file_format, given = infer_format(self.path.name), f"{option}{'' if again else '.path'} {self.path}"
         if file_format in (None, "lines") or not self.path.is_file():
-            raise UserError(f"{option}.path {self.path}: no .csv, .tsv, .jsonl or .parquet file is there")
-        wanted: dict[str, tuple[str | None, str, bool | None]] = {ID: (self.id_column, f"({option}.id_column)", None)}
+            raise UserError(f"{given}: no .csv, .tsv, .jsonl or .parquet file is there")
+        of_ids = "(the column of ids in training)" if again else f"({option}.id_column)"
+        wanted: dict[str, tuple[str | None, str, bool | None]] = {ID: (self.id_column, of_ids, None)}
         wanted |= {name: (name, f"({option})", kind == "numbers") for name, kind in self.kinds.items()}
         frame = read_columns(self.path, file_format, wanted).filter(pl.col(ID).str.strip_chars() != "")
         if (twice := frame[ID].is_duplicated()).any():
-            raise UserError(f"{option}.path {self.path}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
+            raise UserError(f"{given}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame
 
     def by_id(self, split: Split, of: str, raw_ids: pl.Series) -> pl.DataFrame:
@@ -319,7 +320,10 @@ def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) ->
     """Ids and vectors of the items of another file, first those of `raw_ids`, then new ones. `about` describes the
     features of a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
-    frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids)
+    found = read_again(path, vocabularies, "item_vectors")
+    if not found[ID].is_in(raw_ids.implode()).any():
+        raise UserError(f"item_vectors {path} has none of the {len(raw_ids):,} items' ids")
+    frame = _completed(found, raw_ids)
     return frame[ID], item_vectors(vocabularies, frame)
 
 
@@ -328,7 +332,7 @@ def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.Da
     if not vocabularies:
         raise UserError(f"{option} {path}: the network was trained without such features")
     columns: Any = {kind: [each.column for each in vocabularies if each.kind == kind] for kind in get_args(Kind)}
-    return Features(path=path, id_column=vocabularies[0].id_column, **columns).read(option)
+    return Features(path=path, id_column=vocabularies[0].id_column, **columns).read(option, again=True)
 
 
 def _trained_values(split: Split, column: str) -> pl.Series:

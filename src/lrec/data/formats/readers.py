@@ -138,7 +138,7 @@ def to_interactions(
 
 def _refuse_absent(column: str, said: str, known: Iterable[str], file: str) -> None:
     """UserError if none of a file's tables has the column: `column_or_nulls` accepts that some lack it."""
-    Table(file, pl.DataFrame(schema=list(known)), 1).column(column, said)
+    Table(file, pl.DataFrame(schema=dict.fromkeys(known, pl.Null)), 1).column(column, said)
 
 
 def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
