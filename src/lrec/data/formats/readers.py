@@ -151,9 +151,10 @@ def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
         elif not table.keys_vary and set(frame.columns) != columns:
             raise UserError(f"{table.name} has other columns than {first}: {', '.join(frame.columns)}")
         for column, dtype in frame.schema.items():
-            kind = "String" if table.text else "number" if dtype.is_numeric() else str(dtype)
-            if dtype != pl.Null and types.setdefault(column, kind) != kind:
-                raise UserError(f"{table.name}: the files' columns have different types ({column} is {dtype})")
+            kind = "text" if table.text or dtype == pl.String else "numbers" if dtype.is_numeric() else str(dtype)
+            if dtype != pl.Null and (other := types.setdefault(column, kind)) != kind:
+                wrong = f"{column} holds {kind} here, {other} before"
+                raise UserError(f"{table.name}: the files' columns have different types ({wrong})")
         yield table
 
 

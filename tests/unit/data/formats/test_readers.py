@@ -417,6 +417,10 @@ def test_files_of_a_folder_must_agree(write, tmp_path: Path) -> None:
     write("a/2.csv", "user,item,timestamp,more\nu,a,1,2\n")
     with pytest.raises(UserError, match=r"2\.csv has other columns than .*1\.csv"):
         prepare(tmp_path / "a")
+    write("numbers/1.csv", GOOD)
+    write("numbers/2.parquet", as_parquet(pl.DataFrame({"user": [1], "item": ["a"], "timestamp": [1]})))
+    with pytest.raises(UserError, match=r"2\.parquet: .* different types \(user holds numbers here, text before\)"):
+        prepare(tmp_path / "numbers")
     write("b/1.csv", HEADER + "u,a,978300760\n")
     write("b/2.csv", HEADER + "u,a,978300760123\n")
     with pytest.raises(UserError, match=r"different units: .*1\.csv \(s\), .*2\.csv \(ms\)"):
