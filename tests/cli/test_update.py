@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[pl.DataFrame, list[str], str]] = {
     "another column": (NEW.rename({"item": "thing"}), [], "no column item"),
     "no rows": (NEW.clear(), [], "no rows"),
     "no times": (NEW.with_columns(timestamp=pl.lit("soon")), [], "soon"),
-    "another unit": (NEW.with_columns(pl.col("timestamp") * 1000), [], "in s, but the times of the new rows are in ms"),
+    "another unit": (NEW.with_columns(pl.col("timestamp") * 1000), [], "times of more.csv are in ms: give them in s"),
     "old rows": (NEW.with_columns(pl.col("timestamp") - 10**8), [], "0 of 40 rows are newer"),
     "rows of one time": (NEW.with_columns(timestamp=pl.lit(1_700_000_000)), [], "or too many have the same time"),
     "the store's rows again": (pl.DataFrame(), [], "has all of its rows already"),

@@ -213,7 +213,7 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
     times = [frame["time"].to_numpy() for frame in raw.frame]
     if not sum(map(len, times)):
         raise UserError(f"{new.path}: there are no rows in it")
-    refuse_other_unit(base.store, raw.all_facts())
+    refuse_other_unit(base.store, raw.all_facts(), new.path)
     times_N = np.sort(np.concatenate(times))
     newer_N = times_N[times_N > base.trained_until]
     cuts = [int((1 - share) * len(newer_N)) for share in (1, 1.5 * judge, judge)]

@@ -44,7 +44,7 @@ def test_one_is_singular() -> None:
     page = rendered("study", "update.md.j2", record)
     assert "Judged on 1 target of 1 user, from Monday" in page
     assert "Drift of 1 new row: 10.0% are" in page
-    assert "count as old rows: 1." in page
+    assert "count as old rows, or are dropped as duplicates: 1." in page
 
 
 def run_of(folder: Path, **options: Any) -> tuple[Path, pl.DataFrame]:

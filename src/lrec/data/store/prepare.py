@@ -215,11 +215,12 @@ def refuse_append(store: Store) -> None:
         raise UserError(f"{where}: it has features, which new rows cannot get: {_ANEW}")
 
 
-def refuse_other_unit(store: Store, facts: dict[str, Any]) -> None:
+def refuse_other_unit(store: Store, facts: dict[str, Any], rows: object = "the new rows") -> None:
     """Raise UserError if the times of the new rows, described by `facts`, are in another unit."""
     mine, theirs = (each.get("time_unit") for each in (store.facts, facts))
     if mine != theirs:
-        raise UserError(f"the times of {store.path} are in {mine}, but the times of the new rows are in {theirs}")
+        wrong = f"the times of {rows} are in {theirs}: give them in {mine}"
+        raise UserError(f"the times of {store.path} are in {mine}, but {wrong}")
 
 
 class Earlier:
