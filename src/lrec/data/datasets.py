@@ -30,6 +30,9 @@ def prepare(data: SequenceDataModule) -> None:
     data.prepare_data()
     store = data.open_store()
     describe(store.path)
-    counts = data.cut(store).counts
+    split = data.cut(store)
+    shown = {name: f"{count:,}" for name, count in split.counts.items()}
+    for name in (name for name, are_sets in zip(("validation", "test"), split.sets_2, strict=True) if are_sets):
+        shown[name] += " sets of a user's interactions"
     print()
-    print_rows([("split", repr(data.split)), *((name, f"{count:,}") for name, count in counts.items())])
+    print_rows([("split", repr(data.split)), *shown.items()])

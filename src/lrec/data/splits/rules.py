@@ -285,7 +285,7 @@ class Split:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of interactions in each part, of catalogue items and of held-out users."""
+        """Number of interactions in each part, of targets (a set is one), catalogue items and held-out users."""
         last_U = (np.diff(self.store.offsets_U1) - self.trajectory_U) * (self.trajectory_U >= 0)
         return {
             "training": int(self.train_U.sum()),
