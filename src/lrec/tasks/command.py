@@ -92,6 +92,7 @@ def _chosen(tasks: Sequence[str]) -> dict[str, Task]:
             f"--tasks {unknown[0]}: choose among {', '.join(TASKS)}, or all; one of your own is FILE.FUNCTION"
         )
     for name, task in own.items():
-        if not callable(task):
-            raise UserError(f"--tasks {name} is {type(task).__name__}, not a function of the runs and a seed")
+        if not callable(task) or isinstance(task, type):
+            kind = "a class" if isinstance(task, type) else type(task).__name__
+            raise UserError(f"--tasks {name} is {kind}, not a function of the runs and a seed")
     return {name: task for name, task in TASKS.items() if name in names or "all" in names} | own

@@ -133,6 +133,7 @@ def test_a_task_that_does_not_fit_is_one_line(
     (tmp_path / "my_tasks.py").write_text(
         "from lrec.tasks.results import TaskResult\n"
         "number = 3\n"
+        "class Kind: ...\n"
         "def nothing(ladder, seed):\n    return None\n"
         "def namesake(ladder, seed):\n    return TaskResult('long_tail', 'Mine')\n"
     )
@@ -142,6 +143,7 @@ def test_a_task_that_does_not_fit_is_one_line(
         ("./my_tasks.nothing", "--tasks ./my_tasks.nothing is no path such as my_parts.Mine"),
         ("my_nowhere.task", "--tasks my_nowhere.task: No module named 'my_nowhere'"),
         ("my_tasks.number", "--tasks my_tasks.number is int, not a function of the runs and a seed"),
+        ("my_tasks.Kind", "--tasks my_tasks.Kind is a class, not a function of the runs and a seed"),
         ("my_tasks.nothing", "--tasks my_tasks.nothing returned NoneType, not a TaskResult"),
     ):
         assert refused("tasks", "--runs", runs, "--tasks", tasks, "--out", "out").startswith(f"lrec: error: {says}")
