@@ -233,7 +233,10 @@ def _shipped(argument: str) -> str:
     [
         (["--model=nothing.Nothing"], "--model: nothing.Nothing is no subclass of SequentialRecommender"),
         (["--model=nothing.Missing"], "--model: nothing.Missing: module 'nothing' has no attribute 'Missing'"),
-        (["--model=my_files.Missing"], "--model: my_files.Missing: No module named 'my_files'"),
+        (
+            ["--model=my_files.Missing"],
+            "--model: my_files.Missing: No module named 'my_files': is my_files.py in the current folder?",
+        ),
         (["--model=noisy_recommender.NoisyRecommender", "--model.noises=1"], "--model: no option 'noises'"),
         (
             ["--model.architecture.attention=nothing.Nothing"],

@@ -23,7 +23,9 @@ def imported(path: str, option: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{option} {path}: {error}") from error
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module
+        where = f": is {module}.py in the current folder?" if absent else ""
+        raise UserError(f"{option} {path}: {error}{where}") from error
 
 
 def class_path(kind: type) -> str:

@@ -148,7 +148,9 @@ _IN_OUR_WORDS = (
     (r"Option '([\w.]+)' is not accepted", r"no option '\1'"),
     (r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"--\1: no option '\2'"),
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is no subclass of \2"),
+    (r"Expected an instantiatable class, but is abstract", "your class must define every abstract method of its base"),
     (r"Problem with given class_path '(\S+)': ", r"\1: "),
+    (r"( (\w+)\.\w+: No module named '\2')$", r"\1: is \2.py in the current folder?"),
     (
         r".*required: (\w+, )*data$|.*--data: .*\.SequenceDataModule is abstract.*",
         "name a data set: --config configs/data/csv.yaml for your own file, or another file of configs/data",

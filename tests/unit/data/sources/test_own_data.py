@@ -194,7 +194,10 @@ def test_a_data_module_is_read_trained_on_and_tested(folder: Path, lrec: Callabl
     [
         (["my_wrong.NotData"], "--data: my_wrong.NotData is no subclass of SequenceDataModule"),
         (["my_wrong.NoRead"], "--data: Expected an instantiatable class, but my_wrong.NoRead is abstract"),
-        (["my_nowhere.Data"], "--data: my_nowhere.Data: No module named 'my_nowhere'"),
+        (
+            ["my_nowhere.Data"],
+            "--data: my_nowhere.Data: No module named 'my_nowhere': is my_nowhere.py in the current folder?",
+        ),
         (["my_data.ShopOrders", "--data.path=nowhere.db"], "nowhere.db does not exist (option path)"),
         ("name", "store_name 'own/shop': letters, digits, _ and - are allowed"),
         ("source", "own: source() must hold plain values (Object of type Own is not JSON serializable)"),
