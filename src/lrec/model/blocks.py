@@ -6,6 +6,7 @@ E a multiple of H K, N entries of a table.
 """
 
 from abc import ABC, abstractmethod
+from inspect import isabstract, signature
 from typing import Any, Literal
 
 import torch
@@ -284,6 +285,10 @@ def positions(config: TransformerConfig, where: Literal["input", "attention"]) -
 PARTS: dict[str, type[nn.Module]] = {"attention": Attention, "norm": nn.Module, "mlp": MLP, "positions": Positions}
 
 
+# The numbers of arguments with which a network calls __init__ and forward of each part.
+_CALLS = {"attention": (2, 2), "norm": (2, 1), "mlp": (2, 1), "positions": (1, 2)}
+
+
 def part_class(architecture: Architecture, part: str) -> Any:
     """The class of a part, None if the part is left out; UserError if there is no such class or it does not fit."""
     name: str = getattr(architecture, part)
@@ -301,8 +306,18 @@ def part_class(architecture: Architecture, part: str) -> Any:
 
 
 def check_parts(architecture: Architecture) -> None:
-    """UserError if a part cannot be found or does not fit, or if the attention cannot add the chosen biases."""
+    """UserError if a part cannot be found, made or called, or if the attention cannot add the chosen biases."""
     found = {part: part_class(architecture, part) for part in PARTS}
+    for part, kind in found.items():
+        option = f"model.architecture.{part} {getattr(architecture, part)}"
+        if kind is not None and (isabstract(kind) or kind.forward is nn.Module.forward):
+            raise UserError(f"{option} has no method forward")
+        for method, number in zip(("__init__", "forward"), _CALLS[part] if kind is not None else (), strict=False):
+            try:
+                signature(getattr(kind, method)).bind(kind, *range(number))
+            except TypeError as error:
+                called = f"its {method} is called with self and {number} arguments"
+                raise UserError(f"{option}: {called}: {error}") from error
     if architecture.biased and not getattr(found["attention"], "biased", False):
         name = f"model.architecture.attention {architecture.attention}"
         raise UserError(f"{name} adds no bias: set position_bias to false, and time to none or input")

@@ -81,7 +81,10 @@ OfParameters = Callable[[Iterable], torch.optim.Optimizer]
 def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_steps: int) -> BuiltOptimizer:
     """The optimizer and its scheduler. A torch optimizer has a constant rate, times each parameter's multiplier."""
     if isinstance(optimizer, OptimizerConfig):
-        return optimizer.build(net, total_steps)
+        pair = optimizer.build(net, total_steps)
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise UserError(f"model.optimizer {type(optimizer).__name__}: build returns no optimizer and scheduler")
+        return pair
     groups: dict[float, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:

@@ -234,6 +234,10 @@ def test_a_tensor_that_is_no_parameter_is_refused(part: str, name: str) -> None:
             r"torch\.nn\.Linear is no subclass of lrec\.model\.blocks\.Attention",
         ),
         ({"mlp": "gated_attention.GatedAttention"}, r"is no subclass of lrec\.model\.blocks\.MLP"),
+        ({"norm": "torch.nn.Module"}, r"torch\.nn\.Module has no method forward"),
+        ({"attention": "lrec.model.blocks.Attention"}, "has no method forward"),
+        ({"norm": "torch.nn.ReLU"}, "its __init__ is called with self and 2 arguments: too many"),
+        ({"norm": "torch.nn.Bilinear"}, "its __init__ is called with self and 2 arguments: missing"),
         ({"positions": "math.pi"}, r"positions math\.pi is no subclass of lrec\.model\.blocks\.Positions"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.transformer import Transformer
 from lrec.training.muon import is_for_muon, orthogonal
-from lrec.training.optim import AdamWThenSGD, Optimizer, Switch, build
+from lrec.training.optim import AdamWThenSGD, Optimizer, OptimizerConfig, Switch, build
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 1)
 
@@ -103,6 +104,15 @@ def test_an_optimizer_of_torch_has_a_constant_rate_times_the_parametrisation_s_s
 def test_an_optimizer_that_needs_other_gradients_is_refused(kind: type[torch.optim.Optimizer]) -> None:
     with pytest.raises(UserError, match=f"model.optimizer {kind.__name__}: a step of lrec has one dense gradient"):
         build(kind, Transformer(TransformerConfig(7, 5, 2, 8, 1)), 10)
+
+
+def test_an_optimizer_of_ones_own_makes_a_pair() -> None:
+    class Alone(OptimizerConfig):
+        def build(self, net: Transformer, total_steps: int) -> Any:
+            return torch.optim.SGD(net.parameters(), lr=0.1)
+
+    with pytest.raises(UserError, match=r"model\.optimizer Alone: build returns no optimizer and scheduler"):
+        build(Alone(), Transformer(TransformerConfig(7, 5, 2, 8, 1)), 10)
 
 
 def test_wrong_values_are_refused() -> None:
