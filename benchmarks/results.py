@@ -217,9 +217,9 @@ def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
     figure = new_figure(9.6, 3.1 * -(-len(read) // 3), alt)
     panels = figure.subplots(-(-len(read) // 3), 3, squeeze=False).ravel()
     drawn = [draw_study(axes, *item, method) for axes, item in zip(panels, read.items(), strict=False)]
-    height = 1.1 * max(highest - lowest for lowest, highest in drawn)
-    for axes, ends in zip(panels, drawn, strict=False):
-        middle = sum(ends) / 2
+    height = 1.1 * max(highest - lowest for lowest, highest, _ in drawn)
+    for axes, (lowest, highest, _) in zip(panels, drawn, strict=False):
+        middle = (lowest + highest) / 2
         axes.set_ylim(middle - height / 2, middle + height / 2)
     for axes in panels[len(read) :]:
         axes.set_visible(False)
@@ -229,12 +229,7 @@ def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
     for row, (name, color) in enumerate(names.items()):
         at = panels[0].transAxes
         panels[0].text(0.98, 0.97 - 0.08 * row, name, transform=at, ha="right", va="top", fontsize=8, color=color)
-    margins = []  # how much nearer each held-out loss is to the forecast than to no gain, in per cent of the loss
-    for study, points in read.items():
-        fitted, held_out = hold_out(points, study.holdout)
-        sizes, losses = losses_by_size(held_out)
-        for predicted, loss in zip(method(fitted)(sizes.tolist()), losses, strict=True):
-            margins.append(abs(naive_error(fitted, loss)) - 100 * abs(predicted.predicted / loss - 1))
+    margins = [margin for *_, of_study in drawn for margin in of_study]
     nearer, farther = sum(each > 0.005 for each in margins), sum(each < -0.005 for each in margins)
     finding = f"Of {len(margins)} held-out losses, {nearer} are nearer to the forecast, {farther} to no gain"
     figure.suptitle(finding, fontsize=11, x=0.02, ha="left")
@@ -244,13 +239,15 @@ def studies_figure(read: dict[Study, pl.DataFrame]) -> "Figure":
 
 def draw_study(
     axes: "Axes", study: Study, points: pl.DataFrame, method: Callable[[pl.DataFrame], Predict]
-) -> tuple[float, float]:
-    """One panel; returns the lowest and the highest loss, measured or predicted."""
+) -> tuple[float, float, list[float]]:
+    """One panel; returns the lowest and the highest loss, measured or predicted, and how much nearer each held-out loss
+    is to the forecast than to no gain, in per cent of the loss."""
     fitted, held_out = hold_out(points, study.holdout)
     sizes, losses = losses_by_size(fitted)
     large, actual = losses_by_size(held_out)
     x_P = np.geomspace(sizes[0], large[-1] * 1.3, 40)
-    band = method(fitted)(x_P.tolist())
+    predict = method(fitted)
+    band = predict(x_P.tolist())
     predicted = [p.predicted for p in band]
     low, high = [p.low for p in band], [p.high for p in band]
     axes.fill_between(x_P, low, high, color=BLUE, alpha=0.15, lw=0)
@@ -265,7 +262,9 @@ def draw_study(
     axes.tick_params(labelsize=8)
     draw_frame(axes)
     shown = [*runs["y"], *actual, *predicted]
-    return min(shown), max(shown)
+    errors = [100 * abs(p.predicted / loss - 1) for p, loss in zip(predict(large.tolist()), actual, strict=True)]
+    margins = [abs(naive_error(fitted, loss)) - error for loss, error in zip(actual, errors, strict=True)]
+    return min(shown), max(shown), margins
 
 
 def main() -> None:

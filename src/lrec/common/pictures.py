@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Colours of Okabe and Ito: colour-blind people can tell them apart too (jfly.uni-koeln.de/color).
 BLUE, ORANGE, GREY, INK = "#0072b2", "#d55e00", "#5a5a5a", "#222222"
 LABEL_POINTS = 8  # font size of the names of lines
+LineEnd = tuple[str, float, float, Any]  # name of a line, x and y of its last point, colour
 
 
 def new_figure(width: float, height: float, alt: str) -> "Figure":
@@ -36,9 +37,9 @@ def draw_frame(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def label_ends(axes: "Axes", ends: Sequence[tuple[str, float, float, Any]]) -> None:
-    """Write the name of each line (name, x and y of its last point, colour) to the right of the axes, where the line
-    ends, or as near to it as the other names allow. Call it when everything is drawn: the scales must be final."""
+def label_ends(axes: "Axes", ends: Sequence[LineEnd]) -> None:
+    """Write the name of each line to the right of the axes, where the line ends, or as near to it as the other names
+    allow. Call it when everything is drawn: the scales must be final."""
     axes.autoscale_view()
     grid, figure = axes.get_gridspec(), axes.get_figure(root=True)
     assert figure is not None

@@ -32,7 +32,8 @@ def prepare(data: SequenceDataModule) -> None:
     describe(store.path)
     split = data.cut(store)
     shown = {name: f"{count:,}" for name, count in split.counts.items()}
-    for name in (name for name, are_sets in zip(("validation", "test"), split.sets_2, strict=True) if are_sets):
-        shown[name] += " sets of a user's interactions"
+    for part, are_sets in zip(("validation", "test"), split.sets_2, strict=True):
+        if are_sets:
+            shown[part] += " sets of a user's interactions"
     print()
     print_rows([("split", repr(data.split)), *shown.items()])

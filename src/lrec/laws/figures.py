@@ -74,8 +74,9 @@ def _finding(held_out: Sequence[HeldOut]) -> str:
 def agreement_figure(fit: Fit, holdout: Comparison | None, x_label: str, y_label: str) -> "Figure":
     """Draw fitted against actual losses, held-out ones with their 90 % intervals, and residuals against the size."""
     shown = f"Fitted against actual {y_label}, held-out points with 90 % intervals"
-    finding = _finding(held_out := holdout.points if holdout is not None else ())
-    figure = new_figure(9.0, 4.4, f"{' '.join(finding.split())}. {shown}; beside it, residuals against {x_label}")
+    held_out = holdout.points if holdout is not None else ()
+    finding = " ".join(_finding(held_out).split())
+    figure = new_figure(9.0, 4.4, f"{finding}. {shown}; beside it, residuals against {x_label}")
     left, right = figure.subplots(1, 2)
     fitted_N = fit.curve(fit.x_NV)
     actual, predicted = [p.actual for p in held_out], [p.predicted for p in held_out]
@@ -98,7 +99,7 @@ def agreement_figure(fit: Fit, holdout: Comparison | None, x_label: str, y_label
     right.set(xlabel=x_label, ylabel="fitted - actual, % of actual")
     for axes in (left, right):
         draw_frame(axes)
-    figure.suptitle(" ".join(finding.split()), fontsize=11, x=0.02, ha="left")
+    figure.suptitle(finding, fontsize=11, x=0.02, ha="left")
     return figure
 
 

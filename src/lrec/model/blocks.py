@@ -305,19 +305,24 @@ def part_class(architecture: Architecture, part: str) -> Any:
     return found
 
 
+def _check_calls(option: str, kind: type[nn.Module], of_init: int, of_forward: int) -> None:
+    """UserError if a part's class cannot be called with these numbers of arguments."""
+    if isabstract(kind) or kind.forward is nn.Module.forward:
+        raise UserError(f"{option} has no method forward")
+    for method, number in (("__init__", of_init), ("forward", of_forward)):
+        try:
+            signature(getattr(kind, method)).bind(kind, *range(number))
+        except TypeError as error:
+            called = f"its {method} is called with self and {number} arguments"
+            raise UserError(f"{option}: {called}: {error}") from error
+
+
 def check_parts(architecture: Architecture) -> None:
     """UserError if a part cannot be found, made or called, or if the attention cannot add the chosen biases."""
     found = {part: part_class(architecture, part) for part in PARTS}
     for part, kind in found.items():
-        option = f"model.architecture.{part} {getattr(architecture, part)}"
-        if kind is not None and (isabstract(kind) or kind.forward is nn.Module.forward):
-            raise UserError(f"{option} has no method forward")
-        for method, number in zip(("__init__", "forward"), _CALLS[part] if kind is not None else (), strict=False):
-            try:
-                signature(getattr(kind, method)).bind(kind, *range(number))
-            except TypeError as error:
-                called = f"its {method} is called with self and {number} arguments"
-                raise UserError(f"{option}: {called}: {error}") from error
+        if kind is not None:
+            _check_calls(f"model.architecture.{part} {getattr(architecture, part)}", kind, *_CALLS[part])
     if architecture.biased and not getattr(found["attention"], "biased", False):
         name = f"model.architecture.attention {architecture.attention}"
         raise UserError(f"{name} adds no bias: set position_bias to false, and time to none or input")

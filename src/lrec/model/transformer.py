@@ -153,8 +153,7 @@ class Transformer(nn.Module):
         if self.times is not None:
             hidden_BLD = self.times(hidden_BLD, times_BT, context)
         elif times_BT is not None:
-            to_request = self.config.architecture.time == "request"
-            context = context._replace(gaps_BLC=gaps(times_BT, context, to_request))
+            context = context._replace(gaps_BLC=gaps(times_BT, context, self.reads_request))
         hidden_BLD = self.dropout(hidden_BLD)
         alone_B = positions_M if positions_M is not None and len(positions_M) == len(items_BL) else None
         for block in self.blocks:
@@ -169,6 +168,11 @@ class Transformer(nn.Module):
     def reads_times(self) -> bool:
         """Whether `forward` needs the times of events."""
         return self.config.architecture.time != "none"
+
+    @property
+    def reads_request(self) -> bool:
+        """Whether these times include that of the request."""
+        return self.config.architecture.time == "request"
 
     @property
     def reads_events(self) -> bool:

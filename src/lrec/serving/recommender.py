@@ -93,7 +93,7 @@ class Model:
         if not isinstance(histories, Histories):
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
-        reads_request = self.net.config.architecture.time == "request"
+        reads_request = self.net.reads_request
         if reads_request and now is None:
             raise UserError("the network reads the time of the request (architecture.time request): give now")
         if not reads_request and now is not None:
@@ -143,7 +143,7 @@ class Model:
             raise UserError("the network reads times (architecture.time): histories need a column times, or time")
         times_N = block.rows["time"].to_numpy() if self.net.reads_times else None
         rows_N, starts_B = np.repeat(np.arange(len(lengths_B)), lengths_B), block.starts_B
-        if times_N is not None and self.net.config.architecture.time == "request" and (late_N := times_N > now).any():
+        if times_N is not None and self.net.reads_request and (late_N := times_N > now).any():
             user = block.users[int(rows_N[late_N.argmax()])]
             raise UserError(f"now is before an event of user {user}: give a later now, or only the events before it")
         skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))

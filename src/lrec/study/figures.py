@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from lrec.common.pictures import BLUE, GREY, INK, LABEL_POINTS, ORANGE, draw_frame, entitle, label_ends, new_figure
+from lrec.common.pictures import (
+    BLUE,
+    GREY,
+    INK,
+    LABEL_POINTS,
+    ORANGE,
+    LineEnd,
+    draw_frame,
+    entitle,
+    label_ends,
+    new_figure,
+)
 from lrec.common.text_tables import counted
 from lrec.laws.analysis import Analysis
 from lrec.laws.equivalents import Worth
@@ -174,8 +185,8 @@ def studies_figure(
     """Draw the laws of several ladders. `fits` has, by name, the fit, and size and loss of the held-out points, which
     are hollow. A dotted line marks each of the `crossings` of the curves."""
     alt = f"{y} against {x} for each ladder: fitted sizes as full points, held-out sizes as hollow ones, the fitted law"
-    ends_of_paths = {name: Path(name).name.removesuffix(".jsonl") for name in fits}
-    called = ends_of_paths if len({*ends_of_paths.values()}) == len(fits) else dict(zip(fits, fits, strict=True))
+    short = [Path(name).name.removesuffix(".jsonl") for name in fits]
+    called = dict(zip(fits, short if len({*short}) == len(fits) else fits, strict=True))
     lowest = min(fits, key=lambda name: float(fits[name][0].y_N.min()))
     finding = f"{called[lowest]} has the lowest fitted loss"
     figure, ends = new_figure(5.2, 3.8, f"{finding}. {alt}"), []
@@ -223,12 +234,10 @@ def exchange_figure(worths: Mapping[str, Worth], finding: str, cheapest: str | N
     return figure
 
 
-def _draw_runs(
-    axes: "Axes", runs: Sequence[Points], x: str, every: Sequence[Points]
-) -> list[tuple[str, float, float, Any]]:
+def _draw_runs(axes: "Axes", runs: Sequence[Points], x: str, every: Sequence[Points]) -> list[LineEnd]:
     """Draw a line for each run, with a circle at its best evaluation. Its colour is that of its size among `every` run.
     Returns the name of each size, with the end of its best run and its colour."""
-    sizes, ends = sorted({points[0].N_body for points in every}), dict[str, tuple[str, float, float, Any]]()
+    sizes, ends = sorted({points[0].N_body for points in every}), dict[str, LineEnd]()
     colors = dict(zip(sizes, _colors(len(sizes)), strict=True))
     for points in sorted(runs, key=lambda points: -trajectory(points, x)[1].min()):
         size, color = points[0].size, colors[points[0].N_body]

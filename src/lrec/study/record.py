@@ -87,9 +87,10 @@ class Record:
             elif point.data_hash:
                 finished.setdefault(run.ladder, run)
                 of_ladder[run.ladder].setdefault(point.data_hash, f"the data of run {run.name}")
-        others = [run for ladder, run in finished.items() if ladder not in to_train]
-        for run in [run for ladder, run in to_train.items() if ladder in of_ladder] + others[:1]:
-            with suppress(UserError) if run in others else nullcontext():  # finished runs do not need the data
+        needed = [run for ladder, run in to_train.items() if ladder in of_ladder]
+        idle = [run for ladder, run in finished.items() if ladder not in to_train][:1]  # it does not need the data
+        for run in needed + idle:
+            with suppress(UserError) if run in idle else nullcontext():
                 of_ladder[run.ladder].setdefault(run.open_data().data_hash, "the current data")
         for found in of_ladder.values():
             if len(found) > 1:

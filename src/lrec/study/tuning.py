@@ -132,12 +132,12 @@ def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     """The law of the rate, fitted to trials, and moved towards the best trial of a large size on the most data. Of each
     size and amount of data, it uses those with the best dropout."""
     names = ["x", "d", "rate", "batch", "dropout", "y"]
-    finished = [each for each in trials if each.loss is not None]
-    rows = [(each.n_body, each.targets, *astuple(each.setting), each.loss) for each in finished]
+    rows = [(each.n_body, each.targets, *astuple(each.setting), each.loss) for each in trials if each.loss is not None]
     runs = pl.DataFrame(rows, schema=names, orient="row")
-    runs = runs.filter(pl.col("dropout") == pl.col("dropout").sort_by("y").first().over("x", "d"))
-    size, data, rate, step = runs.sort(pl.col("d").neg(), "y").row(0)[:4]
-    return RateLaw(runs.drop("dropout"), scaled).towards(size, data, rate, step)
+    best = pl.col("dropout").sort_by("y").first().over("x", "d")
+    runs = runs.filter(pl.col("dropout") == best)
+    size, data, rate, step = runs.sort("d", "y", descending=[True, False]).row(0)[:4]
+    return RateLaw(runs, scaled).towards(size, data, rate, step)
 
 
 def walk(

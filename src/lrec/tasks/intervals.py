@@ -7,7 +7,7 @@ scipy.stats.bootstrap would resample again for each statistic, and the statistic
 Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length, S sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,12 +27,12 @@ class Estimate(NamedTuple):
 
     def signed(self) -> str:
         """The number and its interval, with signs, as for a change."""
-        return self.shown("+.4f")
+        return self.shown("{:+.4f}".format)
 
-    def shown(self, digits: str) -> str:
-        """The number and its interval in this format."""
-        ends = "undefined" if np.isnan(self.low) else f"{self.low:{digits}}, {self.high:{digits}}"
-        return f"{self.value:{digits}} [{ends}]"
+    def shown(self, text: Callable[[float], str]) -> str:
+        """The number and its interval, as `text` writes numbers."""
+        ends = "undefined" if np.isnan(self.low) else f"{text(self.low)}, {text(self.high)}"
+        return f"{text(self.value)} [{ends}]"
 
 
 class UserResamples:

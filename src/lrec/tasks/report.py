@@ -151,11 +151,7 @@ def _short_table(section: Section) -> str:
 
 def _cell(draws_R: np.ndarray, sign: str = "") -> str:
     shown = estimate(draws_R)
-    if math.isnan(shown.value):
-        return "undefined"
-    if math.isnan(shown.low):
-        return f"{_number(shown.value, sign)} [undefined]"
-    return f"{_number(shown.value, sign)} [{_number(shown.low, sign)}, {_number(shown.high, sign)}]"
+    return "undefined" if math.isnan(shown.value) else shown.shown(lambda value: _number(value, sign))
 
 
 def _number(value: float, sign: str) -> str:

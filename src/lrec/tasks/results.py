@@ -167,7 +167,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
     for group in (hard, easy):
         change, times = estimate(section.slope(group, metric)), estimate(section.ratio(group, metric))
         trends[group] = trend(change)
-        shown = times.shown(".2f") if np.isfinite(times.value) else "undefined: the smallest size scores 0"
+        shown = times.shown("{:.2f}".format) if np.isfinite(times.value) else "undefined: the smallest size scores 0"
         parts.append(f"{group} {trends[group]} ({change.signed()} per decade, largest / smallest {shown})")
     with np.errstate(invalid="ignore"):  # both ratios may be infinite
         difference, by = section.ratio(hard, metric) - section.ratio(easy, metric), "ratios"
