@@ -97,6 +97,7 @@ def test_a_backtest_says_what_age_and_updates_bring(
         assert "--restart '[0.8k-warm-2-seed1]' trains it again" in refused("backtest", "--data.path=log.csv", *TINY)
 
 
+@pytest.mark.slow
 def test_recent_popularity_counts_the_share_that_was_asked_for(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
     """Counted over all interactions instead of the last tenth, it ranks as popularity does."""
     whole, run = tmp_path / "whole", "0.8k-full-1-seed1"
@@ -140,6 +141,7 @@ def test_the_future_changes_nothing(tested: Path, log: pl.DataFrame, tmp_path: P
     assert not later_windows[0].equals(later_windows[1])
 
 
+@pytest.mark.slow
 def test_training_begins_at_a_time(log: pl.DataFrame, tmp_path: Path) -> None:
     """Older interactions change no network."""
     begin = 1_600_000_000 + 25 * DAY

@@ -24,6 +24,7 @@ def figures(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_they_do_not_depend_on_the_model(log_csv: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     lrec(*arguments(tmp_path / "first", log_csv))
     lrec(*arguments(tmp_path / "second", log_csv, seed_everything=5))

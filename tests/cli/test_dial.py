@@ -47,6 +47,7 @@ def planned(log: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[S
     return plan
 
 
+@pytest.mark.slow
 def test_more_hours_train_larger_sizes_on_more(
     planned: Callable[..., tuple[Study, str]], lrec: Callable[..., str]
 ) -> None:
@@ -234,6 +235,7 @@ def test_few_users_with_long_histories_have_samples_of_their_latest_events(
         assert trained_on == pytest.approx(run.fraction * 20_000, rel=0.02)
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_what_is_given(planned: Callable[..., tuple[Study, str]]) -> None:
     """Also of small steps, of many passes with their samples, of a given rate without trials, and of a law."""
 

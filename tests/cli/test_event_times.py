@@ -93,7 +93,8 @@ def best_loss(run: Path) -> float:
     return min(json.loads(line)["val_loss"] for line in (run / "points.jsonl").read_text().splitlines())
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(HSTU, marks=pytest.mark.slow)], ids=["softmax", "hstu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), HSTU], ids=["softmax", "hstu"])
 def test_past_gaps_are_learned_where_they_decide(trained: Callable[..., Path], options: tuple[str, ...]) -> None:
     assert best_loss(trained("past", "past", *options)) < 0.3 < 0.55 < best_loss(trained("past", "none"))
 
@@ -103,7 +104,8 @@ def test_a_vector_for_the_gap_before_learns_it_too(trained: Callable[..., Path])
     assert best_loss(trained("past", "input")) < 0.3
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(HSTU, marks=pytest.mark.slow)], ids=["softmax", "hstu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), HSTU], ids=["softmax", "hstu"])
 def test_only_the_time_of_the_request_tells_what_depends_on_it(
     trained: Callable[..., Path], options: tuple[str, ...]
 ) -> None:

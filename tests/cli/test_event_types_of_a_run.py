@@ -93,6 +93,7 @@ def result_of(run: Path) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_types_are_learned_where_they_decide(train: Train) -> None:
     assert result_of(train(**READ))["loss"] < 0.2
     assert result_of(train())["loss"] == pytest.approx(math.log(2), abs=0.1)
@@ -179,13 +180,12 @@ def test_exported_networks_read_types(train: Train, tmp_path: Path, lrec: Callab
     assert np.isnan(scores[2]).all()  # there is no third type
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         {},
-        pytest.param(
-            {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"}, marks=pytest.mark.slow
-        ),
+        {"model__architecture__attention": "hstu", "model__architecture__mlp": "none"},
     ],
 )
 def test_tasks_read_types(train: Train, tmp_path: Path, lrec: Callable[..., str], options: dict[str, str]) -> None:

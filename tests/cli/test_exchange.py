@@ -111,6 +111,7 @@ def test_a_study_is_named_also_in_its_own_folder(
     assert "Steps of known at 1x16" in lrec("scaling", "exchange", "--study=.", "--size=1x16", f"--steps={steps}")
 
 
+@pytest.mark.slow
 def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Callable[..., str]) -> None:
     finish_steps(study, **{"passes-x2-seed1": (6912, 6.0), "users-x2-seed1": (6912, 6.1), "nothing-seed1": (3072, 3.0)})
     before = run_exchange(study, lrec)["combinations"]
@@ -150,7 +151,7 @@ def test_a_step_beyond_the_ladder_is_worth_more_than_it_shows(study: Path, lrec:
     assert found["steps"]["users x2"]["gain"] < 0 < found["steps"]["users x2"]["worth"]["times"] < 1
 
 
-@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("passes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_what_is_offered_follows_from_the_study(passes: int, study: Path, lrec: Callable[..., str]) -> None:
     record = json.loads((study / "study.json").read_text())
     for run in record["grid"]["runs"]:

@@ -113,6 +113,7 @@ def test_runs_start_from_the_longest_horizon_of_their_source() -> None:
     assert "0.8k-a-horizon-0.5-seed1" in {run.name for run in runs}
 
 
+@pytest.mark.slow
 def test_a_study_repeats_and_extends_its_horizons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lrec: Callable[..., str]
 ) -> None:

@@ -185,6 +185,7 @@ def test_a_metric_that_early_stopping_cannot_find_is_named(tmp_path: Path, refus
     assert error.endswith("conditioned on metric `val_loss` which is not available; val/loss is")
 
 
+@pytest.mark.slow
 def test_a_run_that_only_a_timer_ends_gets_no_hint(tmp_path: Path, lrec: Callable[..., str]) -> None:
     small = ("--data.n_users=100", "--data.n_items=20", "--data.length=8", f"--data.data_dir={tmp_path}")
     timer = {"class_path": "Timer", "init_args": {"duration": "00:00:00:01"}}

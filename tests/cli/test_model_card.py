@@ -103,6 +103,7 @@ def test_a_card_tells_what_its_study_forecast(
     assert "run of the study shoes. The forecast holds." in card
 
 
+@pytest.mark.slow
 def test_an_export_that_is_refused_writes_no_card(
     run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,7 @@ def test_data_that_changed_are_refused_before_anything_is_trained(
     assert trained(study) == []
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_only_read(
     undisturbed: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +397,7 @@ def test_a_large_run_left_out_for_the_hours_was_predicted(
     assert not (study / "prediction-1.json").exists()
 
 
+@pytest.mark.slow
 def test_variants_without_a_law_are_compared(
     tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,6 +242,7 @@ def test_an_option_may_be_a_class_with_its_options(folder: Path, lrec: Callable[
     assert all(run.config.value("model.optimizer.lr") == 0.02 for run in runs_of(options=options))
 
 
+@pytest.mark.slow
 def test_grid_and_tuning(folder: Path, lrec: Callable[..., str]) -> None:
     """Every run of the grid has the rate that the trials call for; a second call trains nothing, and says the same."""
     command = ["scaling", "study", "--config", "runs.yaml", "--tune", '["lr"]']

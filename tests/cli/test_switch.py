@@ -118,7 +118,8 @@ def test_a_run_that_does_not_converge_switches_when_it_is_due(
     )
 
 
-@pytest.mark.parametrize("accumulated", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
 def test_resume_before_at_and_after_a_fixed_step_is_exact(
     accumulated: int, options: list[str], tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:

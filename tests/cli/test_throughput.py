@@ -115,7 +115,8 @@ def test_the_peak_is_that_of_a_plain_product() -> None:
     assert measured > 0.3 * 2 * 1024**3 / best
 
 
-@pytest.mark.parametrize("loss", ["lrec.SampledSoftmax", pytest.param("lrec.GBCE", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["lrec.SampledSoftmax", "lrec.GBCE"])
 def test_sampled_losses_train_and_are_evaluated_on_the_whole_catalogue(
     loss: str, fit: Callable[..., tuple[str, Path]]
 ) -> None:

@@ -67,6 +67,7 @@ def record(out: str) -> dict[str, Any]:
     return json.loads(Path(out, "update.json").read_text())
 
 
+@pytest.mark.slow
 def test_updates_follow_each_other(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     command = ("update", "run", "--data", "new.csv", "--out", "day1", "--full", "true")
     printed = lrec(*command)
@@ -184,7 +185,7 @@ def test_what_is_refused_changes_nothing(name: str, desk: Path, refused: Callabl
     assert snapshot(desk) == before
 
 
-@pytest.mark.parametrize("log_of_run", ["grown", "gone"])
+@pytest.mark.parametrize("log_of_run", [pytest.param("grown", marks=pytest.mark.slow), "gone"])
 def test_the_store_of_a_run_is_enough(
     log_of_run: str, desk: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:
@@ -230,6 +231,7 @@ def outcome(desk: Path) -> dict[str, Any]:
 COMMAND = ["update", "run", "--data", "new.csv", "--out", "out", "--replay", "1"]
 
 
+@pytest.mark.slow
 def test_an_update_that_ends_at_any_stage_goes_on(
     desk: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,7 +140,8 @@ def test_twenty_stops_while_a_checkpoint_is_written_lose_nothing(processes: int,
     assert losses(run) == pytest.approx(losses(steady), rel=1e-6 if processes else 0)
 
 
-@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [0, 2])
 def test_a_full_disk_leaves_the_last_checkpoint(processes: int, folder: Path, fit: Fit) -> None:
     name, large = f"full-{processes}", ["--model.size=221k", "--trainer.val_check_interval=2"]
     run = fit(name, processes, *large, "--trainer.max_steps=4")

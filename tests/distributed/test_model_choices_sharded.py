@@ -20,7 +20,8 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("name", ["modern", pytest.param("hstu", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["modern", "hstu"])
 def test_two_shards_equal_one_process(name: str, fit: Fit) -> None:
     one, two = (points(fit(f"{name}-{processes}", processes, *CHOICES[name])) for processes in (0, 2))
     assert [point["world_size"] for point in one + two] == [1] * len(one) + [2] * len(two)

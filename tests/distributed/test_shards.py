@@ -139,7 +139,12 @@ LOSSES = [FullSoftmax(), SampledSoftmax(7), GBCE(5), NextItems(), OfWholeTable()
 
 @pytest.mark.parametrize(
     ("shape", "n_items", "accumulation"),
-    [((2,), 11, 2), pytest.param((3,), 11, 1, marks=SLOW), pytest.param((2, 2), 9, 1, marks=SLOW), ((2,), 1, 1)],
+    [
+        ((2,), 11, 2),
+        pytest.param((3,), 11, 1, marks=SLOW),
+        pytest.param((2, 2), 9, 1, marks=SLOW),
+        pytest.param((2,), 1, 1, marks=SLOW),
+    ],
     ids=str,
 )
 def test_steps_are_those_of_one_process(
@@ -160,8 +165,9 @@ def test_steps_are_those_of_one_process(
             torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("own_rows", [True, pytest.param(False, marks=SLOW)], ids=["added", "fixed"])
-@pytest.mark.parametrize("shape", [(2,), pytest.param((2, 2), marks=SLOW)], ids=str)
+@SLOW
+@pytest.mark.parametrize("own_rows", [True, False], ids=["added", "fixed"])
+@pytest.mark.parametrize("shape", [(2,), (2, 2)], ids=str)
 def test_a_table_made_of_vectors_takes_the_same_steps(shape: tuple[int, ...], own_rows: bool, tmp_path: Path) -> None:
     config = TransformerConfig(11, LENGTH, 2, 8, 2, vector_width=5, own_rows=own_rows)
 

@@ -43,10 +43,9 @@ def graphs_of_training(net: Transformer, device: str) -> int:
     return made[2]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("captured")
-@pytest.mark.parametrize(
-    "device", ["cpu", pytest.param("meta", marks=pytest.mark.slow)]
-)  # meta takes the code path of GPUs
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # meta takes the code path of GPUs
 def test_neither_shape_nor_depth_nor_rates_compile_again(device: str) -> None:
     one_rate = net_of(2, Dropout(0.1, OverDepth(0.2, 0.2), OverDepth(0.2, 0.2)), device)
     expected = graphs_of_training(one_rate, device)

@@ -86,8 +86,10 @@ def test_a_row_with_fewer_unseen_items_than_k_lists_no_seen_one(tmp_path: Path) 
     assert np.isneginf(top_scores_BK[0, 3:]).all()
 
 
-@pytest.mark.parametrize("max_len", [1, 2])
-@pytest.mark.parametrize("time", ["none", "input"])
+@pytest.mark.parametrize(
+    ("max_len", "time"),
+    [(1, "input"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(1, "none"), (2, "none"), (2, "input")])],
+)
 def test_a_network_of_very_short_histories(max_len: int, time: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` has it")
     from lrec.serving.onnx import write_onnx
@@ -104,7 +106,8 @@ def test_a_network_of_very_short_histories(max_len: int, time: str, tmp_path: Pa
         np.testing.assert_allclose(scores_BV, expected_BV.numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("max_len", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_len", [1, 3])
 def test_events_may_have_more_values_than_in_training(max_len: int, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` has it")
     from lrec.serving.onnx import write_onnx

@@ -178,6 +178,7 @@ print(int(status["VmHWM"].split()[0]) / 2**20)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_ten_thousand_points_in_little_memory(tmp_path: Path) -> None:
     size = np.resize(np.geomspace(1e3, 1e8, 30), 10_000)

@@ -122,6 +122,7 @@ def test_a_rate_is_tuned_at_any_dropout(tmp_path: Path, monkeypatch: pytest.Monk
     assert {run.size for run in Tuner(study).first_runs} == {"3k", "12k"}
 
 
+@pytest.mark.slow
 def test_the_step_is_tuned_for_the_small_size_and_on_half_of_the_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ def test_a_task_that_does_not_fit_is_one_line(
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(
     make_run: MakeRun, runs: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
