@@ -8,10 +8,15 @@ the board, with row and column. The split is leave-one-out. The same network (on
 trained with neither kind of feature and with each: same seeds, same epochs, no choice of an epoch. Differences from the
 network with neither are paired over users; 90 % intervals draw users and seeds again, together. A lower loss and a
 higher NDCG@10 are better. These sets have no features of users.
+
+The last column is the equivalent size: how many times the parameters in blocks would lower the test loss as much, by a
+ladder of networks with neither, of widths 8 to 128 (`lrec.laws.equivalents`). It is "more" if no network of the ladder,
+and none up to ten times its largest, would.
 """
 
 import argparse
 import lzma
+import math
 import platform
 import re
 import time
@@ -24,9 +29,11 @@ import torch
 from small_network import interval, told, trained
 
 from lrec.common.files import write_text
+from lrec.laws.equivalents import LadderCurve
 
 HERE = Path(__file__).parent
 SIDE = 19  # points of a side of the board
+WIDTHS = (8, 16, 64, 128)  # the ladder, beside the 32 of all other networks
 
 
 class Set(NamedTuple):
@@ -38,7 +45,8 @@ class Set(NamedTuple):
 
     @property
     def arms(self) -> list[str]:
-        return ["neither", *(arm for arm in ("event", "item") if getattr(self, arm))]
+        features = [arm for arm in ("event", "item") if getattr(self, arm)]
+        return ["neither", *features, *(f"width {width}" for width in WIDTHS)]
 
 
 def main() -> None:
@@ -121,8 +129,9 @@ def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namesp
     """Train a run, unless it is there, and test its best checkpoint by target."""
     kept = kept_file(name, arm, seed, options)
     if not kept.exists():
-        of_arm = {"event": data.event, "item": data.item}.get(arm, {})
-        given = data.options | of_arm
+        of_arm = {"event": data.event, "item": data.item}
+        of_arm |= {f"width {width}": {"model.width": width} for width in WIDTHS}
+        given = data.options | of_arm.get(arm, {})
         tested = trained(kept.with_suffix(""), given, seed, options.epochs)
         assert tested.run.result is not None
         cost = np.array([tested.step_ms, tested.run.result.N_total])
@@ -141,29 +150,50 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
         "",
         f"    python benchmarks/features.py --data FOLDER --epochs {options.epochs} --seeds {given}",
         "",
-        *(__doc__ or "").split("\n\n")[2].strip().splitlines(),
+        *"\n\n".join((__doc__ or "").strip().split("\n\n")[2:]).splitlines(),
         "",
         f"{options.epochs} epochs. Times are the processor time of a whole run, start and tests included, per step.",
         "",
-        "| data | features | seeds | N_total | test loss | beside neither | NDCG@10 | beside neither | ms a step |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| data | features | seeds | N_total | test loss | beside neither | NDCG@10 | beside neither | ms a step "
+        "| times the size |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, arm in sorted({(name, arm): None for name, arm, _ in found}, key=lambda each: each[0], reverse=True):
         seeds = [seed for seed in options.seeds if (name, arm, seed) in found]
         mine, plain = ([found[name, each, seed] for seed in seeds] for each in (arm, "neither"))
         loss_SC, ndcg_SC = (np.stack([getattr(run, field) for run in mine]) for field in ("loss_C", "ndcg_C"))
         known_C = ~np.isnan(loss_SC).any(0)
-        beside = ["", ""]
+        beside, worth = ["", ""], ""
         if arm != "neither":
             plain_loss_SC, plain_ndcg_SC = (
                 np.stack([getattr(run, each) for run in plain]) for each in ("loss_C", "ndcg_C")
             )
             differences = (loss_SC - plain_loss_SC)[:, known_C], ndcg_SC - plain_ndcg_SC
             beside = [told(interval(each)) for each in differences]
+            worth = "" if arm.startswith("width") else worth_of(name, interval(differences[0]), found, known_C)
         cells = [name, arm, str(len(seeds)), f"{mine[0].parameters:,}", f"{loss_SC[:, known_C].mean():.4f}", beside[0]]
-        cells += [f"{ndcg_SC.mean():.4f}", beside[1], f"{np.mean([run.step_ms for run in mine]):.1f}"]
+        cells += [f"{ndcg_SC.mean():.4f}", beside[1], f"{np.mean([run.step_ms for run in mine]):.1f}", worth]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def worth_of(
+    name: str, gain: tuple[float, float, float], found: dict[tuple[str, str, int], Measured], known_C: np.ndarray
+) -> str:
+    """How many times the parameters in blocks lower the loss as much as a feature, with its 90 % interval."""
+    middle, low, high = gain
+    loss_of = {32: loss_of_arm(name, "neither", found, known_C)}
+    loss_of |= {width: loss_of_arm(name, f"width {width}", found, known_C) for width in WIDTHS}
+    widths = sorted(loss_of)
+    curve = LadderCurve(12.0 * np.array(widths) ** 2, np.array([loss_of[width] for width in widths]), may_stop=True)
+    worth = curve.worth(12.0 * 32**2, loss_of[32] + middle, (high - low) / 2)
+    times, *ends = ("more" if each == math.inf else f"{each:.1f}" for each in worth)
+    return f"{times} [{', '.join(ends)}]"
+
+
+def loss_of_arm(name: str, arm: str, found: dict[tuple[str, str, int], Measured], known_C: np.ndarray) -> float:
+    """The mean test loss over seeds and targets."""
+    return float(np.mean([run.loss_C[known_C] for (data, of, _), run in found.items() if (data, of) == (name, arm)]))
 
 
 if __name__ == "__main__":
