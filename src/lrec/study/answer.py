@@ -4,7 +4,7 @@ what else could help. report.html and report.md begin with it. Their templates a
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
@@ -25,7 +25,8 @@ from lrec.study.budget import gib_of, hours_by_run
 from lrec.study.grid import PlannedRun, of_all_data, ruled_options
 from lrec.study.options import Study, ladder_n_body
 
-METRIC, BESIDE = "HR@10", ("HR@10_unseen", "NDCG@10")
+# The metric of the answer, and the metrics beside it: see `metric_of`.
+BESIDE = {"HR@10": ("HR@10_unseen", "NDCG@10"), "HR@10_unseen": ("HR@10", "NDCG@10_unseen")}
 TIMES = (10, 30)
 PAYS = 0.01  # a smaller gain, as a share of today's metric, does not justify a network of ten times the price
 NEARLY = 0.99  # a smaller network with this share of the best measured metric may be the better choice
@@ -49,7 +50,7 @@ class Column:
     value: float
     low: float | None
     high: float | None
-    beside: dict[str, float]  # the metrics of `BESIDE`
+    beside: dict[str, float]  # other metrics
     gain: float  # compared with the best trained size, as a share of that size's value
     network: str  # its blocks and width; "" if it is not known
     prices: dict[str, str]  # cells by title: see `priced`
@@ -59,6 +60,7 @@ class Column:
 class Answer:
     """The first screen of a report: sentences, the columns of its table, and a command."""
 
+    metric: str
     verdict: str
     finding: str
     columns: tuple[Column, ...]
@@ -73,13 +75,21 @@ class Answer:
     def rows(self) -> list[list[str]]:
         """The cells of the table: titles, then a row for each figure, with its name first."""
         cells = {"": [c.title for c in self.columns], "parameters": [amount(c.size) for c in self.columns]}
-        cells[METRIC] = [f"{c.value:.3f}" for c in self.columns]
+        cells[self.metric] = [f"{c.value:.3f}" for c in self.columns]
         ahead = self.columns[1:]
         cells["90 % interval"] = ["measured", *(f"{c.low:.3f} to {c.high:.3f}" for c in ahead)]
         cells["gain"] = ["", *(f"{100 * c.gain:+.1f} %" for c in ahead)]
-        cells |= {name: [f"{c.beside[name]:.3f}" for c in self.columns] for name in BESIDE}
+        cells |= {name: [f"{c.beside[name]:.3f}" for c in self.columns] for name in BESIDE[self.metric]}
         cells |= {title: [c.prices[title] for c in self.columns] for title in self.columns[0].prices}
         return [[name, *row] for name, row in cells.items()]
+
+
+def metric_of(points: Iterable[Point]) -> str:
+    """HR@10 of the lists that serve users better, by the validation of the best network: lists of all items, or lists
+    without the items that the user had before."""
+    known = [point for point in points if not point.diverged and point.val_loss is not None]
+    best = min(known, key=lambda point: point.val_loss or 0.0, default=Point())
+    return max(BESIDE, key=lambda metric: best.metrics.get(f"val/{metric}") or 0.0)
 
 
 def answer_of(
@@ -88,31 +98,31 @@ def answer_of(
     """The answer from all points of a ladder, also the held-out ones; None if too few sizes have the metric. `runs` are
     those of the ladder, and those of its variant with less data; if they have no options, there are no prices and no
     exact command. `warned` has the warnings of the report."""
-    ahead = [outlook(analysis.of_all, times=times) for times in TIMES]
+    metric, ahead = metric_of(points.values()), [outlook(analysis.of_all, times=times) for times in TIMES]
     over_fits = turns(analysis.of_all, ahead[0])
-    expected = outlook_metrics(analysis.points, ahead, over_fits, (METRIC, *BESIDE))
-    if METRIC not in expected:
+    expected = outlook_metrics(analysis.points, ahead, over_fits, (metric, *BESIDE[metric]))
+    if metric not in expected:
         return None
     finished = [run for run in runs if not points[run.name].diverged]
     runs = of_all_data(finished)
     run = max(runs, key=lambda r: points[r.name].N_body)
     point = points[run.name]
-    means = points_of_most_data(analysis.points).group_by("x").agg(pl.col(METRIC).mean())
+    means = points_of_most_data(analysis.points).group_by("x").agg(pl.col(metric).mean())
     sizes = means.fill_null(0.0).sort("x").rows()  # a size may lack the metric
     size, today = sizes[-1]
     if not today:  # no hit: nothing has a gain over it
         return None
     seeds = [points[r.name] for r in runs if points[r.name].N_body == point.N_body]
-    measured = {name: mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE}
-    best = best_measured(analysis.points, METRIC)
+    measured = {name: mean(each.metric(f"test/{name}") for each in seeds) for name in BESIDE[metric]}
+    best = best_measured(analysis.points, metric)
     columns = [Column("largest trained", size, today, None, None, measured, 0.0, *priced(study, run))]
-    for index, (times, at) in enumerate(zip(TIMES, expected[METRIC], strict=True)):
-        beside = {name: expected[name][index].predicted if name in expected else math.nan for name in BESIDE}
+    for index, (times, at) in enumerate(zip(TIMES, expected[metric], strict=True)):
+        beside = {name: expected[name][index].predicted if name in expected else math.nan for name in BESIDE[metric]}
         forecast = at.x, at.predicted, at.low, at.high, beside, at.predicted / best - 1
         columns.append(Column(f"{times} times", *forecast, *priced(study, run, times)))
-    shares = {name: point.metric(f"test/{name}/{METRIC}") for name in BASELINES}
+    shares = {name: point.metric(f"test/{name}/{metric}") for name in BASELINES}
     baselines = sorted(((share, name) for name, share in shares.items() if math.isfinite(share)), reverse=True)
-    judged = analysis.tested(METRIC)
+    judged = analysis.tested(metric)
     within = sum(each.inside for each in judged)
     fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
     beaten = baselines[0] if baselines and baselines[0][0] >= best else None
@@ -123,43 +133,44 @@ def answer_of(
     risks.append(f"No network of more than {amount(size)} parameters was tested.")
     near = min(x for x, value in sizes if value >= NEARLY * best)
     smallest = min((r for r in runs if getattr(points[r.name], study.x) >= near), key=lambda r: points[r.name].N_body)
-    nearly = f"already has {100 * NEARLY:.0f} % of the best {METRIC}, {best:.3f}."
+    nearly = f"already has {100 * NEARLY:.0f} % of the best {metric}, {best:.3f}."
     smaller = [f"A network of {amount(near)} parameters {nearly}"] if near < size else []
     gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
     return Answer(
-        _verdict(columns, best, fails, beaten),
-        f"{METRIC} by size: the forecast failed its test" if fails else f"{METRIC}: {gains} the size",
+        metric,
+        _verdict(metric, columns, best, fails, beaten),
+        f"{metric} by size: the forecast failed its test" if fails else f"{metric}: {gains} the size",
         tuple(columns),
-        tuple(_sure(judged, point)),
+        tuple(_sure(metric, judged, point)),
         ", ".join(f"{name} {value:.3f}" for value, name in baselines) or "none was measured",
         tuple(risks[:MOST_RISKS]),
-        (*smaller, *_more_data(study.x, [(run, points[run.name]) for run in finished])),
+        (*smaller, *_more_data(metric, study.x, [(run, points[run.name]) for run in finished])),
         *_next(study, run, smallest, columns[1], fails, beaten is not None),
     )
 
 
-def _verdict(columns: Sequence[Column], best: float, fails: bool, beaten: tuple[float, str] | None) -> str:
+def _verdict(metric: str, columns: Sequence[Column], best: float, fails: bool, beaten: tuple[float, str] | None) -> str:
     today, ten = columns[:2]
     if fails:
         return (
             f"This study cannot say what larger networks bring, because its forecast of its own large networks was "
-            f"wrong. The largest trained network has {METRIC} {today.value:.3f}."
+            f"wrong. The largest trained network has {metric} {today.value:.3f}."
         )
     expected = f"{ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
     if beaten and beaten[0] >= ten.value:
         return (
-            f"Do not build a network yet: {BASELINES[beaten[1]]} has {METRIC} {beaten[0]:.3f}, the largest network "
+            f"Do not build a network yet: {BASELINES[beaten[1]]} has {metric} {beaten[0]:.3f}, the largest network "
             f"has {today.value:.3f}, and ten times its size is expected to have {expected}."
         )
     does = "pays" if (ten.low or 0) > best else "probably pays"
     if ten.gain < PAYS:
         does = "brings almost nothing"
-    instead = f"expect {METRIC} {expected} instead of {best:.3f}"
+    instead = f"expect {metric} {expected} instead of {best:.3f}"
     smaller = ", which a smaller trained network has" if best > today.value else ""
     return f"Size {does}: at ten times the largest trained size, {instead}{smaller}."
 
 
-def _sure(judged: Sequence[Judged], point: Point) -> list[str]:
+def _sure(metric: str, judged: Sequence[Judged], point: Point) -> list[str]:
     """How the forecast did on the held-out sizes, and how exact the test is."""
     said, users = ["No network was held out to check the forecast."], point.metric("test/targets")
     if judged:
@@ -170,18 +181,18 @@ def _sure(judged: Sequence[Judged], point: Point) -> list[str]:
             f"The forecast is off by {error:.1f} % on average, the no-gain baseline by {naive:.1f} %.",
         ]
     if math.isfinite(users):
-        share = point.metric(f"test/{METRIC}")
+        share = point.metric(f"test/{metric}")
         error = 1.645 * math.sqrt(share * (1 - share) / users)
-        said.append(f"On {counted(int(users), 'target')}, {METRIC} is exact to ± {error:.3f}.")
+        said.append(f"On {counted(int(users), 'target')}, {metric} is exact to ± {error:.3f}.")
     return said
 
 
-def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str]:
+def _more_data(metric: str, x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str]:
     """More data as an alternative to a larger network: what the two longest horizons, or else the two largest data
     samples, show at the largest size that has both."""
     of_amount: dict[tuple[float, float], list[tuple[PlannedRun, Point]]] = defaultdict(list)
     for run, point in finished:
-        if point.metric(f"test/{METRIC}") > 0:
+        if point.metric(f"test/{metric}") > 0:
             of_amount[run.fraction, run.horizon].append((run, point))
     if len(of_amount) < 2:
         how = "horizons (--horizons '[0.5, 1]') or samples of the users (--fractions '[0.5, 1]')"
@@ -192,11 +203,11 @@ def _more_data(x: str, finished: Sequence[tuple[PlannedRun, Point]]) -> list[str
         return []
     size = max(both, key=ladder_n_body)
     less, more = (mean(run.horizon * point.U for run, point in each) for each in (few, many))
-    before, after = (mean(p.metric(f"test/{METRIC}") for run, p in each if run.size == size) for each in (few, many))
+    before, after = (mean(p.metric(f"test/{metric}") for run, p in each if run.size == size) for each in (few, many))
     at = next(getattr(point, x) for run, point in many if run.size == size)
     repeats = few[0][0].fraction == many[0][0].fraction and any(point.epochs > 1 for _, point in many)
     what = "passes" if repeats else "data"
-    changed = f"{METRIC} changed by {100 * (after / before - 1):+.1f} % at {amount(at)} parameters"
+    changed = f"{metric} changed by {100 * (after / before - 1):+.1f} % at {amount(at)} parameters"
     return [f"More {what}: with {more / less:.1f} times the {what}, {changed}."]
 
 

@@ -22,7 +22,6 @@ from lrec.laws.equivalents import REACH, Worth, noise_of
 from lrec.laws.fit_json import finite
 from lrec.run import dotted, run_of_study
 from lrec.study import budget
-from lrec.study.answer import METRIC
 from lrec.study.figures import exchange_figure
 from lrec.study.grid import PlannedRun
 from lrec.study.launch import lock_of
@@ -47,7 +46,7 @@ class Priced(NamedTuple):
     hours: float  # of the clock
     hours_more: float  # than the base
     hours_by_size: float  # more than the base, of the size with the same loss; nan if the ladder does not show it
-    metric_more: float  # difference of `METRIC` from the base
+    metric_more: float  # difference of the ladder's metric from the base
 
     @property
     def rate(self) -> float:
@@ -217,7 +216,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
     content: dict[str, Any] = {"study": ladder.name, "size": ladder.size, "N_body": ladder.n_body}
-    content |= {"targets": n_targets, "loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours}
+    content |= {"targets": n_targets, "loss": rates.loss, ladder.metric: rates.base.metric, "hours": rates.hours}
     content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest, "combinations": combined}
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
@@ -230,9 +229,10 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     save_figure(rates.folder / "exchange.png", figure)
     note = (
         f"Steps of {ladder.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
-        f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {counted(rates.hours, 'hour')}), with the learning "
-        "rate, targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
-        f"with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with this loss."
+        f"{n_targets:,} targets, {ladder.metric} {rates.base.metric:.4f}, {counted(rates.hours, 'hour')}), with the "
+        "learning rate, targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % "
+        f"interval, with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with "
+        "this loss."
     )
     report = "\n\n".join([f"# {finding}", _priced_table(rates), note, f"![{alt_text(figure)}](exchange.png)"])
     report += f"\n\n## Two steps together\n\n{_combined_table(combined)}\n" if combined else "\n"
@@ -241,7 +241,18 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
 
 
 def _priced_table(rates: Rates) -> str:
-    rows = [["step", "gain, nats", "times the parameters", "90 %", "hours more", "by size", "nats an hour", METRIC]]
+    rows = [
+        [
+            "step",
+            "gain, nats",
+            "times the parameters",
+            "90 %",
+            "hours more",
+            "by size",
+            "nats an hour",
+            rates.ladder.metric,
+        ]
+    ]
     for name, step in rates.steps.items():
         times, low, high = (BEYOND.get(each, f"{each:.3g}") for each in step.worth)
         row = [name, f"{step.gain:+.4f} ± {step.half:.4f}", times, f"{low} to {high}", f"{step.hours_more:.2g}"]

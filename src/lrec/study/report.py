@@ -25,7 +25,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
 from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
-from lrec.study.answer import METRIC, Answer, answer_of
+from lrec.study.answer import Answer, answer_of, metric_of
 from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
@@ -90,11 +90,12 @@ def write_report(
             of_variant = [r for r in runs if r.variant == longest[0].variant and r.fraction <= longest[0].fraction]
             if found := answer_of(study, analysis, of_variant, points, said):
                 answers.append((found, analysis))
-    shown, short = dict[str, Any](name=study.name, metric=METRIC), list[str]()
+    metric = metric_of(points.values())
+    shown, short = dict[str, Any](name=study.name, metric=metric), list[str]()
     if answers:  # that of the ladder whose largest network is the best; if some are equal, of the first
         shown["answer"], of_answer = max(answers, key=lambda each: each[0].columns[0].value)
         short = [rendered("study", "answer.md.j2", shown | {"table": rows_table(shown["answer"].rows, text=(0,))})]
-        figure = answer_figure(of_answer, METRIC, shown["answer"].finding)
+        figure = answer_figure(of_answer, metric, shown["answer"].finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
     report = "\n\n".join([f"# Scaling study {study.name}", *warned, *short, *sections]) + "\n"
     write_text(out / "report.md", report)

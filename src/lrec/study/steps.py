@@ -15,7 +15,7 @@ from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
 from lrec.run import Point, run_of_study
-from lrec.study.answer import METRIC, wider
+from lrec.study.answer import metric_of, wider
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import as_argument, ladder_n_body
 from lrec.study.points import REPEATED
@@ -32,7 +32,7 @@ class Results(NamedTuple):
 
     tables: list[pl.DataFrame]  # the loss of each run on each test target
     loss_R: np.ndarray  # the mean loss of each run
-    metric: float  # the mean of `METRIC`
+    metric: float  # the mean of the ladder's metric
     hours: float  # of the clock, from the first step to the last evaluation, on average
     epochs: float  # of the longest run
 
@@ -46,6 +46,7 @@ class Ladder:
 
     Attributes:
         name: The name of the study's folder.
+        metric: HR@10 or HR@10_unseen, as in the study's answer.
         runs: The runs of the size at which steps are compared.
         results: By size, the results of its runs.
         curve: The mean loss over the test targets, by N_body.
@@ -63,6 +64,7 @@ class Ladder:
             raise UserError(f"--study {study}: {first}: {way_out}")
         self.study, self.name, self.y = study, study.absolute().name, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
+        self.metric = metric_of(run_of_study(study, run.name).result or Point() for run in every)
         for run in sorted(of_all_data(every), key=lambda run: ladder_n_body(run.size)):
             point = run_of_study(study, run.name).result
             if run.variant == every[0].variant and point is not None and not point.diverged:
@@ -95,7 +97,7 @@ class Ladder:
             tables.append(table if self.y == "trajectory_loss" else table.filter(pl.col("step") == 0))
             points.append(run.result)
         loss_R = np.array([table["loss"].to_numpy().mean() for table in tables])
-        metric = float(np.mean([point.metric(f"test/{METRIC}") for point in points]))
+        metric = float(np.mean([point.metric(f"test/{self.metric}") for point in points]))
         hours = float(np.mean([run.points[-1].wall_s for run in trained])) / 3600
         return Results(tables, loss_R, metric, hours, max(point.epochs for point in points))
 
