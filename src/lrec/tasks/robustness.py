@@ -125,7 +125,7 @@ def _with_losses(section: Section) -> Section:
         smallest, largest = (100 * scorers[size][lost][0] for size in (section.names[0], section.names[-1]))
         section.findings.append(
             f"{name}: the share of NDCG@10 that is lost {says} (smallest {smallest:.1f} %, largest {largest:.1f} %; "
-            f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}] points per decade)."
+            f"{change.shown(lambda share: f'{100 * share:+.2f}')} points per decade)."
         )
     before, after = (trend(estimate(section.slope(name, "NDCG@10"))) for name in (CLEAN, at_one_rate[0]))
     if before == "loses" and after != "gains":
