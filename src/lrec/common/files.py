@@ -18,7 +18,6 @@ from lrec.errors import UserError
 
 _HOST = re.sub(r"\W", "-", socket.gethostname())
 _HELD = set[int]()  # descriptors of the locks of this process
-_TEMPORARY = re.compile(r"\..+\.(?P<host>[\w-]+)\.(?P<process>\d{1,9})\.[0-9a-f]{8}\.tmp")
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -57,9 +56,10 @@ def temporary(path: Path) -> Iterator[Path]:
     """Yield a path next to `path` that is removed at the end. Also remove such paths that killed processes have left.
     If the disk is full, the OSError names `path`, whichever library raised it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.iterdir():
-        if left.name.startswith(f".{path.name}.") and _is_left_over(left.name):
-            remove(left)
+    of_this_machine = re.compile(rf"\.{re.escape(path.name)}\.{_HOST}\.(\d{{1,9}})\.[0-9a-f]{{8}}\.tmp")
+    for other in path.parent.iterdir():
+        if (found := of_this_machine.fullmatch(other.name)) and not _is_alive(int(found[1])):
+            remove(other)
     unfinished = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield unfinished
@@ -73,17 +73,13 @@ def temporary(path: Path) -> Iterator[Path]:
         remove(unfinished)
 
 
-def _is_left_over(name: str) -> bool:
-    """Whether this is the name of a `temporary` path of this machine whose process has ended."""
-    found = _TEMPORARY.fullmatch(name)
-    if found is None or found["host"] != _HOST:
-        return False
+def _is_alive(process: int) -> bool:
     try:
         with suppress(PermissionError):  # the process is another user's, and alive
-            os.kill(int(found["process"]), 0)
+            os.kill(process, 0)
     except ProcessLookupError:
-        return True
-    return False
+        return False
+    return True
 
 
 def remove(path: Path) -> None:

@@ -12,10 +12,6 @@ from lrec.errors import UserError
 Kind = Literal["cpu", "cuda"]
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
-# Options of glibc's mallopt(3), and their values; blocks of 32 MiB are the largest that every version can keep.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT, LARGEST_BLOCK = 2**30, 2**25  # bytes
-
 
 def kind_of(accelerator: str) -> Kind:
     """The device that training with this `trainer.accelerator` takes; for `auto`, a GPU if this machine has one."""
@@ -63,15 +59,13 @@ def available_gib() -> float:
 def _left_in_groups() -> list[int]:
     """Bytes left up to the limit of each control group of this process (v2 or v1), and of each group above it."""
     left = []
+    v1 = GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    v2 = GROUPS, "memory.max", "memory.current", "inactive_file"
     for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else []:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        top, limit, used, cache = (
-            (GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            if controllers
-            else (GROUPS, "memory.max", "memory.current", "inactive_file")
-        )
+        top, limit, used, cache = v1 if controllers else v2
         group = top / path.lstrip("/")
         for each in (group, *group.parents):
             # The folders above `top`, and in a container above its own group, are no groups. Without a limit: "max".
@@ -96,5 +90,5 @@ def keep_freed_memory() -> None:
     page faults for new ones would take a tenth of the next training step of size 98k on a CPU."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_TRIM_THRESHOLD, KEPT)
-        mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK)
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: the largest that every version takes

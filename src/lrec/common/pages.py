@@ -15,9 +15,6 @@ from lrec.common.text_tables import counted
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_OPTION = re.compile(r"--[\w.]+")
-_PICTURE = re.compile(r"^!\[(.*)\]\((.*)\)$", re.MULTILINE)
-
 
 def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callable[..., str]) -> str:
     """A template of the package lrec.`room` with the values `shown`. HTML templates may extend `page.html.j2` here. All
@@ -31,14 +28,14 @@ def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callabl
 
 def unbroken(text: str) -> Markup:
     """Text as HTML in which no option is broken across lines: the page's style keeps the class `option` in one line."""
-    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
+    return Markup(re.sub(r"--[\w.]+", r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def as_html(report: str) -> Markup:
     """A report in Markdown as HTML. Its pictures are only named, because they are separate files."""
     import markdown
 
-    text = _PICTURE.sub(r"Picture \2: \1.", html.escape(report, quote=False))
+    text = re.sub(r"^!\[(.*)\]\((.*)\)$", r"Picture \2: \1.", html.escape(report, quote=False), flags=re.M)
     return Markup(markdown.markdown(text, extensions=["tables"]))
 
 

@@ -81,21 +81,18 @@ def save_figure(path: Path, figure: "Figure") -> None:
     write_png(path, figure)
     width, height = figure.canvas.get_width_height()
     image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=path.read_bytes())
-    metadata = SummaryMetadata(summary_description=alt_text(figure))
-    _write_event(path, Summary.Value(tag=f"scaling/{path.stem}", image=image, metadata=metadata))
+    _write_event(path, image=image, metadata=SummaryMetadata(summary_description=alt_text(figure)))
 
 
 def show_text(path: Path, markdown: str) -> None:
     """Write an event file with which TensorBoard shows a text under scaling/; `path` gives its folder and name."""
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.text.metadata import create_summary_metadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    metadata, text = create_summary_metadata("", ""), make_tensor_proto([markdown.encode()])
-    _write_event(path, Summary.Value(tag=f"scaling/{path.stem}", tensor=text, metadata=metadata))
+    _write_event(path, tensor=make_tensor_proto([markdown.encode()]), metadata=create_summary_metadata("", ""))
 
 
-def _write_event(path: Path, value: Any) -> None:
+def _write_event(path: Path, **shown: Any) -> None:
     # Not torch's SummaryWriter: it draws figures again, and importing torch takes longer than fitting most laws.
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -105,5 +102,6 @@ def _write_event(path: Path, value: Any) -> None:
     for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
         old.unlink()
     writer = EventFileWriter(str(path.parent), filename_suffix=suffix)
-    writer.add_event(Event(wall_time=time.time(), step=0, summary=Summary(value=[value])))
+    summary = Summary(value=[Summary.Value(tag=f"scaling/{path.stem}", **shown)])
+    writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
     writer.close()

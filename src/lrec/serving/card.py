@@ -26,7 +26,7 @@ def card_of(model: Model, ckpt_path: Path) -> str:
     run = Run(ckpt_path if ckpt_path.is_dir() and not (ckpt_path / STATE).exists() else ckpt_path.parent.parent)
     if not run.config_file.is_file():
         raise UserError(f"--card: {ckpt_path} is neither a run's folder nor a checkpoint in one; a card needs its test")
-    found, point = read_json(run.folder / "metrics.json", {}), run.result
+    found, point = read_json(run.metrics_file, {}), run.result
     checkpoint = run.best if ckpt_path == run.folder else ckpt_path
     same = found.get("stage") == "test" and all(found[name] == model.about[name] for name in ("data_hash", "D"))
     if not same or point is None:
@@ -37,18 +37,16 @@ def card_of(model: Model, ckpt_path: Path) -> str:
     if model.about["D"] != point.D:
         raise UserError(f"--card: {checkpoint} is not the best checkpoint of its run: give --ckpt_path {run.folder}")
     scorers, data = {name: found[name] for name in SCORERS if name in found}, found.get("data")
-    most, n_items = scorers["model"]["HR@10"], len(model.item_ids)
+    most = found["model"]["HR@10"]
     n_new = 0 if model.counts_V is None else int((model.counts_V == 0).sum())
     shown = {
         "point": point,
         "about": model.about,
-        "n_items": n_items - n_new,
+        "n_items": len(model.item_ids) - n_new,
         "n_new": n_new,
         "found": found,
-        "data": data,
         "statistics": in_words(data["statistics"], data["facts"]) if data else [],
         "metrics": METRICS,
-        "model": scorers["model"],
         "scorers": scorers,
         "ahead": [name for name, figures in scorers.items() if name != "model" and figures.get("HR@10", 0) >= most],
         **_forecast(run, point),

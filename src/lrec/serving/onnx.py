@@ -25,8 +25,7 @@ from lrec.serving.recommender import Model
 
 INPUTS = ("items", "lengths", "times", "events")  # a network has the last two only if it reads them
 OUTPUTS = ("scores", "top_items", "top_scores")
-# ONNX is a protocol buffer, which holds less than 2 GiB.
-LARGEST = 2**31 - 2**27
+LARGEST = 2**31 - 2**27  # ONNX is a protocol buffer, which holds less than 2 GiB
 TOLERANCE = 1e-4
 
 

@@ -61,8 +61,7 @@ class Model:
         """The k items that most likely come next in each history: exact, over the whole catalogue.
 
         The users may be new. Items outside the catalogue are skipped. The network reads the last max_len of the other
-        items. All items of a history count as seen. A history without a known item gets the most popular items of the
-        training data, or an empty list.
+        items. All items of a history count as seen.
 
         Args:
             histories: A list of histories, or a Polars or pandas table. The table has a row for each user (columns user
@@ -76,7 +75,8 @@ class Model:
             exclude_seen: Leave out the items of the history.
             allowed: Recommend only these items, given as a list or a column of raw ids; None for all items.
             exclude: Never recommend these items.
-            fallback: Recommend popular items if no item of a history is known.
+            fallback: To a history without a known item, give the most popular items of the training data; otherwise
+                an empty list.
             now: Time of the request, a number or a date; only for networks with `architecture.time` request.
 
         Returns:
@@ -93,21 +93,19 @@ class Model:
         if not isinstance(histories, Histories):
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
-        reads_request = self.net.reads_request
-        if reads_request and now is None:
+        if self.net.reads_request and now is None:
             raise UserError("the network reads the time of the request (architecture.time request): give now")
-        if not reads_request and now is not None:
+        if not self.net.reads_request and now is not None:
             raise UserError("now is only for networks that read the time of the request (architecture.time request)")
         now = now.item() if isinstance(now, np.generic) else now  # Polars does not know numpy's dates
         now = str(now) if str(now) == "NaT" else now  # nor pandas's missing date
-        seconds = int(in_seconds(pl.Series([now]), "now")[0]) if reads_request else 0
+        seconds = int(in_seconds(pl.Series([now]), "now")[0]) if self.net.reads_request else 0
         request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, seconds)
         blocks = [*histories.blocks()] or [histories]  # a block without users has the columns too
         return pl.concat([self._of_block(block, *request) for block in blocks])
 
     def similar_items(self, items: RawIds, k: int = 10) -> pl.DataFrame:
-        """For each item, find the k other items whose embeddings have the largest cosine with the embedding of this
-        item.
+        """For each item, find the k other items whose embeddings have the largest cosine with its embedding.
 
         Args:
             items: Raw ids, a list or a column.
@@ -133,7 +131,7 @@ class Model:
         return pl.DataFrame({"item": raw, **lists})
 
     def _of_block(
-        self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray | None, fallback: bool, now: int
+        self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray, fallback: bool, now: int
     ) -> pl.DataFrame:
         if block.rows.is_empty():  # then a missing column lacks nothing
             block = block._replace(rows=block.rows.with_columns(time=pl.lit(0), event=pl.lit("")))
@@ -148,12 +146,11 @@ class Model:
             raise UserError(f"now is before an event of user {user}: give a later now, or only the events before it")
         skipped_B = np.bincount(rows_N[items_N < 0], minlength=len(lengths_B))
         read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
-        n_candidates = len(self.item_ids) if candidates_C is None else len(candidates_C)
-        items_BK = np.full((len(lengths_B), min(k, n_candidates)), -1, dtype=np.int64)
+        items_BK = np.full((len(lengths_B), min(k, len(candidates_C))), -1, dtype=np.int64)
         scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
         if fallback and self.counts_V is not None:
-            may_C = np.arange(len(self.counts_V)) if candidates_C is None else candidates_C
-            popular_K = may_C[np.argsort(-self.counts_V[may_C], kind="stable")[: items_BK.shape[1]]]
+            order_C = np.argsort(-self.counts_V[candidates_C], kind="stable")
+            popular_K = candidates_C[order_C[: items_BK.shape[1]]]
             with np.errstate(divide="ignore"):  # items without a training interaction
                 shares_K = np.log(self.counts_V[popular_K] / self.counts_V.sum())
             items_BK[read_B == 0], scores_BK[read_B == 0] = popular_K, shares_K
@@ -178,24 +175,22 @@ class Model:
         return pl.DataFrame({"user": block.users, **lists, "skipped": skipped_B, "fallback": popular_B})
 
     @torch.inference_mode()
-    def _top(self, batch: EvalBatch, k: int, exclude_seen: bool, candidates_C: np.ndarray | None) -> TopItems:
-        device = self.net.items.weight.device
+    def _top(self, batch: EvalBatch, k: int, exclude_seen: bool, candidates_C: np.ndarray) -> TopItems:
+        device, n_items = self.net.items.weight.device, self.net.config.n_items
         batch = EvalBatch(**{name: each.to(device) for name, each in batch._asdict().items() if each is not None})
-        rows_S, items_S = batch.seen_targets_S, batch.seen_items_S
-        if not exclude_seen:
-            rows_S, items_S = rows_S[:0], items_S[:0]
-        # Ascending: ties keep the catalogue's order.
-        candidates = None if candidates_C is None else torch.from_numpy(candidates_C).to(device)
-        if candidates is not None:
-            place_V = torch.full((self.net.config.n_items,), -1, device=device)
-            place_V[candidates] = torch.arange(len(candidates), device=device)
-            items_S = place_V[items_S]
-            rows_S, items_S = rows_S[items_S >= 0], items_S[items_S >= 0]
+        seen = slice(None if exclude_seen else 0)
+        rows_S, items_S = batch.seen_targets_S[seen], batch.seen_items_S[seen]
 
         def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
-            if candidates is None:
+            if len(candidates_C) == n_items:
                 return top_items(hidden_BD, table_VD, rows_S, items_S, k)
-            top = top_items(hidden_BD, table_VD[candidates], rows_S, items_S, k)
+            # The candidates ascend, so ties keep the catalogue's order.
+            candidates = torch.from_numpy(candidates_C).to(device)
+            place_V = torch.full((n_items,), -1, device=device)
+            place_V[candidates] = torch.arange(len(candidates), device=device)
+            places_S = place_V[items_S]
+            may_S = places_S >= 0
+            top = top_items(hidden_BD, table_VD[candidates], rows_S[may_S], places_S[may_S], k)
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
         inputs = {"positions_M": batch.positions_M, "times_BT": batch.times_BT, "events_BL": batch.events_BL}
@@ -250,14 +245,13 @@ class Model:
         known = (sorted_ids.gather(places) == raw_ids).fill_null(False).to_numpy()
         return np.where(known, index_V[places], -1)
 
-    def _candidates(self, allowed: RawIds | None, exclude: RawIds | None) -> np.ndarray | None:
-        """Catalogue indices that may be listed, ascending; None for all."""
-        if allowed is None and exclude is None:
-            return None
+    def _candidates(self, allowed: RawIds | None, exclude: RawIds | None) -> np.ndarray:
+        """Catalogue indices that may be listed, ascending."""
         may_V = np.full(len(self.item_ids), allowed is None)
         for name, ids, may in (("allowed", allowed, True), ("exclude", exclude, False)):
-            index = self.index(_as_text(() if ids is None else ids, name))
-            may_V[index[index >= 0]] = may
+            if ids is not None:
+                index = self.index(_as_text(ids, name))
+                may_V[index[index >= 0]] = may
         if not may_V.any():
             raise UserError("no item of the catalogue may be recommended: see allowed and exclude")
         return np.flatnonzero(may_V)

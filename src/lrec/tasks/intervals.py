@@ -4,7 +4,7 @@ A statistic is kept as its draws: an array with the statistic itself (every user
 resample. A ratio or a slope is computed from draws entry by entry, and so has draws of its own.
 scipy.stats.bootstrap would resample again for each statistic, and the statistics would not be paired.
 
-Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length, S sizes.
+Shape suffixes: R draws (resamples + 1), U distinct users, C cases, M metrics, V catalogue, K list length.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +25,11 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @property
+    def trend(self) -> str:
+        """What the interval of a change says."""
+        return "gains" if self.low > 0 else "loses" if self.high < 0 else "does not change measurably"
+
     def signed(self) -> str:
         """The number and its interval, with signs, as for a change."""
         return self.shown("{:+.4f}".format)
@@ -43,8 +48,8 @@ class UserResamples:
         n, random = len(self._users_U), np.random.default_rng(seed)
         # How often each user is drawn: once on average, so a byte is enough.
         times_RU = np.ones((RESAMPLES + 1, n), dtype=np.uint8)
-        for draw in range(1, RESAMPLES + 1):
-            times_RU[draw] = np.bincount(random.integers(0, n, n), minlength=n)
+        for times_U in times_RU[1:]:
+            times_U[:] = np.bincount(random.integers(0, n, n), minlength=n)
         self._blocks = np.array_split(times_RU, -(-len(times_RU) // _BLOCK))
 
     def mean(self, values_C: np.ndarray, users_C: np.ndarray) -> np.ndarray:
@@ -60,8 +65,8 @@ class UserResamples:
         columns_U2M = np.stack([np.bincount(rows_C, column_C, len(self._users_U)) for column_C in of_cases.T], 1)
         sums_R2M = np.concatenate([times.astype(np.float64) @ columns_U2M for times in self._blocks])
         sums_RM, numbers_RM = np.split(sums_R2M, 2, axis=1)
-        with np.errstate(invalid="ignore"):
-            draws_RM = sums_RM / np.where(numbers_RM > 0, numbers_RM, np.nan)
+        with np.errstate(invalid="ignore"):  # without a value, 0 / 0
+            draws_RM = sums_RM / numbers_RM
         return dict(zip(runs[0], draws_RM.T, strict=True))
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
@@ -90,17 +95,3 @@ def estimate(draws_R: np.ndarray) -> Estimate:
     # Each percentile is one of the draws, because a number and infinity cannot be interpolated.
     low, high = np.quantile(draws_R[1:][~undefined_R], tails, method="inverted_cdf")
     return Estimate(float(draws_R[0]), float(low), float(high))
-
-
-def slope(draws_SR: np.ndarray, n_body_S: np.ndarray) -> np.ndarray:
-    """Draws of the least-squares slope of a metric against log10 N_body: its gain per decade of size."""
-    x_S = np.log10(n_body_S) - np.log10(n_body_S).mean()
-    with np.errstate(invalid="ignore"):  # a lost share may be undefined
-        # Relative to the first size, because the slope of equal values would not be exactly 0.
-        return x_S @ (draws_SR - draws_SR[0]) / (x_S @ x_S)
-
-
-def ratio(numerator_R: np.ndarray, denominator_R: np.ndarray) -> np.ndarray:
-    """Draws of a ratio; inf if the denominator is zero, nan if both are zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return numerator_R / denominator_R

@@ -28,14 +28,11 @@ def long_tail(ladder: Ladder, seed: int) -> TaskResult:
     """HR, NDCG and MRR of the test targets of each popularity group."""
     result = TaskResult("long_tail", "Long tail")
     cases = cases_of_test(ladder.split, ladder.max_len)
-    outside_C = cases.targets_C < 0
-    if outside_C.any():
-        result.notes.append(f"Left out: {outside_C.sum():,} of {len(cases):,} targets, which are outside the catalogue")
-    group_C = np.where(outside_C, -1, quarters(ladder.counts_V)[cases.targets_C])
+    if outside := int((cases.targets_C < 0).sum()):
+        result.notes.append(f"Left out: {outside:,} of {len(cases):,} targets, which are outside the catalogue")
+    group_C = np.where(cases.targets_C < 0, -1, quarters(ladder.counts_V)[cases.targets_C])
     groups = {name: cases.where(group_C == index) for index, name in enumerate(GROUPS)}
-    result.notes += [
-        f"{name}: no test target is an item of this group" for name, mine in groups.items() if not len(mine)
-    ]
+    result.notes += [f"{name}: no test target is an item of this group" for name, g in groups.items() if not len(g)]
     title = "Popularity of the target, G1 the most popular"
     result.add(lambda: assess(title, groups, ladder, seed, compared=("G4", "G1")))
     return result

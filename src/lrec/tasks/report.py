@@ -11,8 +11,9 @@ import numpy as np
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from lrec.common.files import remove, write_json, write_text
+from lrec.common.pages import rendered
 from lrec.common.pictures import draw_frame, entitle, label_ends, new_figure, write_png
-from lrec.common.text_tables import counted, on_terminal, rows_table
+from lrec.common.text_tables import on_terminal, rows_table
 from lrec.evaluation.cases import LIST_LENGTH
 from lrec.evaluation.metrics import METRICS
 from lrec.tasks.intervals import CONFIDENCE, RESAMPLES, Estimate, estimate
@@ -49,6 +50,7 @@ class Report:
 
     def content(self) -> dict[str, Any]:
         """The content of tasks.json; a number that is not finite becomes null."""
+        tasks = {each.name: {"notes": each.notes, "sections": [*map(_content, each.sections)]} for each in self.results}
         return {
             "schema": SCHEMA,
             "runs": {str(run.run.folder): run.n_body for _, runs in self.ladder.rows() for run in runs},
@@ -60,49 +62,32 @@ class Report:
             "seed": self.seed,
             "confidence": CONFIDENCE,
             "resamples": RESAMPLES,
-            "tasks": {
-                result.name: {"notes": result.notes, "sections": [_content(section) for section in result.sections]}
-                for result in self.results
-            },
+            "tasks": tasks,
         }
 
     def markdown(self) -> str:
-        """tasks.md: a table per section and metric, the findings, and the notes."""
-        ladder, drawn = self.ladder, ""
-        if ladder.most_users is not None:
-            drawn = f"Tested on at most {counted(ladder.most_users, 'user')}, and as many held-out ones. "
+        """tasks.md, by `tasks.md.j2`: a table per section and metric, the findings, and the notes."""
         rows = [["size", "N_body", "trained on", "runs"]]
-        for what, runs in ladder.rows():
+        for what, runs in self.ladder.rows():
             rows.append([runs[0].name, f"{runs[0].n_body:,}", what, ", ".join(run.run.name for run in runs)])
-        blocks = [
-            "# The five tasks",
-            f"{counted(ladder.split.store.n_users, 'user')}, {counted(len(ladder.counts_V), 'item')}, inputs of up to "
-            f"{ladder.max_len}. {drawn}The {100 * CONFIDENCE:.0f} % intervals come from {RESAMPLES:,} resamples of the "
-            f"users, the same for every size (seed {self.seed}); they leave out the differences between trainings. "
-            "Slope: change of the metric per decade of N_body.",
-            rows_table(rows, text=(0, 2, 3)),
-            "\n".join(f"- {folder} diverged and was left out." for folder in self.diverged),
-        ]
-        own = [metric for metric in ladder.metrics if metric not in METRICS]
+        own = [metric for metric in self.ladder.metrics if metric not in METRICS]
         labels = [f"{metric.name}@{LIST_LENGTH}" if metric.at_k else metric.name for metric in own]
-        for result in self.results:
-            blocks.append(f"## {result.title}")
-            blocks += [f"![{alt_of(result)}]({result.name}.png)"] if result.sections else []
-            for section in result.sections:
-                blocks.append(f"### {section.title}")
-                known = next(iter(section.groups.values())).draws[section.names[0]]
-                shown = [*section.shown, *(label for label in labels if label in known)]
-                blocks += [_table(section, metric) for metric in shown]
-                blocks.append("\n".join(f"- {finding}" for finding in section.findings))
-            blocks.append("\n".join(f"- {note}." for note in result.notes))
-        return "\n\n".join(block for block in blocks if block) + "\n"
+
+        def tables(section: Section) -> list[str]:
+            known = next(iter(section.groups.values())).draws[section.names[0]]
+            return [_table(section, metric) for metric in (*section.shown, *(each for each in labels if each in known))]
+
+        shown = {"runs": rows_table(rows, text=(0, 2, 3)), "confidence": CONFIDENCE, "resamples": RESAMPLES}
+        shown |= vars(self) | {"tables": tables, "alt_of": alt_of}
+        return rendered("tasks", "tasks.md.j2", shown).rstrip() + "\n"
 
     def summary(self) -> str:
         """The first metric of each section, its findings, and the notes, for a terminal."""
         lines = []
         for result in self.results:
             for section in result.sections:
-                lines += ["", f"{result.title}. {section.title}", _short_table(section), *section.findings]
+                table = on_terminal(_table(section, section.shown[0], brief=True))
+                lines += ["", f"{result.title}. {section.title}", table, *section.findings]
             lines += [] if result.sections else ["", f"{result.title}."]
             lines += [f"{note}." for note in result.notes]
         return "\n".join(lines).strip()
@@ -113,40 +98,31 @@ def _content(section: Section) -> dict[str, Any]:
         name: {
             "cases": group.cases,
             "users": group.users,
-            "scorers": apply_to_collection(section.estimates(name), Estimate, _plain),
-            "gain": apply_to_collection(section.gains(name), Estimate, _plain),
+            "scorers": section.estimates(name),
+            "gain": section.gains(name),
         }
         for name, group in section.groups.items()
     }
-    return {"title": section.title, "sizes": section.sizes, "groups": groups, "findings": section.findings}
+    plain = apply_to_collection(groups, Estimate, _plain)
+    return {"title": section.title, "sizes": section.sizes, "groups": plain, "findings": section.findings}
 
 
 def _plain(shown: Estimate) -> dict[str, float | None]:
     return {key: number if math.isfinite(number) else None for key, number in shown._asdict().items()}
 
 
-def _table(section: Section, metric: str) -> str:
-    """A Markdown table with a row per group and a column per scorer."""
-    scorers = list(dict.fromkeys(name for group in section.groups.values() for name in group.draws))
-    gains = ["slope per decade", "largest / smallest"] if len(section.names) > 1 else []
+def _table(section: Section, metric: str, brief: bool = False) -> str:
+    """A Markdown table with a row per group and a column per scorer; if brief, of drawn groups, without intervals."""
+    scorers = next(iter(section.groups.values())).draws
+    gains = ["slope per decade", "largest / smallest"] if len(section.names) > 1 and not brief else []
     rows = [[metric, "cases", *scorers, *gains]]
-    for name, group in section.groups.items():
-        if metric not in group.draws[scorers[0]]:
-            continue
-        row = [name, f"{group.cases:,}", *(_cell(group.draws[scorer][metric]) for scorer in scorers)]
-        if gains:
-            row += [_cell(section.slope(name, metric), "+"), _cell(section.ratio(name, metric))]
-        rows.append(row)
+    for name in section.drawn_groups if brief else section.groups:
+        group = section.groups[name]
+        if draws := [of_scorer[metric] for of_scorer in group.draws.values() if metric in of_scorer]:
+            rows.append([name, f"{group.cases:,}", *(_number(each[0]) if brief else _cell(each) for each in draws)])
+            if gains:
+                rows[-1] += [_cell(section.slope(name, metric), "+"), _cell(section.ratio(name, metric))]
     return rows_table(rows, text=(0,))
-
-
-def _short_table(section: Section) -> str:
-    """The first metric of the drawn groups, without intervals."""
-    metric, groups = section.shown[0], [(name, section.groups[name]) for name in section.drawn_groups]
-    rows = [[metric, "cases", *groups[0][1].draws]]
-    for name, group in groups:
-        rows.append([name, f"{group.cases:,}", *(_number(draws[metric][0], "") for draws in group.draws.values())])
-    return on_terminal(rows_table(rows, text=(0,)))
 
 
 def _cell(draws_R: np.ndarray, sign: str = "") -> str:
@@ -154,7 +130,7 @@ def _cell(draws_R: np.ndarray, sign: str = "") -> str:
     return "undefined" if math.isnan(shown.value) else shown.shown(lambda value: _number(value, sign))
 
 
-def _number(value: float, sign: str) -> str:
+def _number(value: float, sign: str = "") -> str:
     if not math.isfinite(value):
         return "∞" if value > 0 else "undefined"
     digits = ",.0f" if abs(value) >= 100 else ".2f" if abs(value) >= 1 else ".4f"

@@ -14,7 +14,7 @@ import numpy as np
 from lrec.evaluation import cases as ranking
 from lrec.evaluation.cases import LIST_LENGTH, Cases
 from lrec.evaluation.metrics import Metric
-from lrec.tasks.intervals import Estimate, UserResamples, estimate, ratio, slope
+from lrec.tasks.intervals import Estimate, UserResamples, estimate
 from lrec.tasks.trained_runs import Ladder, TrainedRun
 
 POPULARITY, REPEAT_LAST = "popularity", "repeat-last"
@@ -65,14 +65,19 @@ class Section:
         return {metric: {name: estimate(of(group, metric)) for name, of in kinds.items()} for metric in metrics}
 
     def slope(self, group: str, metric: str) -> np.ndarray:
-        """Draws of a metric's slope against log10 N_body."""
-        draws = self.groups[group].draws
-        return slope(np.stack([draws[name][metric] for name in self.sizes]), np.array(list(self.sizes.values())))
+        """Draws of the least-squares slope of a metric against log10 N_body: its gain per decade of size."""
+        draws_SR = np.stack([self.groups[group].draws[name][metric] for name in self.sizes])
+        x_S = np.log10(list(self.sizes.values()))
+        x_S -= x_S.mean()
+        with np.errstate(invalid="ignore"):  # a lost share may be undefined
+            # Relative to the first size, because the slope of equal values would not be exactly 0.
+            return x_S @ (draws_SR - draws_SR[0]) / (x_S @ x_S)
 
     def ratio(self, group: str, metric: str) -> np.ndarray:
-        """Draws of the largest size's metric over the smallest's."""
+        """Draws of the largest size's metric over the smallest's; inf if only the smallest's is 0, nan if both are."""
         draws = self.groups[group].draws
-        return ratio(draws[self.names[-1]][metric], draws[self.names[0]][metric])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return draws[self.names[-1]][metric] / draws[self.names[0]][metric]
 
 
 @dataclass
@@ -106,13 +111,9 @@ def assess(
 ) -> Section:
     """Every metric of every scorer in every group, all from the same resamples of the users.
 
-    Args:
-        title: Title of the section, which says what the groups are.
-        groups: Cases by group. A group without cases is left out; if no group is left, NoCasesError is raised.
-        ladder: The runs by size.
-        seed: Seed of the resamples.
-        with_lists: Also compute coverage, and show it with the mean popularity of the listed items.
-        compared: A hard group and an easy group; findings say which of them gains more with size.
+    A group without cases is left out; if no group is left, NoCasesError is raised. `with_lists` adds coverage, and
+    shows it with the mean popularity of the listed items. `compared` names a hard group and an easy group; findings say
+    which of them gains more with size.
     """
     present = {name: cases for name, cases in groups.items() if len(cases)}
     if not present:
@@ -166,7 +167,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
     parts, trends = [], {}
     for group in (hard, easy):
         change, times = estimate(section.slope(group, metric)), estimate(section.ratio(group, metric))
-        trends[group] = trend(change)
+        trends[group] = change.trend
         shown = times.shown("{:.2f}".format) if np.isfinite(times.value) else "undefined: the smallest size scores 0"
         parts.append(f"{group} {trends[group]} ({change.signed()} per decade, largest / smallest {shown})")
     with np.errstate(invalid="ignore"):  # both ratios may be infinite
@@ -174,7 +175,7 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
     if not np.isfinite(difference[0]):  # the smallest size scores 0
         difference, by = section.slope(hard, metric) - section.slope(easy, metric), "slopes"
     worse = f"; {easy} got worse with size" if trends[easy] == "loses" else ""
-    match trend(estimate(difference)), trends[hard], trends[easy]:
+    match estimate(difference).trend, trends[hard], trends[easy]:
         case "gains", "gains", _:
             conclusion = f"{hard} gains more than {easy}{worse}"
         case "gains", _, "loses":
@@ -188,10 +189,3 @@ def compare_gains(section: Section, metric: str, hard: str, easy: str) -> str:
         case _:
             conclusion = f"there is no measurable difference between their gains{worse}"
     return f"{metric}: {'; '.join(parts)}. By the {by}, {conclusion}."
-
-
-def trend(change: Estimate) -> str:
-    """What the interval of a change says: gains, loses, or does not change measurably."""
-    if change.low > 0:
-        return "gains"
-    return "loses" if change.high < 0 else "does not change measurably"

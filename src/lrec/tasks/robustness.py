@@ -10,7 +10,7 @@ import numpy as np
 
 from lrec.evaluation.cases import Cases, cases_of_test
 from lrec.tasks.intervals import estimate
-from lrec.tasks.results import Section, TaskResult, assess, trend
+from lrec.tasks.results import Section, TaskResult, assess
 from lrec.tasks.trained_runs import Ladder
 
 RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -100,8 +100,7 @@ def robustness(ladder: Ladder, seed: int) -> TaskResult:
 
 
 def _with_losses(section: Section) -> Section:
-    """Add the lost share, 1 - corrupted / clean, to the metrics of every group except the clean one; it is nan if
-    nothing could be lost. Add findings."""
+    """Add findings, and to all groups but the clean one the lost share, 1 - corrupted / clean; nan if clean is 0."""
     clean, *others = section.groups.values()
     for group in others:
         for (scorer, draws), metric in product(group.draws.items(), RELATIVE):
@@ -120,14 +119,14 @@ def _with_losses(section: Section) -> Section:
         if not np.isfinite(change.value):
             section.findings.append(f"{name}: the lost share is undefined, because a size scores 0 on clean histories.")
             continue
-        says = words.get(trend(change), "does not change measurably with size")
+        says = words.get(change.trend, "does not change measurably with size")
         scorers = section.groups[name].draws
         smallest, largest = (100 * scorers[size][lost][0] for size in (section.names[0], section.names[-1]))
         section.findings.append(
             f"{name}: the share of NDCG@10 that is lost {says} (smallest {smallest:.1f} %, largest {largest:.1f} %; "
-            f"{100 * change.value:+.2f} [{100 * change.low:+.2f}, {100 * change.high:+.2f}] points per decade)."
+            f"{change.shown(lambda share: f'{100 * share:+.2f}')} points per decade)."
         )
-    before, after = (trend(estimate(section.slope(name, "NDCG@10"))) for name in (CLEAN, at_one_rate[0]))
+    before, after = (estimate(section.slope(name, "NDCG@10")).trend for name in (CLEAN, at_one_rate[0]))
     if before == "loses" and after != "gains":
         section.findings.append(
             "NDCG@10 on clean histories falls with size: a smaller lost share then means less to lose, not robustness."

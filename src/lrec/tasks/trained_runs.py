@@ -33,16 +33,8 @@ class TrainedRun:
 
     run: Run
     net: Transformer
-
-    @property
-    def n_body(self) -> int:
-        return cost.n_body(self.net.config)
-
-    @property
-    def name(self) -> str:
-        """The size as model.size names it, or layers x width."""
-        shape = self.net.config
-        return self.run.config.value("model.size") or f"{shape.layers}x{shape.width}"
+    n_body: int
+    name: str  # the size as model.size names it, or layers x width
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,9 @@ def load_run(run: Run, data: Data) -> TrainedRun:
             f"{run.folder} was trained on other data than its configuration now leads to (data_hash {trained_on[:16]} "
             f"and {now[:16]})"
         )
-    return TrainedRun(run, model.net.float().requires_grad_(False).to(device()))
+    net, shape = model.net.float().requires_grad_(False).to(device()), model.net.config
+    name = run.config.value("model.size") or f"{shape.layers}x{shape.width}"
+    return TrainedRun(run, net, cost.n_body(shape), name)
 
 
 def ladder_of(runs: list[TrainedRun], data: Data, most_users: int | None = None, seed: int = 0) -> Ladder:

@@ -1,21 +1,23 @@
 """Trajectory: a user's last items are predicted step by step, and each prediction is fed back as input. Shape suffixes:
 C users with a trajectory, T steps, B rows, L positions, D width, V catalogue, S seen pairs, R draws."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from lrec.evaluation.cases import Cases, batches, by_count, cases_before, rank_by_repeating
+from lrec.evaluation.cases import Cases, batches, by_count, cases_before
 from lrec.evaluation.shared_scoring import share_of, together
 from lrec.model.attention_context import KeyValueCache
 from lrec.model.transformer import Transformer
 from lrec.ranking.best_items import Pairs
+from lrec.ranking.common_order import Leading, newest_first
 from lrec.ranking.scoring import score
 from lrec.tasks.intervals import UserResamples
 from lrec.tasks.results import POPULARITY, REPEAT_LAST, Draws, Group, NoCasesError, Section, TaskResult, compare_gains
 from lrec.tasks.trained_runs import Ladder
 
+Decoded = tuple[np.ndarray, np.ndarray]  # a scorer's own trajectory, (C, T); ranks of the true items, inf for a miss
 HITS = range(1, 11)
 BLEU_ORDERS = (2, 4)
 
@@ -29,14 +31,6 @@ class Trajectories:
     truth_CT: np.ndarray  # the trajectory: catalogue indices, -1 outside the catalogue
     times_CT: np.ndarray | None  # times of the trajectory in whole seconds; each prediction is asked for at its time
     events_CT: np.ndarray | None  # `Split.events` of the trajectory; predicted items get the events of their steps
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A scorer's own trajectory."""
-
-    items_CT: np.ndarray  # predicted
-    rank_CT: np.ndarray  # exact, of the true item; inf for a miss
 
 
 def trajectories(ladder: Ladder) -> Trajectories:
@@ -78,8 +72,7 @@ def trajectories(ladder: Ladder) -> Trajectories:
 
 @torch.inference_mode()
 def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
-    """Predict greedily with a cache: at each step the best item, ties by index. Without repeats, it is the best item
-    that was neither seen nor predicted before."""
+    """Predict the best item of each step, with a cache; without repeats, of those neither seen nor predicted before."""
     device, steps = net.items.weight.device, given.truth_CT.shape[1]
     items_CT, rank_CT = np.zeros_like(given.truth_CT), np.zeros(given.truth_CT.shape)
     for chosen_B, read in share_of(batches(given.histories, net)):
@@ -104,29 +97,22 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
                 read["times_BT"] = torch.from_numpy(given.times_CT[chosen_B, step : step + 2]).to(device)
             if net.reads_events and given.events_CT is not None:
                 read["events_BL"] = torch.from_numpy(given.events_CT[chosen_B, step : step + 1]).to(device)
-    return Decoded(together(items_CT), together(rank_CT))
+    return together(items_CT), together(rank_CT)
 
 
-def decode_popularity(counts_V: np.ndarray, given: Trajectories, repeats: bool) -> Decoded:
-    """The same for popularity: always the most popular item; without repeats, one item after the other."""
+def decode_order(counts_V: np.ndarray, given: Trajectories, repeats: bool, leading: Leading | None = None) -> Decoded:
+    """The same for popularity: always the most popular item; without repeats, one item after the other. If items lead,
+    such as those of the history, always the first of them."""
     order, items, ranks = by_count(counts_V), [], []
     seen = None if repeats else _seen(given.seen)
     for truth_C in torch.from_numpy(given.truth_CT).T:
-        found = order.ranked(truth_C, 1, seen=seen)
+        found = order.ranked(truth_C, 1, leading, seen)
         items.append(found.top_unseen_BK[:, 0])
         ranks.append(found.rank_unseen_B)
         if seen is not None:
             rows_S = (items[-1] >= 0).nonzero()[:, 0]
             seen = Pairs(torch.cat([seen.rows_S, rows_S]), torch.cat([seen.items_S, items[-1][rows_S]]))
-    return Decoded(torch.stack(items, 1).numpy(), torch.stack(ranks, 1).numpy())
-
-
-def decode_repeating(counts_V: np.ndarray, given: Trajectories) -> Decoded:
-    """The same for repeat-last, which always predicts the last item of the history."""
-    histories, steps = given.histories, given.truth_CT.shape[1]
-    last_C = histories.items_N[histories.starts_C + histories.lengths_C - 1]
-    ranks = [rank_by_repeating(counts_V, replace(histories, targets_C=truth_C)).rank_C for truth_C in given.truth_CT.T]
-    return Decoded(np.repeat(last_C[:, None], steps, 1), np.stack(ranks, 1))
+    return torch.stack(items, 1).numpy(), torch.stack(ranks, 1).numpy()
 
 
 def _seen(seen: Cases, device: torch.device | None = None) -> Pairs:
@@ -147,10 +133,10 @@ def matched(items_CT: np.ndarray, truth_CT: np.ndarray) -> np.ndarray:
     return matched_CT
 
 
-def trajectory_values(decoded: Decoded, truth_CT: np.ndarray) -> dict[str, np.ndarray]:
+def trajectory_values(items_CT: np.ndarray, truth_CT: np.ndarray) -> dict[str, np.ndarray]:
     """NDCG and overlap of each user's trajectory. Let m(t) be 1 if the prediction of step t is `matched`, else 0:
     NDCG = sum_t m(t) / log2(1 + t), divided by the same sum with every m(t) = 1. Overlap = mean of m(t)."""
-    matched_CT = matched(decoded.items_CT, truth_CT)
+    matched_CT = matched(items_CT, truth_CT)
     discounts_T = 1 / np.log2(2 + np.arange(truth_CT.shape[1]))
     return {"NDCG": matched_CT @ discounts_T / discounts_T.sum(), "overlap": matched_CT.mean(1)}
 
@@ -186,11 +172,13 @@ def trajectory(ladder: Ladder, seed: int) -> TaskResult:
         return result
     if outside := int((given.truth_CT < 0).sum()):
         result.notes.append(f"Misses: {outside:,} of {given.truth_CT.size:,} trajectory items, not in the catalogue")
+    rows_N, items_N = map(torch.from_numpy, (given.histories.case_N, given.histories.items_N))
+    newest = newest_first(rows_N, items_N, len(ladder.counts_V))
     for repeats in (True, False):
         decoded = {runs[0].name: [decode(run.net, given, repeats) for run in runs] for runs in ladder.runs.values()}
-        decoded[POPULARITY] = [decode_popularity(ladder.counts_V, given, repeats)]
+        decoded[POPULARITY] = [decode_order(ladder.counts_V, given, repeats)]
         if repeats:
-            decoded[REPEAT_LAST] = [decode_repeating(ladder.counts_V, given)]
+            decoded[REPEAT_LAST] = [decode_order(ladder.counts_V, given, repeats, newest)]
         result.sections += _sections(ladder, given, decoded, repeats, seed)
     result.notes.append("Without repeats, repeat-last has nothing to repeat and is equal to popularity")
     return result
@@ -205,12 +193,12 @@ def _sections(
     n, steps = truth_CT.shape
 
     def at_step(runs: list[Decoded], step: int) -> Draws:
-        hits = [{f"HR@{k}": (run.rank_CT[:, step] <= k).astype(np.float64) for k in HITS} for run in runs]
+        hits = [{f"HR@{k}": (rank_CT[:, step] <= k).astype(np.float64) for k in HITS} for _, rank_CT in runs]
         return resamples.means(hits, users_C)
 
     def of_whole(runs: list[Decoded]) -> Draws:
-        draws = resamples.means([trajectory_values(run, truth_CT) for run in runs], users_C)
-        of_runs = [bleu(resamples, users_C, run.items_CT, truth_CT) for run in runs]
+        draws = resamples.means([trajectory_values(items_CT, truth_CT) for items_CT, _ in runs], users_C)
+        of_runs = [bleu(resamples, users_C, items_CT, truth_CT) for items_CT, _ in runs]
         return draws | {name: np.mean([each[name] for each in of_runs], 0) for name in of_runs[0]}
 
     by_step = {

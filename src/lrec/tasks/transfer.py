@@ -11,8 +11,8 @@ import numpy as np
 from lrec.data.splits.reduction import DomainStore
 from lrec.evaluation.cases import cases_of_test
 from lrec.tasks.intervals import UserResamples, estimate
-from lrec.tasks.results import NoCasesError, Section, TaskResult, assess, compare_gains, measure, trend
-from lrec.tasks.trained_runs import DomainRuns, Ladder
+from lrec.tasks.results import NoCasesError, Section, TaskResult, assess, compare_gains, measure
+from lrec.tasks.trained_runs import BySize, Ladder
 
 MIX, DIFF = "mix", "diff"
 ALONE, ZERO_SHOT, FINE_TUNED = "alone", "zero-shot", "fine-tuned"
@@ -50,14 +50,17 @@ def _mix_and_diff(ladder: Ladder, seed: int, notes: list[str]) -> Section:
     mixed_C = np.bincount(cases.case_N, same_N, len(cases)) > 0
     groups = {MIX: cases.where(mixed_C), DIFF: cases.where(~mixed_C)}
     notes += [f"{name}: there is no such target" for name, mine in groups.items() if not len(mine)]
-    title = "Target's domain in the history (mix) or not (diff)"
-    return assess(title, groups, ladder, seed, compared=(DIFF, MIX))
+    return assess("Target's domain in the history (mix) or not (diff)", groups, ladder, seed, compared=(DIFF, MIX))
 
 
 def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Section:
     """The domain's test targets, by what the networks were trained on; histories and candidates are of the domain."""
     runs = ladder.domains[domain]
-    sizes = _sizes(domain, runs, ladder, notes)
+    ways = {ALONE: runs.alone, ZERO_SHOT: ladder.runs, FINE_TUNED: runs.fine_tuned}
+    if not runs.fine_tuned:
+        notes.append(f"Domain {domain}: no run started from a trained network (--model.warm_start)")
+        del ways[FINE_TUNED]
+    names = {ladder.runs[n_body][0].name: n_body for n_body in _sizes(domain, ways, notes)}
     cases = cases_of_test(runs.split, ladder.max_len)
     if not len(cases):
         raise NoCasesError(f"Domain {domain}: no test target has an item of the domain before it")
@@ -71,34 +74,27 @@ def _pretraining(domain: str, ladder: Ladder, seed: int, notes: list[str]) -> Se
     among_all = cases_of_test(split, ladder.max_len)
     targets_C = np.where(among_all.targets_C >= 0, index_W[among_all.targets_C], -1)
     among_all = replace(among_all, items_N=index_W[among_all.items_N], targets_C=targets_C)
-    resamples, own_counts_V = UserResamples(cases.users_C, seed), runs.split.counts_V
-
-    names = {ladder.runs[n_body][0].name: n_body for n_body in sizes}
-    ways = ladder.runs, runs.alone, runs.fine_tuned
-    all_domains, alone, fine_tuned = ({name: way[n] for name, n in names.items() if way} for way in ways)
-    groups = {
-        ALONE: measure(resamples, cases, alone, own_counts_V, ladder.metrics),
-        ZERO_SHOT: measure(resamples, among_all, all_domains, ladder.counts_V, ladder.metrics, candidates_V=index_W),
-    }
-    if fine_tuned:
-        groups[FINE_TUNED] = measure(resamples, cases, fine_tuned, own_counts_V, ladder.metrics)
+    resamples, groups = UserResamples(cases.users_C, seed), {}
+    for way, by_size in ways.items():
+        sizes = {name: by_size[n_body] for name, n_body in names.items()}
+        if way == ZERO_SHOT:
+            groups[way] = measure(resamples, among_all, sizes, ladder.counts_V, ladder.metrics, candidates_V=index_W)
+        else:
+            groups[way] = measure(resamples, cases, sizes, runs.split.counts_V, ladder.metrics)
     title = f"Domain {domain}: trained on it alone, on all domains (zero-shot), on all and then on it"
     section = Section(title, {name: float(n_body) for name, n_body in names.items()}, groups)
     section.shown = ("NDCG@10", f"NDCG@10{OVER}", "HR@10", f"HR@10{OVER}")
-    for name in [*groups][1:]:
-        _compare_with_alone(section, name)
+    for way in [*ways][1:]:
+        _compare_with_alone(section, way)
     return section
 
 
-def _sizes(domain: str, runs: DomainRuns, ladder: Ladder, notes: list[str]) -> list[int]:
+def _sizes(domain: str, ways: dict[str, BySize], notes: list[str]) -> list[int]:
     """The values of N_body that were trained in every way."""
-    ways = [way for way in (ladder.runs, runs.alone, runs.fine_tuned) if way]
-    if not runs.fine_tuned:
-        notes.append(f"Domain {domain}: no run started from a trained network (--model.warm_start)")
-    sizes = [n_body for n_body in runs.alone if all(n_body in way for way in ways)]
+    sizes = [n_body for n_body in ways[ALONE] if all(n_body in way for way in ways.values())]
     if not sizes:
         raise NoCasesError(f"Domain {domain}: no size was trained both on all domains and on this one alone")
-    if left_out := {n_body for way in ways for n_body in way} - {*sizes}:
+    if left_out := {n_body for way in ways.values() for n_body in way} - {*sizes}:
         numbers = ", ".join(f"{n_body:,}" for n_body in sorted(left_out))
         notes.append(f"Domain {domain}: N_body {numbers} left out, because they were not trained in every way")
     return sizes
@@ -113,6 +109,6 @@ def _compare_with_alone(section: Section, name: str) -> None:
     words, parts = {"gains": "better than", "loses": "worse than"}, []
     for size in section.names:
         change = estimate(group[size][f"NDCG@10{OVER}"])
-        parts.append(f"{size} {words.get(trend(change), 'not measurably different from')} alone ({change.signed()})")
+        parts.append(f"{size} {words.get(change.trend, 'not measurably different from')} alone ({change.signed()})")
     section.findings.append(f"NDCG@10, {name}: {'; '.join(parts)}.")
     section.findings.append(compare_gains(section, "NDCG@10", name, ALONE))

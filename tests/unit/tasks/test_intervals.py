@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from lrec.tasks.intervals import UserResamples, estimate, ratio, slope
+from lrec.tasks.intervals import UserResamples, estimate
+from lrec.tasks.results import Group, Section
+
+
+def gain(kind: str, *draws_SR: np.ndarray, sizes: tuple[float, ...] = (1e3, 1e4)) -> np.ndarray:
+    """Draws of the slope or the ratio of a metric with these draws for each size."""
+    by_name = {f"{size:.0f}": size for size in sizes}
+    draws = {name: {"HR@10": draws_R} for name, draws_R in zip(by_name, draws_SR, strict=True)}
+    section = Section("Any", by_name, {"all": Group(3, 3, draws)})
+    return {"slope": section.slope, "ratio": section.ratio}[kind]("all", "HR@10")
 
 
 def test_the_interval_of_a_mean_agrees_with_theory() -> None:
@@ -49,8 +58,8 @@ def test_paired_sizes_share_what_is_hard_for_both() -> None:
     """Two sizes that differ by a constant have a slope without uncertainty, however much the users differ."""
     hard_C = np.random.default_rng(0).normal(size=200)
     resamples = UserResamples(np.arange(200), 0)
-    draws_SR = np.stack([resamples.mean(hard_C + gain, np.arange(200)) for gain in (0.0, 0.1, 0.2)])
-    found = estimate(slope(draws_SR, np.array([1e3, 1e4, 1e5])))
+    draws_SR = [resamples.mean(hard_C + more, np.arange(200)) for more in (0.0, 0.1, 0.2)]
+    found = estimate(gain("slope", *draws_SR, sizes=(1e3, 1e4, 1e5)))
     assert found == pytest.approx((0.1, 0.1, 0.1))
 
 
@@ -63,16 +72,16 @@ def test_coverage_counts_items_once_and_its_interval_holds_it() -> None:
 
 
 def test_a_ratio_over_zero_is_unbounded_and_zero_over_zero_undefined() -> None:
-    draws_R = ratio(np.array([1.0, *[1.0, 2.0] * 20, 0.0]), np.array([0.0, *[2.0, 1.0] * 20, 0.0]))
+    draws_R = gain("ratio", np.array([0.0, *[2.0, 1.0] * 20, 0.0]), np.array([1.0, *[1.0, 2.0] * 20, 0.0]))
     assert estimate(draws_R) == (np.inf, 0.5, 2.0)
-    assert np.isnan(estimate(ratio(np.zeros(3), np.zeros(3)))).all()
+    assert np.isnan(estimate(gain("ratio", np.zeros(3), np.zeros(3)))).all()
 
 
 def test_an_interval_of_a_few_defined_draws_is_undefined() -> None:
     """With the hit of one user among three, every ratio that is defined is the same."""
     small_C, large_C, users_C = np.array([0.5, 0, 0]), np.array([1.0, 0, 0]), np.arange(3)
     resamples = UserResamples(users_C, 0)
-    found = estimate(ratio(resamples.mean(large_C, users_C), resamples.mean(small_C, users_C)))
+    found = estimate(gain("ratio", resamples.mean(small_C, users_C), resamples.mean(large_C, users_C)))
     assert found.value == 2
     assert np.isnan([found.low, found.high]).all()
     assert found.signed() == "+2.0000 [undefined]"
@@ -81,4 +90,4 @@ def test_an_interval_of_a_few_defined_draws_is_undefined() -> None:
 def test_equal_sizes_have_no_slope() -> None:
     """Sizes with equal draws neither gain nor lose, not even by an error of rounding."""
     draws_SR = np.tile([1.0, 1.0, 0.5, 0.75], (3, 1))
-    assert slope(draws_SR, np.array([192, 768, 3072])).tolist() == [0, 0, 0, 0]
+    assert gain("slope", *draws_SR, sizes=(192, 768, 3072)).tolist() == [0, 0, 0, 0]

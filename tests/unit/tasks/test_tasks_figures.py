@@ -47,3 +47,16 @@ def test_of_nothing_no_share_is_lost(ladder: Ladder) -> None:
     ]
     assert row[2:] == ["5", "undefined", "0.5000", "undefined"]
     assert section.findings[0] == "mix 0.3: the lost share is undefined, because a size scores 0 on clean histories."
+
+
+def test_a_change_of_the_lost_share_without_an_interval_says_so() -> None:
+    """In many resamples nobody scores on clean histories."""
+    clean_R, corrupted_R = np.array([0.2, 0.0, 0.2, 0.0]), np.array([0.1, 0.0, 0.1, 0.0])
+    draws = {CLEAN: clean_R} | dict.fromkeys([f"{name} {MIX_RATE}" for name in ("mix", *CORRUPTIONS)], corrupted_R)
+    groups = {
+        name: Group(5, 5, {size: dict.fromkeys(RELATIVE, draws_R) for size in ("3k", "25k")})
+        for name, draws_R in draws.items()
+    }
+    section = _with_losses(Section("Corruption", {"3k": 3072.0, "25k": 24576.0}, groups))
+    lost = "mix 0.3: the share of NDCG@10 that is lost does not change measurably with size"
+    assert section.findings[0] == f"{lost} (smallest 50.0 %, largest 50.0 %; +0.00 [undefined] points per decade)."
