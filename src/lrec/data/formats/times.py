@@ -46,8 +46,7 @@ def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
         raise UserError(f"{what}: {raw[row]} {not_a_time(raw, row, kind)}")
     numbers = times.to_numpy()
     finer = sum(np.median(np.abs(numbers)) >= bound for bound in _BOUNDS) if len(numbers) else 0
-    seconds: np.ndarray = numbers // 10 ** (3 * int(finer) if kind == "number" else 6)
-    return seconds
+    return np.asarray(numbers // 10 ** (3 * int(finer) if kind == "number" else 6))
 
 
 def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
@@ -83,9 +82,8 @@ def _whole(numbers: pl.Series) -> pl.Series:
 
 
 class TimeUnits:
-    """The unit of each file's times: microseconds for dates; for numbers, the median decides. A number below 1e8 in
-    absolute value may be in any unit. A larger number whose size means another unit than the median's is refused,
-    because it would be sorted as if it were in the median's unit."""
+    """The unit of each file's times: microseconds for dates; for numbers, the median decides. A number whose size means
+    another unit is refused, because it would be sorted as if it were in the median's."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}  # of each file's times
@@ -113,10 +111,8 @@ class TimeUnits:
             files.setdefault(_UNITS[most] if kind == "number" else f"a {kind}", name)
             for (file, unit), where in self._first.items():
                 if file == name and unit != most and kind == "number":
-                    raise UserError(
-                        f"{where} is a time in {_IN_WORDS[unit]}, but most times of the file are in {_IN_WORDS[most]}"
-                        ": give all times in one unit"
-                    )
+                    others = f"most times of the file are in {_IN_WORDS[most]}: give all times in one unit"
+                    raise UserError(f"{where} is a time in {_IN_WORDS[unit]}, but {others}")
         if len(files) > 1:
             listed = ", ".join(f"{name} ({unit})" for unit, name in files.items())
             raise UserError(f"the files' times are in different units: {listed}")
