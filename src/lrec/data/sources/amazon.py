@@ -38,12 +38,8 @@ class _File(NamedTuple):
 
 class AmazonDataModule(SequenceDataModule):
     """Amazon reviews. Each review is an interaction, whatever its rating. All domains together make one history per
-    user.
-
-    Each item has a domain. An item in the files of several domains gets the domain whose name is first in the alphabet.
-    If several files have the same row, it counts as one interaction. If interactions of a user have the same time, the
-    domain whose name is first in the alphabet comes first.
-    """
+    user. A row that several files have counts as one interaction. An item in the files of several domains gets the
+    domain whose name is first in the alphabet, and interactions of a user at the same time have this order too."""
 
     def __init__(self, path: Path, year: Year, domains: list[str] | None = None, **options: Any) -> None:
         """Say where the files are, and of which year and domains.

@@ -12,8 +12,7 @@ Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
 REST = "rest"  # a hash of all other columns of the source: only rows that are equal in it too are duplicates
 FEATURE = "feature."  # prefix of feature columns, before the column's own name
 _IDS = ("user", "item", "event", "domain")  # columns
-MOST_EVENT_TYPES = 256
-MOST_FEATURE_VALUES = 2**16
+_MOST_TYPES, _MOST_TEXTS = 256, 2**16  # types of event, and different texts of a feature
 SEPARATOR = "|"  # between the values of an entry that has several
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows like MovieLens's, the
@@ -98,11 +97,11 @@ class Encoder:
             raise UserError(f"{self._name}: no interactions are left to prepare")
         ranked = {name: ids.ranked() for name, ids in self.ids.items()}
         for name, (texts, *_) in ranked.items():
-            if name == "event" and len(texts) > MOST_EVENT_TYPES:
-                found = f"{len(texts):,} types of event, such as {texts[0]}; at most {MOST_EVENT_TYPES} are possible"
+            if name == "event" and len(texts) > _MOST_TYPES:
+                found = f"{len(texts):,} types of event, such as {texts[0]}; at most {_MOST_TYPES} are possible"
                 raise UserError(f"{self._name}: {found}: event_column must name what was done, such as view or buy")
-            if name in self.features and len(texts) > MOST_FEATURE_VALUES:
-                found = f"{len(texts):,} different texts; at most {MOST_FEATURE_VALUES:,} are possible"
+            if name in self.features and len(texts) > _MOST_TEXTS:
+                found = f"{len(texts):,} different texts; at most {_MOST_TEXTS:,} are possible"
                 feature = name.removeprefix(FEATURE)
                 raise UserError(f"the feature {feature} has {found}: group them, or name it under numbers")
         return ranked

@@ -22,8 +22,7 @@ SCHEMA = 1
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _ANOTHER = "prepare another store from the raw data"
-_BLOCK = 4096
-_BLOCKS = 16
+_BLOCK, _BLOCKS = 4096, 16  # bytes of a sampled block, and blocks of a file
 
 
 def seconds_in(duration: str) -> int | None:
