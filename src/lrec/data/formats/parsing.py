@@ -242,8 +242,7 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
         rows = rows.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
         # Engines that write in parallel leave files without rows, whose columns are still checked.
         yield Table(name, rows.head(0).collect(), 1)
-        nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
-        batch = 50_000 if nested else _BATCH
+        batch = 50_000 if any(dtype.is_nested() for dtype in rows.collect_schema().dtypes()) else _BATCH
         # Slice by slice: collect_batches decodes up to 128 row groups ahead, which is the whole of most files.
         for start in range(0, rows.select(pl.len()).collect().item(), batch):
             yield Table(name, rows.slice(start, batch).collect(), start + 1)
