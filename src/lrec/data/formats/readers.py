@@ -279,7 +279,8 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
     if re.search(r"movies\.dat(\.\w+)?$", path.name):
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", b"".join(unpacked(path)).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")
-    if (file_format := infer_format(path.name)) in (None, "lines"):
+    file_format = infer_format(path.name)
+    if file_format in (None, "lines"):
         raise UserError(f"{path}: titles are read from .csv, .tsv, .jsonl and .parquet files and from movies.dat")
     items, titles = (item_column, "(option title_item_column)", None), (title_column, "(option title_column)", None)
     found = read_columns(path, file_format, {"item": items, "title": titles}).drop_nulls()

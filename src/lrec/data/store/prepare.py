@@ -252,11 +252,11 @@ class Earlier:
         rows = slice(bounds_U1[0], bounds_U1[-1])
         items_N = store.items_N[rows]
         old = {"user": np.repeat(place_U[mine] - new.first_user, np.diff(bounds_U1)), "item": items.rank_K[items_N]}
-        for name, places in (("time", rows), ("event", rows), ("domain", items_N)):
-            if (values := self._known[name]) is not None:
-                old[name] = values[places]
-        if "domain" in old:
-            old["row"] = np.full(len(items_N), -1)  # below all new rows
+        for name in ("time", "event"):
+            if (values_N := self._known[name]) is not None:
+                old[name] = values_N[rows]
+        if (domain_I := self._known["domain"]) is not None:
+            old |= {"domain": domain_I[items_N], "row": np.full(len(items_N), -1)}  # below all new rows
         added = {"user": new.users_N, **new.columns}
         if "time" in old:  # otherwise, equal rows may be repeats of an item
             added = at(added, self._fresh(old, added))
