@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -19,8 +20,6 @@ from lrec.errors import UserError
 
 _BATCH = 500_000
 _MOST_KEYS = 1000
-_KEYS_PIECE = 1 << 16  # bytes of JSON that are searched for keys at once
-_NESTED_BATCH = 50_000  # for rows that contain lists
 _SHORTEST_INTEGER = re.compile(rb"0|[1-9][0-9]{0,17}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _LONE_RETURN = "a carriage return without a line feed"
@@ -55,20 +54,16 @@ def csv_tables(
     parts: Iterable[bytes], name: str, separator: str, header: list[str] | None = None, integers: Collection[str] = ()
 ) -> Iterator[Table]:
     """Parse delimited text into columns of text. The columns in `integers` become integers if that loses nothing.
-    `header` names the columns of a file without a header."""
+    `header` names the columns of a file without a header. With a separator of several bytes, no field has a tab."""
     blocks = row_blocks(parts, name, quotes=True)
     if header is None:
-        header, first = _split_header(next(blocks), separator)
-        blocks = chain([first] if first.text else [], blocks)
-
-    def table(block: Block) -> Table:
-        return Table(name, _csv_frame(block, separator, header, integers), block.row, text=True)
-
-    last: Table | None = None
-    for last in map_ahead(table, blocks):
-        yield last
-    if last is None:
-        raise UserError(f"{name} has a header but no rows")
+        header, rest = _split_header(next(blocks), separator)
+        first = rest if rest.text else next(blocks, None)
+        if first is None:
+            raise UserError(f"{name} has a header but no rows")
+        blocks = chain([first], blocks)
+    frame_of = partial(_csv_frame, separator=separator, header=header, integers=integers)
+    yield from map_ahead(lambda block: Table(name, frame_of(block), block.row, text=True), blocks)
 
 
 def _split_header(block: Block, separator: str) -> tuple[list[str], Block]:
@@ -81,13 +76,14 @@ def _split_header(block: Block, separator: str) -> tuple[list[str], Block]:
         header = next(csv.reader([text], delimiter=separator, strict=True), [])
     except csv.Error as error:
         block.refuse(0, str(error))
-    for place, column in enumerate(header):
-        if column in header[:place]:
-            block.refuse(0, f"two columns are named {column}")
+    if twice := [column for place, column in enumerate(header) if column in header[:place]]:
+        block.refuse(0, f"two columns are named {twice[0]}")
     return header, replace(block, row=2, text=rest)
 
 
 def _csv_frame(block: Block, separator: str, header: list[str], integers: Collection[str]) -> pl.DataFrame:
+    if len(separator) > 1:  # Polars takes a single byte
+        block, separator = replace(block, text=block.text.replace(separator.encode(), b"\t")), "\t"
     _refuse_stray(block, separator)
     quoted = b'"' in block.text
     if not quoted and b"\r" in block.text:
@@ -183,15 +179,12 @@ def jsonl_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
 
 def _keys(block: Block) -> list[str]:
     """The keys of all objects. Polars reads the block in pieces: with many keys, it needs minutes for a whole block."""
-    keys: dict[str, None] = {}
-    start = 0
-    while start < len(block.text) and len(keys) <= _MOST_KEYS:
-        end = block.text.find(b"\n", start + _KEYS_PIECE) + 1 or len(block.text)
+    keys, text = dict[str, None](), io.BytesIO(block.text)
+    while len(keys) <= _MOST_KEYS and (lines := text.readlines(1 << 16)):
         try:
-            keys |= dict.fromkeys(pl.scan_ndjson(block.text[start:end], infer_schema_length=None).collect_schema())
+            keys |= dict.fromkeys(pl.scan_ndjson(b"".join(lines), infer_schema_length=None).collect_schema())
         except PolarsError:  # a damaged line, or a column of incompatible types
             return _json_keys(block)
-        start = end
     return list(keys) if len(keys) <= _MOST_KEYS else _json_keys(block)
 
 
@@ -228,9 +221,9 @@ def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         lines = pl.Series("line", block.decoded().split("\n"))
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
         if len(short := (words.list.len() < 2).arg_true()):
+            expected = "a user and at least one item are expected, separated by blanks (format lines"
             raise UserError(
-                f"{name}, row {short[0] + block.row}: a user and at least one item are expected, separated by blanks "
-                "(format lines; for csv and others, set the option format)"
+                f"{name}, row {short[0] + block.row}: {expected}; for csv and others, set the option format)"
             )
         users = words.list.first()
         for row, user in enumerate(users.to_list(), start=block.row):
@@ -249,8 +242,7 @@ def parquet_tables(source: Path | io.BytesIO, name: str) -> Iterator[Table]:
         rows = rows.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
         # Engines that write in parallel leave files without rows, whose columns are still checked.
         yield Table(name, rows.head(0).collect(), 1)
-        nested = any(dtype.is_nested() for dtype in rows.collect_schema().dtypes())
-        batch = _NESTED_BATCH if nested else _BATCH
+        batch = 50_000 if any(dtype.is_nested() for dtype in rows.collect_schema().dtypes()) else _BATCH
         # Slice by slice: collect_batches decodes up to 128 row groups ahead, which is the whole of most files.
         for start in range(0, rows.select(pl.len()).collect().item(), batch):
             yield Table(name, rows.slice(start, batch).collect(), start + 1)

@@ -1,7 +1,5 @@
-"""Read raw files as checked interactions, block by block.
-
-Any mistake in a file is a UserError that names the file and the row, counted from 1 with the header.
-"""
+"""Read raw files as checked interactions, block by block. Any mistake in a file is a UserError that names the file and
+the row, counted from 1 with the header."""
 
 import io
 import json
@@ -49,9 +47,8 @@ class Columns:
 def infer_format(name: str) -> Format | None:
     """The format that belongs to a file's ending (without the ending of a compression); None if it is unknown."""
     path = Path(name)
-    if path.suffix in COMPRESSIONS:
-        path = path.with_suffix("")
-    return _FORMATS.get(path.suffix.lower())
+    ending = Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    return _FORMATS.get(ending.lower())
 
 
 def format_of(path: Path, chosen: Format | None) -> Format:
@@ -61,17 +58,19 @@ def format_of(path: Path, chosen: Format | None) -> Format:
     return found
 
 
-def read_table(path: Path, file_format: Format, integers: Collection[str] = ()) -> Iterator[Table]:
-    name = str(path)
+def read_table(
+    path: Path, file_format: Format, integers: Collection[str] = (), header: list[str] | None = None
+) -> Iterator[Table]:
+    parts, name = unpacked(path), str(path)
     match file_format:
         case "csv" | "tsv":
-            return csv_tables(unpacked(path), name, "," if file_format == "csv" else "\t", integers=integers)
+            return csv_tables(parts, name, "," if file_format == "csv" else "\t", header, integers)
         case "jsonl":
-            return jsonl_tables(unpacked(path), name)
+            return jsonl_tables(parts, name)
         case "lines":
-            return lines_tables(unpacked(path), name)
+            return lines_tables(parts, name)
         case "parquet":
-            return parquet_tables(io.BytesIO(b"".join(unpacked(path))) if path.suffix in COMPRESSIONS else path, name)
+            return parquet_tables(io.BytesIO(b"".join(parts)) if path.suffix in COMPRESSIONS else path, name)
 
 
 def read_columns(
@@ -97,10 +96,7 @@ def read_columns(
 
 
 def to_interactions(
-    tables: Iterable[Table],
-    columns: Columns,
-    min_rating: float | None = None,
-    features: Mapping[str, bool] | None = None,
+    tables: Iterable[Table], columns: Columns, min_rating: float | None = None, features: Mapping[str, bool] = {}
 ) -> RawInteractions:
     """Check the columns that are used, and keep rows with a rating of at least `min_rating`. Rows that are identical in
     every column become one; without times, they stay, because they may be repeats of an item. The tables have the same
@@ -118,7 +114,7 @@ def to_interactions(
             if table.frame.is_empty():
                 continue
             checked = _check(table, wanted, units)
-            for name, is_number in (features or {}).items():
+            for name, is_number in features.items():
                 raw = table.column_or_nulls(name, "that is named as a feature")
                 checked[f"{FEATURE}{name}"] = feature_of(raw, is_number, table.name, table.first_row)
             if "time" in checked:
@@ -130,7 +126,7 @@ def to_interactions(
             yield frame
         if min_rating is not None and kept == 0:
             raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
-        for name in (features or {}) if kept else ():
+        for name in features if kept else ():
             _refuse_absent(name, "that is named as a feature", known, table.name)
 
     return RawInteractions(frames(), units.facts)
@@ -170,17 +166,14 @@ def _rest(table: Table, exact: list[str], time_column: str, times: pl.Series) ->
                 continue
             # Two spellings of one number are different texts; only the usual spelling is left out of the hash.
             raw = raw.set(raw == times.cast(pl.String), None)
-        total += _hashes(raw, zlib.crc32(column.encode())).set(raw.is_null(), 0).to_numpy()
+        seed = zlib.crc32(column.encode())
+        hashes = (raw.cast(pl.Float64) if raw.dtype.is_float() else raw).hash(seed)
+        if raw.dtype.is_numeric() and raw.dtype != pl.Int64:
+            # 5 and 5.0 have the same hash, because the files of a log may hold a column in different types.
+            whole = raw.cast(pl.Int64, strict=False)
+            hashes = whole.hash(seed).zip_with((whole == raw).fill_null(False), hashes)
+        total += hashes.set(raw.is_null(), 0).to_numpy()
     return pl.Series(total)
-
-
-def _hashes(raw: pl.Series, seed: int) -> pl.Series:
-    """Hashes of the values. 5 and 5.0 have the same: the files of a log may hold a column in different types."""
-    if raw.dtype == pl.Int64 or not raw.dtype.is_numeric():
-        return raw.hash(seed)
-    whole = raw.cast(pl.Int64, strict=False)
-    others = raw.cast(pl.Float64) if raw.dtype.is_float() else raw
-    return whole.hash(seed).zip_with((whole == raw).fill_null(False), others.hash(seed))
 
 
 def _blank(raw: pl.Series) -> np.ndarray:
@@ -287,7 +280,7 @@ def read_titles(path: Path, item_column: str | None = None, title_column: str = 
         rows = re.findall(r"^(\d+)::(.*)::[^:]*$", b"".join(unpacked(path)).decode("latin-1"), re.MULTILINE)
         return pl.DataFrame(rows, schema={"item": pl.String, "title": pl.String}, orient="row")
     file_format = infer_format(path.name)
-    if file_format is None or file_format == "lines":
+    if file_format in (None, "lines"):
         raise UserError(f"{path}: titles are read from .csv, .tsv, .jsonl and .parquet files and from movies.dat")
     items, titles = (item_column, "(option title_item_column)", None), (title_column, "(option title_column)", None)
     found = read_columns(path, file_format, {"item": items, "title": titles}).drop_nulls()

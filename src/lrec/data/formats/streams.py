@@ -17,7 +17,6 @@ from lrec.errors import UserError
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 _OPEN: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile)
 _PIECE = 1 << 20
 BLOCK = 1 << 22
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -31,7 +30,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
             opened = _OPEN[path.suffix](file) if path.suffix in _OPEN else file
             pieces = iter(lambda: opened.read(_PIECE), b"")
             yield from _unzst(pieces) if path.suffix == ".zst" else pieces
-    except _DAMAGE as error:
+    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is cut off or damaged: {first_line(error)}; fetch it again") from None
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
@@ -51,9 +50,7 @@ def _unzst(data: Iterable[bytes]) -> Iterator[bytes]:
             # Other readers allow long windows only on request; zstd --long=31 needs one of 2 GiB.
             frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
             yield frame.decompress(piece)
-            piece = b""
-            if frame.eof:
-                piece, frame = frame.unused_data, None
+            piece, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise EOFError("the stream ends before its end mark")
 
@@ -98,11 +95,11 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
         held += part or b""
         if part is not None and len(held) < BLOCK:
             continue
-        end = len(held) if part is None else _last_row_end(held, quotes)
-        while end and held[end - 1] in b"\r\n":
-            end -= 1
-        if end and (row > 1 or held.strip()):
-            text = bytes(memoryview(held)[:end])
+        end = len(held) if part is None else held.rfind(b"\n") + 1
+        if part is not None and quotes and b'"' in held:
+            end = int(outside_quotes(held, "\n").max(initial=-1)) + 1
+        text = bytes(memoryview(held)[:end]).rstrip(b"\r\n")
+        if text and (row > 1 or held.strip()):
             block = Block(name, row, text if row > 1 else text.removeprefix(BYTE_ORDER_MARK), quotes)
             if (place := block.text.find(b"\0")) >= 0:
                 # A file in another encoding has NULs too. That is the clearer message, if other bytes show it.
@@ -111,19 +108,13 @@ def row_blocks(parts: Iterable[bytes], name: str, quotes: bool = False) -> Itera
             yield block
             row += block.rows
             # Further line ends stay: they are blank rows unless only line ends follow.
+            end = len(text)
             del held[: end + (2 if held.startswith(b"\r\n", end) else held.startswith(b"\n", end))]
         elif len(held) > _LONGEST_ROW:
             problem = "a quote is not closed" if quotes and b'"' in held else "the row does not end"
             raise UserError(f"{name}, row {row}: {problem} within {_LONGEST_ROW >> 20} MiB")
     if row == 1:
         raise UserError(f"{name} is empty")
-
-
-def _last_row_end(held: bytearray, quotes: bool) -> int:
-    """Number of bytes up to and including the last line end that ends a row; 0 if there is none."""
-    if not quotes or b'"' not in held:
-        return held.rfind(b"\n") + 1
-    return int(outside_quotes(held, "\n").max(initial=-1)) + 1
 
 
 def outside_quotes(text: bytes | bytearray, character: str) -> np.ndarray:

@@ -32,9 +32,8 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
         kinds: tuple[Kind, ...] = (kind,) if kind else get_args(Kind)
         found = [(_read(raw.str.strip_chars(), each), each) for each in kinds]
         return min(found, key=lambda times_kind: times_kind[0].null_count())  # of equals, the first
-    if raw.dtype.is_numeric():
-        return _whole(raw), "number"
-    return pl.Series([None] * len(raw), dtype=pl.Int64), "number"
+    numbers = _whole(raw) if raw.dtype.is_numeric() else pl.Series([None] * len(raw), dtype=pl.Int64)
+    return numbers, "number"
 
 
 def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
@@ -46,8 +45,7 @@ def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
         raise UserError(f"{what}: {raw[row]} {not_a_time(raw, row, kind)}")
     numbers = times.to_numpy()
     finer = sum(np.median(np.abs(numbers)) >= bound for bound in _BOUNDS) if len(numbers) else 0
-    seconds: np.ndarray = numbers // 10 ** (3 * int(finer) if kind == "number" else 6)
-    return seconds
+    return np.asarray(numbers // 10 ** (3 * int(finer) if kind == "number" else 6))
 
 
 def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
@@ -83,14 +81,13 @@ def _whole(numbers: pl.Series) -> pl.Series:
 
 
 class TimeUnits:
-    """The unit of each file's times: microseconds for dates; for numbers, the median decides. A number below 1e8 in
-    absolute value may be in any unit. A larger number whose size means another unit than the median's is refused,
-    because it would be sorted as if it were in the median's unit."""
+    """The unit of each file's times: microseconds for dates; for numbers, the median decides. A number whose size means
+    another unit is refused, because it would be sorted as if it were in the median's."""
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}  # of each file's times
         self._counts: dict[str, np.ndarray] = {}  # of each file's times in each unit
-        self._first: dict[tuple[str, int], str] = {}  # for each file and unit: the first row with such a time
+        self._first: dict[str, dict[int, str]] = {}  # for each file and unit: the first row with such a time
 
     def note(self, name: str, first_row: int, column: str, times: pl.Series, kind: Kind) -> None:
         self.kinds[name] = kind
@@ -102,7 +99,7 @@ class TimeUnits:
             found = np.flatnonzero((sizes_N >= least) & (sizes_N < end))
             if len(found):
                 where = f"{name}, row {first_row + found[0]}: {column} {times[int(found[0])]}"
-                self._first.setdefault((name, unit), where)
+                self._first.setdefault(name, {}).setdefault(unit, where)
 
     def facts(self) -> dict[str, Any]:
         """The unit of all times, if there are any; UserError if units are mixed."""
@@ -111,12 +108,10 @@ class TimeUnits:
             counts = self._counts[name]
             most = int(np.searchsorted(np.cumsum(counts), (counts.sum() + 1) // 2))
             files.setdefault(_UNITS[most] if kind == "number" else f"a {kind}", name)
-            for (file, unit), where in self._first.items():
-                if file == name and unit != most and kind == "number":
-                    raise UserError(
-                        f"{where} is a time in {_IN_WORDS[unit]}, but most times of the file are in {_IN_WORDS[most]}"
-                        ": give all times in one unit"
-                    )
+            for unit, where in self._first.get(name, {}).items():
+                if unit != most and kind == "number":
+                    others = f"most times of the file are in {_IN_WORDS[most]}: give all times in one unit"
+                    raise UserError(f"{where} is a time in {_IN_WORDS[unit]}, but {others}")
         if len(files) > 1:
             listed = ", ".join(f"{name} ({unit})" for unit, name in files.items())
             raise UserError(f"the files' times are in different units: {listed}")

@@ -1,13 +1,6 @@
-"""AmazonDataModule: the Amazon review data of 2014, 2018 and 2023 (https://amazon-reviews-2023.github.io and before).
-
-        ratings .csv, fields in order                           reviews .json(l), keys (5-core or raw)
-2014    user, item, rating, seconds; no header                  reviewerID, asin, overall, unixReviewTime (s)
-2018    item, user, rating, seconds; no header                  the same
-2023    header user_id,parent_asin,rating,timestamp (ms)        user_id, parent_asin, rating, timestamp (ms)
-
-Files are plain or compressed (.gz, .xz, .zst). There is one per domain, and its name contains the domain: Books.csv,
-ratings_Books.csv, reviews_Books_5.json.gz and amazon2018_Books.csv.gz are all of the domain Books.
-"""
+"""AmazonDataModule: the Amazon review data of 2014, 2018 and 2023 (https://amazon-reviews-2023.github.io and before),
+in the layouts that docs/data-reference.md lists by year. There is a file per domain, whose name contains the domain:
+Books.csv, ratings_Books.csv, reviews_Books_5.json.gz and amazon2018_Books.csv.gz are all of the domain Books."""
 
 import re
 from collections.abc import Iterator
@@ -19,9 +12,8 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 
 from lrec.data.datamodule import SequenceDataModule
-from lrec.data.formats.parsing import Table, csv_tables, jsonl_tables
-from lrec.data.formats.readers import Columns, to_interactions
-from lrec.data.formats.streams import unpacked
+from lrec.data.formats.parsing import Table
+from lrec.data.formats.readers import Columns, format_of, read_table, to_interactions
 from lrec.data.store.prepare import RawInteractions, source_hashes
 from lrec.errors import UserError
 
@@ -32,10 +24,8 @@ _COLUMNS = {2014: _REVIEW, 2018: _REVIEW, 2023: Columns("user_id", "parent_asin"
 # The fields of a ratings file without a header, by the names they have in the reviews.
 _FIELDS = ["overall", "unixReviewTime"]
 _HEADERS = {2014: ["reviewerID", "asin", *_FIELDS], 2018: ["asin", "reviewerID", *_FIELDS], 2023: None}
-_NAME = re.compile(
-    r"(?!meta_|\.)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?"
-    r"\.(?P<layout>csv|json|jsonl)(?:\.gz|\.xz|\.zst)?"
-)
+_ENDING = r"\.(?P<layout>csv|json|jsonl)(?:\.gz|\.xz|\.zst)?"
+_NAME = re.compile(rf"(?!meta_|\.)(?:amazon\d+_)?(?:ratings_|reviews_)?(?P<domain>.+?)(?:_5)?{_ENDING}")
 # Item ids have ten characters and begin with B or, for books, a digit; user ids begin with A.
 _ITEM_ID = r"^[B0-9][A-Z0-9]{9}$"
 
@@ -48,12 +38,8 @@ class _File(NamedTuple):
 
 class AmazonDataModule(SequenceDataModule):
     """Amazon reviews. Each review is an interaction, whatever its rating. All domains together make one history per
-    user.
-
-    Each item has a domain. An item in the files of several domains gets the domain whose name is first in the alphabet.
-    If several files have the same row, it counts as one interaction. If interactions of a user have the same time, the
-    domain whose name is first in the alphabet comes first.
-    """
+    user. A row that several files have counts as one interaction. An item in the files of several domains gets the
+    domain whose name is first in the alphabet, and interactions of a user at the same time have this order too."""
 
     def __init__(self, path: Path, year: Year, domains: list[str] | None = None, **options: Any) -> None:
         """Say where the files are, and of which year and domains.
@@ -89,21 +75,16 @@ class AmazonDataModule(SequenceDataModule):
         return to_interactions(tables, _COLUMNS[self.year], features=self.feature_columns)
 
     def _tables(self, file: _File) -> Iterator[Table]:
-        columns, header = _COLUMNS[self.year], _HEADERS[self.year]
-        if file.layout == "csv":
-            tables = csv_tables(unpacked(file.path), str(file.path), ",", header, ["timestamp", "unixReviewTime"])
-        else:
-            tables = jsonl_tables(unpacked(file.path), str(file.path))
-        for place, table in enumerate(tables):
-            if place == 0:
-                if file.layout == "csv" and header is not None:
-                    _refuse_other_year(table, self.year)
-                found = table.frame.columns
-                if missing := [each for each in (columns.user, columns.item, columns.time) if each not in found]:
-                    raise UserError(
-                        f"{table.name} has no {missing[0]}, which Amazon {self.year} has (option year); "
-                        f"its columns are {', '.join(found)}"
-                    )
+        columns, file_format = _COLUMNS[self.year], format_of(file.path, None)
+        tables = read_table(file.path, file_format, ["timestamp", "unixReviewTime"], _HEADERS[self.year])
+        first = next(tables)
+        if file.layout == "csv" and self.year != 2023:
+            _refuse_other_year(first, self.year)
+        found = first.frame.columns
+        if missing := [each for each in (columns.user, columns.item, columns.time) if each not in found]:
+            needed = f"which Amazon {self.year} has (option year)"
+            raise UserError(f"{first.name} has no {missing[0]}, {needed}; its columns are {', '.join(found)}")
+        for table in chain([first], tables):
             # Reviews leave out keys without a value, and ratings have only four columns.
             yield replace(table, keys_vary=True, domain=file.domain)
 
@@ -123,10 +104,8 @@ class AmazonDataModule(SequenceDataModule):
             files = [file for file in files if file.domain in self.domains]
         for one, other in pairwise(files):
             if one.domain == other.domain:
-                raise UserError(
-                    f"{self.path} has several files of the domain {one.domain} ({one.path.name}, {other.path.name}): "
-                    "keep one of them in the folder, or choose other domains"
-                )
+                several = f"several files of the domain {one.domain} ({one.path.name}, {other.path.name})"
+                raise UserError(f"{self.path} has {several}: keep one of them in the folder, or choose other domains")
         return files
 
 

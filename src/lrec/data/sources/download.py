@@ -16,7 +16,6 @@ from lrec.errors import UserError
 
 # Path turns s3://bucket into s3:/bucket.
 _URL = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
-_TIMEOUT_S = 30
 
 
 def fetch(url: str, path: Path) -> None:
@@ -57,7 +56,7 @@ def _published_md5(url: str) -> str | None:
 
 
 def _open(url: str) -> Any:
-    return urlopen(Request(url, headers={"User-Agent": "lrec"}), timeout=_TIMEOUT_S)
+    return urlopen(Request(url, headers={"User-Agent": "lrec"}), timeout=30)
 
 
 def url_of(path: Path | str) -> str | None:

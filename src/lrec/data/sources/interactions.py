@@ -80,14 +80,10 @@ class InteractionsDataModule(SequenceDataModule):
         files = self._files()
         formats, partitions = [file_format for _, file_format in files], [_partition(file) for file, _ in files]
         columns = {key: name for key, name in vars(self.columns).items() if key != "event" or name is not None}
-        return {
-            "kind": "interactions",
-            "files": source_hashes(self.data_dir, [file for file, _ in files]),
-            "formats": formats,
-            "columns": None if set(formats) == {"lines"} else columns,
-            "min_rating": self.min_rating,
-            **({"partitions": partitions} if any(partitions) else {}),
-        }
+        hashes = source_hashes(self.data_dir, [file for file, _ in files])
+        described: dict[str, Any] = {"kind": "interactions", "files": hashes, "formats": formats}
+        described |= {"columns": None if set(formats) == {"lines"} else columns, "min_rating": self.min_rating}
+        return described | ({"partitions": partitions} if any(partitions) else {})
 
     def read(self) -> RawInteractions:
         files = self._files()
@@ -130,9 +126,8 @@ def _data_files(folder: Path, parts: Sequence[str], above: tuple[Path, ...] = ()
     if part == "**" and rest:
         yield from _data_files(folder, rest, above)
     for entry in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if part != "**" and not fnmatchcase(entry.name, part):
-            continue
-        if entry.name.startswith((".", "_")) and entry.name[0] != part[0]:
+        is_hidden = entry.name.startswith((".", "_")) and entry.name[0] != part[0]
+        if is_hidden or (part != "**" and not fnmatchcase(entry.name, part)):
             continue
         if entry.is_dir():
             is_data_dir = part == "**" and (entry / "sources.json").exists()
@@ -154,8 +149,7 @@ def _partition(file: Path) -> dict[str, str | None]:
 
 
 def _read(file: Path, file_format: Format, columns: Columns) -> Iterator[Table]:
-    values = _partition(file)
     for table in read_table(file, file_format, columns.integers):
-        missing = {column: value for column, value in values.items() if column not in table.frame.columns}
+        missing = {column: value for column, value in _partition(file).items() if column not in table.frame.columns}
         told = [pl.lit(value, dtype=pl.String).alias(column) for column, value in missing.items()]
         yield replace(table, frame=table.frame.with_columns(told))

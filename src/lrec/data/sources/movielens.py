@@ -1,9 +1,5 @@
-"""MovieLensDataModule: the official raw files of GroupLens (https://grouplens.org/datasets/movielens).
-
-u.data        tab-separated, no header                      100K
-ratings.dat   separated by ::, no header                    1M, 10M
-ratings.csv   header userId,movieId,rating,timestamp        20M, 25M, 32M, latest, latest-small
-"""
+"""MovieLensDataModule: the official raw files of GroupLens (https://grouplens.org/datasets/movielens), in the layouts
+that docs/data-reference.md lists by version."""
 
 import re
 import zipfile
@@ -28,6 +24,7 @@ Version = Literal["100k", "1m", "10m", "20m", "25m", "32m", "latest-small", "lat
 _COLUMNS = Columns("userId", "movieId", "timestamp")
 _VERSION = re.compile(r"ml-(latest-small|latest|100k|\d+m)", re.IGNORECASE)
 _RATINGS = re.compile(r"(?!\.)(?:.*_)?(u\.data|ratings\.dat|ratings\.csv)(?:\.gz|\.xz|\.zst)?")
+_SEPARATORS = {"u.data": "\t", "ratings.dat": "::", "ratings.csv": ","}
 
 
 class MovieLensDataModule(SequenceDataModule):
@@ -121,18 +118,6 @@ def _read_zip(file: Path) -> Iterator[Table]:
 
 
 def _parse(parts: Iterable[bytes], name: str) -> Iterator[Table]:
-    if _layout(name) == "ratings.csv":
-        return csv_tables(parts, name, ",", integers=_COLUMNS.integers)
-    # Polars accepts separators of one byte; no field of ratings.dat contains a tab.
-    parts = _single_separators(parts) if _layout(name) == "ratings.dat" else parts
-    return csv_tables(parts, name, "\t", ["userId", "movieId", "rating", "timestamp"], _COLUMNS.integers)
-
-
-def _single_separators(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """Replace double colons with tabs, also a pair that is cut between two pieces."""
-    held = b""
-    for part in parts:
-        text = (held + part).replace(b"::", b"\t")
-        held = b":" if text.endswith(b":") else b""
-        yield text.removesuffix(held)
-    yield held
+    layout = str(_layout(name))
+    header = None if layout == "ratings.csv" else ["userId", "movieId", "rating", "timestamp"]
+    return csv_tables(parts, name, _SEPARATORS[layout], header, _COLUMNS.integers)

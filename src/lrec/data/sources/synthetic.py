@@ -42,9 +42,7 @@ class Process:
     their variance, about sum_{2m > d} s_m² ~ d^-tail nats: a power of N_body = 12 L d². The network needs attention to
     use items before the last one. Items older than the last `memory` do not matter, so p is exact for any input of at
     least that many items. The mean of -log p(target | input) over targets is the lowest loss that any model can reach
-    on them (the Bayes-optimal loss: in expectation, no model is below it).
-
-    `SyntheticDataModule` documents the fields.
+    on them (the Bayes-optimal loss: in expectation, no model is below it). `SyntheticDataModule` documents the fields.
     """
 
     n_items: int
@@ -78,8 +76,7 @@ class Process:
     @cached_property
     def features_2FV(self) -> np.ndarray:
         """a_m(i) and b_m(i), float64."""
-        random = np.random.default_rng([self.seed, 0])
-        features_2FV = random.standard_normal((2, self.n_items // 2, self.n_items))
+        features_2FV = np.random.default_rng([self.seed, 0]).standard_normal((2, self.n_items // 2, self.n_items))
         features_2FV -= (features_2FV @ self.popularity_V)[..., None]
         features_2FV /= np.sqrt(features_2FV**2 @ self.popularity_V)[..., None]
         return features_2FV
@@ -147,6 +144,8 @@ class Process:
 class SyntheticDataModule(SequenceDataModule):
     """Histories of equal length drawn from `Process`, which defines them and says why the loss falls with size."""
 
+    store_name = "synthetic"
+
     def __init__(
         self,
         n_users: int = 40_000,
@@ -184,7 +183,7 @@ class SyntheticDataModule(SequenceDataModule):
         """
         super().__init__(max_len=max_len, targets_per_step=targets_per_step, **options)
         self.process = Process(n_items, memory, decay, zipf, shift, signal, tail, head, process_seed)
-        self.sequences = (n_users, length)
+        self.n_users, self.length = n_users, length
         check_range("n_users", n_users, at_least=1)
         check_range("length", length, at_least=3)  # training, validation, test
         check_range(f"max_len, with the synthetic set's memory {memory},", max_len, at_least=memory)
@@ -192,38 +191,31 @@ class SyntheticDataModule(SequenceDataModule):
             if value != default:
                 raise UserError(f"{name}={value} would break the synthetic set's histories: leave it at {default}")
 
-    @property
-    def store_name(self) -> str:
-        return "synthetic"
-
     def source(self) -> dict[str, Any]:
-        n_users, length = self.sequences
-        return {"kind": "synthetic", "n_users": n_users, "length": length, "process": asdict(self.process)}
+        return {"kind": "synthetic", "n_users": self.n_users, "length": self.length, "process": asdict(self.process)}
 
     def open_store(self) -> Store:
         """The store; UserError if a given store has another process or size, and so another floor."""
         store = super().open_store()
         if self.given_store is not None and store.meta["source"] != self.source():
-            raise UserError(
-                f"{self.given_store} holds no synthetic set of these options: set the options that it was drawn with, "
-                "or read it with --data lrec.InteractionsDataModule"
-            )
+            remedy = "set the options that it was drawn with, or read it with --data lrec.InteractionsDataModule"
+            raise UserError(f"{self.given_store} holds no synthetic set of these options: {remedy}")
         return store
 
     def read(self) -> RawInteractions:
         """Draw the set, and compute its floor for `LastItems`: test on the last item, validation on the item before.
         Raw ids are numbers with leading zeros: item 0 is the most popular."""
-        n_users, length = self.sequences
-        items_UL = self.process.sample(n_users, length)
-        catalogue_V = np.bincount(items_UL[:, :-2].ravel(), minlength=self.process.n_items) > 0
-        users_U, positions = np.arange(n_users), {"val": length - 2, "test": length - 1}
-        targets = {part: Targets(users_U, np.full(n_users, position)) for part, position in positions.items()}
+        items_UL, users_U = self.process.sample(self.n_users, self.length), np.arange(self.n_users)
         columns = {
-            "user": _raw_ids(n_users).gather(np.repeat(users_U, length)),
+            "user": _raw_ids(self.n_users).gather(np.repeat(users_U, self.length)),
             "item": _raw_ids(self.process.n_items).gather(items_UL.ravel()),
-            "time": np.tile(np.arange(length), n_users),
+            "time": np.tile(np.arange(self.length), self.n_users),
         }
-        floor = {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
+        catalogue_V = np.bincount(items_UL[:, :-2].ravel(), minlength=self.process.n_items) > 0
+        floor = {}
+        for part, position in (("val", self.length - 2), ("test", self.length - 1)):
+            targets = Targets(users_U, np.full(self.n_users, position))
+            floor[part] = self.process.bayes_loss(items_UL, targets, catalogue_V)
         return RawInteractions(pl.DataFrame(columns), {"time_unit": "step", "floor": floor})
 
     @property
@@ -235,12 +227,10 @@ class SyntheticDataModule(SequenceDataModule):
 
     @cached_property
     def _floor(self) -> dict[str, float]:
-        split, (n_users, length) = self.cuts, self.sequences
         numbers_I = self.store.item_table["raw_id"].cast(pl.Int64).to_numpy()
-        items_UL = numbers_I[self.store.items_N].reshape(n_users, length)
-        catalogue_V = np.zeros(self.process.n_items, dtype=bool)
-        catalogue_V[numbers_I[split.catalogue_V]] = True
-        targets = {stage: self.evaluated(stage)[0] for stage in ("val", "test")}
+        items_UL = numbers_I[self.store.items_N].reshape(self.n_users, self.length)
+        catalogue_V = np.isin(np.arange(self.process.n_items), numbers_I[self.cuts.catalogue_V])
+        targets = {part: self.evaluated(part)[0] for part in ("val", "test")}
         return {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
 
 

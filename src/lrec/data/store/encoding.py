@@ -6,19 +6,18 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from lrec.data.store.store import MOST_EVENT_TYPES, MOST_FEATURE_VALUES
 from lrec.errors import UserError
 
 Rows = dict[str, np.ndarray]  # columns of consecutive rows, by name
 REST = "rest"  # a hash of all other columns of the source: only rows that are equal in it too are duplicates
 FEATURE = "feature."  # prefix of feature columns, before the column's own name
 _IDS = ("user", "item", "event", "domain")  # columns
+_MOST_TYPES, _MOST_TEXTS = 256, 2**16  # types of event, and different texts of a feature
 SEPARATOR = "|"  # between the values of an entry that has several
 
 # Integers below this are looked up in an array; others are encoded as text. On 3 million rows like MovieLens's, the
 # array takes a seventh of the time of text.
 _DIRECT = 1 << 24
-_UNKNOWN = np.uint32(0xFFFFFFFF)
 
 
 class Ranked(NamedTuple):
@@ -37,12 +36,15 @@ class Ids:
         # Polars drops the codes with the last column that uses them.
         self._anchor = pl.Series([], dtype=self._type)
         self._counts_K = np.zeros(0, dtype=np.int64)
-        self._code_of_integer = np.zeros(0, dtype=np.uint32)
+        self._codes_and_1 = np.zeros(_DIRECT, dtype=np.uint32)  # by integer; 0: not met yet, and takes no memory
 
     def encode(self, ids: pl.Series, rows_N: np.ndarray | None = None) -> np.ndarray:
         """The code of each id. An id counts as one row, or as the number in `rows_N`."""
         if ids.dtype.is_integer() and len(ids) and 0 <= ids.min() <= ids.max() < _DIRECT:  # type: ignore[operator]
-            codes_N = self._encode_integers(ids.cast(pl.Int64).to_numpy())
+            values_N = ids.cast(pl.Int64).to_numpy()
+            if len(new := np.unique(values_N[self._codes_and_1[values_N] == 0])):
+                self._codes_and_1[new] = self._encode_text(pl.Series(new)) + 1
+            codes_N = self._codes_and_1[values_N] - 1
         else:
             codes_N = self._encode_text(ids)
         counts_K = np.bincount(codes_N, rows_N, minlength=len(self._counts_K)).astype(np.int64)
@@ -60,15 +62,6 @@ class Ids:
 
     def _encode_text(self, ids: pl.Series) -> np.ndarray:
         return ids.cast(pl.String).cast(self._type).to_physical().cast(pl.UInt32).to_numpy()
-
-    def _encode_integers(self, values_N: np.ndarray) -> np.ndarray:
-        end, known = int(values_N.max()) + 1, len(self._code_of_integer)
-        if end > known:
-            more = min(max(end, 2 * known), _DIRECT) - known
-            self._code_of_integer = np.pad(self._code_of_integer, (0, more), constant_values=_UNKNOWN)
-        if len(new := np.unique(values_N[self._code_of_integer[values_N] == _UNKNOWN])):
-            self._code_of_integer[new] = self._encode_text(pl.Series(new))
-        return self._code_of_integer[values_N]
 
 
 class Encoder:
@@ -104,16 +97,13 @@ class Encoder:
             raise UserError(f"{self._name}: no interactions are left to prepare")
         ranked = {name: ids.ranked() for name, ids in self.ids.items()}
         for name, (texts, *_) in ranked.items():
-            if name == "event" and len(texts) > MOST_EVENT_TYPES:
-                raise UserError(
-                    f"{self._name}: {len(texts):,} types of event, such as {texts[0]}; at most {MOST_EVENT_TYPES} are "
-                    "possible: event_column must name what was done, such as view or buy"
-                )
-            if name in self.features and len(texts) > MOST_FEATURE_VALUES:
-                raise UserError(
-                    f"the feature {name.removeprefix(FEATURE)} has {len(texts):,} different texts; at most "
-                    f"{MOST_FEATURE_VALUES:,} are possible: group them, or name it under numbers"
-                )
+            if name == "event" and len(texts) > _MOST_TYPES:
+                found = f"{len(texts):,} types of event, such as {texts[0]}; at most {_MOST_TYPES} are possible"
+                raise UserError(f"{self._name}: {found}: event_column must name what was done, such as view or buy")
+            if name in self.features and len(texts) > _MOST_TEXTS:
+                found = f"{len(texts):,} different texts; at most {_MOST_TEXTS:,} are possible"
+                feature = name.removeprefix(FEATURE)
+                raise UserError(f"the feature {feature} has {found}: group them, or name it under numbers")
         return ranked
 
     def _refuse_unfit(self, frame: pl.DataFrame) -> None:
@@ -123,9 +113,8 @@ class Encoder:
             found = ", ".join(frame.columns)
             raise UserError(f"{name}: read() gives no column {min(missing)}; its columns are {found}")
         for column, dtype in frame.schema.items():
-            is_id = dtype == pl.String or dtype.is_integer()
-            fits = {"user": is_id, "item": is_id, "event": is_id, "time": dtype.is_integer()}
-            fits["domain"] = dtype == pl.String
+            is_integer, is_text = dtype.is_integer(), dtype == pl.String
+            fits = dict.fromkeys(_IDS, is_integer or is_text) | {"time": is_integer, "domain": is_text}
             if not fits.get(column, True):
                 raise UserError(f"{name}: read() gives {column} as {dtype}; ids are text or integers, times integers")
             if column in fits and frame[column].null_count():

@@ -28,8 +28,7 @@ def map_ahead(function: Callable[[T], R], things: Iterable[T], threads: int = TH
     # The pool is never shut down, because that waits for its threads. The garbage collector may close an unfinished
     # generator in a thread that holds a lock which they need. They end when nothing refers to the pool.
     pool = ThreadPoolExecutor(threads)
-    coming: deque[Future[R]] = deque()
-    iterator = iter(things)
+    coming, iterator = deque[Future[R]](), iter(things)
     while True:
         try:
             coming.append(pool.submit(function, next(iterator)))

@@ -25,10 +25,9 @@ def made_once(folder: Path, name: str, make: Callable[[], Arrays]) -> Arrays:
     if not mine.exists():
         with locked(folder / f".{name}.lock"):
             if not mine.exists():
-                made = make()
                 with replacing(mine) as unfinished:
                     unfinished.mkdir()
-                    for each, values in made.items():
+                    for each, values in make().items():
                         np.save(unfinished / f"{each}.npy", values)
     return {file.stem: np.asarray(np.load(file, mmap_mode="r")) for file in mine.glob("*.npy")}
 

@@ -25,11 +25,10 @@ class RowBuffer:
     """Rows in the order they came, piece by piece: in memory, or in a file whenever they reach `limit` bytes."""
 
     def __init__(self, file: Path, limit: float) -> None:
-        self._file, self._limit, self._size = file, limit, 0
+        self._file, self._limit, self._size, self.spilled = file, limit, 0, False
         self._held: list[Rows] = []
         # For each piece in the file: its number of rows, and the place and type of its columns.
         self._written: list[tuple[int, dict[str, tuple[int, np.dtype]]]] = []
-        self.spilled = False
 
     def append(self, piece: Rows) -> None:
         self._held.append(piece)
@@ -110,15 +109,13 @@ def ordered(
     which are consumed, have codes of users and items. If they spilled, the ranges of users lie in `folder`. Each has
     about `range_rows` rows, and is ordered when it is needed. The rows are split at once, in the thread of the caller,
     because freed memory is reused by the thread that allocated it."""
-    ends_U = np.cumsum(users.counts)
+    rows_before_U = np.cumsum(users.counts) - users.counts
     # Ranges are numbered in 16 bits.
-    n_ranges = min(math.ceil(int(ends_U[-1]) / max(range_rows, 1)), len(ends_U), 1 << 16)
-    inner = np.searchsorted(ends_U, np.arange(1, n_ranges) * (int(ends_U[-1]) / n_ranges)) + 1
-    bounds = np.unique([0, *inner, len(ends_U)])
+    longest = max(range_rows, 1, math.ceil(users.counts.sum() / (1 << 16)))
+    bounds = np.append(np.flatnonzero(np.diff(rows_before_U // longest, prepend=-1)), len(rows_before_U))
     n_ranges = len(bounds) - 1
     range_of_U = np.repeat(np.arange(n_ranges, dtype=np.uint16), np.diff(bounds))
-    split = RowBuffer(folder / "ranges", 0 if rows.spilled else math.inf)
-    cuts: list[np.ndarray] = []
+    split, cuts = RowBuffer(folder / "ranges", 0 if rows.spilled else math.inf), list[np.ndarray]()
     for piece in rows.drain():
         piece["user"] = users.rank_K[piece["user"]]
         range_N = range_of_U[piece["user"]]

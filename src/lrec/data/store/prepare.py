@@ -1,14 +1,13 @@
 """Make a store from raw interactions: k-core to its fixed point, stable order, integer encoding, statistics. Or append
-new rows to those of a store. The result is a store of all rows; the old raw data are not read again. Users, items and
-types of event get the same numbers as in a preparation of all rows, so arrays, tables and statistics are the same, bit
-for bit.
+new rows to those of a store. The result is a store of all rows, the same as one prepared from them all, bit for bit,
+although the old raw data are not read again.
 
-Reading, ordering and encoding are written by hand and work block by block. For the same arrays of 20 million rows,
-Polars' streaming engine and DuckDB need 1.8 and 2.6 times the time and three to four times the memory, and they do not
-give the row number of a mistake (benchmarks/prepare.md). Shape suffixes: N interactions, U users, I items.
-"""
+Reading, ordering and encoding are written by hand and work block by block: Polars' streaming engine and DuckDB need
+more time and memory and do not give the row number of a mistake (benchmarks/prepare.md). Shape suffixes: N
+interactions, U users, I items, K ids."""
 
 import errno
+import io
 import json
 import re
 import shutil
@@ -18,21 +17,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import polars as pl
 
 from lrec.common.files import file_hash, json_hash, locked, read_json, replacing, write_json
 from lrec.common.hardware import available_gib
-from lrec.data.store.encoding import REST, Encoder, Ranked, Rows
+from lrec.data.store.encoding import FEATURE, REST, Encoder, Ranked, Rows
 from lrec.data.store.long_work import Progress, ahead
-from lrec.data.store.ordering import Ordered, RowBuffer, at, find_core, in_time_order, ordered, spooled
-from lrec.data.store.store import SCHEMA, Store
-from lrec.data.store.writing import StoreWriter
+from lrec.data.store.ordering import Ordered, RowBuffer, again, at, find_core, in_time_order, ordered, spooled
+from lrec.data.store.store import SCHEMA, Store, feature_array, sampled_hash
 from lrec.errors import UserError
 
-_GIB = 1 << 30
 _ORDERING_BYTES = 512  # memory per row while a range of users is ordered, including all copies
 # For each data_dir: size, mtime and SHA-256 of each source that this process has looked at, by its path.
 _hashed: dict[Path, dict[str, list[Any]]] = defaultdict(dict)
@@ -40,7 +37,6 @@ _REFUSED = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "has no room
 _NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _REFUSED |= dict.fromkeys(_NO_FOLDER, "cannot be used for stores")
 _ANEW = "prepare all rows again"
-_READ_BY_COLUMN = ("interactions", "movielens", "parts")  # kinds of sources
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def prepare_store(
     interactions of a user with the same item stay. Rows of the store `earlier` come first: see `append_to`."""
     data_dir, path = Path(data_dir), store_path(data_dir, name, source, k_core)
     if not path.exists():
-        memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * _GIB)
+        memory = int((available_gib() / 2 if memory_gib is None else memory_gib) * 2**30)
         meta = {"name": name, "source": source, "options": {"k_core": k_core}, "reading": reading or {}}
         _make(path, lambda folder: _write(folder, meta, read(), memory, earlier))
     remembered = read_json(data_dir / "sources.json", {})
@@ -167,10 +163,10 @@ def _write(folder: Path, meta: dict[str, Any], raw: RawInteractions, memory: int
 
     kept_U, kept_I = np.ones(len(users.ids), dtype=bool), np.ones(len(items.ids), dtype=bool)
     if k > 1:
-        again = spooled(_counted(parts, progress), work / "ordered", rows.spilled)
+        stored = spooled(_counted(parts, progress), work / "ordered", rows.spilled)
         progress.stage(f"{k}-core")
-        kept_U, kept_I = find_core(lambda: _counted(again(), progress), len(kept_U), len(kept_I), k)
-        parts = again()
+        kept_U, kept_I = find_core(lambda: _counted(stored(), progress), len(kept_U), len(kept_I), k)
+        parts = stored()
         if not kept_U.any():
             raise UserError(f"{meta['name']}: k_core={k} leaves no interactions: choose a smaller k_core")
         progress.stage("write")
@@ -207,7 +203,7 @@ def refuse_append(store: Store) -> None:
     where, kind = f"{store.path} cannot be appended to", store.meta["source"].get("kind")
     if (k := store.meta["options"]["k_core"]) > 1:
         raise UserError(f"{where}: the rows that its k_core {k} dropped may belong to the core of all rows: {_ANEW}")
-    if kind not in _READ_BY_COLUMN:
+    if kind not in ("interactions", "movielens", "parts"):
         raise UserError(f"{where}: its rows were not read from columns by name, but by a class of its own: {_ANEW}")
     if (repeats := store.meta["reading"].get("repeats", True)) is not True:
         raise UserError(f"{where}: the rows that its repeats {json.dumps(repeats)} dropped are missing: {_ANEW}")
@@ -228,24 +224,22 @@ class Earlier:
 
     def __init__(self, store: Store, encoder: Encoder) -> None:
         """Encode the store's ids first, so that their codes are the store's indices."""
-        self.store, self._domain_I, self._duplicates_known = store, None, True
-        table = store.item_table
-        encoder.ids["user"].encode(store.raw_user_ids, np.diff(store.offsets_U1))
-        encoder.ids["item"].encode(table["raw_id"])
+        self.store, self._duplicates_known = store, True
+        table, ids = store.item_table, encoder.ids
+        ids["user"].encode(store.raw_user_ids, np.diff(store.offsets_U1))
+        ids["item"].encode(table["raw_id"])
         if store.event_types:
-            encoder.ids["event"].encode(pl.Series(store.event_types))
-        if table["domain"].null_count() == 0:
-            self._domain_I = encoder.ids["domain"].encode(table["domain"])
+            ids["event"].encode(pl.Series(store.event_types))
+        domain_I = None if table["domain"].null_count() else ids["domain"].encode(table["domain"])
+        self._known = {"time": store.times_N, "event": store.events_N, "domain": domain_I}
 
     def look_at(self, frame: pl.DataFrame) -> None:
         """Note what columns a frame of new rows has; raise UserError if they differ from the store's."""
-        store, names = self.store, frame.columns
-        known = {"time": store.times_N, "event": store.events_N, "domain": self._domain_I}
-        for name, values in known.items():
-            if (name in names) != (values is not None):
-                has = "a" if name in names else "no"
-                raise UserError(f"the new rows have {has} {name}, unlike the rows of {store.path}")
-        if REST in names and (frame[REST] != 0).any():  # the store does not keep the columns behind the hash
+        for name, values in self._known.items():
+            if (name in frame.columns) != (values is not None):
+                has = "a" if name in frame.columns else "no"
+                raise UserError(f"the new rows have {has} {name}, unlike the rows of {self.store.path}")
+        if REST in frame.columns and (frame[REST] != 0).any():  # the store does not keep the columns behind the hash
             self._duplicates_known = False
 
     def followed_by(self, new: Ordered, users: Ranked, items: Ranked) -> Ordered:
@@ -258,16 +252,15 @@ class Earlier:
         rows = slice(bounds_U1[0], bounds_U1[-1])
         items_N = store.items_N[rows]
         old = {"user": np.repeat(place_U[mine] - new.first_user, np.diff(bounds_U1)), "item": items.rank_K[items_N]}
-        if store.times_N is not None:
-            old["time"] = store.times_N[rows]
-        if store.events_N is not None:
-            old["event"] = store.events_N[rows].astype(np.uint16)  # codes of new types follow the store's
-        if self._domain_I is not None:
-            old |= {"domain": self._domain_I[items_N], "row": np.full(len(items_N), -1)}  # below all new rows
+        for name in ("time", "event"):
+            if (values_N := self._known[name]) is not None:
+                old[name] = values_N[rows]
+        if (domain_I := self._known["domain"]) is not None:
+            old |= {"domain": domain_I[items_N], "row": np.full(len(items_N), -1)}  # below all new rows
         added = {"user": new.users_N, **new.columns}
         if "time" in old:  # otherwise, equal rows may be repeats of an item
             added = at(added, self._fresh(old, added))
-        both = {name: np.concatenate([column, added[name].astype(column.dtype)]) for name, column in old.items()}
+        both = {name: np.concatenate([column, added[name]]) for name, column in old.items()}
         ordered = at(both, in_time_order(both["user"], both.get("time"), two_runs=True))
         lengths_U = np.bincount(ordered.pop("user"), minlength=len(new.lengths_U))
         return Ordered(new.first_user, lengths_U, ordered)
@@ -280,8 +273,106 @@ class Earlier:
         one, other = (pl.DataFrame({name: rows[name].astype(np.int64) for name in names}) for rows in (new, old))
         fresh = one.with_row_index().join(other, on=names, how="anti")["index"].sort().to_numpy()
         if not self._duplicates_known and len(fresh) < one.height:
-            raise UserError(
-                f"at least {one.height - len(fresh):,} of the new rows agree with rows of {self.store.path} in all "
-                f"columns that it keeps, but may differ in columns that it does not keep: leave them out, or {_ANEW}"
-            )
+            some = f"at least {one.height - len(fresh):,} of the new rows agree with rows of {self.store.path}"
+            columns = "in all columns that it keeps, but may differ in columns that it does not keep"
+            raise UserError(f"{some} {columns}: leave them out, or {_ANEW}")
         return fresh
+
+
+class StoreWriter:
+    """Writes a store into an empty folder, one range of users after the other, and counts its statistics. The store is
+    complete once `finish` has returned. Only the kept users and items are written."""
+
+    def __init__(
+        self, folder: Path, ids: dict[str, Ranked], features: list[str], kept_U: np.ndarray, kept_I: np.ndarray
+    ) -> None:
+        self._folder, self._ids, self._features, self._kept_U, self._kept_I = folder, ids, features, kept_U, kept_I
+        # The array that each column of `Ordered` becomes, and its type.
+        self._arrays: dict[str, tuple[str, Any]]
+        self._arrays = {"item": ("items", np.int32), "time": ("times", np.int64), "event": ("events", np.uint8)}
+        for place, name in enumerate(features):
+            self._arrays[name] = feature_array(place, name in ids), np.int32 if name in ids else np.float64
+        # What the array has in place of each number of a column.
+        self._stored = {name: ranked.rank_K for name, ranked in ids.items()}
+        self._stored["item"] = np.cumsum(kept_I, dtype=np.int32) - 1  # place among the kept items
+        self._counts_I = np.zeros(int(kept_I.sum()), dtype=np.int64)
+        # An item has the domain of its first row in the source. It is in the least row * n_domains + domain.
+        self._first_I = np.full(len(self._counts_I), np.iinfo(np.int64).max)
+        self._lengths: list[np.ndarray] = []  # of the histories
+        self._times: list[int] = []  # the first and last ones of each range
+        self._n_distinct = self._repeats_dropped = self._repeats = self._ties = 0
+
+    def append(self, part: Ordered) -> None:
+        """Write the interactions of the next users."""
+        self._n_distinct += len(part.columns["item"]) + part.repeats_dropped
+        self._repeats_dropped += part.repeats_dropped
+        kept_N, lengths_U = part.those_kept(self._kept_U, self._kept_I)
+        columns = at(part.columns, kept_N)
+        columns |= {name: self._stored[name][columns[name]] for name in self._stored.keys() & columns.keys()}
+        for name in self._arrays.keys() & columns.keys():
+            self._extend(*self._arrays[name], columns[name])
+        items_N, users_N = columns["item"], np.repeat(np.arange(len(lengths_U)), lengths_U)
+        self._lengths.append(lengths_U[lengths_U > 0])
+        self._counts_I += np.bincount(items_N, minlength=len(self._counts_I))
+        pairs_N = np.sort(users_N * len(self._counts_I) + items_N)
+        self._repeats += int(np.count_nonzero(pairs_N[1:] == pairs_N[:-1]))
+        if "time" in columns and len(items_N):
+            self._ties += int(np.count_nonzero(again(users_N, columns["time"])))
+            self._times += [int(columns["time"].min()), int(columns["time"].max())]
+        if "domain" in columns:
+            np.minimum.at(self._first_I, items_N, columns["row"] * len(self._ids["domain"].ids) + columns["domain"])
+
+    def finish(self, meta: dict[str, Any], facts: dict[str, Any], n_rows: int) -> None:
+        """Write the tables of ids, and meta.json: `meta`, statistics and facts. The source had `n_rows` rows."""
+        ids, lengths_U, n_items = self._ids, np.concatenate(self._lengths), len(self._counts_I)
+        interactions = int(lengths_U.sum())
+        self._extend("offsets", np.int64, np.append(0, np.cumsum(lengths_U)))
+        for name, dtype in (*self._arrays.values(), ("offsets", np.int64)):
+            if (path := self._folder / f"{name}.npy").exists():
+                with path.open("r+b") as file:
+                    _write_header(file, dtype, len(lengths_U) + 1 if name == "offsets" else interactions)
+        statistics: dict[str, Any] = {"users": len(lengths_U), "items": n_items, "interactions": interactions}
+        statistics["density"] = interactions / (len(lengths_U) * n_items)
+        statistics |= {"mean_length": float(lengths_U.mean()), "median_length": float(np.median(lengths_U))}
+        statistics |= {"max_length": int(lengths_U.max()), "repeats": self._repeats}
+        if self._times:
+            statistics |= {"ties": self._ties, "first_time": min(self._times), "last_time": max(self._times)}
+        statistics["duplicates_dropped"] = n_rows - self._n_distinct
+        domain = pl.Series([None] * n_items, dtype=pl.String)
+        if "domain" in ids:
+            domain = ids["domain"].ids.gather(self._first_I % len(ids["domain"].ids))
+            statistics["domains"] = domain.n_unique()
+        if meta["reading"].get("repeats", True) is not True:
+            facts = facts | {"repeats_dropped": self._repeats_dropped}
+        if "event" in ids:
+            facts = facts | {"event_types": ids["event"].ids.to_list()}
+        if self._features:
+            texts = {name: ids[name].ids.to_list() if name in ids else None for name in self._features}
+            meta = meta | {"features": {name.removeprefix(FEATURE): each for name, each in texts.items()}}
+        item_ids = ids["item"].ids.filter(pl.Series(self._kept_I))
+        self._write_table("items", {"raw_id": item_ids, "count": self._counts_I, "domain": domain})
+        self._write_table("users", {"raw_id": ids["user"].ids.filter(pl.Series(self._kept_U))})
+        files: dict[str, dict[str, Any]] = {}
+        for path in sorted(self._folder.iterdir()):
+            files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
+            files[path.name] |= {"blocks": sampled_hash(path), "sha256": file_hash(path)}
+        about = {"schema": SCHEMA, **meta, "statistics": statistics, "facts": facts, "files": files}
+        write_json(self._folder / "meta.json", about)
+
+    def _extend(self, name: str, dtype: Any, values_N: np.ndarray) -> None:
+        """Append values to an array. Its header says so only after `finish`."""
+        with (self._folder / f"{name}.npy").open("ab") as file:
+            if file.tell() == 0:
+                _write_header(file, dtype, 0)
+            file.write(np.ascontiguousarray(values_N, dtype=dtype).data)
+
+    def _write_table(self, name: str, columns: dict[str, Any]) -> None:
+        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
+        pl.DataFrame(columns).write_parquet(buffer)
+        (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
+
+
+def _write_header(file: IO[bytes], dtype: Any, length: int) -> None:
+    """Write an array's header; numpy pads it so that its size does not depend on the length."""
+    description = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, description)

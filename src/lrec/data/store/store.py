@@ -1,18 +1,7 @@
 """The store: a folder of flat memory-mapped sequences that ranks and workers share through the page cache; and its
-statistics in words, which `lrec data describe` shows.
-
-    items.npy      int32  store index of each interaction's item, user after user, each in time order
-    offsets.npy    int64  user u owns items[offsets[u] : offsets[u + 1]]
-    times.npy      int64  time of each interaction in the source's unit; absent if the source has none
-    events.npy     uint8  type of each interaction, by its place in the fact event_types; absent without types
-    feature_*.npy  values of a feature column: float64, nan if missing, or int32, their place among the texts that
-                   meta.json lists; absent without feature columns
-    items.parquet  raw_id, count, domain of each item, by store index
-    users.parquet  raw_id of each user, by store index
-    meta.json      options, source, statistics, facts, and the size, mtime and hashes of every file above
-
-Shape suffixes: N interactions, U users, I items.
-"""
+statistics in words, which `lrec data describe` shows. docs/data-reference.md lists its files: an array for each kind of
+value of the interactions, user after user, each in time order; tables of the items and users; and meta.json. Shape
+suffixes: N interactions, U users, I items."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -32,10 +21,8 @@ SCHEMA = 1
 # Units of time in the facts of meta.json, and how many of each make a second.
 TIME_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-MOST_EVENT_TYPES = 256
-MOST_FEATURE_VALUES = 2**16
-_BLOCK = 4096
-_BLOCKS = 16
+_ANOTHER = "prepare another store from the raw data"
+_BLOCK, _BLOCKS = 4096, 16  # bytes of a sampled block, and blocks of a file
 
 
 def seconds_in(duration: str) -> int | None:
@@ -62,8 +49,15 @@ class Store:
             raise UserError(f"{path} is not a store (it has no meta.json): prepare it with `lrec data prepare`")
         if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
             raise UserError(f"{path} is not a store of this version of lrec: delete it and prepare it again")
+        remedy = "delete the store and prepare it again"
         for name, recorded in meta["files"].items():
-            _check_file(path / name, recorded, verify)
+            if not (file := path / name).exists():
+                raise UserError(f"{file} is missing: {remedy}")
+            if (size := file.stat().st_size) != recorded["size"]:
+                raise UserError(f"{file} has {size} bytes instead of {recorded['size']}: {remedy}")
+            whole = verify or file.stat().st_mtime_ns != recorded["mtime_ns"]
+            if sampled_hash(file) != recorded["blocks"] or (whole and file_hash(file) != recorded["sha256"]):
+                raise UserError(f"{file} was edited after it was written: {remedy}")
         return cls(path, meta)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,7 +71,7 @@ class Store:
 
     @cached_property
     def offsets_U1(self) -> np.ndarray:
-        """Where each user's interactions begin, int64, users + 1 entries."""
+        """Where each user's interactions begin, int64: user u has those from offsets_U1[u] to offsets_U1[u + 1] - 1."""
         return self._map("offsets.npy")
 
     @cached_property
@@ -113,10 +107,8 @@ class Store:
         stored = default | self.meta["reading"] | self.meta["options"]
         for option, value in asked.items():
             if value not in (stored.get(option, value), default.get(option)):
-                raise UserError(
-                    f"data.{option}={value}: {self.path} was prepared with {stored[option]}; leave the option out, or "
-                    "prepare another store from the raw data"
-                )
+                wrong = f"data.{option}={value}: {self.path} was prepared with {stored[option]}"
+                raise UserError(f"{wrong}; leave the option out, or {_ANOTHER}")
         return stored
 
     def check_features(self, columns: dict[str, bool]) -> None:
@@ -124,10 +116,8 @@ class Store:
         says for each column whether it has numbers."""
         stored = {column: texts is None for column, texts in self.meta.get("features", {}).items()}
         if unlike := [column for column, is_number in columns.items() if stored.get(column) is not is_number]:
-            raise UserError(
-                f"data: {self.path} was prepared without the feature {unlike[0]}, or with one of another kind: "
-                "prepare another store from the raw data"
-            )
+            wrong = f"without the feature {unlike[0]}, or with one of another kind"
+            raise UserError(f"data: {self.path} was prepared {wrong}: {_ANOTHER}")
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
@@ -148,7 +138,7 @@ class Store:
     def seconds(self, rows_N: np.ndarray) -> np.ndarray:
         """Times of these interactions in whole seconds, int64; unchanged if the times are not dates."""
         assert self.times_N is not None
-        return self.times_N[rows_N] // TIME_UNITS.get(self.facts.get("time_unit", "s"), 1)
+        return self.times_N[rows_N] // TIME_UNITS.get(str(self.time_unit), 1)
 
     @cached_property
     def item_table(self) -> pl.DataFrame:
@@ -196,18 +186,6 @@ def feature_array(place: int, is_text: bool) -> str:
     return f"feature_{'text' if is_text else 'number'}_{place}"
 
 
-def _check_file(path: Path, recorded: dict[str, Any], verify: bool) -> None:
-    remedy = "delete the store and prepare it again"
-    if not path.exists():
-        raise UserError(f"{path} is missing: {remedy}")
-    stat = path.stat()
-    if stat.st_size != recorded["size"]:
-        raise UserError(f"{path} has {stat.st_size} bytes instead of {recorded['size']}: {remedy}")
-    whole = verify or stat.st_mtime_ns != recorded["mtime_ns"]
-    if sampled_hash(path) != recorded["blocks"] or (whole and file_hash(path) != recorded["sha256"]):
-        raise UserError(f"{path} was edited after it was written: {remedy}")
-
-
 def sampled_hash(path: Path) -> str:
     """SHA-256 of blocks spread evenly over the file, first and last included."""
     digest = sha256()
@@ -227,11 +205,10 @@ def describe(store: Path, verify: bool = False) -> None:
     """
     opened = Store.open(store, verify)
     about = [("store", str(store)), ("k_core", str(opened.meta["options"]["k_core"]))]
-    features = [
-        (f"values of {name}", "numbers" if texts is None else f"{len(texts) - ('' in texts):,}")
-        for name, texts in opened.meta.get("features", {}).items()
-    ]
-    print_rows([*about, *in_words(opened.statistics, opened.facts), *features])
+    rows = [*about, *in_words(opened.statistics, opened.facts)]
+    for name, texts in opened.meta.get("features", {}).items():
+        rows.append((f"values of {name}", "numbers" if texts is None else f"{len(texts) - ('' in texts):,}"))
+    print_rows(rows)
 
 
 def print_rows(rows: list[tuple[str, str]]) -> None:
@@ -253,13 +230,11 @@ def in_words(counted: Mapping[str, Any], about: Mapping[str, Any]) -> list[tuple
     else:
         rows.append(("time", "none: rows are in time order"))
     rows.append(("repeats of an item", _share(counted["repeats"], counted["interactions"])))
-    counts = [name for name in ("duplicates_dropped", "domains") if name in counted]
-    shown = {name: counted[name] for name in counts} | facts
-    return rows + [(name.replace("_", " "), _fact(value)) for name, value in shown.items()]
-
-
-def _fact(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
+    shown = {name: counted[name] for name in ("duplicates_dropped", "domains") if name in counted} | facts
+    for name, value in shown.items():
+        text = ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
+        rows.append((name.replace("_", " "), text))
+    return rows
 
 
 def _share(count: int, total: int) -> str:

@@ -1,6 +1,7 @@
 """Times of every kind are read in one unit, to the microsecond, or refused in one line that names the row."""
 
 import re
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.data.formats.times import in_seconds
+from lrec.data.formats.times import TimeUnits, in_seconds
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.store.store import Store
 from lrec.errors import UserError
@@ -57,6 +58,15 @@ def test_seconds_among_milliseconds_are_found_in_a_later_block_and_another_file(
     module = InteractionsDataModule(path=folder, data_dir=tmp_path / "stores")
     with pytest.raises(UserError, match=r"two\.parquet, row 8: timestamp 1600000420 is a time in seconds"):
         module.prepare_data()
+
+
+def test_the_unit_of_many_files_is_found_in_linear_time() -> None:
+    units = TimeUnits()
+    for number in range(5000):
+        units.note(f"{number}.parquet", 1, "timestamp", pl.Series(SECONDS[:1]), "number")
+    began = time.process_time()
+    assert units.facts() == {"time_unit": "s"}
+    assert time.process_time() - began < 1
 
 
 def test_small_numbers_fit_any_unit(tmp_path: Path) -> None:
