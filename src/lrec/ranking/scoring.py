@@ -13,7 +13,7 @@ and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,8 @@ from lrec.common import cpu_threads
 from lrec.model.sharded_table import Shard, Table, shard_of
 from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, Pairs, TopItems, decoded, has_target
 
-R = TypeVar("R", bound=tuple[Tensor, ...])
-
-# Size of a piece. On a CPU its scores should fit into the cache. Elsewhere, few large pieces with many items cost
-# least, because lists are found among the best of groups of items.
+# Size of a piece. On a CPU its scores should fit into the cache. Elsewhere, few large pieces cost least, because lists
+# are found among the best of groups of items.
 CPU_PIECE_BYTES, PIECE_BYTES = 2**22, 2**26
 CPU_PIECE_ROWS, PIECE_ROWS = 256, 4096
 # Scores are equal if they differ by no more than rounding, as a share of the product of the vectors' lengths: the same
@@ -65,22 +63,16 @@ def score(
     search = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k)
     targets_G = search.of_all(targets_B, -1)
     with cpu_threads.one_core():
-        target_score_G, near_G = search.target_scores(targets_G)
-
-    def of_block(block: _Block) -> _Found:
-        return _score_block(block, targets_G[block.rows], target_score_G[block.rows], near_G[block.rows])
-
-    found = _Found(*search.results(of_block))
+        score_G, near_G = search.target_scores(targets_G)
+    of_targets = (targets_G, score_G, near_G)
+    found = _Found(*search.results(lambda block: _score_block(block, *(each_G[block.rows] for each_G in of_targets))))
     with cpu_threads.one_core():
-        log_sum_B = found.log_sum_RB.logsumexp(0)
-        rank_B = 1 + found.above_RB.sum(0)
-        unknown_B = targets_B < 0
-        target_seen_B = has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
-        rank_unseen_B = rank_B - found.seen_above_RB.sum(0)
+        unknown_B, rank_B = targets_B < 0, 1 + found.above_RB.sum(0)
+        unlisted_B = unknown_B | has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
         return Scores(
-            loss_B=(log_sum_B - search.own(target_score_G)).masked_fill(unknown_B, math.nan),
+            loss_B=(found.log_sum_RB.logsumexp(0) - search.own(score_G)).masked_fill(unknown_B, math.nan),
             rank_B=rank_B.masked_fill(unknown_B, math.inf),
-            rank_unseen_B=rank_unseen_B.masked_fill(unknown_B | target_seen_B, math.inf),
+            rank_unseen_B=(rank_B - found.seen_above_RB.sum(0)).masked_fill(unlisted_B, math.inf),
             top_BK=_merged(found.keys_RBK).items_BK,
             top_unseen_BK=_merged(found.unseen_keys_RBK).items_BK,
         )
@@ -167,10 +159,10 @@ class _Search:
             seen_items_S = shard.gathered(seen_items_S, most, shard.n_items)
         self.seen = Pairs(seen_rows_S, seen_items_S)
         n_rows, n_items = len(self.hidden_GD), max(len(shard.rows_HD), 1)
-        n_scores = (CPU_PIECE_BYTES if self.on_cpu else PIECE_BYTES) // torch.float32.itemsize
-        # If all items fit into a piece, the piece takes as many rows as fit.
-        most = max(n_scores // n_items, CPU_PIECE_ROWS if self.on_cpu else PIECE_ROWS)
-        alike = 4 if self.on_cpu else 1  # a multiple of 4 blocks, so that 2 or 4 threads get as many each
+        # On a CPU, a multiple of 4 blocks, so that 2 or 4 threads get as many each.
+        size, rows, alike = (CPU_PIECE_BYTES, CPU_PIECE_ROWS, 4) if self.on_cpu else (PIECE_BYTES, PIECE_ROWS, 1)
+        n_scores = size // torch.float32.itemsize
+        most = max(n_scores // n_items, rows)  # if all items fit into a piece, the piece takes as many rows as fit
         self.n_block = -(-n_rows // (-(-n_rows // (alike * most)) * alike)) if n_rows > most else max(n_rows, 1)
         self.n_chunk = min(max(n_scores // self.n_block, GROUP_ITEMS), n_items)
         self.memory = _Memory(self.n_block * self.n_chunk, hidden_BD.device)
@@ -189,15 +181,14 @@ class _Search:
         score_G, length_G = self.shard.summed(both_2G.masked_fill(~here_G, 0.0))
         return score_G, EQUAL * self.hidden_GD.norm(dim=1) * length_G
 
-    def results(self, of_block: "Callable[[_Block], R]") -> list[Tensor]:
+    def results(self, of_block: "Callable[[_Block], tuple[Tensor, ...]]") -> list[Tensor]:
         """Apply `of_block` to each block, on a CPU in a thread for each core, and join each field over all blocks.
         Return for each field what each process has found about this process's rows, (R, B, ...)."""
         starts = range(0, max(len(self.hidden_GD), 1), self.n_block)
-        blocks = (_Block(self, start) for start in starts)
+        for_each = cpu_threads.mapped if self.on_cpu and len(starts) > 1 else map
         # Half precision, as in an autocast region, would tie scores that differ.
         with torch.autocast(self.hidden_GD.device.type, enabled=False):
-            in_threads = self.on_cpu and len(starts) > 1
-            found = cpu_threads.mapped(of_block, blocks) if in_threads else [of_block(block) for block in blocks]
+            found = list(for_each(of_block, (_Block(self, start) for start in starts)))
         with cpu_threads.one_core():
             return [self.shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*found, strict=True)]
 
@@ -214,8 +205,9 @@ class _Block:
     """Rows that are scored together, and the items that they have seen."""
 
     def __init__(self, search: _Search, start: int) -> None:
-        self.search, self._table_HD = search, search.shard.rows_HD
-        self.rows, self.n_items = slice(start, start + search.n_block), len(self._table_HD)
+        self.search, self.rows = search, slice(start, start + search.n_block)
+        self._hidden_BD, self._table_HD = search.hidden_GD[self.rows], search.shard.rows_HD
+        self.n_items = len(self._table_HD)
         rows_S, items_S = search.seen.rows_S - start, search.seen.items_S
         own_S = (rows_S >= 0) & (rows_S < search.n_block)
         if search.on_cpu:
@@ -228,15 +220,13 @@ class _Block:
         self.seen_scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
     def best(self) -> Best | BestAboveThreshold:
-        search, hidden_BD = self.search, self.search.hidden_GD[self.rows]
-        if search.on_cpu:
-            return BestAboveThreshold(len(hidden_BD), search.k)
-        return Best(len(hidden_BD), search.k, hidden_BD.device)
+        n_rows, k = len(self._hidden_BD), self.search.k
+        return BestAboveThreshold(n_rows, k) if self.search.on_cpu else Best(n_rows, k, self._hidden_BD.device)
 
     def pieces(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """The scores, piece by piece: the first item, scores (B, C), and working memory of the same size. Each piece is
         overwritten by the thread's next one."""
-        memory, hidden_BD = self.search.memory, self.search.hidden_GD[self.rows].float()
+        memory, hidden_BD = self.search.memory, self._hidden_BD
         for start in range(0, self.n_items, self.search.n_chunk):
             table_CD = self._table_HD[start : start + self.search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)
