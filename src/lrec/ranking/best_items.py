@@ -54,8 +54,7 @@ class Best:
         self._keys_BW = torch.full((n_rows, k), _NONE, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
-        """Add a piece whose first item is `start`. Pieces come in the order of items, before any pairs. NaNs among the
-        scores are replaced in place."""
+        """Add a piece from item `start` on, in the order of items, before any pairs. NaNs are replaced in place."""
         scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
         columns_C = torch.arange(scores_BC.shape[1], device=scores_BC.device)
         n_groups = len(columns_C) // GROUP_ITEMS
