@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lrec.data.datasets import datamodule_of
-from lrec.data.splits.temporal import check_cut, count_before, cut_time, in_units
+from lrec.data.splits.temporal import check_cut, count_before, cut_time
 from lrec.data.store.store import TIME_UNITS, Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
@@ -114,8 +114,8 @@ def windows_of(backtest: Backtest, store: Store, types: list[str] | None) -> Win
     """The windows in the store's unit of time. Each begins at an origin; the last ends with the data, or at `until`.
     UserError if a window has no target. Targets are events of these types (None: all) after a user's first one."""
     assert store.times_N is not None
-    every = in_units(store, "--every", backtest.every)
-    length = in_units(store, "--horizon", backtest.length)
+    every = cut_time(store, "--every", backtest.every)
+    length = cut_time(store, "--horizon", backtest.length)
     begin, end = int(store.times_N.min()), int(store.times_N.max()) + 1
     if backtest.until is not None:
         end = cut_time(store, "--until", backtest.until)

@@ -132,21 +132,11 @@ class SequenceDataModule(LightningDataModule, ABC):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
         elif not seconds_in(recent_popularity):
             raise UserError(f"data.recent_popularity {recent_popularity} is neither a duration such as 7d nor a share")
-        self.data_dir = Path(data_dir)
-        self.split = split
-        self.reduction = reduction
-        self.max_len = max_len
-        self.targets_per_step = targets_per_step
-        self.k_core = k_core
-        self.only_domain = only_domain
-        self.num_workers = num_workers
-        self.seed = seed
-        self.memory_gib = memory_gib
-        self.validation_users = validation_users
-        self.test_users = test_users
-        self.cold_targets = cold_targets
-        self.repeats = repeats
-        self.recent_popularity = recent_popularity
+        self.data_dir, self.memory_gib, self.k_core, self.repeats = Path(data_dir), memory_gib, k_core, repeats
+        self.split, self.reduction, self.only_domain = split, reduction, only_domain
+        self.max_len, self.targets_per_step, self.num_workers, self.seed = max_len, targets_per_step, num_workers, seed
+        self.validation_users, self.test_users = validation_users, test_users
+        self.cold_targets, self.recent_popularity = cold_targets, recent_popularity
         self._urls: list[str] = []
         self.given_store = None if store is None else self.local(store)
         self._train_loader: TrainLoader | None = None
@@ -280,8 +270,7 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     @property
     def event_rows(self) -> list[str]:
-        """Names of the vectors that the network has besides those of items: types of event, and values of the features
-        of events and users."""
+        """Names of the vectors besides those of items: types of event, and values of features of events and users."""
         of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
         return [*self.store.event_types, *chain.from_iterable(of_features)]
 
@@ -307,19 +296,16 @@ class SequenceDataModule(LightningDataModule, ABC):
         loader = TrainLoader(plan, self.seed, ranks, workers, self._on_gpu, epoch_plan, self.with_times, limit)
         if self._resume is not None:
             loader.load_state_dict(self._resume)
-            self._resume = None
-        self._train_loader = loader
+        self._train_loader, self._resume = loader, None
         return loader
 
     def evaluated(self, stage: str) -> tuple[Targets, tuple[int, int] | None]:
-        """The targets of the users that a stage (val or test) evaluates, and (evaluated users, all users), or None if
-        they are all evaluated."""
-        every, some = self.cuts.test_targets, self.test_users
-        if stage == "val":
-            every, some = self.cuts.val_targets, self.validation_users
+        """What a stage (val or test) evaluates; and (evaluated users, all users), or None if it evaluates them all."""
+        every = self.cuts.val_targets if stage == "val" else self.cuts.test_targets
+        some = self.validation_users if stage == "val" else self.test_users
         if some == "auto":
             fits = stage == "val" and self.trainer is not None and self.trainer.state.fn == "fit"
-            some = affordable_users(self.batch_plan, self) if fits else testable_users(every, self.n_items)
+            some = affordable_users(self.batch_plan, self.trainer) if fits else testable_users(every, self.n_items)
         return sampled(every, some)
 
     def has_sets(self, stage: str) -> bool:

@@ -78,8 +78,7 @@ class Vocabulary:
         return [f"{self.of} {self.column}={value}" for value in (*values, *["\0missing"] * self.missing)]
 
     def codes(self, values: pl.Series) -> np.ndarray:
-        """The table rows of each entry's values, int64 (N, S) with S >= `slots`; -1 if a value has no row or a slot is
-        unused."""
+        """The table rows of each entry's values, int64 (N, S), S >= `slots`; -1 without a row, and in unused slots."""
         read = self._as_trained(values)
         if self.kind == "numbers":
             return self.buckets(read.to_numpy())
@@ -145,8 +144,7 @@ def codes_of(vocabularies: list[Vocabulary], values: Mapping[str, pl.Series], n:
 
 
 def one_table(codes: list[np.ndarray], sizes: list[int]) -> np.ndarray:
-    """Codes of several columns, each (N, S), as rows of one table, (N, F), which joins the columns' tables in order.
-    The size of the last table is not needed."""
+    """Codes of columns, each (N, S), as rows of one table, (N, F): the columns' tables, of these sizes, in order."""
     starts = [0, *accumulate(sizes)]
     moved = [np.where(codes_NS < 0, -1, codes_NS + start) for codes_NS, start in zip(codes, starts, strict=False)]
     return np.concatenate(moved, axis=1).astype(np.int64)
@@ -214,10 +212,7 @@ class Features:
     def by_id(self, split: Split, of: str, raw_ids: pl.Series) -> pl.DataFrame:
         """`ID` and the columns of users or items: first those of `raw_ids`, then others that a file has."""
         if self.path is not None:
-            frame = self.read(f"data.{of}_features")
-            if not frame[ID].is_in(raw_ids.implode()).any():
-                raise UserError(f"data.{of}_features.path {self.path} has none of the {len(raw_ids):,} {of}s' ids")
-            return _completed(frame, raw_ids)
+            return _completed(self.read(f"data.{of}_features"), raw_ids, f"data.{of}_features.path {self.path}", of)
         store = split.store
         if of == "user":  # of the first event, which is no target; one without events has any value
             first_K = np.minimum(store.offsets_U1[:-1], len(store.items_N) - 1)
@@ -229,14 +224,13 @@ class Features:
 
     def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
         """The vocabularies of the columns, from their values in training."""
-        columns = self.kinds.items()
-        found = (Vocabulary.learned(name, of, kind, values[name], self.buckets) for name, kind in columns)
+        found = (Vocabulary.learned(name, of, kind, values[name], self.buckets) for name, kind in self.kinds.items())
         return [replace(each, id_column=self.id_column) for each in found]
 
 
 class EventCodes:
-    """What a network reads of interactions besides item and time: rows of one table, which has a row for each type of
-    event and for each value of the features of events and users."""
+    """What a network reads of interactions besides item and time: rows of one table, which has one for each type of
+    event and each value of the features of events and users."""
 
     def __init__(self, store: Store, events: list[Vocabulary], users: list[Vocabulary], of_users: pl.DataFrame) -> None:
         """`of_users` has a row for each user of the store."""
@@ -244,19 +238,18 @@ class EventCodes:
         self._codes_UF = codes_of(users, of_users.to_dict(), store.n_users) if users else None
         # For text, the store has places in the list of the column's distinct values.
         self._of_text = {e.column: e.codes(store.feature_texts(e.column)) for e in events if e.kind != "numbers"}
+        self._sizes = [len(store.event_types)] * (store.events_N is not None) + [each.size for each in events]
 
     def __call__(self, rows_N: np.ndarray) -> np.ndarray:
         """The rows of the table that these interactions have, (N, F)."""
-        store, codes, sizes = self._store, [], []
-        if store.events_N is not None:
-            codes, sizes = [store.events_N[rows_N].astype(np.int64)[:, None]], [len(store.event_types)]
+        store = self._store
+        codes = [] if store.events_N is None else [store.events_N[rows_N].astype(np.int64)[:, None]]
         for each in self._events:
             stored_N = store.features[each.column][rows_N]
             codes.append(each.buckets(stored_N) if each.kind == "numbers" else self._of_text[each.column][stored_N])
-            sizes.append(each.size)
         if self._codes_UF is not None:
             codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])
-        return one_table(codes, sizes)
+        return one_table(codes, self._sizes)
 
 
 class Learned(NamedTuple):
@@ -300,12 +293,10 @@ class Chosen(NamedTuple):
         if self.item is not None:
             of_items = self.item.by_id(split, "item", raw_items)
             items = self.item.learned("item", of_items.head(len(raw_items)).to_dict())
-        return Learned(
-            [*events, *users, *items],
-            EventCodes(store, events, users, of_users) if events or users else None,
-            (of_items[ID], item_vectors(items, of_items)) if items else None,
-            [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self],
-        )
+        codes = EventCodes(store, events, users, of_users) if events or users else None
+        vectors = (of_items[ID], item_vectors(items, of_items)) if items else None
+        identity = [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self]
+        return Learned([*events, *users, *items], codes, vectors, identity)
 
 
 def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndarray:
@@ -317,13 +308,9 @@ def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndar
 
 
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
-    """Ids and vectors of the items of another file, first those of `raw_ids`, then new ones. `about` describes the
-    features of a trained network."""
+    """Ids and vectors of another file's items, first `raw_ids`, then new ones; `about` describes a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
-    found = read_again(path, vocabularies, "item_vectors")
-    if not found[ID].is_in(raw_ids.implode()).any():
-        raise UserError(f"item_vectors {path} has none of the {len(raw_ids):,} items' ids")
-    frame = _completed(found, raw_ids)
+    frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids, f"item_vectors {path}", "item")
     return frame[ID], item_vectors(vocabularies, frame)
 
 
@@ -344,7 +331,9 @@ def _trained_values(split: Split, column: str) -> pl.Series:
     return split.store.feature_texts(column).gather(np.unique(texts))
 
 
-def _completed(frame: pl.DataFrame, raw_ids: pl.Series) -> pl.DataFrame:
+def _completed(frame: pl.DataFrame, raw_ids: pl.Series, given: str, of: str) -> pl.DataFrame:
     """A row for each of `raw_ids` (nulls if the frame has no such id), then the other rows of the frame."""
+    if not frame[ID].is_in(raw_ids.implode()).any():
+        raise UserError(f"{given} has none of the {len(raw_ids):,} {of}s' ids")
     mine = pl.DataFrame({ID: raw_ids}).join(frame, on=ID, how="left", maintain_order="left")
     return pl.concat([mine, frame.filter(~pl.col(ID).is_in(raw_ids.implode()))], how="vertical_relaxed")

@@ -1,5 +1,4 @@
-"""Histories that recommendations continue: from a table in memory, or from a file, block by block. Shape suffixes:
-B histories."""
+"""Histories that recommendations continue: from a table in memory, or from a file, block by block. B: histories."""
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -41,10 +40,10 @@ class Histories(NamedTuple):
         return np.cumsum(self.lengths_B) - self.lengths_B
 
     def blocks(self, size: int = BLOCK) -> Iterator["Histories"]:
-        ends_B = np.cumsum(self.lengths_B)
+        starts_B = self.starts_B
         for start in range(0, len(self.users), size):
             lengths_B = self.lengths_B[start : start + size]
-            rows = self.rows.slice(int(ends_B[start] - lengths_B[0]), int(lengths_B.sum()))
+            rows = self.rows.slice(int(starts_B[start]), int(lengths_B.sum()))
             yield Histories(self.users[start : start + size], lengths_B, rows)
 
     def of_users(self, frame: pl.DataFrame) -> "Histories":
@@ -70,18 +69,18 @@ def histories_of(
     else:
         is_table = hasattr(table, "columns")
         given = {str(name): _plain(table[name]) for name in table.columns} if is_table else {"items": table}
+    by_name = {name: _column(given[name]) for name in features if name in given}
     if "items" in given:
         users = _column(given["user"]) if "user" in given else None
         lists = {name: _column(given[f"{name}s"]) for name in own[1:] if f"{name}s" in given}
-        by_name = {name: _column(given[name]) for name in features if name in given}
         return _of_lists(users, {"item": given["items"], **lists}, by_name)
     if not {"user", "item"} <= given.keys():
         there = ", ".join(given)
         raise UserError(f"histories has the columns {there}: user and items (lists), or user and item, are expected")
     columns = {name: _column(given[name]) for name in ("user", *own) if name in given}
-    columns |= {f"{FEATURE}{name}": _column(given[name]) for name in features if name in given}
+    columns |= {f"{FEATURE}{name}": values for name, values in by_name.items()}
     lists = pl.DataFrame(columns).group_by("user", maintain_order=True).agg(pl.all()).to_dict()
-    by_name = {name: lists.pop(f"{FEATURE}{name}") for name in features if name in given}
+    by_name = {name: lists.pop(f"{FEATURE}{name}") for name in by_name}
     return _of_lists(lists.pop("user"), lists, by_name)
 
 
@@ -166,8 +165,7 @@ def _lists(histories: Any) -> pl.Series:
 
 
 def _of_lists(users: pl.Series | None, lists: Mapping[str, Any], features: Mapping[str, pl.Series]) -> Histories:
-    """Histories of users from the lists of their items and, if present, of their times and types of event, and from
-    features by name: a list or a single value for each user."""
+    """Histories from lists by name (item, time, event) and features by name: a list or a single value for each user."""
     items = _lists(lists["item"])
     lengths = items.list.len().fill_null(0)
     rows = {"item": ids_of(items.filter(lengths > 0).explode())}

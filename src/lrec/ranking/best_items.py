@@ -1,8 +1,8 @@
 """The best items of each row, found while their scores come piece by piece. They are kept as integer keys: a larger key
 means a higher score or, if scores are equal, a smaller item index.
 
-Shape suffixes: B rows, C items of a piece, K list length, W keys kept of a row, S pairs of a row and an item, N some of
-the pairs; G groups of M items each, L of these groups.
+Shape suffixes: B rows, C items of a piece, K list length, W keys of a row, S pairs of a row and an item, N some of the
+pairs; G groups of M items each, L of these groups.
 """
 
 import math
@@ -51,11 +51,10 @@ class Best:
 
     def __init__(self, n_rows: int, k: int, device: torch.device) -> None:
         self.k = k
-        self._keys_BW = torch.zeros((n_rows, 0), dtype=torch.int64, device=device)
+        self._keys_BW = torch.full((n_rows, k), _NONE, device=device)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
-        """Add a piece whose first item is `start`. Pieces come in the order of items, before any pairs. NaNs among the
-        scores are replaced in place."""
+        """Add a piece from item `start` on, in the order of items, before any pairs. NaNs are replaced in place."""
         scores_BC.nan_to_num_(-math.inf, math.inf, -math.inf)
         columns_C = torch.arange(scores_BC.shape[1], device=scores_BC.device)
         n_groups = len(columns_C) // GROUP_ITEMS
@@ -83,17 +82,12 @@ class Best:
 
     def keys(self) -> Tensor:
         """The keys of the k best pairs of each row, best first."""
-        self._shorten()
-        unused_BK = self._keys_BW.new_full((len(self._keys_BW), self.k - self._keys_BW.shape[1]), _NONE)
-        return torch.cat([self._keys_BW, unused_BK], 1)
+        return self._keys_BW.topk(self.k, 1).values
 
     def _append(self, keys_BW: Tensor) -> None:
         self._keys_BW = torch.cat([self._keys_BW, keys_BW], 1)
         if self._keys_BW.shape[1] > 2 * self.k:
-            self._shorten()
-
-    def _shorten(self) -> None:
-        self._keys_BW = self._keys_BW.topk(min(self.k, self._keys_BW.shape[1]), 1).values
+            self._keys_BW = self.keys()
 
 
 class BestAboveThreshold:
@@ -102,14 +96,14 @@ class BestAboveThreshold:
 
     def __init__(self, n_rows: int, k: int) -> None:
         self.k = k
-        self._negative_BW = np.zeros((n_rows, 0), np.int64)  # negated keys, at most k per row, best first
+        self._negative_BK = np.full((n_rows, k), -_NONE)  # negated keys, best first
         # Later items with a score of at most this are not among the k best: they lose ties.
         self._least_B1 = np.full((n_rows, 1), -math.inf, np.float32)
 
     def add(self, scores_BC: Tensor, start: int) -> None:
         """See `Best.add`, but the scores are not changed."""
         n_items = scores_BC.shape[1]
-        if self._negative_BW.shape[1] == 0 and n_items >= 2 * self.k:
+        if n_items >= 2 * self.k and np.isneginf(self._least_B1).all():
             # Just below the k-th largest of the maxima of at least 2 k groups, so that few more items exceed it.
             members = n_items // (2 * self.k)
             groups_BMG = scores_BC[:, : n_items // members * members].unflatten(1, (members, -1))
@@ -129,21 +123,19 @@ class BestAboveThreshold:
         self._keep(*(values_S.numpy()[places_N] for values_S in (rows_S, scores_S, items_S)))
 
     def keys(self) -> Tensor:
-        unused_BK = np.full((len(self._negative_BW), self.k - self._negative_BW.shape[1]), -_NONE)
-        return torch.from_numpy(-np.concatenate([self._negative_BW, unused_BK], 1))
+        return torch.from_numpy(-self._negative_BK)
 
     def _keep(self, rows_N: np.ndarray, scores_N: np.ndarray, items_N: np.ndarray) -> None:
         if len(rows_N) == 0:
             return
-        number_B = np.bincount(rows_N, minlength=len(self._negative_BW))
+        number_B = np.bincount(rows_N, minlength=len(self._negative_BK))
         more_BW = np.full((len(number_B), number_B.max()), -_NONE)
         keys_N = _keys(torch.from_numpy(scores_N), torch.from_numpy(items_N)).numpy()
         more_BW[np.arange(more_BW.shape[1]) < number_B[:, None]] = -keys_N
-        all_BW = np.concatenate([self._negative_BW, more_BW], 1)
+        all_BW = np.concatenate([self._negative_BK, more_BW], 1)
         all_BW.sort(1)
-        self._negative_BW = all_BW[:, : self.k]
-        if self._negative_BW.shape[1] == self.k:
-            self._least_B1 = decoded(torch.from_numpy(-self._negative_BW[:, -1:])).scores_BK.numpy()
+        self._negative_BK = all_BW[:, : self.k]
+        self._least_B1 = decoded(self.keys()[:, -1:]).scores_BK.numpy()
 
 
 def decoded(keys_BK: Tensor) -> TopItems:
@@ -155,8 +147,7 @@ def decoded(keys_BK: Tensor) -> TopItems:
 
 
 def _keys(scores: Tensor, items: Tensor) -> Tensor:
-    """Keys: integers in the order of the float32 scores in the high bits, and the item index, subtracted, in the low
-    bits."""
+    """The order of the float32 scores, as integers, in the high bits; the item index, subtracted, in the low bits."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
     sign = bits >> 31  # -1 for negative scores, which the next line negates
     return (((bits & _MAGNITUDE) ^ sign) - sign).long() * 2**_ITEM_BITS - items

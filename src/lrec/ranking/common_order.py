@@ -80,10 +80,8 @@ class CommonOrder:
         above_S = (value_S - target_B[seen.rows_S]).sign_().add_(1).div_(2)
         unseen_rank_B = rank_B.index_add(0, seen.rows_S, -above_S)
         missed_B = (targets_B < 0) | (target_B == -torch.inf)
-        return (
-            rank_B.masked_fill(missed_B, torch.inf),
-            unseen_rank_B.masked_fill(missed_B | has_target(seen, targets_B), torch.inf),
-        )
+        unlisted_B = missed_B | has_target(seen, targets_B)
+        return rank_B.masked_fill(missed_B, torch.inf), unseen_rank_B.masked_fill(unlisted_B, torch.inf)
 
     def _lists_with(self, leading: Leading, n_rows: int, k: int, seen: Pairs) -> tuple[Tensor, Tensor]:
         """The best k items of each row: among all items, and among those that the row has not seen."""

@@ -1,10 +1,10 @@
 """Heads for evaluation: `score` gives cross-entropy, exact ranks and lists of the best items; `top_items` gives lists.
 
-Both go over the scores once, in pieces of some rows and some items; on a CPU a piece stays in the cache. The results of
-a piece (a log-sum, a number of items above the target, the best items) can be combined with those of other pieces. So
-processes that share the table each score all rows against their part of it. On a device other than a CPU, the host
-never waits for a number. On a CPU, each thread scores its own blocks, and all other work runs on one core, because
-threads that share an operation spin for milliseconds after its end.
+Both go over the scores once, in pieces of some rows and some items; on a CPU a piece stays in the cache. What a piece
+gives (a log-sum, a number of items above the target, the best items) can be combined with that of other pieces. So
+processes that share the table each score all rows against their part of it. Except on a CPU, the host never waits for a
+number. On a CPU, each thread scores its own blocks, and all other work runs on one core, because threads that share an
+operation spin for milliseconds after its end.
 
 Shape suffixes: B rows, D width, V catalogue, H table rows of this process, C items of a piece, F all scores of a piece
 and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G rows of all processes.
@@ -13,7 +13,7 @@ and one more, K list length, S seen pairs, W pairs kept of a row, R processes, G
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +22,12 @@ from lrec.common import cpu_threads
 from lrec.model.sharded_table import Shard, Table, shard_of
 from lrec.ranking.best_items import GROUP_ITEMS, Best, BestAboveThreshold, Pairs, TopItems, decoded, has_target
 
-R = TypeVar("R", bound=tuple[Tensor, ...])
-
-# Size of a piece. On a CPU its scores should fit into the cache. Elsewhere, few large pieces with many items cost
-# least, because lists are found among the best of groups of items.
+# Size of a piece. On a CPU its scores should fit into the cache. Elsewhere, few large pieces cost least, because lists
+# are found among the best of groups of items.
 CPU_PIECE_BYTES, PIECE_BYTES = 2**22, 2**26
 CPU_PIECE_ROWS, PIECE_ROWS = 256, 4096
-# Scores are equal if they differ by no more than rounding, as a share of the product of the vectors' lengths: the same
-# product of two vectors differs in its last digits from one matrix product to another.
+# Scores are equal if they differ by less than this share of the product of the vectors' lengths: the last digits of a
+# product of two vectors differ from one matrix product to another.
 EQUAL = 4 * torch.finfo(torch.float32).eps
 
 
@@ -65,22 +63,16 @@ def score(
     search = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k)
     targets_G = search.of_all(targets_B, -1)
     with cpu_threads.one_core():
-        target_score_G, near_G = search.target_scores(targets_G)
-
-    def of_block(block: _Block) -> _Found:
-        return _score_block(block, targets_G[block.rows], target_score_G[block.rows], near_G[block.rows])
-
-    found = _Found(*search.results(of_block))
+        score_G, near_G = search.target_scores(targets_G)
+    of_targets = (targets_G, score_G, near_G)
+    found = _Found(*search.results(lambda block: _score_block(block, *(each_G[block.rows] for each_G in of_targets))))
     with cpu_threads.one_core():
-        log_sum_B = found.log_sum_RB.logsumexp(0)
-        rank_B = 1 + found.above_RB.sum(0)
-        unknown_B = targets_B < 0
-        target_seen_B = has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
-        rank_unseen_B = rank_B - found.seen_above_RB.sum(0)
+        unknown_B, rank_B = targets_B < 0, 1 + found.above_RB.sum(0)
+        unlisted_B = unknown_B | has_target(Pairs(seen_rows_S, seen_items_S), targets_B)
         return Scores(
-            loss_B=(log_sum_B - search.own(target_score_G)).masked_fill(unknown_B, math.nan),
+            loss_B=(found.log_sum_RB.logsumexp(0) - search.own(score_G)).masked_fill(unknown_B, math.nan),
             rank_B=rank_B.masked_fill(unknown_B, math.inf),
-            rank_unseen_B=rank_unseen_B.masked_fill(unknown_B | target_seen_B, math.inf),
+            rank_unseen_B=(rank_B - found.seen_above_RB.sum(0)).masked_fill(unlisted_B, math.inf),
             top_BK=_merged(found.keys_RBK).items_BK,
             top_unseen_BK=_merged(found.unseen_keys_RBK).items_BK,
         )
@@ -91,11 +83,9 @@ def top_items(hidden_BD: Tensor, table_VD: Table, seen_rows_S: Tensor, seen_item
     """Only the lists of unseen items of `score`, with scores: exact, over every item that the row has not seen."""
 
     def of_block(block: _Block) -> tuple[Tensor]:
-        best = block.best()
         for start, scores_BC, _ in block.pieces():
-            block.leave_out_seen(start, scores_BC)
-            best.add(scores_BC, start)
-        return (best.keys(),)
+            block.add_unseen(start, scores_BC)
+        return (block.best.keys(),)
 
     (keys_RBK,) = _Search(hidden_BD, shard_of(table_VD), seen_rows_S, seen_items_S, k).results(of_block)
     return _merged(keys_RBK)
@@ -112,32 +102,29 @@ class _Found(NamedTuple):
 
 
 def _score_block(block: "_Block", targets_B: Tensor, target_score_B: Tensor, near_B: Tensor) -> _Found:
-    n_rows, targets_B1, target_score_B1 = len(targets_B), targets_B[:, None], target_score_B[:, None]
     low_B, high_B = target_score_B - near_B, target_score_B + near_B
-    found_B1 = target_score_B1  # the target's score in its piece, which may differ in the last digits
-    log_sums = [target_score_B.new_full((n_rows,), -math.inf)]
-    sign_B = torch.zeros(n_rows, dtype=torch.float64, device=target_score_B.device)
-    best, seen = block.best(), block.seen
+    found_B1 = target_score_B[:, None]  # the target's score in its piece, which may differ in the last digits
+    log_sums = [torch.full_like(target_score_B, -math.inf)]
+    sign_B = torch.zeros_like(target_score_B, dtype=torch.float64)
     for start, scores_BC, work_BC in block.pieces():
         # The most likely item's share is 1 / (sum of e^(score - max)), and softmax takes fewer passes.
         share_BC = torch.softmax(scores_BC, 1, out=work_BC)
         log_sums.append(scores_BC.amax(1) - share_BC.amax(1).log_())
         for end_B in (low_B, high_B):
             sign_B += torch.sub(scores_BC, end_B[:, None], out=work_BC).sign_().sum(1) / 2
-        column_B1 = targets_B1 - start
+        column_B1 = targets_B[:, None] - start
         inside_B1 = column_B1.clamp(0, scores_BC.shape[1] - 1)
         found_B1 = torch.where(column_B1 == inside_B1, scores_BC.gather(1, inside_B1), found_B1)
-        block.leave_out_seen(start, scores_BC)
-        best.add(scores_BC, start)
+        block.add_unseen(start, scores_BC)
     # The sum of `_above` over all items except the target.
     of_target_B = _above(found_B1[:, 0], low_B, high_B) * block.search.shard.places(targets_B)[0]
     above_B = (sign_B + block.n_items) / 2 - of_target_B
-    seen_above_B = torch.zeros_like(above_B)
-    of_seen_S = _above(block.seen_scores_S, low_B[seen.rows_S], high_B[seen.rows_S])
-    seen_above_B.index_add_(0, seen.rows_S, of_seen_S.double())
-    unseen_keys_BK = best.keys()
-    best.add_pairs(*seen, block.seen_scores_S)
-    return _Found(torch.stack(log_sums).logsumexp(0), above_B, seen_above_B, best.keys(), unseen_keys_BK)
+    rows_S, seen_scores_S = block.seen.rows_S, block.seen_scores_S
+    of_seen_S = _above(seen_scores_S, low_B[rows_S], high_B[rows_S]).double()
+    seen_above_B = torch.zeros_like(above_B).index_add_(0, rows_S, of_seen_S)
+    unseen_keys_BK = block.best.keys()
+    block.best.add_pairs(*block.seen, seen_scores_S)
+    return _Found(torch.stack(log_sums).logsumexp(0), above_B, seen_above_B, block.best.keys(), unseen_keys_BK)
 
 
 def _above(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -167,10 +154,10 @@ class _Search:
             seen_items_S = shard.gathered(seen_items_S, most, shard.n_items)
         self.seen = Pairs(seen_rows_S, seen_items_S)
         n_rows, n_items = len(self.hidden_GD), max(len(shard.rows_HD), 1)
-        n_scores = (CPU_PIECE_BYTES if self.on_cpu else PIECE_BYTES) // torch.float32.itemsize
-        # If all items fit into a piece, the piece takes as many rows as fit.
-        most = max(n_scores // n_items, CPU_PIECE_ROWS if self.on_cpu else PIECE_ROWS)
-        alike = 4 if self.on_cpu else 1  # a multiple of 4 blocks, so that 2 or 4 threads get as many each
+        # On a CPU, a multiple of 4 blocks, so that 2 or 4 threads get as many each.
+        size, rows, alike = (CPU_PIECE_BYTES, CPU_PIECE_ROWS, 4) if self.on_cpu else (PIECE_BYTES, PIECE_ROWS, 1)
+        n_scores = size // torch.float32.itemsize
+        most = max(n_scores // n_items, rows)  # if all items fit into a piece, the piece takes as many rows as fit
         self.n_block = -(-n_rows // (-(-n_rows // (alike * most)) * alike)) if n_rows > most else max(n_rows, 1)
         self.n_chunk = min(max(n_scores // self.n_block, GROUP_ITEMS), n_items)
         self.memory = _Memory(self.n_block * self.n_chunk, hidden_BD.device)
@@ -189,15 +176,14 @@ class _Search:
         score_G, length_G = self.shard.summed(both_2G.masked_fill(~here_G, 0.0))
         return score_G, EQUAL * self.hidden_GD.norm(dim=1) * length_G
 
-    def results(self, of_block: "Callable[[_Block], R]") -> list[Tensor]:
+    def results(self, of_block: "Callable[[_Block], tuple[Tensor, ...]]") -> list[Tensor]:
         """Apply `of_block` to each block, on a CPU in a thread for each core, and join each field over all blocks.
         Return for each field what each process has found about this process's rows, (R, B, ...)."""
         starts = range(0, max(len(self.hidden_GD), 1), self.n_block)
-        blocks = (_Block(self, start) for start in starts)
+        for_each = cpu_threads.mapped if self.on_cpu and len(starts) > 1 else map
         # Half precision, as in an autocast region, would tie scores that differ.
         with torch.autocast(self.hidden_GD.device.type, enabled=False):
-            in_threads = self.on_cpu and len(starts) > 1
-            found = cpu_threads.mapped(of_block, blocks) if in_threads else [of_block(block) for block in blocks]
+            found = list(for_each(of_block, (_Block(self, start) for start in starts)))
         with cpu_threads.one_core():
             return [self.shard.exchanged(torch.cat(parts), self._n_rows) for parts in zip(*found, strict=True)]
 
@@ -211,40 +197,36 @@ class _Memory(threading.local):
 
 
 class _Block:
-    """Rows that are scored together, and the items that they have seen."""
+    """Rows that are scored together, the items that they have seen, and their best items so far."""
 
     def __init__(self, search: _Search, start: int) -> None:
-        self.search, self._table_HD = search, search.shard.rows_HD
-        self.rows, self.n_items = slice(start, start + search.n_block), len(self._table_HD)
+        self.search, self.rows = search, slice(start, start + search.n_block)
+        self._hidden_BD, self._table_HD = search.hidden_GD[self.rows], search.shard.rows_HD
+        self.n_items, n_rows = len(self._table_HD), len(self._hidden_BD)
         rows_S, items_S = search.seen.rows_S - start, search.seen.items_S
         own_S = (rows_S >= 0) & (rows_S < search.n_block)
         if search.on_cpu:
+            self.best: Best | BestAboveThreshold = BestAboveThreshold(n_rows, search.k)
             order_S = items_S[own_S].argsort()
             rows_S, items_S = rows_S[own_S][order_S], items_S[own_S][order_S]
         else:  # only the device knows how many pairs belong here: all others get an item that no piece has
+            self.best = Best(n_rows, search.k, rows_S.device)
             rows_S, items_S = rows_S.masked_fill(~own_S, 0), items_S.masked_fill(~own_S, search.shard.n_items)
         self.seen = Pairs(rows_S, items_S)
         # The score of each seen pair after its piece; -inf if its item is in none.
         self.seen_scores_S = torch.full(rows_S.shape, -math.inf, dtype=torch.float32, device=rows_S.device)
 
-    def best(self) -> Best | BestAboveThreshold:
-        search, hidden_BD = self.search, self.search.hidden_GD[self.rows]
-        if search.on_cpu:
-            return BestAboveThreshold(len(hidden_BD), search.k)
-        return Best(len(hidden_BD), search.k, hidden_BD.device)
-
     def pieces(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The scores, piece by piece: the first item, scores (B, C), and working memory of the same size. Each piece is
-        overwritten by the thread's next one."""
-        memory, hidden_BD = self.search.memory, self.search.hidden_GD[self.rows].float()
+        """For each piece: its first item, scores (B, C), and working memory of the same size, until the next piece."""
+        memory, hidden_BD = self.search.memory, self._hidden_BD
         for start in range(0, self.n_items, self.search.n_chunk):
             table_CD = self._table_HD[start : start + self.search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)
             scores_BC, work_BC = (of_all[: math.prod(shape)].view(shape) for of_all in (memory.scores_F, memory.work_F))
             yield self.search.shard.start + start, torch.mm(hidden_BD, table_CD.T, out=scores_BC), work_BC
 
-    def leave_out_seen(self, start: int, scores_BC: Tensor) -> None:
-        """Keep the scores of the seen pairs that lie in a piece, and put -inf in their places."""
+    def add_unseen(self, start: int, scores_BC: Tensor) -> None:
+        """Look for the best items in a piece. Keep the scores of the seen pairs in it, and put -inf in their places."""
         n_items, some = scores_BC.shape[1], slice(None)
         scores_F = self.search.memory.scores_F[: scores_BC.numel() + 1]  # the last element is for pairs outside
         if self.search.on_cpu:  # there, the pairs are in the order of items
@@ -255,3 +237,4 @@ class _Block:
         place_S = (self.seen.rows_S[some] * n_items + column_S).masked_fill(outside_S, scores_BC.numel())
         self.seen_scores_S[some] = torch.where(outside_S, self.seen_scores_S[some], scores_F[place_S])
         scores_F.index_fill_(0, place_S, -math.inf)
+        self.best.add(scores_BC, start)

@@ -4,7 +4,6 @@ suffixes: B histories, L positions, D width, V catalogue, C candidates, K list l
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lrec.common import cpu_threads
-from lrec.data.batching.eval_batches import EvalBatch, batch_bounds, history_batch
+from lrec.data.batching.eval_batches import EvalBatch, batch_slices, history_batch
 from lrec.data.features import Vocabulary, codes_of, one_table, vocabularies_of
 from lrec.data.formats.readers import id_of
 from lrec.data.formats.times import in_seconds
@@ -156,7 +155,7 @@ class Model:
             items_BK[read_B == 0], scores_BK[read_B == 0] = popular_K, shares_K
         # Batches of similar lengths; histories without a known item come first in the order, and are cut off.
         order_B = np.argsort(read_B, kind="stable")[int((read_B == 0).sum()) :]
-        batches = [order_B[start:end] for start, end in pairwise(batch_bounds(read_B[order_B], np.ones_like(order_B)))]
+        batches = [order_B[rows] for rows in batch_slices(read_B[order_B], np.ones_like(order_B))]
 
         def top_of(chosen_B: np.ndarray) -> TopItems:
             places_N, config = ranges(starts_B[chosen_B], lengths_B[chosen_B]), self.net.config

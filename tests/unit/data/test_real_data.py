@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lrec.data.batching.plan import share_out
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.sources.interactions import InteractionsDataModule
 from lrec.data.sources.movielens import MovieLensDataModule
@@ -79,6 +80,7 @@ def test_ranks_share_every_step(interactions_dir: Path, tmp_path: Path, world: i
     plan = data.batch_plan.epoch(0, 0)
     for step in range(data.steps_per_epoch):
         whole_starts, whole_lengths = plan.windows(step)
-        parts = [plan.micro_batch(step, rank, world) for rank in range(world)]
+        rank_W = share_out(whole_lengths, world)
+        parts = [(whole_starts[rank_W == rank], whole_lengths[rank_W == rank]) for rank in range(world)]
         assert [start for starts, _ in parts for start in starts] == whole_starts.tolist()
         assert [length for _, lengths in parts for length in lengths] == whole_lengths.tolist()

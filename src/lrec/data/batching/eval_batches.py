@@ -11,8 +11,7 @@ targets and R rows.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +23,10 @@ from lrec.data.batching.train_batches import ALONE, Ranks, limited, padded, with
 from lrec.data.splits.rules import Split, Targets, hash_numbers, ranges
 from lrec.errors import UserError
 
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule
-
 MAX_TARGETS = 1024
 MAX_POSITIONS = 16384
-# Largest cost of an evaluation, as a share of the training since the previous one; and the number of users that it may
-# have whatever they cost, because a metric of fewer users says little.
+# Largest cost of an evaluation, as a share of the training since the previous one; and a number of users that it may
+# always have, because a metric of fewer users says little.
 SHARE = 0.1
 LEAST_USERS = 2000
 # Most scores of a test (targets times items): about ten minutes on two cores.
@@ -63,17 +59,15 @@ class EvalBatch(NamedTuple):
         bounds_M = torch.searchsorted(self.positions_M, bounds_R * length)
         # The last letter of a field's name is the dimension that is cut.
         bounds = {"L": bounds_R, "T": bounds_R, "M": bounds_M}
-        bounds["S"] = torch.searchsorted(self.seen_targets_S, bounds_M)
-        if self.true_targets_P is not None:
-            bounds["P"] = torch.searchsorted(self.true_targets_P, bounds_M)
+        given = {name: values for name, values in self._asdict().items() if values is not None}
+        pairs = given.keys() & {"seen_targets_S", "true_targets_P"}
+        bounds |= {name[-1]: torch.searchsorted(given[name], bounds_M) for name in pairs}
         parts = []
         for part in range(n):
             mine = {name: slice(*each[part : part + 2].tolist()) for name, each in bounds.items()}
-            fields = {name: of_all[mine[name[-1]]] for name, of_all in self._asdict().items() if of_all is not None}
+            fields = {name: of_all[mine[name[-1]]] for name, of_all in given.items()}
             fields["positions_M"] = fields["positions_M"] - mine["L"].start * length
-            for name in ("seen_targets_S", "true_targets_P"):
-                if name in fields:
-                    fields[name] = fields[name] - mine["M"].start
+            fields |= {name: fields[name] - mine["M"].start for name in pairs}
             parts.append(EvalBatch(**fields))
         return parts
 
@@ -87,10 +81,8 @@ class Rows(NamedTuple):
 
     def batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """The targets of each batch, row after row, and the number of targets of each row."""
-        bounds, ends_R1 = batch_bounds(self.lengths_R, self.counts_R), np.append(0, np.cumsum(self.counts_R))
-        return [
-            (self.targets_T[ends_R1[start] : ends_R1[end]], self.counts_R[start:end]) for start, end in pairwise(bounds)
-        ]
+        starts_R1, rows = np.append(0, np.cumsum(self.counts_R)), batch_slices(self.lengths_R, self.counts_R)
+        return [(self.targets_T[starts_R1[some.start] : starts_R1[some.stop]], self.counts_R[some]) for some in rows]
 
 
 def rows_of(order_T: np.ndarray, begins_T: np.ndarray, lengths_T: np.ndarray) -> Rows:
@@ -116,15 +108,15 @@ def shared_rows(split: Split, targets: Targets, max_len: int, with_times: bool =
     return rows_of(order_T, begins_T, np.minimum(ends_T, max_len)[order_T])
 
 
-def batch_bounds(lengths_R: np.ndarray, counts_R: np.ndarray) -> list[int]:
-    """Bounds that cut rows of ascending lengths into batches, by targets and padded positions; the first is 0."""
-    bounds = [0]
-    while (start := bounds[-1]) < len(lengths_R):
+def batch_slices(lengths_R: np.ndarray, counts_R: np.ndarray) -> Iterator[slice]:
+    """Cut rows of ascending lengths into batches, by targets and padded positions."""
+    end = 0
+    while (start := end) < len(lengths_R):
         block = slice(start, start + MAX_TARGETS)
         positions = lengths_R[block] * np.arange(1, len(lengths_R[block]) + 1)
         fits = int(((positions <= MAX_POSITIONS) & (np.cumsum(counts_R[block]) <= MAX_TARGETS)).sum())
-        bounds.append(start + max(fits, 1))
-    return bounds
+        end = start + max(fits, 1)
+        yield slice(start, end)
 
 
 def history_batch(
@@ -142,7 +134,7 @@ def history_batch(
     and the number of the row's items before it (M); by default, one target follows each row. A row of more than max_len
     items must have only one target.
     """
-    rows_M, ends_M = (np.arange(len(lengths_B)), lengths_B) if places is None else places
+    rows_M, ends_M = places or (np.arange(len(lengths_B)), lengths_B)
     known_N = items_N >= 0
     known_before_N1 = np.append(0, np.cumsum(known_N))
     starts_B = np.cumsum(lengths_B) - lengths_B
@@ -183,8 +175,8 @@ class EvalBatches(Dataset[EvalBatch]):
 
     def __post_init__(self) -> None:
         batches = shared_rows(self.split, self.targets, self.max_len, self.with_times).batches()
-        # By batch: targets, and the number in each row. After all targets comes that of a filler row; its batches give
-        # each rank the same number.
+        # By batch: targets, and the number in each row. After all targets comes that of a filler row, so that each rank
+        # gets the same number of batches.
         self.batches = [*batches, *[(np.array([-1]), np.array([1]))] * (-len(batches) % self.ranks.world)]
         self._users_T = np.append(self.targets.users_T, -1).astype(np.int64)
         self._ends_T = np.append(self.targets.positions_T, 0)
@@ -208,15 +200,9 @@ class EvalBatches(Dataset[EvalBatch]):
             has_target_B = next_B < store.offsets_U1[users_M[last_B] + 1]
             asked_B = np.where(has_target_B, store.seconds(np.minimum(next_B, len(store.items_N) - 1)), 0)
             times = store.seconds(rows_N), asked_B
-        found = history_batch(
-            split.catalogue_index_I[store.items_N[rows_N]],
-            ends_B,
-            self.max_len,
-            len(split.catalogue_V),
-            times,
-            places=(np.repeat(np.arange(len(counts_B)), counts_B), ends_M),
-            events_N=split.events(rows_N),
-        )
+        items_N, sizes = split.catalogue_index_I[store.items_N[rows_N]], (self.max_len, len(split.catalogue_V))
+        places = np.repeat(np.arange(len(counts_B)), counts_B), ends_M
+        found = history_batch(items_N, ends_B, *sizes, times, places, split.events(rows_N))
         sets = {} if self.sizes_T is None else self._sets(next_M, self.sizes_T[chosen_M])
         items_M, users_M = torch.from_numpy(self._items_T[chosen_M]), torch.from_numpy(users_M)
         return found._replace(targets_M=items_M, users_M=users_M, **sets)
@@ -243,20 +229,16 @@ def check_targets(split: Split, target_events: list[str] | None, cold_targets: s
         raise UserError("no user has a validation target: the split needs users with at least 3 interactions")
 
 
-def affordable_users(plan: BatchPlan, data: "LightningDataModule") -> int:
-    """How many users may validate during the fit that uses `data`. Reading a position costs a third of training on it,
-    and ranking the catalogue for a target costs as much as training on one position."""
-    split, trainer = plan.part.split, data.trainer
-    assert trainer is not None
-    users_T = split.val_targets.users_T
-    rows = shared_rows(split, split.val_targets, plan.max_len)
-    cost = rows.lengths_R.sum() / 3 + len(users_T)
-    batches = plan.n_steps * trainer.accumulate_grad_batches
+def affordable_users(plan: BatchPlan, trainer: Any) -> int:
+    """How many users may validate during the fit of Lightning's `trainer`. Reading a position costs a third of training
+    on it, and ranking the catalogue for a target costs as much as training on one position."""
+    targets, batches = plan.part.split.val_targets, plan.n_steps * trainer.accumulate_grad_batches
+    cost = shared_rows(plan.part.split, targets, plan.max_len).lengths_R.sum() / 3 + len(targets.users_T)
     interval = getattr(trainer, "val_check_interval", 1.0)  # Lightning sets none for a time: an epoch is assumed
     if isinstance(interval, float):
         interval = interval * limited(batches, trainer.limit_train_batches) * (trainer.check_val_every_n_epoch or 1)
     positions = plan.part.n_positions * interval / batches
-    return max(int(SHARE * positions * len(np.unique(users_T)) / cost), LEAST_USERS)
+    return max(int(SHARE * positions * len(np.unique(targets.users_T)) / cost), LEAST_USERS)
 
 
 def testable_users(targets: Targets, n_items: int) -> int:

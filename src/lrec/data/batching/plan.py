@@ -1,5 +1,4 @@
-"""The batch plan of training: which windows of which users form each global step. Shape suffixes: W windows of an
-epoch, T steps of an epoch, U users."""
+"""Which windows of which users form each global step. Shape suffixes: W windows and T steps of an epoch, U users."""
 
 import shutil
 from dataclasses import dataclass
@@ -28,14 +27,8 @@ class EpochPlan:
 
     def windows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Starts and lengths of a step's windows."""
-        mine = slice(self.bounds[step], self.bounds[step + 1])
+        mine = slice(*self.bounds[step : step + 2])
         return self.starts_W[mine], self.lengths_W[mine]
-
-    def micro_batch(self, step: int, micro: int, n_micro: int) -> tuple[np.ndarray, np.ndarray]:
-        """Starts and lengths of micro-batch `micro` of `n_micro` of a step."""
-        starts, lengths = self.windows(step)
-        mine = _share_out(lengths, int(lengths.sum()), n_micro) == micro
-        return starts[mine], lengths[mine]
 
 
 @dataclass(frozen=True)
@@ -61,16 +54,14 @@ class BatchPlan:
         return -(-self.part.n_positions // targets_per_step)
 
     def epoch(self, seed: int, epoch: int) -> EpochPlan:
-        """Cut each user into windows at a random offset, sort the windows by length inside shuffled pools, and form the
-        steps. Steps of short and of long windows alternate at random."""
+        """Cut users into windows at random offsets, sort these by length inside shuffled pools, and form the steps."""
         random = np.random.default_rng([seed, epoch])
         starts_W, lengths_W = self._windows(random)
         order = random.permutation(len(starts_W))
         # Every second pool is sorted downwards, so that a step with windows of two pools has similar lengths.
-        pools = _share_out(lengths_W[order], self.part.n_positions, -(-self.n_steps // POOL_STEPS))
-        keys = np.where(pools % 2, -lengths_W[order], lengths_W[order])
-        order = order[np.lexsort((keys, pools))]
-        steps = _share_out(lengths_W[order], self.part.n_positions, self.n_steps)
+        pools = share_out(lengths_W[order], -(-self.n_steps // POOL_STEPS))
+        order = order[np.lexsort((np.where(pools % 2, -lengths_W[order], lengths_W[order]), pools))]
+        steps = share_out(lengths_W[order], self.n_steps)
         total_T = np.bincount(steps, weights=lengths_W[order], minlength=self.n_steps)
         new_place = _alternating(total_T / np.bincount(steps, minlength=self.n_steps), random)[steps]
         order = order[np.argsort(new_place, kind="stable")]
@@ -86,20 +77,19 @@ class BatchPlan:
         first = np.where(targets <= self.max_len, targets, first)
         counts = 1 + -(-(targets - first) // self.max_len)
         owner = np.repeat(np.arange(len(users)), counts)
-        end_W = first[owner] + self.max_len * ranges(np.zeros(len(users), dtype=np.int64), counts)
+        end_W = first[owner] + self.max_len * ranges(np.zeros_like(counts), counts)
         begin_W = np.maximum(end_W - self.max_len, 0)
         lengths_W = np.minimum(end_W, targets[owner]) - begin_W
         starts_W = self.part.starts_U[users][owner] + begin_W
-        # The smallest type that counts the entries of the training part.
-        most = int((self.part.starts_U + self.part.lengths_U).max())
-        return starts_W.astype(np.int32 if most < 2**31 else np.int64), lengths_W.astype(np.int32)
+        last = int((self.part.starts_U + self.part.lengths_U).max())
+        return starts_W.astype(np.int32 if last < 2**31 else np.int64), lengths_W.astype(np.int32)
 
 
-def _share_out(lengths: np.ndarray, total: int, n: int) -> np.ndarray:
+def share_out(lengths: np.ndarray, n: int) -> np.ndarray:
     """The part, 0 .. n - 1, of each window, if the sequence of windows is cut into n parts with almost equally many
-    targets: the part that contains the window's middle. Windows shorter than total / n leave no part empty."""
-    middle2 = 2 * np.cumsum(lengths) - lengths
-    return np.minimum(middle2 * n // (2 * total), n - 1)
+    targets: the part that contains the window's middle. If no window has an n-th of the targets, no part is empty."""
+    ends = np.cumsum(lengths)
+    return np.minimum((2 * ends - lengths) * n // (2 * ends[-1]), n - 1)
 
 
 def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -109,9 +99,7 @@ def _alternating(lengths_T: np.ndarray, random: np.random.Generator) -> np.ndarr
     for alike in np.array_split(np.argsort(lengths_T, kind="stable"), LENGTH_CLASSES):
         # One step in each of len(alike) equal parts of the epoch.
         keys_T[alike] = (random.permutation(len(alike)) + random.random(len(alike))) / max(len(alike), 1)
-    places_T = np.empty(len(lengths_T), dtype=np.int64)
-    places_T[np.argsort(keys_T, kind="stable")] = np.arange(len(lengths_T))
-    return places_T
+    return np.argsort(np.argsort(keys_T, kind="stable"))
 
 
 def shared_epoch(plan: BatchPlan, seed: int, folder: Path, epoch: int) -> EpochPlan:

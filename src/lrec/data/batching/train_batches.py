@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lrec.data.batching.plan import BatchPlan, EpochPlan
+from lrec.data.batching.plan import BatchPlan, EpochPlan, share_out
 from lrec.data.splits.rules import ranges
 from lrec.errors import UserError
 
@@ -86,17 +86,10 @@ class ServedLoader:
 
     def __init__(self, dataset: Dataset, keys: Sequence, num_workers: int, pin_memory: bool) -> None:
         self.dataset = dataset
-        self._batches = DataLoader(
-            dataset,
-            batch_size=None,
-            sampler=keys,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=pin_memory,
-            # Without its own generator, DataLoader would draw from the global one and so change the training.
-            generator=torch.Generator().manual_seed(0),
-            worker_init_fn=_apart,
-        )
+        options: dict[str, Any] = {"batch_size": None, "sampler": keys, "pin_memory": pin_memory}
+        options |= {"num_workers": num_workers, "persistent_workers": num_workers > 0, "worker_init_fn": _apart}
+        # Without its own generator, DataLoader would draw from the global one and so change the training.
+        self._batches = DataLoader(dataset, **options, generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -129,24 +122,24 @@ class _TrainDataset(Dataset[TrainBatch]):
         epoch, step, accumulated = key
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, self.epoch_plan(epoch)
-        plan, (world, rank, accumulation) = self._epoch[1], self.ranks
-        starts_W, lengths_W = plan.windows(step)
-        starts, lengths = plan.micro_batch(step, accumulated * world + rank, world * accumulation)
+        (world, rank, accumulation), (starts_W, lengths_W) = self.ranks, self._epoch[1].windows(step)
+        mine_W = share_out(lengths_W, world * accumulation) == accumulated * world + rank
+        starts, lengths = starts_W[mine_W], lengths_W[mine_W]
         if len(starts) == 0:
             starts, lengths = np.zeros((2, 1), dtype=np.int64)
         part, split, places = self.plan.part, self.plan.part.split, ranges(starts, lengths)
         rows_N, next_N = part.rows_at(places), part.rows_at(places + 1)
-        index_I, items_N, events_N = split.catalogue_index_I, split.store.items_N, split.events(rows_N)
-        items_BL, targets_M = padded(index_I[items_N[rows_N]].astype(np.int32), lengths), index_I[items_N[next_N]]
+        index_I, store, events_N = split.catalogue_index_I, split.store, split.events(rows_N)
+        items_BL = padded(index_I[store.items_N[rows_N]].astype(np.int32), lengths)
         positions_M, may_M = ranges(np.arange(len(lengths)) * items_BL.shape[1], lengths), split.may_be_targets(next_N)
         times_BT = None
         if self.with_times:
-            asked_B = split.store.seconds(part.rows_at(starts + lengths))
-            times_BT = with_request(split.store.seconds(rows_N), lengths, asked_B)
+            asked_B = store.seconds(part.rows_at(starts + lengths))
+            times_BT = with_request(store.seconds(rows_N), lengths, asked_B)
         return TrainBatch(
             items_BL=items_BL,
             positions_M=torch.from_numpy(positions_M[may_M].astype(np.int32)),
-            targets_M=torch.from_numpy(targets_M[may_M]),
+            targets_M=torch.from_numpy(index_I[store.items_N[next_N[may_M]]]),
             n_positions=int(lengths.sum()),
             step_targets=part.targets_in(starts_W, lengths_W),
             step_positions=int(lengths_W.sum()),
@@ -192,9 +185,8 @@ class TrainLoader(ServedLoader):
         # This is a generator, so an iterator that is never asked for a batch begins no epoch.
         if not self._resumed or self._consumed >= self._ends_at:
             self._epoch, self._consumed = self._epoch + 1, 0
-        self._resumed = False
-        micro_batches = range(self._consumed, len(self))
-        self._keys[:] = [(self._epoch, *divmod(micro, self.ranks.accumulation)) for micro in micro_batches]
+        self._resumed, accumulation = False, self.ranks.accumulation
+        self._keys[:] = [(self._epoch, *divmod(micro, accumulation)) for micro in range(self._consumed, len(self))]
         # Workers read ahead; a batch counts as consumed when it is handed over.
         for batch in self._batches:
             self._consumed += 1

@@ -87,9 +87,8 @@ class TrainingPart:
     def check(self) -> None:
         """Raise AssertionError if an entry lies outside its user's unreduced training part."""
         users = np.flatnonzero(self.lengths_U)
-        first = self.rows_at(self.starts_U[users])
-        last = self.rows_at(self.starts_U[users] + self.lengths_U[users] - 1)
-        begin = self.split.store.offsets_U1[users]
+        starts, begin = self.starts_U[users], self.split.store.offsets_U1[users]
+        first, last = self.rows_at(starts), self.rows_at(starts + self.lengths_U[users] - 1)
         leaks_U = np.zeros(len(self.lengths_U), dtype=bool)
         leaks_U[users] = (first < begin) | (last >= begin + self.split.train_U[users])
         refuse_leak(leaks_U)
@@ -107,12 +106,10 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
         kept_U = np.maximum(kept_U, np.where(new_U > 0, np.minimum(new_U + reduction.before, split.train_U), 0))
         lengths_U = np.where(kept_U > 0, split.train_U, 0)
     starts_U = split.store.offsets_U1[:-1] + lengths_U - kept_U
-    if reduction.interactions == 1:
-        part = TrainingPart(split, starts_U, kept_U)
-    else:
+    part = TrainingPart(split, starts_U, kept_U)
+    if reduction.interactions < 1:
         rows, since, times_N = ranges(starts_U, kept_U), reduction.since, split.store.times_N
-        is_old_N = np.ones(len(rows), bool) if since is None or times_N is None else times_N[rows] < since
-        old_P = np.flatnonzero(is_old_N)
+        old_P = np.arange(len(rows)) if since is None or times_N is None else np.flatnonzero(times_N[rows] < since)
         count = int(np.ceil(len(old_P) * reduction.interactions - 1e-9))
         rows = np.delete(rows, old_P[np.argsort(hash_numbers(rows[old_P]), kind="stable")[count:]])
         bounds_U1 = np.searchsorted(rows, split.store.offsets_U1)
@@ -167,16 +164,10 @@ def of_domain(split: Split, domain: str) -> Split:
         mine_U = np.where(position_U < 0, 0, within(begin_U + number_U) - within(begin_U))
         return np.where(mine_U > 0, within(begin_U), -1), mine_U
 
-    result = Split(
-        store,
-        within(split.train_U),
-        *part(split.val_U, split.val_targets_U),
-        *part(split.test_U, split.test_targets_U),
-        trajectory_U=np.where(split.trajectory_U < 0, -1, within(np.maximum(split.trajectory_U, 0))),
-        held_out_U=split.held_out_U,
-        target_N=None if split.target_N is None else split.target_N[store.kept_N],
-        sets_2=split.sets_2,
-    )
+    val, test = part(split.val_U, split.val_targets_U), part(split.test_U, split.test_targets_U)
+    trajectory_U = np.where(split.trajectory_U < 0, -1, within(np.maximum(split.trajectory_U, 0)))
+    target_N = None if split.target_N is None else split.target_N[store.kept_N]
+    result = Split(store, within(split.train_U), *val, *test, trajectory_U, split.held_out_U, target_N, split.sets_2)
     result.check()
     if len(result.catalogue_V) == 0:
         raise UserError(f"only_domain {domain!r}: the split leaves nothing of it to train on")

@@ -87,16 +87,10 @@ class LastItems(SplitRule):
         long_U = (lengths_U > self.trajectory_min_length) if self.trajectory else np.zeros_like(held_out_U)
         end_U = lengths_U - long_U * self.trajectory
         evaluated_U = end_U >= 3
-        return Split(
-            store=store,
-            train_U=np.where(held_out_U, 0, np.where(evaluated_U, end_U - 2, lengths_U)),
-            val_U=np.where(evaluated_U, end_U - 2, -1),
-            val_targets_U=evaluated_U.astype(np.int64),
-            test_U=np.where(evaluated_U, end_U - 1, -1),
-            test_targets_U=evaluated_U.astype(np.int64),
-            trajectory_U=np.where(long_U, end_U, -1),
-            held_out_U=held_out_U,
-        )
+        train_U = np.where(held_out_U, 0, np.where(evaluated_U, end_U - 2, lengths_U))
+        val_U, test_U = (np.where(evaluated_U, end_U - back, -1) for back in (2, 1))
+        number_U, trajectory_U = evaluated_U.astype(np.int64), np.where(long_U, end_U, -1)
+        return Split(store, train_U, val_U, number_U, test_U, number_U, trajectory_U, held_out_U)
 
 
 @dataclass(frozen=True)
@@ -129,16 +123,10 @@ class UserSplit(SplitRule):
         for name, number_U in (("validation", val_targets_U), ("test", test_targets_U)):
             if not number_U.any():
                 raise UserError(f"split.{name} {getattr(self, name)}: no target in {store.n_users} users; increase it")
-        return Split(
-            store=store,
-            train_U=np.where(validates_U | tests_U, 0, lengths_U),
-            val_U=np.where(val_targets_U > 0, 1, -1),
-            val_targets_U=val_targets_U,
-            test_U=np.where(test_targets_U > 0, 1, -1),
-            test_targets_U=test_targets_U,
-            trajectory_U=np.full(store.n_users, -1),
-            held_out_U=np.zeros(store.n_users, dtype=bool),
-        )
+        train_U = np.where(validates_U | tests_U, 0, lengths_U)
+        val_U, test_U = (np.where(number_U > 0, 1, -1) for number_U in (val_targets_U, test_targets_U))
+        none_U, nobody_U = np.full(store.n_users, -1), np.zeros(store.n_users, dtype=bool)
+        return Split(store, train_U, val_U, val_targets_U, test_U, test_targets_U, none_U, nobody_U)
 
 
 class Targets(NamedTuple):
@@ -279,9 +267,8 @@ class Split:
     @cached_property
     def catalogue_index_I(self) -> np.ndarray:
         """Catalogue index of each store item, int64; -1 for an item outside the catalogue."""
-        index_I = np.full(self.store.n_items, -1, dtype=np.int64)
-        index_I[self.catalogue_V] = np.arange(len(self.catalogue_V))
-        return index_I
+        known_I = self.counts_I > 0
+        return np.where(known_I, np.cumsum(known_I) - 1, -1)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -1,5 +1,4 @@
-"""The split by time. Positions count from 0 within a user's sequence, ordered by (time, row of the source). Shape
-suffix: U users."""
+"""The split by time. Shape suffixes and positions: see `rules`."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -82,36 +81,27 @@ class GlobalTemporal(SplitRule):
                 raise UserError(f"{said[0]} must lie before {said[1]}")
         before_U = {name: count_before(store, time) for name, time in times.items()}
         seen_U, end_U = before_U["test_from"], before_U.get("test_until", np.diff(store.offsets_U1))
+        train_U = before_U["validate_from"] if self.validate_by == "time" else self._training(store, seen_U)
+        val_targets: Which = self.targets if self.validate_by == "time" else "last"
         test_targets = self.test_targets or self.targets
-        split = Split(
-            store,
-            *self._validation(store, before_U.get("validate_from"), seen_U),
-            *self._targets(store, "test", test_targets, seen_U, end_U),
-            trajectory_U=np.full(store.n_users, -1),
-            held_out_U=np.zeros(store.n_users, dtype=bool),
-            sets_2=np.array([self.targets == "window" and self.validate_by == "time", test_targets == "window"]),
-        )
+        val = self._targets(store, "validation", val_targets, train_U, seen_U)
+        test = self._targets(store, "test", test_targets, seen_U, end_U)
+        none_U, nobody_U = np.full(store.n_users, -1), np.zeros(store.n_users, dtype=bool)
+        sets_2 = np.array([val_targets == "window", test_targets == "window"])
+        split = Split(store, train_U, *val, *test, none_U, nobody_U, sets_2=sets_2)
         for name, targets_U in (("validation", split.val_targets_U), ("test", split.test_targets_U)):
             if not targets_U.any():
                 raise UserError(f"the split leaves no {name} target: cut elsewhere than at {times}")
         split.check_times(validation=self.validate_by == "time")
         return split
 
-    def _validation(
-        self, store: Store, before_U: np.ndarray | None, seen_U: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each user, the length of the training part, the position of the first validation target (-1 if there is
-        none), and the number of validation targets."""
-        if before_U is not None:
-            return before_U, *self._targets(store, "validation", self.targets, before_U, seen_U)
+    def _training(self, store: Store, seen_U: np.ndarray) -> np.ndarray:
+        """How many of the interactions before the test are for training, if last items are for validation, by user."""
         if self.validate_by == "last_item":
-            validates_U = seen_U >= 3
-            train_U = seen_U - validates_U
-        else:
-            validates_U, users = np.zeros(store.n_users, dtype=bool), np.flatnonzero(seen_U >= 2)
-            validates_U[users[np.argsort(user_hashes(store, "validates")[users])[: self.held_out_users]]] = True
-            train_U = seen_U * ~validates_U
-        return train_U, np.where(validates_U, seen_U - 1, -1), validates_U.astype(np.int64)
+            return seen_U - (seen_U >= 3)
+        users, train_U = np.flatnonzero(seen_U >= 2), seen_U.copy()
+        train_U[users[np.argsort(user_hashes(store, "validates")[users])[: self.held_out_users]]] = 0
+        return train_U
 
     def _targets(
         self, store: Store, purpose: str, which: Which, begin_U: np.ndarray, end_U: np.ndarray
@@ -139,31 +129,20 @@ def check_cut(option: str, cut: int | float | str | None) -> None:
 
 
 def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) -> int:
-    """The earliest time that comes after the cut, in the store's unit. A duration counts from the time `since`."""
+    """The earliest time that comes after the cut, in the store's unit. A duration, such as 7d, counts from `since`."""
     assert store.times_N is not None
     if isinstance(cut, float):
         place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
         return int(np.partition(store.times_N, place)[place])
     if isinstance(cut, int):
         return cut
-    if seconds_in(cut) is not None:
-        return since + in_units(store, option, cut)
-    microseconds = (_instant(option, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-    return -(-microseconds * _time_unit(store, f"{option}={cut}") // 10**6)
-
-
-def in_units(store: Store, option: str, duration: str) -> int:
-    """A duration such as 7d in the store's unit of time."""
-    seconds = seconds_in(duration)
-    assert seconds is not None, "the option was checked"
-    return seconds * _time_unit(store, f"{option}={duration}")
-
-
-def _time_unit(store: Store, option: str) -> int:
-    """Number of the store's time units in a second."""
     if store.time_unit not in TIME_UNITS:
-        raise UserError(f"{option}: the data's times are no dates; give a share or a number")
-    return TIME_UNITS[store.time_unit]
+        raise UserError(f"{option}={cut}: the data's times are no dates; give a share or a number")
+    per_second = TIME_UNITS[store.time_unit]
+    if (seconds := seconds_in(cut)) is not None:
+        return since + seconds * per_second
+    microseconds = (_instant(option, cut) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return -(-microseconds * per_second // 10**6)
 
 
 def _instant(option: str, cut: str) -> datetime:
