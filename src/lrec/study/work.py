@@ -100,11 +100,8 @@ class Work:
             return not (self.interrupted.is_set() or self._budget_is_spent())
 
         jobs = as_local_jobs(study) if here and study.cluster else None
-        costs = budget.plan(study, runs) if here and study.memory_gib is not None else []
-        memory_gib = {cost.run.name: cost.memory_gib for cost in costs}
         with on_signals(lambda *_: self.interrupted.set()) if here else nullcontext():
-            local = train(study, runs, memory_gib, watch, jobs)
-            for ended in local if here else train_on_cluster(study, runs, live.show):
+            for ended in train(study, runs, watch, jobs) if here else train_on_cluster(study, runs, live.show):
                 live.clear()
                 yield ended
         live.clear()
