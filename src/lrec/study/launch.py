@@ -76,7 +76,8 @@ def train(
     waiting, limit_gib = sorted(runs, key=attrgetter("wave")), study.memory_gib
     free, processes = list(study.every_gpu), Processes()
     running: dict[Future[Outcome], tuple[PlannedRun, list[str]]] = {}  # with the GPUs that it sees
-    memory_gib = {cost.run.name: cost.memory_gib for cost in (budget.plan(study, runs) if limit_gib is not None else [])}
+    costs = budget.plan(study, runs) if limit_gib is not None else []
+    memory_gib = {cost.run.name: cost.memory_gib for cost in costs}
     places = {run.name: study.placement(run.config) for run in runs}
     for name, place in places.items():
         if place.nodes > 1:
