@@ -66,14 +66,16 @@ def sizes(
         peak = memory.of_step(config, positions, precision, shards, checkpointing, device, ranks)
         received = cost.traffic(config, positions, precision, shards, ranks, accumulation)
         of_step = {"received": sum(received), "flops": sum(flops) * positions * accumulation}
-        shape = {"size": name, "n_layers": config.layers, "d_model": config.width, "n_heads": config.heads}
-        figures = {
-            "parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)},
-            "flops_per_interaction": flops._asdict() | {"total": sum(flops)},
-            "memory_bytes": peak._asdict() | {"total": peak.total},
-            "step_of_a_rank": received._asdict() | of_step,
+        row: dict[str, Any] = {
+            "size": name,
+            "n_layers": config.layers,
+            "d_model": config.width,
+            "n_heads": config.heads,
         }
-        rows.append(shape | figures)
+        row |= {"parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)}}
+        row |= {"flops_per_interaction": flops._asdict() | {"total": sum(flops)}}
+        row |= {"memory_bytes": peak._asdict() | {"total": peak.total}, "step_of_a_rank": received._asdict() | of_step}
+        rows.append(row)
     assumptions: dict[str, Any] = {"n_items": n_items, "pairs": pairs, **counts, "shards": shards}
     assumptions |= {"accumulation": accumulation, "precision": precision, "checkpointing": checkpointing}
     assumptions |= {"device": device, "architecture": asdict(architecture), "dropout": asdict(dropout)}
@@ -88,6 +90,6 @@ def _of_store(path: Path, max_len: int) -> tuple[int, float]:
     from lrec.data.batching.train_batches import BatchPlan  # imports torch
 
     split = LastItems()(Store.open(path))
-    part = training_part(split, Reduction())
-    lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W
+    plan = BatchPlan(training_part(split, Reduction()), max_len, targets_per_step=2 * max_len)
+    lengths_W = plan.epoch(seed=0, epoch=0).lengths_W
     return len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum())

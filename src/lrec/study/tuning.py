@@ -30,7 +30,7 @@ LR = "model.optimizer.lr"
 BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
 DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # tuned as one number
 
-# The first walk uses 1/16 of the study's data, the second 1/4. A trial has at least LEAST_STEPS steps, if a quarter of
+# Shares of the study's data in the first and the second walk. A trial has at least LEAST_STEPS steps, if a quarter of
 # the data allows this: on games of Go, the best rate of runs of 150 steps falls to an eighth from width 20 to 112, but
 # the best rate of runs of 1,300 steps stays the same (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
@@ -185,15 +185,13 @@ class Tuner:
         self.study, self.study_of_trials = study, replace(study, name=folder.name, out=folder, **alone)
         self._file = folder / "tuned.json"
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
-        # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, self._middle = large[0], large[len(large) // 2]
         self._whole, self._trials = self._whole_of(self._small), list[Trial]()
-        self._start = Setting.of(self._whole)
-        self._scaled = self._whole.config.value("model.parametrisation") == "scaled"
-        if (epochs := epochs_alone(self._whole.config)) is None:
+        self._start, epochs = Setting.of(self._whole), epochs_alone(self._whole.config)
+        if epochs is None:
             raise UserError(f"--tune: trials are a share of a run: set its length by --options.{EPOCHS} alone")
-        self._epochs = epochs
-        self._dropouts = DROPOUTS if "dropout" in study.tune else []
+        self._scaled = self._whole.config.value("model.parametrisation") == "scaled"
+        self._epochs, self._dropouts = epochs, DROPOUTS if "dropout" in study.tune else []
 
     def _whole_of(self, size: str) -> PlannedRun:
         return planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(self.study.most,)))[0]
@@ -235,9 +233,8 @@ class Tuner:
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None
         trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
-        if kept.pop("of") != self._key(trials[0].size, kept.pop("ladder", self.study.ladder)):
-            return None
-        return Tuned(**kept | {"trials": trials})
+        same = kept.pop("of") == self._key(trials[0].size, kept.pop("ladder"))
+        return Tuned(**kept | {"trials": trials}) if same else None
 
     def tuned(self, work: Work) -> Tuned:
         """The result of the tuning, from its file if there is one for this study."""
@@ -256,7 +253,7 @@ class Tuner:
         return json_hash([self._whole_of(small).config.trained_with, self.study.most, self.study.tune, ladder])
 
     def _tune(self, work: Work) -> Tuned:
-        """Train the trials that are not finished, and derive rule, step and dropout from all trials."""
+        """Train the trials that are not finished, and derive rules and dropout from all trials."""
         at = self._start
         for size, share in self._walks:
             if size != self._small:
@@ -265,22 +262,21 @@ class Tuner:
                 lr = law.choose(ladder_n_body(size), share * self._targets, step).rate
                 at = replace(at, lr=lr, targets_per_step=step)
             at = self._walk(work, size, share, at)
-        step_is_tuned = "targets_per_step" in self.study.tune
         least, most = 2 * self._data.max_len, self._targets / WANTED_STEPS
-        steps = (least, most) if step_is_tuned else (at.targets_per_step, at.targets_per_step)
+        if "targets_per_step" not in self.study.tune:
+            least = most = at.targets_per_step
         ends = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
-        rules = rules_of(law_of(self._trials, self._scaled), ends, self._targets, *steps)
+        rules = rules_of(law_of(self._trials, self._scaled), ends, self._targets, least, most)
         rules[LR][0] /= self.study.most ** rules[LR][2]
-        if not step_is_tuned:
+        if "targets_per_step" not in self.study.tune:
             del rules[STEP]
         options = dict.fromkeys(self._dropouts, at.dropout)
         return Tuned(rules, options, self._targets, self._scaled, self._trials)
 
     def _axes(self, size: str, share: float) -> list[str]:
-        """What a walk tunes: always the rate; the step for the small size and on half of the data; dropout for the
-        largest fitted size."""
-        small, largest = size == self._small, size == self.study.fitted[-1]
-        tunes = {"lr": True, "targets_per_step": small or share == HALF, "dropout": largest}
+        """What a walk tunes. With few users, the largest fitted size overfits as a larger one does with all users."""
+        tunes_step = size == self._small or share == HALF
+        tunes = {"lr": True, "targets_per_step": tunes_step, "dropout": size == self.study.fitted[-1]}
         return [name for name in self.study.tune if tunes[name]]
 
     def _walk(self, work: Work, size: str, share: float, start: Setting) -> Setting:
@@ -331,7 +327,6 @@ class Tuner:
 
     def _trial(self, run: PlannedRun) -> Trial:
         points = run_of_study(self.study_of_trials.folder, run.name).points
-        losses = [point.val_loss for point in points if point.val_loss is not None]
-        loss = None if points[-1].diverged else min(losses, default=None)
+        losses = [point.val_loss for point in points if point.val_loss is not None and not points[-1].diverged]
         targets = round(self._targets * run.fraction / self.study.most)
-        return Trial(run.size, ladder_n_body(run.size), targets, Setting.of(run), loss)
+        return Trial(run.size, ladder_n_body(run.size), targets, Setting.of(run), min(losses, default=None))
