@@ -32,8 +32,7 @@ PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_LARGEST = 4 * SMALLEST * HELD_OUT[-1]
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
 # The trials of a study with 1.4m targets start with 512 targets in a step; this grows with the root of the targets. The
-# planned hours assume that small networks have twice as many, and larger networks fewer (laws/rate_law.py). In today's
-# studies, the steps of all sizes are often nearly alike (benchmarks/hours.md).
+# planned hours assume that small networks have twice as many, and larger networks fewer (laws/rate_law.py).
 FIRST_STEP, STEP_AT, OF_SMALL, FALLS = 512, 1.4e6, 2, -0.2
 LONG_STEP = 2**30  # longer than two histories
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
@@ -94,8 +93,7 @@ def _choose(study: Study) -> dict[str, Any]:
 
     example = _example(study)
     data, gpus = example.open_data(), study.placement(example.config).gpus
-    at_once = max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores
-    jobs = study.jobs or at_once
+    jobs = study.jobs or (max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores)
     plan = _longest(study, example, data, jobs)
     chosen = _choices(plan, data, jobs, study)
     given = [option for each in (study.given, *study.every_variant.values()) for option in dotted(each)]

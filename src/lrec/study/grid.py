@@ -155,12 +155,8 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
         if passes <= 0 or (passes > 1 and passes != int(passes)):
             wrong = "neither whole nor less than one"
             raise UserError(f"--horizons {horizon:g} of {EPOCHS} {epochs} is {passes:g}: {wrong}")
-        changes = {
-            EPOCHS: max(int(passes), 1),
-            "trainer.limit_train_batches": None if passes >= 1 else passes,
-            "model.optimizer.warmup": warmup * min(study.horizons) / horizon,
-            "points.horizon": horizon,
-        }
+        changes = {EPOCHS: max(int(passes), 1), "trainer.limit_train_batches": None if passes >= 1 else passes}
+        changes |= {"model.optimizer.warmup": warmup * min(study.horizons) / horizon, "points.horizon": horizon}
         name, options = _name(study, *place, horizon), changed(run.options, changes)
         own = 1 - (1 - WSD_FALL) * reached / horizon
         runs.append(replace(run, name=name, options=options, horizon=horizon, goes_on_from=shorter, own=own))

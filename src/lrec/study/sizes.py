@@ -57,7 +57,14 @@ def sizes(
     shards = ranks if shards is None else shards
     if shards < 1 or ranks % shards:
         raise UserError(f"--shards must divide --ranks {ranks}, got {shards}")
-    n_items, pairs = (items, (max_len + 1) / 2) if data is None else _of_store(data, max_len)
+    n_items, pairs = items, (max_len + 1) / 2  # the mean number of positions that a position attends to, with its own
+    if data is not None:
+        from lrec.data.batching.train_batches import BatchPlan  # imports torch
+
+        split = LastItems()(Store.open(data))
+        plan = BatchPlan(training_part(split, Reduction()), max_len, targets_per_step=2 * max_len)
+        lengths_W = plan.epoch(seed=0, epoch=0).lengths_W
+        n_items, pairs = len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum())
     positions = -(-targets_per_step // (ranks * accumulation))
     rows = []
     for name in list(SIZES) if sizes is None else sizes:
@@ -83,13 +90,3 @@ def sizes(
         check_writable(out, "--out")
         write_json(out, {"assumptions": assumptions, "sizes": rows})
     print(rendered("study", "sizes.txt.j2", assumptions | {"positions": positions, "rows": rows}), end="")
-
-
-def _of_store(path: Path, max_len: int) -> tuple[int, float]:
-    """The catalogue size of a store, and the mean number of positions that a position attends to, itself included."""
-    from lrec.data.batching.train_batches import BatchPlan  # imports torch
-
-    split = LastItems()(Store.open(path))
-    plan = BatchPlan(training_part(split, Reduction()), max_len, targets_per_step=2 * max_len)
-    lengths_W = plan.epoch(seed=0, epoch=0).lengths_W
-    return len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum())

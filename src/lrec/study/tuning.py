@@ -10,7 +10,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import inf, isfinite, log
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -22,9 +22,6 @@ from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
 from lrec.study.record import Record
 from lrec.study.work import TRIAL, Work
-
-if TYPE_CHECKING:
-    from lrec.data.datamodule import SequenceDataModule
 
 LR = "model.optimizer.lr"
 BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
@@ -187,23 +184,20 @@ class Tuner:
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
         self._small, self._middle = large[0], large[len(large) // 2]
         self._whole, self._trials = self._whole_of(self._small), list[Trial]()
-        self._start, epochs = Setting.of(self._whole), epochs_alone(self._whole.config)
-        if epochs is None:
+        self._start, config = Setting.of(self._whole), self._whole.config
+        if (epochs := epochs_alone(config)) is None:
             raise UserError(f"--tune: trials are a share of a run: set its length by --options.{EPOCHS} alone")
-        self._scaled = self._whole.config.value("model.parametrisation") == "scaled"
-        self._epochs, self._dropouts = epochs, DROPOUTS if "dropout" in study.tune else []
+        self._epochs, self._least_step = epochs, 2 * config.value("data.max_len")
+        self._scaled = config.value("model.parametrisation") == "scaled"
+        self._dropouts = DROPOUTS if "dropout" in study.tune else []
 
     def _whole_of(self, size: str) -> PlannedRun:
         return planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(self.study.most,)))[0]
 
     @cached_property
-    def _data(self) -> "SequenceDataModule":
-        return self._whole.open_data()
-
-    @property
     def _targets(self) -> int:
         """D of a run of the ladder."""
-        return self._data.U * self._epochs
+        return self._whole.open_data().U * self._epochs
 
     @cached_property
     def _walks(self) -> list[tuple[str, float]]:
@@ -262,7 +256,7 @@ class Tuner:
                 lr = law.choose(ladder_n_body(size), share * self._targets, step).rate
                 at = replace(at, lr=lr, targets_per_step=step)
             at = self._walk(work, size, share, at)
-        least, most = 2 * self._data.max_len, self._targets / WANTED_STEPS
+        least, most = self._least_step, self._targets / WANTED_STEPS
         if "targets_per_step" not in self.study.tune:
             least = most = at.targets_per_step
         ends = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
@@ -286,8 +280,7 @@ class Tuner:
             runs = self._planned(size, share, start, places)
             mine = {run.name: run for run in runs}
             known = {run.name: run for run in self.runs_so_far} | mine
-            record = Record(self.study_of_trials, list(known.values()))
-            restart = mine.keys() & set(self.study.restart)
+            record, restart = Record(self.study_of_trials, [*known.values()]), mine.keys() & {*self.study.restart}
             entered = record.enter(restart, ())
             if restart:  # if the study is stopped now, the earlier result must not come back
                 self._file.unlink(missing_ok=True)
@@ -311,7 +304,7 @@ class Tuner:
         setting = place.of(start)
         few = place.targets_per_step > 0 and share * self._targets < LEAST_STEPS * setting.targets_per_step / 3
         much = place.dropout != 0 and not 0 <= setting.dropout <= MOST_DROPOUT
-        return 2 * self._data.max_len <= setting.targets_per_step and not few and not much
+        return self._least_step <= setting.targets_per_step and not few and not much
 
     def _planned(self, size: str, share: float, start: Setting, places: list[Place]) -> list[PlannedRun]:
         """Trials on a share of the users, with as many passes as a run has, because dropout only helps with repeats."""

@@ -114,16 +114,10 @@ def update(
         minutes = {name: point.wall_s / 60 for name, point in points.items()}
         folders = {OLD: base.run.folder} | {name: out / name for name, point in points.items() if not point.diverged}
         record = _judge(base, folders, options[UPDATED], trust)
-        record |= {
-            "store": str(store.absolute()),
-            "trained_until": base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1,
-            "options": config.options,
-            "split": asdict(split),
-            "recipe": recipe | {"lr": from_run["model.optimizer.lr"]},
-            "late_rows": late,
-            "minutes": minutes,
-            "diverged": sorted(minutes - folders.keys()),
-        }
+        until = base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1
+        record |= {"store": str(store.absolute()), "trained_until": until, "options": config.options}
+        record |= {"split": asdict(split), "recipe": recipe | {"lr": from_run["model.optimizer.lr"]}}
+        record |= {"late_rows": late, "minutes": minutes, "diverged": sorted(minutes - folders.keys())}
         write_json(out / UPDATE, finite(record))
         text = rendered("study", "update.md.j2", record | {"run": base.run.folder, "figures": FIGURES})
         write_text(page, text)
@@ -292,11 +286,9 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets.
-
-    Items that the model does not know are left out of histories. A target is a miss without a loss (null) if the model
-    does not know it, or knows no item before it.
-    """
+    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets. Items that the
+    model does not know are left out of histories. A target is a miss without a loss (null) if the model does not know
+    it, or knows no item before it."""
     known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
     assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
     own = replace(cuts)
@@ -336,8 +328,8 @@ def _by_target(ranked: Ranked, cases: Cases, targets: Targets, counts_V: np.ndar
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
     """The new rows' share on items that the old network does not know, and the total variation distance of popularity
-    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p. If the
-    data are one domain's, only its items count."""
+    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p. Of one
+    domain's data, only its items count."""
     items = new.item_table.filter(domain=new.domain) if isinstance(new, DomainStore) else new.item_table
     joined = items.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
     old_I = joined["count_old"].fill_null(0).to_numpy()
