@@ -73,13 +73,9 @@ def sizes(
         peak = memory.of_step(config, positions, precision, shards, checkpointing, device, ranks)
         received = cost.traffic(config, positions, precision, shards, ranks, accumulation)
         of_step = {"received": sum(received), "flops": sum(flops) * positions * accumulation}
-        row: dict[str, Any] = {
-            "size": name,
-            "n_layers": config.layers,
-            "d_model": config.width,
-            "n_heads": config.heads,
-        }
-        row |= {"parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)}}
+        row: dict[str, Any] = {"size": name, "n_layers": config.layers, "d_model": config.width}
+        parameters = cost.parameters(config)._asdict() | {"total": cost.n_total(config)}
+        row |= {"n_heads": config.heads, "parameters": parameters}
         row |= {"flops_per_interaction": flops._asdict() | {"total": sum(flops)}}
         row |= {"memory_bytes": peak._asdict() | {"total": peak.total}, "step_of_a_rank": received._asdict() | of_step}
         rows.append(row)
