@@ -54,7 +54,6 @@ class PlannedRun:
         return model_of(self.options)
 
     def open_data(self) -> "SequenceDataModule":
-        """Its data, prepared and set up."""
         from lrec.data.datasets import datamodule_of
 
         data = datamodule_of(self.options)
@@ -63,7 +62,6 @@ class PlannedRun:
         return data
 
     def network(self, n_items: int) -> TransformerConfig:
-        """The configuration of the network that it trains on a catalogue of `n_items`."""
         return self.model.network_config(n_items, self.config.value("data.max_len"))
 
 

@@ -206,7 +206,6 @@ class Tuner:
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
-        """The trials that its folder records."""
         record = read_json(self.study_of_trials.folder / "study.json", {"grid": {"runs": []}})
         return [PlannedRun(**run) for run in record["grid"]["runs"]]
 
@@ -274,8 +273,6 @@ class Tuner:
         return [name for name in self.study.tune if tunes[name]]
 
     def _walk(self, work: Work, size: str, share: float, start: Setting) -> Setting:
-        """The best setting of a walk from `start`."""
-
         def losses_of(places: list[Place]) -> list[float]:
             runs = self._planned(size, share, start, places)
             mine = {run.name: run for run in runs}

@@ -102,8 +102,7 @@ def update(
     from_run = {"model.warm_start": str(base.run.folder)}
     from_run |= trained_on(config, base.trained_until + 1, steps, lr, replay)
     store = _appended(base, new, given | from_run)
-    taken = f"another update is under way in {out}: wait for its end, or choose another --out"
-    with locked(lock_of(out), taken):
+    with locked(lock_of(out), f"another update is under way in {out}: wait for its end, or choose another --out"):
         write_json(plan, asked)
         anew = changed(config.options, given | {"data.store": str(store)})
         options = {UPDATED: changed(anew, from_run)} | ({FULL: anew} if full else {})
