@@ -183,8 +183,9 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
 def _passes(study: Study) -> int | None:
     """The passes that are given, by variants the most of them; None if the plan chooses them."""
-    of_variants = [dotted(options).get(EPOCHS, study.given.get(EPOCHS)) for options in study.every_variant.values()]
-    return None if None in of_variants else max(of_variants)
+    of_all = study.given.get(EPOCHS)
+    passes: list[Any] = [dotted(options).get(EPOCHS, of_all) for options in study.every_variant.values()]
+    return None if None in passes else max(passes)
 
 
 def _tuned(study: Study, epochs: int) -> list[str]:

@@ -93,8 +93,8 @@ def update(
     config, new, best = base.config, _reader(base, data), base.run.best
     split, late = _windows(base, new, judge)
     network = file_hash(best / STATE if best.is_dir() else best)  # the run may have been trained again
-    asked = {"run": str(base.run.folder), "network": network, "store": base.store.hash, "new": new.source()}
-    asked |= {"recipe": recipe, "split": asdict(split), "full": full}
+    asked: dict[str, Any] = {"run": str(base.run.folder), "network": network, "store": base.store.hash}
+    asked |= {"new": new.source(), "recipe": recipe, "split": asdict(split), "full": full}
     plan, page = out / "plan.json", out / "update.md"
     if any(out.glob("[!.]*")) and read_json(plan) != asked:
         raise UserError(f"--out {out} holds another update, or something else: choose another")
