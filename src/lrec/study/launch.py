@@ -67,12 +67,10 @@ def train(
     watch: Callable[[], bool] = lambda: True,
     carry_out: "Callable[[Training], Outcome] | None" = None,
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Train the runs of a study within its limits, in order of `PlannedRun.wave`; yield each run with its outcome.
-
-    A run waits until enough GPUs and memory are free, and sees no other GPUs. `watch` is called every few seconds; once
-    it returns False, no more runs start, and running ones save and stop. `carry_out` trains one run; by default, a
-    process on this machine trains it.
-    """
+    """Train the runs of a study within its limits, in order of `PlannedRun.wave`; yield each run with its outcome. A
+    run waits until enough GPUs and memory are free, and sees no other GPUs. `watch` is called every few seconds; once
+    it returns False, no more runs start, and running ones save and stop. `carry_out` trains one run, by default in a
+    process on this machine."""
     waiting, limit_gib = sorted(runs, key=attrgetter("wave")), study.memory_gib
     free, processes = list(study.every_gpu), Processes()
     running: dict[Future[Outcome], tuple[PlannedRun, list[str]]] = {}  # with the GPUs that it sees

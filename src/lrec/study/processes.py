@@ -1,7 +1,5 @@
 """Processes of a study, forked from a server that has imported Lightning once. This saves each of them four seconds.
-
-The server does nothing else, so an event that ends one process does not affect the others.
-"""
+The server does nothing else, so an event that ends one process does not affect the others."""
 
 import gc
 import io
@@ -67,9 +65,9 @@ class Processes:
 def begin(
     arguments: list[str], environment: dict[str, str], files: Mapping[int, int], end_with: Sequence[int] = ()
 ) -> BaseProcess:
-    """Start `python -m` with arguments in a forked process that has only this environment. It inherits open files:
-    those for 0, 1 and 2 under these numbers, others under any number. On Linux, it is told to stop when one of the
-    processes `end_with` ends."""
+    """Start `python -m` with arguments in a forked process that has only this environment, and these open files: 0, 1
+    and 2 under these numbers, others under any. On Linux, it is told to stop when one of the processes `end_with` ends.
+    """
     start_server()
     handed = [(number, Connection(os.dup(file))) for number, file in files.items()]  # so that they can be sent
     become = (arguments, environment, handed, end_with)

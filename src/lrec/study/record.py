@@ -119,8 +119,7 @@ class Record:
         return [replace(run, options=settled.get(run.name, run.options)) for run in runs]
 
     def _write(self) -> None:
-        """Write study.json, and the points of all finished runs. Runs that are no longer in the grid stay recorded, as
-        they may return to it."""
+        """Write study.json, also with runs that have left the grid but may return, and the points of finished runs."""
         study, left = self.study, sorted(self._earlier.keys() - self.state)
         grid = {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y}
         content: dict[str, Any] = {"name": study.name, "grid": grid | {"runs": [asdict(run) for run in self.runs]}}

@@ -79,8 +79,7 @@ class Ladder:
         self._rates = [runs[0].config.value(LR) for runs in by_size.values()]
 
     def results_of(self, folder: Path, runs: Sequence[PlannedRun]) -> Results:
-        """The results of finished runs, on the test targets, or also on trajectories if y says so. UserError if one
-        diverged, or if its losses are missing."""
+        """The results of finished runs. UserError if one diverged, or if its losses by target are missing."""
         trained = [run_of_study(folder, run.name) for run in runs]
         points, tables = [result for run in trained if (result := run.result) is not None], list[pl.DataFrame]()
         for run, planned, point in zip(trained, runs, points, strict=True):

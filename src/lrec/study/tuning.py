@@ -143,8 +143,7 @@ def walk(
     allowed: Callable[[Place], bool],
     most: float = inf,
 ) -> dict[Place, float]:
-    """The losses of all tried places. They include the neighbours of the best place along the axes, unless these would
-    make more than `most` trials."""
+    """The losses of the tried places, with all neighbours of the best one unless `most` trials end the walk before."""
     known: dict[Place, float] = {}
     best = Place()
     while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
@@ -220,8 +219,7 @@ class Tuner:
 
     @property
     def kept(self) -> Tuned | None:
-        """The result of an earlier tuning of the same study, perhaps with other sizes, if no trial is to be trained
-        again. It can be read without the data."""
+        """An earlier result, perhaps with other sizes, if no trial is to be trained again; it needs no data."""
         kept = read_json(self._file, {})
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None

@@ -204,8 +204,7 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
 
 
 def _appended(base: Base, new: InteractionsDataModule, changes: dict[str, Any]) -> Path:
-    """Make the store of old and new rows. UserError, and no store is left, if no row is new, or if the data with these
-    changes of the run's options have nothing to train, validate or judge on."""
+    """Make the store of old and new rows. UserError, and no new store, if no row is new, or a part has no targets."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
@@ -249,8 +248,7 @@ def trained_on(
 
 
 def carry_out(folder: Path, options: dict[str, Any]) -> Point:
-    """Train a run in its folder as a study does, and return its best evaluation, or its last one if it diverged.
-    UserError if it failed, or was told to stop."""
+    """Train a run as a study does; return its best evaluation, or its last if it diverged. UserError if it failed."""
     planned = PlannedRun(folder.name, "", 0, 1.0, "", "", False, options)
     training = Training(planned, folder, "update", int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     try:
@@ -302,9 +300,8 @@ def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
 
 
 def summary(frames: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
-    """The mean of each model's figures, with its standard error over users (NAME_se). Losses are means over the targets
-    that all models know. `difference` is the mean paired difference in NDCG@10 from the first model, and `unknown` is
-    the number of targets without a loss."""
+    """The mean of each model's figures, with its standard error over users (NAME_se); losses are those of targets that
+    all models know. Also the mean paired `difference` in NDCG@10 from the first model, and targets without a loss."""
     first = next(iter(frames.values()))
     known = pl.all_horizontal([frame["loss"].is_not_null() for frame in frames.values()])
     result = {}
