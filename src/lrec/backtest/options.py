@@ -13,7 +13,7 @@ from lrec.data.store.store import TIME_UNITS, Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Runs, Study
-from lrec.study.update import Recipe, trained_on
+from lrec.study.update import trained_on
 
 MOST_VALIDATE, VALIDATE = 1024, 20  # validation users: 1 in 20 users known at an origin, at most 1024
 Update = Literal["none", "warm", "full"]
@@ -161,5 +161,5 @@ def planned(backtest: Backtest, store: Store, windows: Windows) -> tuple[Study, 
     for place, run in enumerate(runs):
         if run.starts_from:
             since, _ = windows[origin_of(run.variant) - 1]
-            runs[place] = replace(run, options=changed(run.options, trained_on(run.config, since, Recipe())))
+            runs[place] = replace(run, options=changed(run.options, trained_on(run.config, since)))
     return study, runs

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lrec.common import hardware
 from lrec.common.files import json_hash, read_json
@@ -13,7 +13,7 @@ from lrec.model import cost, memory
 from lrec.model.config import TransformerConfig
 from lrec.run import RunConfig, run_of_study
 from lrec.study.grid import PlannedRun, limits
-from lrec.study.options import DECAY, MUON, Study
+from lrec.study.options import DECAY, MUON, STEP, Study
 from lrec.study.placement import Placement, here, placement
 
 if TYPE_CHECKING:
@@ -48,10 +48,8 @@ class Cost:
 
 def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     """Estimate each run's cost. Prepares the data, because the cost depends on the catalogue's size. The hours of a
-    finished run are measured. For other runs, they come from the measured speed (`training_rate`) for all epochs,
-    plus ten seconds to start each process; early stopping makes them fewer. Memory is that of a step
-    (`memory.of_step`), plus one GiB for each process. On GPUs, the GPU holds the step, and the machine holds a copy of
-    parameters and moments during a save. Disk counts two checkpoints, or three with wsd."""
+    finished run are measured. For other runs, they come from the measured speed (`training_rate`) for all epochs, plus
+    ten seconds to start each process; early stopping makes them fewer."""
     from lrec.training.lightning_options import epochs_in_all
 
     opened: dict[str, SequenceDataModule] = {}
@@ -60,12 +58,11 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
     for run in runs:
         if (key := json_hash(run.config.nested["data"] | {"seed": 0})) not in opened:
             opened[key] = run.open_data()
-        data = opened[key]
-        place = study.placement(run.config)
+        data, place = opened[key], study.placement(run.config)
         config = run.network(data.n_items)
         if (hours := spent.get(run.name)) is None:
             epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
-            rate = training_rate(config, run.model.loss, positions_of(run.config, place), place.precision, place.kind)
+            rate = training_rate(config, run.model.loss, _positions(run.config, place), place.precision, place.kind)
             of_target, of_step = flops_of(run, config, data)
             flops = (1 + BESIDE_STEPS) * data.U * of_target + data.steps_per_epoch * of_step
             hours = (STARTING_S * place.ranks + epochs * flops / rate) / 3600
@@ -75,9 +72,11 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
 
 
 def gib_of(config: TransformerConfig, options: RunConfig, place: Placement) -> tuple[float, float, float]:
-    """GiB to train a network: memory of each machine, memory of each GPU, and disk for the checkpoints."""
+    """GiB to train a network: memory of each machine, memory of each GPU, and disk for the checkpoints. Each process
+    needs one GiB and the memory of a step. On GPUs, the GPU holds the step, and the machine holds a copy of parameters
+    and moments during a save."""
     lies = (place.precision, place.shards, place.checkpointing, place.kind, place.ranks)
-    step = memory.of_step(config, positions_of(options, place), *lies)
+    step = memory.of_step(config, _positions(options, place), *lies)
     of_process = step.parameters + step.optimizer if place.gpus else step.total
     of_gpu = step.total / 2**30 if place.gpus else 0.0
     checkpoints = 3 if options.value(DECAY) == "wsd" else 2  # best, last, and the one before the rate falls
@@ -85,9 +84,9 @@ def gib_of(config: TransformerConfig, options: RunConfig, place: Placement) -> t
     return place.devices * (PROCESS_GIB + of_process / 2**30), of_gpu, disk_gib
 
 
-def positions_of(options: RunConfig, place: Placement) -> int:
+def _positions(options: RunConfig, place: Placement) -> int:
     """Number of positions in a micro-batch of one rank."""
-    return int(-(-options.value("data.targets_per_step") // (place.ranks * place.accumulation)))
+    return -(-int(options.value(STEP)) // (place.ranks * place.accumulation))
 
 
 def flops_of(run: PlannedRun, config: TransformerConfig, data: "SequenceDataModule") -> tuple[float, float]:
@@ -106,7 +105,7 @@ def training_rate(
     config: TransformerConfig, loss: "Loss", positions: int, precision: memory.Precision, kind: hardware.Kind = "cpu"
 ) -> float:
     """Measure FLOPs per second of forward and backward passes on one core or GPU; assume them if there is no GPU. The
-    measured network has the same width and parts, but at most two blocks and 20,000 items. Its steps have `positions`
+    measured network has the same width and parts, but at most two blocks and 20,000 items, and steps of `positions`
     positions, or fewer if they would take too long. Shapes: B rows, L positions, M targets, D width, V catalogue."""
     if kind == "cuda" and not here():
         return ASSUMED[precision]
@@ -132,29 +131,25 @@ def training_rate(
         def head(hidden_BLD: "Tensor", table_VD: "Tensor") -> "Tensor":
             return loss(hidden_BLD.flatten(0, 1), table_VD, targets_M, counts_V)
 
-        def step() -> None:
+        seconds = list[float]()
+        while sum(seconds[1:]) < SECONDS:  # the first step also does work that is done only once
+            began = hardware.seconds(kind)
             with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss_sum: Tensor = net(items_BL, head, times_BT=times_BT)
             loss_sum.backward()
             net.zero_grad()
-
-        step()  # not measured: the first step also does work that is done only once
-        seconds = list[float]()
-        while sum(seconds) < SECONDS:
-            began = hardware.seconds(kind)
-            step()
             seconds.append(hardware.seconds(kind) - began)
-        return rows * of_row / median(seconds)
+        return rows * of_row / median(seconds[1:])
 
 
 def plan_table(costs: list[Cost], study: Study) -> str:
     """A table of the runs with their expected hours, memory and disk, and the totals."""
     at_once = sum(sorted((c.memory_gib for c in costs), reverse=True)[: study.n_jobs])
     most = max(c.run.fraction for c in costs)
-    shown = {"costs": costs, "on_gpus": [c for c in costs if c.gpus], "on_cores": [c for c in costs if not c.gpus]}
+    shown: dict[str, Any] = {"costs": costs, "cores": study.n_cores, "here": here(), "assumed": ASSUMED}
+    shown |= {"on_gpus": [c for c in costs if c.gpus], "on_cores": [c for c in costs if not c.gpus]}
     shown |= {"smaller": [c for c in costs if c.run.fraction < most], "held_out": [c for c in costs if c.run.held_out]}
-    of_all = {"memory_gib": min(at_once, study.memory_gib or at_once), "cores": study.n_cores, "here": here()}
-    return rendered("study", "costs.txt.j2", {**shown, **of_all, "assumed": ASSUMED}).rstrip()
+    return rendered("study", "costs.txt.j2", shown | {"memory_gib": min(at_once, study.memory_gib or at_once)}).rstrip()
 
 
 def check(study: Study, *planned: tuple[Study, list[PlannedRun]]) -> None:

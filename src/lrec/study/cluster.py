@@ -34,12 +34,10 @@ def check_accelerators(study: Study, runs: Iterable[PlannedRun]) -> None:
 def train_on_cluster(
     study: Study, runs: list[PlannedRun], watch: Callable[[], object] = lambda: None
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Submit runs as arrays of jobs, wait for them, and yield each run with its outcome, as `train` does here.
-
-    A job is one run with its retries. It has a task on each of its nodes, and the task starts the processes of the
-    node's devices. Runs with the same numbers of nodes and GPUs form one array, of which `study.n_jobs` run at a time.
-    Each `PlannedRun.wave` waits for all earlier ones.
-    """
+    """Submit runs as arrays of jobs, wait for them, and yield each run with its outcome, as `train` does here. A job is
+    one run with its retries. It has a task on each of its nodes, and the task starts the processes of the node's
+    devices. Runs with the same numbers of nodes and GPUs form one array, of which `study.n_jobs` run at a time. Each
+    `PlannedRun.wave` waits for all earlier ones."""
     for _, wave in groupby(sorted(runs, key=attrgetter("wave")), attrgetter("wave")):
         by_job: dict[Any, PlannedRun] = {}
         by_place: dict[tuple[int, int], list[PlannedRun]] = defaultdict(list)
@@ -79,12 +77,10 @@ def as_local_jobs(study: Study) -> Callable[[Training], Outcome]:
 
 class Job:
     """What a job does on each of its nodes. Before the time limit, and if the job is preempted, submitit calls
-    `checkpoint` and starts the job again."""
+    `checkpoint` and starts the job again. If the process with the id `study` ends, the job stops too."""
 
     def __init__(self, study: int | None = None) -> None:
-        """`study` is the id of a process; if that process ends, the job stops too."""
-        self.study = study
-        self.processes = Processes()
+        self.study, self.processes = study, Processes()
 
     def __call__(self, training: Training) -> Outcome:
         self.processes = Processes([os.getpid()] + ([self.study] if self.study else []))
@@ -106,14 +102,12 @@ class Job:
         """Make the run save and stop; return what submitit starts next, which continues the run."""
         from submitit.helpers import DelayedSubmission
 
-        self.processes.stop()
-        self.processes.wait()
+        self.processes.stop(wait=True)
         return DelayedSubmission(Job(self.study), training)
 
 
 def _executor(study: Study, **options: int) -> Any:
-    """Submitit's executor with the parameters of --cluster: `cluster` and those of AutoExecutor.update_parameters. The
-    cluster `debug` is this process."""
+    """Submitit's executor with the parameters of --cluster. The cluster `debug` is this process."""
     if not (installed := RequirementCache("submitit>=1.5")):
         raise UserError(f"--cluster needs submitit: pip install 'lrec[cluster]' ({installed})")
     from submitit import AutoExecutor
@@ -136,5 +130,4 @@ def _outcome_of(job: Any) -> Outcome:
     try:
         return job.result()
     except Exception as error:  # any error of the job: time limit, lost node, cancelled
-        last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        return Outcome("failed", reason=last[0])
+        return Outcome("failed", reason=(str(error).strip().splitlines() or [type(error).__name__])[-1])

@@ -6,7 +6,6 @@ times the parameters of the largest fitted size.
 """
 
 import math
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,8 +32,7 @@ PER_TARGET, SMALLEST = 0.25, 1000
 LEAST_LARGEST = 4 * SMALLEST * HELD_OUT[-1]
 LEAST_TARGETS, MOST_PASSES = 1000, 30  # of a run
 # The trials of a study with 1.4m targets start with 512 targets in a step; this grows with the root of the targets. The
-# planned hours assume that small networks have twice as many, and larger networks fewer (laws/rate_law.py). In today's
-# studies, the steps of all sizes are often nearly alike (benchmarks/hours.md).
+# planned hours assume that small networks have twice as many, and larger networks fewer (laws/rate_law.py).
 FIRST_STEP, STEP_AT, OF_SMALL, FALLS = 512, 1.4e6, 2, -0.2
 LONG_STEP = 2**30  # longer than two histories
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
@@ -67,11 +65,11 @@ def plan_of(study: Study) -> dict[str, Any]:
         return _choose(study)
     if kept["hours"] != study.hours:
         raise UserError(f"--hours {study.hours}: {path} is a plan of {kept['hours']:g}: choose another --out")
-    store = kept.get("store")
-    if not (study.status or store is None):
+    store = kept["store"]
+    if not study.status:
         with suppress(UserError):  # a finished study does not need the data
             store = _example(study).open_data().store.hash
-    if store != kept.get("store"):
+    if store != kept["store"]:
         raise UserError(f"{path} is a plan for other data: choose another --out, or restore the earlier data")
     return kept
 
@@ -85,9 +83,9 @@ def with_plan(study: Study, plan: dict[str, Any]) -> Study:
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """The plan in words: the choices, their reasons, and the hours of each part."""
+    """The reasons of the plan's choices, and the hours of each part."""
     rows = [["part", "hours"], *([part, f"{hours:.2f}"] for part, hours in plan["parts"].items())]
-    return "\n\n".join([" ".join(plan["reasons"]), rows_table(rows, text=(0,))])
+    return f"{' '.join(plan['reasons'])}\n\n{rows_table(rows, text=(0,))}"
 
 
 def _choose(study: Study) -> dict[str, Any]:
@@ -95,8 +93,7 @@ def _choose(study: Study) -> dict[str, Any]:
 
     example = _example(study)
     data, gpus = example.open_data(), study.placement(example.config).gpus
-    at_once = max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores
-    jobs = study.jobs or at_once
+    jobs = study.jobs or (max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores)
     plan = _longest(study, example, data, jobs)
     chosen = _choices(plan, data, jobs, study)
     given = [option for each in (study.given, *study.every_variant.values()) for option in dotted(each)]
@@ -151,7 +148,10 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     ratio = (largest_fitted / smallest) ** (1 / (FITTED - 1))
     fitted = [smallest * ratio**i for i in range(FITTED)]
     sizes = shapes([*fitted, *(times * largest_fitted for times in HELD_OUT)])
-    epochs = _passes(study) or _epochs(targets / data.U, study.horizons)
+    # The most whole passes of which each horizon is a whole number too, or at most one.
+    whole = range(max(round(targets / data.U), 1), 1, -1)
+    fitting = (n for n in whole if all(n * part <= 1 or round(n * part, 9) % 1 == 0 for part in study.horizons))
+    epochs = _passes(study) or next(fitting, 1)
     power_of_two = 2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT)))
     tune, first = _tuned(study, epochs), study.given.get(STEP) or max(power_of_two, 2 * data.max_len)
     tunes_step = "targets_per_step" in tune
@@ -183,15 +183,9 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
 def _passes(study: Study) -> int | None:
     """The passes that are given, by variants the most of them; None if the plan chooses them."""
-    of_variants = [dotted(options).get(EPOCHS, study.given.get(EPOCHS)) for options in study.every_variant.values()]
-    given = [passes for passes in of_variants if passes is not None]
-    return max(given) if len(given) == len(of_variants) else None
-
-
-def _epochs(passes: float, horizons: Sequence[float]) -> int:
-    """The most whole passes of which each horizon is a whole number too, or at most one; 1 if there are none."""
-    whole = range(max(round(passes), 1), 0, -1)
-    return next((n for n in whole if all(n * part <= 1 or round(n * part, 9) % 1 == 0 for part in horizons)), 1)
+    of_all = study.given.get(EPOCHS)
+    passes: list[Any] = [dotted(options).get(EPOCHS, of_all) for options in study.every_variant.values()]
+    return None if None in passes else max(passes)
 
 
 def _tuned(study: Study, epochs: int) -> list[str]:
@@ -227,10 +221,8 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     passes = plan.targets / data.U
     share = min(float(f"{passes / plan.epochs:.2g}"), 1.0)
     if study.fractions is not None and passes < 0.95 * plan.epochs:
-        most = max(study.fractions)
-        raise UserError(
-            f"--hours {study.hours:g}: runs with --fractions {most:g} take longer: name {most * share:.2g} or less"
-        )
+        longer = f"runs with --fractions {study.most:g} take longer: name {study.most * share:.2g} or less"
+        raise UserError(f"--hours {study.hours:g}: {longer}")
     tested = int(min(max(OF_TRAINING * plan.targets / data.max_len, LEAST_TESTED), MOST_TESTED))
     users = int((data.batch_plan.part.lengths_U > 1).sum())
     few_users = study.reduce == "users" and users**2 < data.U  # samples of them would be a matter of chance, or empty
@@ -240,11 +232,11 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     parts = {"fitted": planned.fitted, "held_out": planned.held_out}
     said = plan._asdict() | {part: [f"{ladder_n_body(size):,}" for size in sizes] for part, sizes in parts.items()}
     said |= {"targets": round(plan.epochs * share * data.U), "share": share * study.most, "of_all": of_all}
-    said |= {"limited": share < 1 or plan.epochs < most, "per_parameter": 1 / PER_TARGET}
+    said |= {"limited": share < 1 or plan.epochs < most, "per_parameter": 1 / PER_TARGET, "few_users": few_users}
     said |= {"lacks_data": PER_TARGET * plan.targets > LEAST_LARGEST}
-    said |= {"tested": study.given.get("data.test_users") is None and tested, "few_users": few_users}
+    said |= {"tested": study.given.get("data.test_users") is None and tested}
     reasons = rendered("study", "plan.md.j2", said).splitlines()
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
-    choices = {"sizes": plan.sizes, "fractions": [share * each for each in plan.shares], "reduce": reduce}
-    choices |= {"tune": plan.tune, "jobs": jobs}
+    fractions = [share * each for each in plan.shares]
+    choices = {"sizes": plan.sizes, "fractions": fractions, "reduce": reduce, "tune": plan.tune, "jobs": jobs}
     return {"choices": choices, "options": options, "reasons": reasons, "parts": plan.hours}

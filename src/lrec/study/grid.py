@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
     from lrec.training.module import SequentialRecommender
 
-# No other option of a run depends on these: runs that differ in nothing else are composed only once.
-SIZE_AND_SEEDS = ("model.size", "seed_everything", "data.seed")
 Composed = dict[tuple[str, ...], dict[str, Any]]  # all options of a run, by the arguments that they are composed from
 
 
@@ -56,7 +54,6 @@ class PlannedRun:
         return model_of(self.options)
 
     def open_data(self) -> "SequenceDataModule":
-        """Its data, prepared and set up."""
         from lrec.data.datasets import datamodule_of
 
         data = datamodule_of(self.options)
@@ -65,14 +62,12 @@ class PlannedRun:
         return data
 
     def network(self, n_items: int) -> TransformerConfig:
-        """The configuration of the network that it trains on a catalogue of `n_items`."""
         return self.model.network_config(n_items, self.config.value("data.max_len"))
 
 
 def planned_runs(study: Study) -> list[PlannedRun]:
     """All runs: sizes x seeds x fractions x variants x horizons; UserError if `lrec fit` would refuse a run. Held-out
-    sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else the first: by default,
-    a forecast has smaller fractions if a run may make many passes."""
+    sizes have only the largest fraction. Smaller fractions have all seeds with --fractions, else only the first."""
     composed: Composed = {}
     runs = _runs_of(study, study.samples(0), composed)
     epochs = [limits(run.config)[1] for run in runs]
@@ -94,8 +89,11 @@ def _runs_of(study: Study, fractions: tuple[float, ...], composed: Composed) -> 
         source, generation = study.starts_from.get(variant), len(study.sources_of(variant)) - 1
         for seed in seeds:
             check_range("--seeds", seed, at_least=0, at_most=2**32 - 1)
-            options = _options(study, size, seed, fraction, variant)
-            own = {option: options.pop(option) for option in SIZE_AND_SEEDS}
+            # No other option depends on these three: runs that differ in nothing else are composed only once.
+            own: dict[str, Any] = {"model.size": size, "seed_everything": seed, "data.seed": seed}
+            given = study.given | ruled_options(study, size, fraction)
+            options = own | given | dotted(study.size_options.get(size, {})) | dotted(study.every_variant[variant])
+            own = {option: options.pop(option) for option in own}
             others = tuple(_arguments(study, options))
             if others not in composed:
                 composed[others] = compose(_arguments(study, own | options))
@@ -139,8 +137,7 @@ def of_all_data(runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
-    """The run once for each horizon, the shortest first. Each can also train alone, with the same result, if it cannot
-    go on from the one before."""
+    """The run once for each horizon, the shortest first. Each can also train alone, with the same result."""
     if len(study.horizons) == 1:
         return [run]
     from lrec.training.optim import WSD_FALL
@@ -148,28 +145,20 @@ def _horizons(study: Study, run: PlannedRun) -> list[PlannedRun]:
     get, runs = run.config.value, list[PlannedRun]()
     epochs, warmup = epochs_alone(run.config), get("model.optimizer.warmup", 0.0)
     if epochs is None or get(DECAY) != "wsd" or get("model.optimizer.switch.lr") is not None:
-        raise UserError(
-            f"--horizons {list(study.horizons)}: run {run.name} must set its length with trainer.max_epochs only, and "
-            f"use lrec's optimizer with {DECAY} wsd and without switch"
-        )
+        needed = f"set its length with {EPOCHS} only, and use lrec's optimizer with {DECAY} wsd and without switch"
+        raise UserError(f"--horizons {list(study.horizons)}: run {run.name} must {needed}")
+    place, shorter, reached = (run.size, run.seed, run.fraction, run.variant), "", 0.0
     for horizon in sorted(study.horizons):
         passes = round(epochs * horizon, 9)
         if passes <= 0 or (passes > 1 and passes != int(passes)):
-            raise UserError(
-                f"--horizons {horizon:g} of {EPOCHS} {epochs} is {passes:g}: neither whole nor less than one"
-            )
-        changes = {
-            EPOCHS: max(int(passes), 1),
-            "trainer.limit_train_batches": None if passes >= 1 else passes,
-            "model.optimizer.warmup": warmup * min(study.horizons) / horizon,
-            "points.horizon": horizon,
-        }
-        name = _name(study, run.size, run.seed, run.fraction, run.variant, horizon)
-        mine = replace(run, name=name, options=changed(run.options, changes), horizon=horizon)
-        if runs:
-            own = 1 - (1 - WSD_FALL) * runs[-1].horizon / horizon
-            mine = replace(mine, goes_on_from=runs[-1].name, own=own)
-        runs.append(mine)
+            wrong = "neither whole nor less than one"
+            raise UserError(f"--horizons {horizon:g} of {EPOCHS} {epochs} is {passes:g}: {wrong}")
+        changes = {EPOCHS: max(int(passes), 1), "trainer.limit_train_batches": None if passes >= 1 else passes}
+        changes |= {"model.optimizer.warmup": warmup * min(study.horizons) / horizon, "points.horizon": horizon}
+        name, options = _name(study, *place, horizon), changed(run.options, changes)
+        own = 1 - (1 - WSD_FALL) * reached / horizon
+        runs.append(replace(run, name=name, options=options, horizon=horizon, goes_on_from=shorter, own=own))
+        shorter, reached = name, horizon
     return runs
 
 
@@ -182,15 +171,6 @@ def changed(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         for part in path:
             within = within[part].get("init_args", within[part])
         within[last] = value
-    return options
-
-
-def _options(study: Study, size: str, seed: int, fraction: float, variant: str) -> dict[str, Any]:
-    """The options of a run, by dotted name, besides those in the study's configuration files."""
-    options = {"model.size": size, "seed_everything": seed, "data.seed": seed}
-    by_rule = ruled_options(study, size, fraction)
-    for more in (study.given, by_rule, study.size_options.get(size, {}), study.every_variant[variant]):
-        options |= dotted(more)
     return options
 
 

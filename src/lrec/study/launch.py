@@ -18,6 +18,7 @@ from lrec.common.start_stop import TRY_AGAIN
 from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.run import Point, Run
+from lrec.study import budget
 from lrec.study.grid import PlannedRun
 from lrec.study.options import Study
 from lrec.study.processes import Processes
@@ -63,33 +64,29 @@ def lock_of(path: Path) -> Path:
 def train(
     study: Study,
     runs: list[PlannedRun],
-    memory_gib: Mapping[str, float] = {},
     watch: Callable[[], bool] = lambda: True,
     carry_out: "Callable[[Training], Outcome] | None" = None,
 ) -> Iterator[tuple[PlannedRun, Outcome]]:
-    """Train the runs of a study within its limits, in order of `PlannedRun.wave`; yield each run with its outcome.
-
-    A run waits until enough GPUs are free, and sees no other GPUs. It also waits until there is memory for the need
-    that `memory_gib` expects. `watch` is called every few seconds; once it returns False, no more runs start, and
-    running ones save and stop. `carry_out` trains one run; by default, a process on this machine trains it.
-    """
-    waiting = sorted(runs, key=attrgetter("wave"))
+    """Train the runs of a study within its limits, in order of `PlannedRun.wave`; yield each run with its outcome. A
+    run waits until enough GPUs and memory are free, and sees no other GPUs. `watch` is called every few seconds; once
+    it returns False, no more runs start, and running ones save and stop. `carry_out` trains one run, by default in a
+    process on this machine."""
+    waiting, limit_gib = sorted(runs, key=attrgetter("wave")), study.memory_gib
     free, processes = list(study.every_gpu), Processes()
     running: dict[Future[Outcome], tuple[PlannedRun, list[str]]] = {}  # with the GPUs that it sees
-    gpus_of = dict[str, int]()
-    for run in runs:
-        place = study.placement(run.config)
+    costs = budget.plan(study, runs) if limit_gib is not None else []
+    memory_gib = {cost.run.name: cost.memory_gib for cost in costs}
+    places = {run.name: study.placement(run.config) for run in runs}
+    for name, place in places.items():
         if place.nodes > 1:
-            raise UserError(f"run {run.name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
+            raise UserError(f"run {name} trains on {place.nodes} nodes: --cluster starts it on all of them (SLURM)")
         if place.gpus > len(free):
-            raise UserError(f"run {run.name} takes {counted(place.gpus, 'GPU')}: --gpus has {len(free)}")
-        gpus_of[run.name] = place.gpus
+            raise UserError(f"run {name} takes {counted(place.gpus, 'GPU')}: --gpus has {len(free)}")
 
     def may_start(run: PlannedRun) -> bool:
         others = [other.name for other, _ in running.values()]
-        needed = sum(memory_gib.get(name, 0) for name in (run.name, *others))
-        fits = not others or study.memory_gib is None or needed <= study.memory_gib
-        free_now = len(others) < study.n_jobs and gpus_of[run.name] <= len(free)
+        fits = not others or limit_gib is None or sum(memory_gib[name] for name in (run.name, *others)) <= limit_gib
+        free_now = len(others) < study.n_jobs and places[run.name].gpus <= len(free)
         return free_now and fits and not {run.starts_from, run.goes_on_from} & set(others)
 
     with ThreadPoolExecutor(max_workers=study.n_jobs) as pool:
@@ -100,7 +97,7 @@ def train(
                     processes.stop()
                 while waiting and may_start(waiting[0]):
                     run = waiting.pop(0)
-                    gpus = [free.pop(0) for _ in range(gpus_of[run.name])]
+                    gpus = [free.pop(0) for _ in range(places[run.name].gpus)]
                     visible = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
                     folder = study.folder / "runs" / run.name
                     training = Training(run, folder, study.name, study.threads, study.retries, processes, visible)

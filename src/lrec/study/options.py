@@ -35,8 +35,7 @@ class Runs:
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
         size_options: More options for single sizes.
-        jobs: Number of runs at the same time, each with an equal share of the cores; by default 1, or what --hours
-            plans.
+        jobs: Number of runs at the same time, each with an equal share of cores; by default 1, or what --hours plans.
         cores: Cores for all runs together; by default all cores.
         gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
             number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
@@ -137,9 +136,8 @@ class Study(Runs):
     def __post_init__(self) -> None:
         check_range("--hours", self.hours, above=0)
         check_range("--price_per_hour", self.price_per_hour, above=0)
-        check_range("--jobs", self.jobs, at_least=1)
-        check_range("--cores", self.cores, at_least=1)
-        check_range("--retries", self.retries, at_least=0)
+        for option, least in (("jobs", 1), ("cores", 1), ("retries", 0)):
+            check_range(f"--{option}", getattr(self, option), at_least=least)
         for fraction in self.fractions or ():
             check_range("--fractions", fraction, above=0, at_most=1)
         if self.sizes is None and self.hours is None:
@@ -159,9 +157,8 @@ class Study(Runs):
             raise UserError(f"--tune {list(self.tune)}: the learning rate must be tuned too: add lr")
         several = max(len(seeds) for seeds in (self.seeds, self.holdout_seeds, *self.size_seeds.values())) > 1
         varied, variants = {"model.size": "sizes"} | ({"data.seed": "seeds"} if several else {}), self.every_variant
-        fixed: dict[str, Any] = {}
-        for options in (self.given, self.rules, *self.size_options.values(), *variants.values()):
-            fixed |= dotted(options)
+        given = (self.given, self.rules, *self.size_options.values(), *variants.values())
+        fixed = {option: value for options in given for option, value in dotted(options).items()}
         for option, lists_them in varied.items():
             if option in fixed:
                 same = f"all runs with the option {option} {fixed[option]} would have the same"
@@ -172,18 +169,17 @@ class Study(Runs):
         for variant, source in self.starts_from.items():
             if not {variant, source} <= set(variants) or variant in self.sources_of(source):
                 raise UserError(f"--starts_from {variant}: {source}: name two of {', '.join(variants)}, in no circle")
-        self._check_law()
+        if self.law is not None:
+            self._check_law(self.law)
+        elif self.holdout:
+            raise UserError(f"--holdout {self.holdout}: without a law nothing is predicted, set it to 0")
 
-    def _check_law(self) -> None:
-        if self.law is None:
-            if self.holdout:
-                raise UserError(f"--holdout {self.holdout}: without a law nothing is predicted, set it to 0")
-            return
-        law, needed, what = method_named(self.law), LEAST_SIZES, "the forecast"
-        if law is not None and len(law.variables) > 1:
-            raise UserError(f"--law {self.law}: a study fits laws of size alone: use lrec scaling fit on its points")
+    def _check_law(self, name: str) -> None:
+        law, needed, what = method_named(name), LEAST_SIZES, "the forecast"
         if law is not None:
-            needed, what = len(law.parameters) + 1, f"the law {self.law}"
+            needed, what = len(law.parameters) + 1, f"the law {name}"
+            if len(law.variables) > 1:
+                raise UserError(f"--law {name}: a study fits laws of size alone: use lrec scaling fit on its points")
         if self.sizes is not None:
             left = len(self.ladder) - self.holdout
             if self.holdout < 0 or left < needed:

@@ -1,7 +1,5 @@
 """Processes of a study, forked from a server that has imported Lightning once. This saves each of them four seconds.
-
-The server does nothing else, so an event that ends one process does not affect the others.
-"""
+The server does nothing else, so an event that ends one process does not affect the others."""
 
 import gc
 import io
@@ -18,8 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-# These are names, because import statements that nothing uses look like a mistake.
-IMPORTED = ["torch.utils.tensorboard", "lrec.training.lightning_cli"]
+IMPORTED = ["torch.utils.tensorboard", "lrec.training.lightning_cli"]  # by the server
 
 # An exit code can be read only once, and starting a process reads the codes of all processes that have ended. Without
 # a lock, a second reader would get nothing, which multiprocessing reports as exit code 255.
@@ -33,12 +30,11 @@ def start_server() -> None:
 
 
 class Processes:
-    """The running processes. `stop` tells all of them to save and stop; after that, `run` starts none."""
+    """The running processes. `stop` tells all of them to save and stop; after that, `run` starts none. They are also
+    told to stop when one of the processes `end_with` ends, for any reason."""
 
     def __init__(self, end_with: Sequence[int] = ()) -> None:
-        """The running processes are also told to stop when one of the processes `end_with` ends, for any reason."""
-        self.stopping = False
-        self._end_with = end_with
+        self.stopping, self._end_with = False, end_with
         self._under_way: list[BaseProcess] = []
 
     def run(self, arguments: list[str], log: Path, threads: int, lock: int, variables: Mapping[str, str] = {}) -> int:
@@ -57,23 +53,20 @@ class Processes:
         self._under_way.remove(process)
         return code
 
-    def stop(self) -> None:
-        self.stopping = True
-        for process in list(self._under_way):
+    def stop(self, wait: bool = False) -> None:
+        """Tell the running processes to stop; `wait` for their end, even in a signal handler."""
+        self.stopping, under_way = True, list(self._under_way)
+        for process in under_way:
             process.terminate()
-
-    def wait(self) -> None:
-        for process in list(self._under_way):
+        for process in under_way if wait else ():
             connection.wait([process.sentinel])
 
 
 def begin(
     arguments: list[str], environment: dict[str, str], files: Mapping[int, int], end_with: Sequence[int] = ()
 ) -> BaseProcess:
-    """Start `python -m` with arguments in a forked process that has only this environment.
-
-    The process inherits open files: those for 0, 1 and 2 under these numbers, others under any number. On Linux, it
-    is told to stop when one of the processes `end_with` ends.
+    """Start `python -m` with arguments in a forked process that has only this environment, and these open files: 0, 1
+    and 2 under these numbers, others under any. On Linux, it is told to stop when one of the processes `end_with` ends.
     """
     start_server()
     handed = [(number, Connection(os.dup(file))) for number, file in files.items()]  # so that they can be sent

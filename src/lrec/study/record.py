@@ -26,7 +26,7 @@ from lrec.study.placement import placement
 class Record:
     def __init__(self, study: Study, runs: list[PlannedRun]) -> None:
         """Open the study's folder with the runs of the present grid, and restore the points of finished runs whose own
-        folders are gone. Raises UserError if the study's folder holds something else."""
+        folders are gone. UserError if the study's folder holds something else."""
         out = study.folder
         self.study, self.folder, self.path = study, out / "runs", out / "study.json"
         self._points = out / "all_points.jsonl"
@@ -35,8 +35,7 @@ class Record:
             if not (self.folder / name).exists():
                 Run(self.folder / name).write_points([*mine])
         earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
-        there = {path.name for path in out.iterdir()} if out.exists() else set()
-        if there - {PLAN} and self.path.name not in there and not find_points(self.folder):
+        if {path.name for path in out.glob("*")} - {PLAN} and not self.path.exists() and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
         self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.runs = self._in_one_precision(runs)
@@ -49,8 +48,8 @@ class Record:
         return Run(self.folder / run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
-        """Add the runs to the study, delete what `restart` names, and return all runs except those in `skip`. Raises
-        UserError if a run began with other options than it has now, or if a run in `restart` is being trained."""
+        """Add the runs to the study, delete what `restart` names, and return all runs except those in `skip`. UserError
+        if a run began with other options than it has now, or if a run in `restart` is being trained."""
         for run in self.runs:
             if run.name in restart and is_running(self.trained(run).folder):
                 raise UserError(f"--restart {run.name}: it is under way: wait for its end, or stop it")
@@ -77,18 +76,16 @@ class Record:
         return [run for run in self.runs if run.name not in skip]
 
     def check_data(self, runs: list[PlannedRun]) -> None:
-        """Raise UserError, before training, if the data of a ladder are not those of its finished runs. Of ladders
-        without a run to train, one is checked, unless its data are gone."""
-        to_train, finished = dict[str, PlannedRun](), dict[str, PlannedRun]()
+        """UserError, before training, if the data of a ladder are not those of its finished runs. Of ladders without a
+        run to train, one is checked, unless its data are gone."""
+        results = [(run, self.trained(run).result) for run in runs]
+        to_train = {run.ladder: run for run, point in results if point is None}
         of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by data hash, where these data are from
-        for run in runs:
-            if (point := self.trained(run).result) is None:
-                to_train[run.ladder] = run
-            elif point.data_hash:
-                finished.setdefault(run.ladder, run)
-                of_ladder[run.ladder].setdefault(point.data_hash, f"the data of run {run.name}")
+        finished = [(run, point.data_hash) for run, point in results if point is not None and point.data_hash]
+        for run, data_hash in finished:
+            of_ladder[run.ladder].setdefault(data_hash, f"the data of run {run.name}")
         needed = [run for ladder, run in to_train.items() if ladder in of_ladder]
-        idle = [run for ladder, run in finished.items() if ladder not in to_train][:1]  # it does not need the data
+        idle = [run for run, _ in finished if run.ladder not in to_train][:1]  # it does not need the data
         for run in needed + idle:
             with suppress(UserError) if run in idle else nullcontext():
                 of_ladder[run.ladder].setdefault(run.open_data().data_hash, "the current data")
@@ -122,26 +119,24 @@ class Record:
         return [replace(run, options=settled.get(run.name, run.options)) for run in runs]
 
     def _write(self) -> None:
-        """Write study.json, and the points of all finished runs. Runs that are no longer in the grid stay recorded, as
-        they may return to it."""
-        study = self.study
+        """Write study.json, also with runs that have left the grid but may return, and the points of finished runs."""
+        study, left = self.study, sorted(self._earlier.keys() - self.state)
         grid = {"name": study.name, "law": str(study.law), "x": study.x, "y": study.y}
-        finished = [run for file in find_points(self.folder) if (run := Run(file.parent)).result is not None]
-        outside = [name for name in self._earlier.keys() - self.state if (self.folder / name).exists()]
         content: dict[str, Any] = {"name": study.name, "grid": grid | {"runs": [asdict(run) for run in self.runs]}}
         content |= {"state": self.state, "reasons": self.reasons, "threads": self.threads}
-        content |= {"earlier_runs": [self._earlier[name] for name in sorted(outside)]}
+        content |= {"earlier_runs": [self._earlier[name] for name in left if (self.folder / name).exists()]}
         write_json(self.path, content)
-        write_text(self._points, "".join(run.points_file.read_text(encoding="utf-8") for run in finished))
+        finished = [file for file in find_points(self.folder) if Run(file.parent).result is not None]
+        write_text(self._points, "".join(file.read_text(encoding="utf-8") for file in finished))
 
 
 def changed_options(earlier: RunConfig, now: RunConfig) -> str:
     """The differences in options that affect training, in words. An option missing in `earlier` has its default."""
-    if earlier.trained_with == now.trained_with:
+    before, after = earlier.trained_with, now.trained_with
+    if before == after:
         return ""  # the usual case, without importing Lightning
     from lrec.training.lightning_cli import compose
 
     before = RunConfig(compose([f"--config={json.dumps(earlier.options)}"])).trained_with
-    after = now.trained_with
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)

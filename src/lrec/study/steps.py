@@ -17,12 +17,11 @@ from lrec.laws.equivalents import LadderCurve
 from lrec.run import Point, run_of_study
 from lrec.study.answer import metric_of, wider
 from lrec.study.grid import PlannedRun, of_all_data
-from lrec.study.options import as_argument, ladder_n_body
+from lrec.study.options import EPOCHS, as_argument, ladder_n_body
 from lrec.study.points import REPEATED
 from lrec.study.tuning import LR
 
-EPOCHS, LENGTH, USERS = "trainer.max_epochs", "data.max_len", "data.reduction.users"
-TIME, SIZE = "model.architecture.time", "model.size"
+LENGTH, USERS, TIME, SIZE = "data.max_len", "data.reduction.users", "model.architecture.time", "model.size"
 FULL = "lrec.FullSoftmax"
 Options = Mapping[str, Any]
 
@@ -62,7 +61,7 @@ class Ladder:
             way_out = "name another one first in the study's --variants, and start the study again"
             first = f"its first variant, {every[0].variant}, starts from another, but steps train from the beginning"
             raise UserError(f"--study {study}: {first}: {way_out}")
-        self.study, self.name, self.y = study, study.absolute().name, grid["y"]
+        self.name, self.y = study.absolute().name, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
         self.metric = metric_of(run_of_study(study, run.name).result or Point() for run in every)
         for run in sorted(of_all_data(every), key=lambda run: ladder_n_body(run.size)):
@@ -82,12 +81,11 @@ class Ladder:
         self._rates = [runs[0].config.value(LR) for runs in by_size.values()]
 
     def results_of(self, folder: Path, runs: Sequence[PlannedRun]) -> Results:
-        """The results of finished runs, on the test targets, or also on trajectories if y says so. UserError if one
-        diverged, or if its losses are missing."""
-        trained, points, tables = [run_of_study(folder, run.name) for run in runs], list[Point](), list[pl.DataFrame]()
-        for run, planned in zip(trained, runs, strict=True):
-            assert run.result is not None
-            if run.result.diverged:
+        """The results of finished runs. UserError if one diverged, or if its losses by target are missing."""
+        trained = [run_of_study(folder, run.name) for run in runs]
+        points, tables = [result for run in trained if (result := run.result) is not None], list[pl.DataFrame]()
+        for run, planned, point in zip(trained, runs, points, strict=True):
+            if point.diverged:
                 way_out = "leave it out, give it a smaller learning rate, or choose another --size"
                 raise UserError(f"step {planned.variant} diverged: {way_out}")
             file = run.target_losses_file
@@ -95,7 +93,6 @@ class Ladder:
                 raise UserError(f"{file} is missing, but steps are compared target by target: train the study here")
             table = pl.read_parquet(file, glob=False)
             tables.append(table if self.y == "trajectory_loss" else table.filter(pl.col("step") == 0))
-            points.append(run.result)
         loss_R = np.array([table["loss"].to_numpy().mean() for table in tables])
         metric = float(np.mean([point.metric(f"test/{self.metric}") for point in points]))
         hours = float(np.mean([run.points[-1].wall_s for run in trained])) / 3600
@@ -133,11 +130,11 @@ class Ladder:
         if SIZE in options and self._rates[0]:
             log_rate = np.interp(math.log(ladder_n_body(options[SIZE])), np.log(self.sizes), np.log(self._rates))
             options = {LR: float(f"{math.exp(log_rate):.4g}"), **options}
-        runs = []
+        arguments = [f"--{option}={as_argument(value)}" for option, value in options.items()]
+        slug, runs = re.sub(r"[^\w.-]+", "-", name), list[PlannedRun]()
         for run in self.runs:
-            arguments = [f"--{option}={as_argument(value)}" for option, value in options.items()]
             composed = compose([f"--config={json.dumps(run.options)}", *arguments])
-            slug, seed = re.sub(r"[^\w.-]+", "-", name), options.get("seed_everything", run.seed)
+            seed = options.get("seed_everything", run.seed)
             place = f"{self.size}-{slug}-seed{seed}", run.size, seed, run.fraction, name, name
             runs.append(PlannedRun(*place, held_out=False, options=composed, horizon=run.horizon))
         return runs

@@ -43,9 +43,7 @@ def run_study(study: Study) -> None:
     record = Record(study, planned_runs(study))
     tuner = Tuner(study) if study.tune else None
     trials = tuner.runs_so_far if tuner else []
-    unknown = {*study.restart} - {run.name for run in trials} - record.state.keys()
-    unknown |= {*study.skip} - record.state.keys()
-    if unknown:
+    if unknown := ({*study.restart} - {run.name for run in trials} | {*study.skip}) - record.state.keys():
         raise UserError(f"{min(unknown)} is none of the study's runs: --status true lists them")
     check_accelerators(study, [*trials, *record.runs])
     if study.status:

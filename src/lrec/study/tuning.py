@@ -10,7 +10,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import inf, isfinite, log
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -23,14 +23,11 @@ from lrec.study.options import EPOCHS, STEP, Study, ladder_n_body
 from lrec.study.record import Record
 from lrec.study.work import TRIAL, Work
 
-if TYPE_CHECKING:
-    from lrec.data.datamodule import SequenceDataModule
-
 LR = "model.optimizer.lr"
 BRANCHES = [f"{branch}.{end}" for branch, end in product(("attention", "residual"), ("first", "last"))]
 DROPOUTS = [f"model.dropout.{where}" for where in ("embedding", *BRANCHES)]  # tuned as one number
 
-# The first walk uses 1/16 of the study's data, the second 1/4. A trial has at least LEAST_STEPS steps, if a quarter of
+# Shares of the study's data in the first and the second walk. A trial has at least LEAST_STEPS steps, if a quarter of
 # the data allows this: on games of Go, the best rate of runs of 150 steps falls to an eighth from width 20 to 112, but
 # the best rate of runs of 1,300 steps stays the same (benchmarks/transfer.md).
 SHARES, LEAST_STEPS = (1 / 16, 1 / 4), 1000
@@ -146,8 +143,7 @@ def walk(
     allowed: Callable[[Place], bool],
     most: float = inf,
 ) -> dict[Place, float]:
-    """The losses of all tried places. They include the neighbours of the best place along the axes, unless these would
-    make more than `most` trials."""
+    """The losses of the tried places, with all neighbours of the best one unless `most` trials end the walk before."""
     known: dict[Place, float] = {}
     best = Place()
     while wanted := [place for place in best.and_around(axes) if place not in known and allowed(place)]:
@@ -185,27 +181,22 @@ class Tuner:
         self.study, self.study_of_trials = study, replace(study, name=folder.name, out=folder, **alone)
         self._file = folder / "tuned.json"
         large = [size for size in study.fitted if ladder_n_body(size) >= LEAST_N_BODY] or study.fitted[-1:]
-        # The largest fitted size tunes dropout: with few users, it overfits as a larger size does with all users.
         self._small, self._middle = large[0], large[len(large) // 2]
         self._whole, self._trials = self._whole_of(self._small), list[Trial]()
-        self._start = Setting.of(self._whole)
-        self._scaled = self._whole.config.value("model.parametrisation") == "scaled"
-        if (epochs := epochs_alone(self._whole.config)) is None:
+        self._start, config = Setting.of(self._whole), self._whole.config
+        if (epochs := epochs_alone(config)) is None:
             raise UserError(f"--tune: trials are a share of a run: set its length by --options.{EPOCHS} alone")
-        self._epochs = epochs
+        self._epochs, self._least_step = epochs, 2 * config.value("data.max_len")
+        self._scaled = config.value("model.parametrisation") == "scaled"
         self._dropouts = DROPOUTS if "dropout" in study.tune else []
 
     def _whole_of(self, size: str) -> PlannedRun:
         return planned_runs(replace(self.study_of_trials, sizes=[size], fractions=(self.study.most,)))[0]
 
     @cached_property
-    def _data(self) -> "SequenceDataModule":
-        return self._whole.open_data()
-
-    @property
     def _targets(self) -> int:
         """D of a run of the ladder."""
-        return self._data.U * self._epochs
+        return self._whole.open_data().U * self._epochs
 
     @cached_property
     def _walks(self) -> list[tuple[str, float]]:
@@ -214,7 +205,6 @@ class Tuner:
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
-        """The trials that its folder records."""
         record = read_json(self.study_of_trials.folder / "study.json", {"grid": {"runs": []}})
         return [PlannedRun(**run) for run in record["grid"]["runs"]]
 
@@ -229,15 +219,13 @@ class Tuner:
 
     @property
     def kept(self) -> Tuned | None:
-        """The result of an earlier tuning of the same study, perhaps with other sizes, if no trial is to be trained
-        again. It can be read without the data."""
+        """An earlier result, perhaps with other sizes, if no trial is to be trained again; it needs no data."""
         kept = read_json(self._file, {})
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None
         trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
-        if kept.pop("of") != self._key(trials[0].size, kept.pop("ladder", self.study.ladder)):
-            return None
-        return Tuned(**kept | {"trials": trials})
+        same = kept.pop("of") == self._key(trials[0].size, kept.pop("ladder"))
+        return Tuned(**kept | {"trials": trials}) if same else None
 
     def tuned(self, work: Work) -> Tuned:
         """The result of the tuning, from its file if there is one for this study."""
@@ -256,7 +244,7 @@ class Tuner:
         return json_hash([self._whole_of(small).config.trained_with, self.study.most, self.study.tune, ladder])
 
     def _tune(self, work: Work) -> Tuned:
-        """Train the trials that are not finished, and derive rule, step and dropout from all trials."""
+        """Train the trials that are not finished, and derive rules and dropout from all trials."""
         at = self._start
         for size, share in self._walks:
             if size != self._small:
@@ -265,33 +253,29 @@ class Tuner:
                 lr = law.choose(ladder_n_body(size), share * self._targets, step).rate
                 at = replace(at, lr=lr, targets_per_step=step)
             at = self._walk(work, size, share, at)
-        step_is_tuned = "targets_per_step" in self.study.tune
-        least, most = 2 * self._data.max_len, self._targets / WANTED_STEPS
-        steps = (least, most) if step_is_tuned else (at.targets_per_step, at.targets_per_step)
+        least, most = self._least_step, self._targets / WANTED_STEPS
+        if "targets_per_step" not in self.study.tune:
+            least = most = at.targets_per_step
         ends = [ladder_n_body(self.study.ladder[end]) for end in (0, -1)]
-        rules = rules_of(law_of(self._trials, self._scaled), ends, self._targets, *steps)
+        rules = rules_of(law_of(self._trials, self._scaled), ends, self._targets, least, most)
         rules[LR][0] /= self.study.most ** rules[LR][2]
-        if not step_is_tuned:
+        if "targets_per_step" not in self.study.tune:
             del rules[STEP]
         options = dict.fromkeys(self._dropouts, at.dropout)
         return Tuned(rules, options, self._targets, self._scaled, self._trials)
 
     def _axes(self, size: str, share: float) -> list[str]:
-        """What a walk tunes: always the rate; the step for the small size and on half of the data; dropout for the
-        largest fitted size."""
-        small, largest = size == self._small, size == self.study.fitted[-1]
-        tunes = {"lr": True, "targets_per_step": small or share == HALF, "dropout": largest}
+        """What a walk tunes. With few users, the largest fitted size overfits as a larger one does with all users."""
+        tunes_step = size == self._small or share == HALF
+        tunes = {"lr": True, "targets_per_step": tunes_step, "dropout": size == self.study.fitted[-1]}
         return [name for name in self.study.tune if tunes[name]]
 
     def _walk(self, work: Work, size: str, share: float, start: Setting) -> Setting:
-        """The best setting of a walk from `start`."""
-
         def losses_of(places: list[Place]) -> list[float]:
             runs = self._planned(size, share, start, places)
             mine = {run.name: run for run in runs}
             known = {run.name: run for run in self.runs_so_far} | mine
-            record = Record(self.study_of_trials, list(known.values()))
-            restart = mine.keys() & set(self.study.restart)
+            record, restart = Record(self.study_of_trials, [*known.values()]), mine.keys() & {*self.study.restart}
             entered = record.enter(restart, ())
             if restart:  # if the study is stopped now, the earlier result must not come back
                 self._file.unlink(missing_ok=True)
@@ -315,7 +299,7 @@ class Tuner:
         setting = place.of(start)
         few = place.targets_per_step > 0 and share * self._targets < LEAST_STEPS * setting.targets_per_step / 3
         much = place.dropout != 0 and not 0 <= setting.dropout <= MOST_DROPOUT
-        return 2 * self._data.max_len <= setting.targets_per_step and not few and not much
+        return self._least_step <= setting.targets_per_step and not few and not much
 
     def _planned(self, size: str, share: float, start: Setting, places: list[Place]) -> list[PlannedRun]:
         """Trials on a share of the users, with as many passes as a run has, because dropout only helps with repeats."""
@@ -331,7 +315,6 @@ class Tuner:
 
     def _trial(self, run: PlannedRun) -> Trial:
         points = run_of_study(self.study_of_trials.folder, run.name).points
-        losses = [point.val_loss for point in points if point.val_loss is not None]
-        loss = None if points[-1].diverged else min(losses, default=None)
+        losses = [point.val_loss for point in points if point.val_loss is not None and not points[-1].diverged]
         targets = round(self._targets * run.fraction / self.study.most)
-        return Trial(run.size, ladder_n_body(run.size), targets, Setting.of(run), loss)
+        return Trial(run.size, ladder_n_body(run.size), targets, Setting.of(run), min(losses, default=None))

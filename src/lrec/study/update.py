@@ -42,7 +42,6 @@ from lrec.serving.recommender import Model
 from lrec.study.grid import PlannedRun, changed
 from lrec.study.launch import Training, lock_of
 
-PLAN, REPORT = "plan.json", "update.md"
 OLD, UPDATED, FULL, POPULARITY = "old", "updated", "full", "popularity"
 FIGURES = ("loss", "HR@10", "NDCG@10")
 # Share of the run's own learning rate: its network is trained already, and Adam's moments start from zero.
@@ -50,25 +49,11 @@ LR_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What an update trains on, how long and how fast."""
-
-    steps: int | None = None  # of the optimizer; None: one pass over the new rows and the replayed histories
-    lr: float | None = None  # the peak; None: `LR_SHARE` times the run's peak
-    replay: float = 0.1  # share of the users, by the hash of their ids, whose whole histories are used again
-
-    def __post_init__(self) -> None:
-        check_range("--steps", self.steps, at_least=1)
-        check_range("--lr", self.lr, above=0)
-        check_range("--replay", self.replay, above=0, at_most=1)
-
-
-@dataclass(frozen=True)
 class Base:
     """The run, recipe and data that an update begins with."""
 
     run: Run
-    config: RunConfig  # the recipe: the options of the run that the first update began with
+    config: RunConfig  # the options of the run that the first update began with
     store: Store
     trained_until: int  # time of the last interaction in its training, in the source's unit
 
@@ -99,24 +84,25 @@ def update(
         trust: Import classes that the run names and that are not lrec's own.
     """
     check_range("--judge", judge, above=0, at_most=0.5)
-    out, recipe = out or sibling(run, "updated"), Recipe(steps, lr, replay)
+    check_range("--steps", steps, at_least=1)
+    check_range("--lr", lr, above=0)
+    check_range("--replay", replay, above=0, at_most=1)
+    out, recipe = out or sibling(run, "updated"), {"steps": steps, "lr": lr, "replay": replay}
     check_folder(out, "--out")
     base = _base(run, trust)
     config, new, best = base.config, _reader(base, data), base.run.best
     split, late = _windows(base, new, judge)
     network = file_hash(best / STATE if best.is_dir() else best)  # the run may have been trained again
-    asked: dict[str, Any] = {"run": str(base.run.folder), "network": network}
-    asked |= {"store": base.store.hash, "new": new.source()}
-    asked |= {"recipe": asdict(recipe), "split": asdict(split), "full": full}
-    plan = out / PLAN
-    held = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
-    if held and read_json(plan) != asked:
+    asked: dict[str, Any] = {"run": str(base.run.folder), "network": network, "store": base.store.hash}
+    asked |= {"new": new.source(), "recipe": recipe, "split": asdict(split), "full": full}
+    plan, page = out / "plan.json", out / "update.md"
+    if any(out.glob("[!.]*")) and read_json(plan) != asked:
         raise UserError(f"--out {out} holds another update, or something else: choose another")
     given = {"data.split": as_plain(split), "points.test": False}
-    from_run = {"model.warm_start": str(base.run.folder)} | trained_on(config, base.trained_until + 1, recipe)
+    from_run = {"model.warm_start": str(base.run.folder)}
+    from_run |= trained_on(config, base.trained_until + 1, steps, lr, replay)
     store = _appended(base, new, given | from_run)
-    taken = f"another update is under way in {out}: wait for its end, or choose another --out"
-    with locked(lock_of(out), taken):
+    with locked(lock_of(out), f"another update is under way in {out}: wait for its end, or choose another --out"):
         write_json(plan, asked)
         anew = changed(config.options, given | {"data.store": str(store)})
         options = {UPDATED: changed(anew, from_run)} | ({FULL: anew} if full else {})
@@ -127,20 +113,14 @@ def update(
         minutes = {name: point.wall_s / 60 for name, point in points.items()}
         folders = {OLD: base.run.folder} | {name: out / name for name, point in points.items() if not point.diverged}
         record = _judge(base, folders, options[UPDATED], trust)
-        record |= {
-            "store": str(store.absolute()),
-            "trained_until": base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1,
-            "options": config.options,
-            "split": asdict(split),
-            "recipe": asdict(recipe) | {"lr": from_run["model.optimizer.lr"]},
-            "late_rows": late,
-            "minutes": minutes,
-            "diverged": sorted(minutes - folders.keys()),
-        }
+        until = base.trained_until if record["kept"] == OLD else int(split.validate_from) - 1
+        record |= {"store": str(store.absolute()), "trained_until": until, "options": config.options}
+        record |= {"split": asdict(split), "recipe": recipe | {"lr": from_run["model.optimizer.lr"]}}
+        record |= {"late_rows": late, "minutes": minutes, "diverged": sorted(minutes - folders.keys())}
         write_json(out / UPDATE, finite(record))
         text = rendered("study", "update.md.j2", record | {"run": base.run.folder, "figures": FIGURES})
-        write_text(out / REPORT, text)
-    print(f"{on_terminal(text)}\n\n{out / REPORT}")
+        write_text(page, text)
+    print(f"{on_terminal(text)}\n\n{page}")
 
 
 def _base(folder: Path, trust: bool) -> Base:
@@ -149,16 +129,15 @@ def _base(folder: Path, trust: bool) -> Base:
     run = Run((served(folder) if earlier else folder).resolve())  # a link may name another folder later
     config = RunConfig(earlier["options"]) if earlier else run.config
     trainer = config.options.get("trainer") or {}
-    classes = {name: trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")}
-    classes |= {name: config.options[name] for name in ("data", "model")}
+    classes = [trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")]
+    classes += [config.options[name] for name in ("data", "model")]
     check_trusted(classes, trust, folder / UPDATE if earlier else run.config_file)
     if earlier:
         store, trained_until = Store.open(Path(earlier["store"])), earlier["trained_until"]
+    elif config.value("data.reduction.since") is not None:
+        whole = "name the folder of this update, which has the original recipe"
+        raise UserError(f"{folder} was trained by an update: {whole}")
     else:
-        if run.config.value("data.reduction.since") is not None:
-            raise UserError(
-                f"{folder} was trained by an update: name the folder of this update, which has the original recipe"
-            )
         data = _data_of(run)
         if data.store.times_N is None:
             raise UserError(f"{data.store.path} has no times, so an update cannot tell which rows are new")
@@ -174,8 +153,7 @@ def _base(folder: Path, trust: bool) -> Base:
 
 
 def _data_of(run: Run) -> SequenceDataModule:
-    """The data that a run was trained on. If their file is gone or has changed, as a log that grows, they come from the
-    store that was made of them."""
+    """The data of a run. If their file is gone or has grown, they come from the store that was made of them."""
     had = {point.data_hash for point in run.points} - {""}
     data = datamodule_of(run.config.options)
     stores = sorted(meta.parent for meta in data.data_dir.glob(f"{data.store_name}-*/meta.json"))
@@ -184,14 +162,13 @@ def _data_of(run: Run) -> SequenceDataModule:
         try:
             data = datamodule_of(changed(run.config.options, given))
             data.setup("test")
-            if had <= {data.data_hash}:
-                return data
-            raise UserError(
-                f"{run.folder} was trained on other data than {data.store.path} holds: bring back the file that it was "
-                "trained on, and give the new rows as a file of their own"
-            )
         except UserError as error:
             refusals.append(error)
+            continue
+        if had <= {data.data_hash}:
+            return data
+        way_out = "bring back the file that it was trained on, and give the new rows as a file of their own"
+        refusals.append(UserError(f"{run.folder} was trained on other data than {data.store.path} holds: {way_out}"))
     raise refusals[0]
 
 
@@ -200,14 +177,12 @@ def _reader(base: Base, data: Path) -> InteractionsDataModule:
     reading = base.store.meta["reading"]
     given = {f"{name}_column": reading.get(f"{name}_column") for name in Columns.__dataclass_fields__}
     given |= {"min_rating": reading.get("min_rating"), "memory_gib": base.config.value("data.memory_gib")}
-    if infer_format(data.name) is None:
-        given["format"] = base.config.value("data.format")
+    given |= {"format": base.config.value("data.format")} if infer_format(data.name) is None else {}
     return InteractionsDataModule(data, data_dir=Path(base.config.value("data.data_dir")), **given)
 
 
 def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[GlobalTemporal, int]:
-    """The split of the new rows by time, and how many are not newer than the run's training data. Reads and checks all
-    new rows, and writes nothing."""
+    """The split of the new rows by time, and how many are not newer than the run's training data."""
     raw = new.read()
     assert not isinstance(raw.frame, pl.DataFrame)
     times = [frame["time"].to_numpy() for frame in raw.frame]
@@ -219,10 +194,9 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
     cuts = [int((1 - share) * len(newer_N)) for share in (1, 1.5 * judge, judge)]
     begin, first, last = newer_N[cuts].tolist() if len(newer_N) else (0, 0, 0)
     if not begin < first < last:
-        raise UserError(
-            f"{new.path}: {len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on. "
-            "They are too few, or too many have the same time, to train, validate and judge"
-        )
+        newer = f"{len(newer_N):,} of {len(times_N):,} rows are newer than what {base.run.folder} trained on"
+        wrong = "They are too few, or too many have the same time, to train, validate and judge"
+        raise UserError(f"{new.path}: {newer}. {wrong}")
     split = GlobalTemporal(first, last, "all")
     if (base.config.value("data.split.targets"), base.config.value("data.split.validate_by")) == ("window", "time"):
         split = replace(split, targets="window", test_targets="all")  # metrics of sets may choose the checkpoint
@@ -230,8 +204,7 @@ def _windows(base: Base, new: InteractionsDataModule, judge: float) -> tuple[Glo
 
 
 def _appended(base: Base, new: InteractionsDataModule, changes: dict[str, Any]) -> Path:
-    """Make the store of old and new rows. Raises UserError, and leaves no store, if no row is new, or if the data with
-    these changes of the recipe have nothing to train, validate or judge on."""
+    """Make the store of old and new rows. UserError, and no new store, if no row is new, or a part has no targets."""
     before = set(new.data_dir.iterdir()) if new.data_dir.is_dir() else set()
     store = append_to(base.store, new.source(), new.read, new.data_dir, new.memory_gib)
     try:
@@ -246,39 +219,36 @@ def _appended(base: Base, new: InteractionsDataModule, changes: dict[str, Any]) 
     return store
 
 
-def trained_on(config: RunConfig, since: int, recipe: Recipe) -> dict[str, Any]:
+def trained_on(
+    config: RunConfig, since: int, steps: int | None = None, lr: float | None = None, replay: float = 0.1
+) -> dict[str, Any]:
     """The options, by dotted name, that change if the training of a network continues on newer data. `since` is the
     time, in the source's unit, from which rows are new to the network. It trains on these rows with up to max_len older
-    rows of each user, and on the whole histories of a share of the users (`recipe.replay`). There is one evaluation, at
-    the end, so nothing is chosen on the validation window. UserError if the network's item table is made of vectors, or
-    if its optimizer has no lr."""
+    rows of each user, and on the whole histories of a share of the users, by the hash of their ids (`replay`). There is
+    one evaluation, at the end, so nothing is chosen on the validation window. UserError if the network's item table is
+    made of vectors, or if its optimizer has no lr."""
     if config.value("model.item_vectors") is not None and config.value("model.item_vectors_use") != "initial":
-        raise UserError(
-            "model.item_vectors: item embeddings are made of vectors, and no network can start from such a network"
-        )
+        why = "item embeddings are made of vectors, and no network can start from such a network"
+        raise UserError(f"model.item_vectors: {why}")
     if (rate := config.value("model.optimizer.lr")) is None:
         raise UserError("model.optimizer has no lr, but an update continues at a smaller one: use one that has it")
-    # In batches, not in steps.
-    evaluated_after = (recipe.steps or 0) * (config.value("trainer.accumulate_grad_batches") or 1)
+    in_batches = config.value("trainer.accumulate_grad_batches", 1)
     changes: dict[str, Any] = {
-        "data.reduction": {"users": recipe.replay, "since": since, "before": config.value("data.max_len")},
+        "data.reduction": {"users": replay, "since": since, "before": config.value("data.max_len")},
         "model.item_vectors": None,
-        "model.optimizer.lr": recipe.lr or LR_SHARE * float(rate),
+        "model.optimizer.lr": lr or LR_SHARE * float(rate),
         "trainer.max_time": None,
-        "trainer.max_epochs": 1 if recipe.steps is None else -1,
-        "trainer.max_steps": recipe.steps or -1,
+        "trainer.max_epochs": 1 if steps is None else -1,
+        "trainer.max_steps": steps or -1,
         "trainer.limit_train_batches": None,
-        "trainer.val_check_interval": evaluated_after or None,
-        "trainer.check_val_every_n_epoch": 1 if recipe.steps is None else None,
+        "trainer.val_check_interval": None if steps is None else steps * in_batches,
+        "trainer.check_val_every_n_epoch": 1 if steps is None else None,
     }
-    if "model.optimizer.switch.lr" in config.flat:
-        changes["model.optimizer.switch"] = None
-    return changes
+    return changes | ({"model.optimizer.switch": None} if "model.optimizer.switch.lr" in config.flat else {})
 
 
 def carry_out(folder: Path, options: dict[str, Any]) -> Point:
-    """Train a run in its folder as a study does: a stopped run continues, a finished run stays as it is. Returns its
-    best evaluation, or its last one if it diverged. Raises UserError if it failed, or was told to stop."""
+    """Train a run as a study does; return its best evaluation, or its last if it diverged. UserError if it failed."""
     planned = PlannedRun(folder.name, "", 0, 1.0, "", "", False, options)
     training = Training(planned, folder, "update", int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     try:
@@ -287,9 +257,8 @@ def carry_out(folder: Path, options: dict[str, Any]) -> Point:
         training.processes.stop()
         raise
     if outcome.point is None:
-        raise UserError(
-            f"the training in {folder} {outcome.status}: {outcome.reason or 'start the same command again'}"
-        )
+        why = outcome.reason or "start the same command again"
+        raise UserError(f"the training in {folder} {outcome.status}: {why}")
     return outcome.point
 
 
@@ -305,8 +274,8 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
     figures = summary(frames)
     kept = max(models, key=lambda name: figures[name][FIGURES[-1]])  # the old model if it is as good as the others
     drift = _drift(base.store, data.store, models[OLD].item_ids)
-    before = base.run.result.test_loss if base.run.result is not None else None
-    drift |= {"loss_before": before, "loss_in_window": mean_or_nan(frames[OLD]["loss"].drop_nulls())}
+    drift |= {"loss_before": base.run.result and base.run.result.test_loss}
+    drift |= {"loss_in_window": mean_or_nan(frames[OLD]["loss"].drop_nulls())}
     window: dict[str, Any] = {"targets": len(targets.users_T), "users": len(np.unique(targets.users_T))}
     ends = RunConfig(options).value("data.split.test_from"), data.store.statistics["last_time"]
     window |= {name: time_text(time, data.store.time_unit) for name, time in zip(("from", "until"), ends, strict=True)}
@@ -314,11 +283,9 @@ def _judge(base: Base, folders: dict[str, Path], options: dict[str, Any], trust:
 
 
 def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
-    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets.
-
-    Items that the model does not know are left out of histories. A target is a miss without a loss (null) if the model
-    does not know it, or knows no item before it.
-    """
+    """A table with user, position, loss, HR@10 and NDCG@10 of each target, in the order of the targets. Items that the
+    model does not know are left out of histories. A target is a miss without a loss (null) if the model does not know
+    it, or knows no item before it."""
     known_I = cuts.store.item_table["raw_id"].is_in(model.item_ids.to_list()).to_numpy()
     assert int(known_I.sum()) == len(model.item_ids), "the store has every item of the model"
     own = replace(cuts)
@@ -333,9 +300,8 @@ def judged(model: Model, cuts: Split, targets: Targets) -> pl.DataFrame:
 
 
 def summary(frames: dict[str, pl.DataFrame]) -> dict[str, dict[str, float]]:
-    """The mean of each model's figures, with its standard error over users (NAME_se). Losses are means over the targets
-    that all models know. `difference` is the mean paired difference in NDCG@10 from the first model, and `unknown` is
-    the number of targets without a loss."""
+    """The mean of each model's figures, with its standard error over users (NAME_se); losses are those of targets that
+    all models know. Also the mean paired `difference` in NDCG@10 from the first model, and targets without a loss."""
     first = next(iter(frames.values()))
     known = pl.all_horizontal([frame["loss"].is_not_null() for frame in frames.values()])
     result = {}
@@ -358,8 +324,8 @@ def _by_target(ranked: Ranked, cases: Cases, targets: Targets, counts_V: np.ndar
 
 def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
     """The new rows' share on items that the old network does not know, and the total variation distance of popularity
-    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p. If the
-    data are one domain's, only its items count."""
+    p (old rows) and q (new rows): sum |p - q| / 2, as measured and as expected about for as many draws from p. Of one
+    domain's data, only its items count."""
     items = new.item_table.filter(domain=new.domain) if isinstance(new, DomainStore) else new.item_table
     joined = items.join(old.item_table, "raw_id", "left", suffix="_old", maintain_order="left")
     old_I = joined["count_old"].fill_null(0).to_numpy()
@@ -367,9 +333,5 @@ def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
     p_I, q_I, n_new = old_I / old_I.sum(), new_I / new_I.sum(), int(new_I.sum())
     unknown_I = ~joined["raw_id"].is_in(known.to_list()).to_numpy()
     chance = np.minimum(2 * p_I, np.sqrt(2 * p_I / (math.pi * n_new))).sum() / 2
-    return {
-        "rows": n_new,
-        "unknown_items": float(q_I[unknown_I].sum()),
-        "distance": float(np.abs(p_I - q_I).sum() / 2),
-        "distance_by_chance": float(chance),
-    }
+    drift = {"unknown_items": q_I[unknown_I].sum(), "distance": np.abs(p_I - q_I).sum() / 2}
+    return {"rows": n_new} | {name: float(value) for name, value in (drift | {"distance_by_chance": chance}).items()}

@@ -27,9 +27,8 @@ class Work:
     """Trains the runs of a record, here or on a cluster, and prints the result of each."""
 
     def __init__(self, study: Study) -> None:
-        self.study = study
+        self.study, self.interrupted = study, Event()
         self.records: dict[Path, Record] = {}  # the latest of each folder
-        self.interrupted = Event()
         self._began, self._slower = time.monotonic(), 1.0  # time that runs took / time that was expected
         self._tried = 0  # trials so far; their final number is not known yet
 
@@ -37,8 +36,8 @@ class Work:
         """Train the runs that are not finished. UserError if a run failed or was stopped; exit code 75 on a signal."""
         self.records[record.folder] = record
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
-        finished = [run for run, _ in known]
-        waiting = [run for run in runs if run not in finished]
+        names = {run.name for run, _ in known}
+        waiting = [run for run in runs if run.name not in names]
         left_s, spent_s, of_s, failed, done = self._expected(record, waiting), 0.0, 0.0, list[str](), 0
         for run, outcome in chain(known, self._start(record, waiting)):
             record.note(run, outcome)
@@ -75,9 +74,7 @@ class Work:
 
     def _expected(self, record: Record, runs: list[PlannedRun]) -> dict[str, float]:
         """Seconds that each run is expected to take; empty if the study has no --hours."""
-        if self.study.hours is None:
-            return {}
-        costs = budget.plan(record.study, runs)
+        costs = [] if self.study.hours is None else budget.plan(record.study, runs)
         return {cost.run.name: 3600 * cost.hours / (cost.gpus or self.study.threads) for cost in costs}
 
     def too_long(self, record: Record, runs: list[PlannedRun]) -> list[str]:
@@ -100,11 +97,8 @@ class Work:
             return not (self.interrupted.is_set() or self._budget_is_spent())
 
         jobs = as_local_jobs(study) if here and study.cluster else None
-        costs = budget.plan(study, runs) if here and study.memory_gib is not None else []
-        memory_gib = {cost.run.name: cost.memory_gib for cost in costs}
         with on_signals(lambda *_: self.interrupted.set()) if here else nullcontext():
-            local = train(study, runs, memory_gib, watch, jobs)
-            for ended in local if here else train_on_cluster(study, runs, live.show):
+            for ended in train(study, runs, watch, jobs) if here else train_on_cluster(study, runs, live.show):
                 live.clear()
                 yield ended
         live.clear()

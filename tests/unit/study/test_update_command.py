@@ -15,14 +15,14 @@ from lrec.options.objects import as_plain
 from lrec.run import RunConfig
 from lrec.study import update
 from lrec.study.grid import changed
-from lrec.study.update import Recipe, trained_on
+from lrec.study.update import trained_on
 
 
 def test_an_optimizer_without_a_learning_rate_is_refused() -> None:
     own = {"class_path": "mine.Own", "init_args": {"rate": 0.1}}
     config = RunConfig({"model": {"optimizer": own}, "data": {"max_len": 10}, "trainer": {}})
     with pytest.raises(UserError, match=r"model\.optimizer has no lr"):
-        trained_on(config, 0, Recipe())
+        trained_on(config, 0)
 
 
 def test_one_is_singular() -> None:
