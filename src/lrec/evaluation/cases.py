@@ -6,7 +6,7 @@ batch, L positions, T = L + 1 times, D width, K list length.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -56,9 +56,7 @@ class Cases:
     def where(self, chosen_C: np.ndarray) -> Self:
         """The cases with these indices, or for which a mask is true."""
         chosen_C = np.arange(len(self))[chosen_C]
-        at = {"C": chosen_C, "N": ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])}
-        fields: dict[str, Any] = {name: _at(values, at[name[-1]]) for name, values in vars(self).items()}
-        return replace(self, **fields)
+        return self._at(C=chosen_C, N=ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C]))
 
     def last(self, n: int) -> Self:
         lengths_C = np.minimum(self.lengths_C, n)
@@ -73,14 +71,12 @@ class Cases:
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
         """The same cases with other histories. Each item of items_M takes its blank mark, time and event from the old
         item at its entry of places_M."""
-        of_items: dict[str, Any] = {
-            name: _at(values, places_M) for name, values in vars(self).items() if name.endswith("_N")
-        }
-        return replace(self, **of_items | {"items_N": items_M, "lengths_C": lengths_C})
+        return replace(self._at(N=places_M), items_N=items_M, lengths_C=lengths_C)
 
-
-def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
-    return None if values is None else values[places]
+    def _at(self, **places: np.ndarray) -> Self:
+        """The values at these places of the dimensions that end the names of fields."""
+        given = {name: values for name, values in vars(self).items() if values is not None and name[-1] in places}
+        return replace(self, **{name: values[places[name[-1]]] for name, values in given.items()})
 
 
 def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:

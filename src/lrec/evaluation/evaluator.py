@@ -237,5 +237,4 @@ def scores_of(net: Transformer, batch: EvalBatch) -> Scores:
 
 def at_targets(net: Transformer, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
     """The result of `head` on the hidden states before the batch's targets and the item table."""
-    times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
-    return net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
+    return net(batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL)

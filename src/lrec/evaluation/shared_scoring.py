@@ -47,9 +47,7 @@ def device() -> torch.device:
 
 def share_of(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches that this process scores, every n-th. Batches do not depend on n, so results do not either."""
-    if not distributed.is_initialized():
-        return iter(batches)
-    return islice(batches, distributed.get_rank(), None, distributed.get_world_size())
+    return islice(batches, distributed.get_rank() if distributed.is_initialized() else 0, None, number())
 
 
 def together(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -227,8 +227,13 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
         target_C = scores_CV.gather(1, places_C[:, None])[:, 0] if some else scores_CV.new_zeros(len(scores_CV))
         target_C.masked_fill_(~has_row_C, 0.0)
         log_sum_C = _softmax_(scores_CV)
-        if shard.processes > 1:
-            log_sum_C, target_C = _of_all_rows(shard, scores_CV, log_sum_C, target_C, targets_G[chunk])
+        if shard.processes > 1:  # from the softmax over this process's rows to the softmax over all rows
+            own_C, largest_C = log_sum_C, log_sum_C.clone()
+            distributed.all_reduce(largest_C, distributed.ReduceOp.MAX)
+            sum_C, target_C = shard.summed(torch.stack([(own_C - largest_C).exp(), target_C]))
+            log_sum_C = largest_C + sum_C.log()
+            # The targets that only pad a process's part have no gradient.
+            scores_CV *= (own_C - log_sum_C).exp().masked_fill_(targets_G[chunk] < 0, 0.0)[:, None]
         # d loss / d scores = softmax - one-hot(target)
         if some:
             scores_CV.scatter_add_(1, places_C[:, None], -has_row_C.to(scores_CV.dtype)[:, None])
@@ -236,19 +241,6 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
         return (log_sum_C - target_C)[own].sum()
 
     return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most)
-
-
-def _of_all_rows(
-    shard: Shard, softmax_CV: Tensor, log_sum_C: Tensor, target_C: Tensor, targets_C: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The log-sum and the target's score over the rows of all processes. In place, the softmax over this process's rows
-    becomes the softmax over all rows."""
-    largest_C = shard.largest(log_sum_C.clone())
-    sums_2C = shard.summed(torch.cat([(log_sum_C - largest_C).exp(), target_C]))
-    whole_log_sum_C = largest_C + sums_2C[: len(target_C)].log()
-    # The targets that only pad a process's part have no gradient.
-    softmax_CV *= (log_sum_C - whole_log_sum_C).exp().masked_fill_(targets_C < 0, 0.0)[:, None]
-    return whole_log_sum_C, sums_2C[len(target_C) :]
 
 
 # Returns the sum of a loss over a chunk of float32 scores, and overwrites the scores with their gradients.

@@ -1,18 +1,16 @@
-"""The item table: trained rows, rows made from given item vectors, or the sum of both. Its rows may be spread over all
-processes, which exchange other things than whole tables.
+"""The item table: trained rows, rows made from given item vectors, or the sum of both.
 
 If several processes share the table, it is a DTensor, split by rows over every dimension of its mesh. Each process
 computes with the rows that it holds. Processes exchange little: item indices, hidden states, sums for each target.
 
 To fetch rows, each process looks up the items of all processes, with zeros for the rows that it does not hold. Then a
-reduce-scatter brings every process its own rows. This moves as many bytes as the hidden states of the output layer. An
-exchange of only the needed rows could not start before the host knows their number.
+reduce-scatter brings every process its own rows. An exchange of only the needed rows would wait for their number.
 
 Shape suffixes: V catalogue, H rows held here, D width, M items or hidden states of this process, P the largest M of any
 process, G = R P those of all processes, N items that all processes ask for, R processes, W width of given vectors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -102,11 +100,9 @@ class Shard:
         here = (places >= 0) & (places < len(self.rows_HD))
         return here, places.masked_fill(~here, 0)
 
-    def rows_here(self, items_G: Tensor) -> Tensor:
-        """Each item's row; zeros if it is not here."""
-        if len(self.rows_HD) == 0:
-            return self.rows_HD.new_zeros(len(items_G), self.rows_HD.shape[1])
-        return _only_here(self, items_G, self.rows_HD[self.places(items_G)[1]])
+    def only_here(self, items_G: Tensor, values_GD: Tensor) -> Tensor:
+        """In place: zeros for items whose rows are not here. Selecting the others would wait for a GPU."""
+        return values_GD.masked_fill_(~self.places(items_G)[0][:, None], 0.0)
 
     def most(self, n: int) -> int:
         """The largest n of all processes, exchanged without waiting for a GPU."""
@@ -148,12 +144,6 @@ class Shard:
             distributed.all_reduce(values)
         return values
 
-    def largest(self, values: Tensor) -> Tensor:
-        """The largest over processes, element by element, in place."""
-        if self.processes > 1:
-            distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        return values
-
     def of_first(self, values: Tensor) -> Tensor:
         """The values of the first process, in place."""
         if self.processes > 1:
@@ -167,8 +157,8 @@ Table = Tensor | Shard
 
 @dataclass
 class Gradient:
-    """The gradient of the rows held here, which one backward pass adds up: a dense part, and some rows with their
-    places; a row is zero if its place is outside the rows held here. Tensors that are added may be changed in place."""
+    """The gradient of the rows held here, which one backward pass adds up, in place: a dense part, and some rows with
+    their places; a row is zero if its place is outside the rows held here."""
 
     dense_HD: Tensor | None = None
     touched: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -282,29 +272,6 @@ def whole(table: Table) -> Tensor:
     return rows_of(table, torch.arange(table.n_items, device=table.rows_HD.device), shared=True)
 
 
-# Makes, from the gradient of looked-up rows, places and what to add there; places outside the rows held here get zeros.
-Spread = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def _looked_up(shard: Shard, items_M: Tensor, shared: bool = False) -> tuple[Tensor, Spread]:
-    if shard.processes == 1:
-        return F.embedding(items_M, shard.rows_HD), lambda grad_MD: (items_M, grad_MD)
-    most = 0 if shared else shard.most(len(items_M))
-    items_G = items_M if shared else shard.gathered(items_M, most, -1)
-
-    def spread(grad_MD: Tensor) -> tuple[Tensor, Tensor]:
-        grad_GD = shard.summed(grad_MD.clone()) if shared else shard.gathered(grad_MD, most)
-        return items_G - shard.start, _only_here(shard, items_G, grad_GD)
-
-    found_GD = shard.rows_here(items_G)
-    return shard.summed(found_GD) if shared else shard.returned(found_GD, len(items_M)), spread
-
-
-def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
-    """The values, with those for rows of other processes set to 0, in place. Selecting rows would wait for a GPU."""
-    return values_GD.masked_fill_(~shard.places(items_G)[0][:, None], 0.0)
-
-
 class _Whole(torch.autograd.Function):
     """See `fetch`. Its backward pass comes after those of all uses of its result, and so has the whole gradient."""
 
@@ -332,18 +299,28 @@ class _Whole(torch.autograd.Function):
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, shard: Shard, shared: bool) -> Tensor:
-        rows_MD, ctx.spread = _looked_up(shard, items_M, shared)
-        ctx.shard = shard
-        return rows_MD
+        ctx.shard, ctx.shared = shard, shared
+        ctx.most = 0 if shared else shard.most(len(items_M))
+        ctx.items_G = items_G = items_M if shared else shard.gathered(items_M, ctx.most, -1)
+        if shard.processes == 1:
+            return F.embedding(items_M, rows_HD)
+        if len(rows_HD) == 0:
+            found_GD = rows_HD.new_zeros(len(items_G), rows_HD.shape[1])
+        else:
+            found_GD = shard.only_here(items_G, rows_HD[shard.places(items_G)[1]])
+        return shard.summed(found_GD) if shared else shard.returned(found_GD, len(items_M))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         shard: Shard = ctx.shard
-        gradient, (places_N, grad_ND) = shard.gradient or Gradient(), ctx.spread(grad_MD)
-        if isinstance(gradient, TouchedRows) and shard.processes > 1:
-            mine_N = (places_N >= 0) & (places_N < len(shard.rows_HD))
-            places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / shard.processes
+        gradient, places_N, grad_ND = shard.gradient or Gradient(), ctx.items_G, grad_MD
+        if shard.processes > 1:
+            grad_ND = shard.summed(grad_MD.clone()) if ctx.shared else shard.gathered(grad_MD, ctx.most)
+            places_N, grad_ND = ctx.items_G - shard.start, shard.only_here(ctx.items_G, grad_ND)
+            if isinstance(gradient, TouchedRows):
+                mine_N = shard.places(ctx.items_G)[0]
+                places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / shard.processes
         gradient.touched.append((places_N, grad_ND))
         return None if shard.gradient else gradient.total(shard.rows_HD), None, None, None
 

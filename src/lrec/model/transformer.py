@@ -77,15 +77,15 @@ class Transformer(nn.Module):
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
         drawn_as = re.sub(r"(?<=\d\.)\w+\.\w+(?=\.)", lambda part: _DRAWN_AS.get(part[0], part[0]), name)
+        own: Tensor | None = None
         if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
             branch = self.get_submodule(found[1])
             assert isinstance(branch, Branch)
             own = branch.initial_value(found[2], shape, _generator(f"{seed}/{drawn_as}"))
-            if own is not None:
-                return rows.copy_(own[start : start + len(rows)])
-        if found := re.fullmatch(r"(?:blocks\.\d+\.(?:attention|mlp)_)?norm\.(.+)", name):
+        elif found := re.fullmatch(r"(?:blocks\.\d+\.(?:attention|mlp)_)?norm\.(.+)", name):
             with torch.device("cpu"):  # made again, because the values are lost if the network was made on meta
                 own = norm(self.config).get_parameter(found[1])
+        if own is not None:
             return rows.copy_(own[start : start + len(rows)])
         if len(shape) == 1:
             return rows.fill_(1.0 if name.endswith("norm.weight") else 0.0)
