@@ -207,11 +207,8 @@ def edges_of(
         together_N = users_N[:-step] == users_N[step:]
         pairs = items_N[:-step][together_N], items_N[step:][together_N]
         edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
-    return edges_VV if most is None else _strongest(edges_VV, most)
-
-
-def _strongest(edges_VV: csr_array, most: int) -> csr_array:
-    """At most `most` edges of each item: those with the largest weights, ties by index."""
+    if most is None:
+        return edges_VV
     starts_V1, kept_T = edges_VV.indptr, np.ones(edges_VV.nnz, dtype=bool)
     for item in np.flatnonzero(np.diff(starts_V1) > most):
         row = slice(starts_V1[item], starts_V1[item + 1])

@@ -112,9 +112,8 @@ class Ranked(NamedTuple):
 
 
 def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name.
-    positions_M is the position of each history's last item that is not blank. If a case's history is the beginning of
-    another one, both cases share a row."""
+    """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name;
+    positions_M is that of each history's last item that is not blank. A history and its beginnings share a row."""
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:
@@ -148,11 +147,9 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
     """For pairs of cases: whether the longer history continues the shorter one, at the time of the shorter's target."""
     lengths_P = cases.lengths_C[shorter_P]
     shorter_N, longer_N = (ranges(cases.starts_C[which_P], lengths_P) for which_P in (shorter_P, longer_P))
-    differs_N = np.zeros(len(shorter_N), dtype=bool)
-    for values_N in (cases.items_N, cases.blank_N, cases.times_N, cases.events_N):
-        if values_N is not None:
-            unequal = values_N[shorter_N] != values_N[longer_N]
-            differs_N |= unequal if unequal.ndim == 1 else unequal.any(axis=1)
+    of_items = (cases.items_N, cases.blank_N, cases.times_N, cases.events_N)
+    values_NF = np.column_stack([values for values in of_items if values is not None])
+    differs_N = (values_NF[shorter_N] != values_NF[longer_N]).any(axis=1)
     goes_on_P = np.bincount(np.repeat(np.arange(len(lengths_P)), lengths_P)[differs_N], minlength=len(lengths_P)) == 0
     if cases.times_N is not None and cases.asked_C is not None:
         next_P = np.minimum(cases.starts_C[longer_P] + lengths_P, len(cases.times_N) - 1)

@@ -65,8 +65,8 @@ class Found(NamedTuple):
         true_BK = self.true_BK[:, :k].double()
         return true_BK, torch.arange(1, true_BK.shape[1] + 1, dtype=torch.float64, device=true_BK.device)
 
-    def most_true(self, k: int) -> Tensor:
-        """How many true items the best possible list of k has (B)."""
+    def most_true(self, k: int | None = None) -> Tensor:
+        """How many true items the best possible list of k, or of any length, has (B); at least 1."""
         return torch.ones_like(self.targets_B) if self.n_true_B is None else self.n_true_B.clamp(1, k)
 
 
@@ -257,8 +257,7 @@ class Recall(Mean):
     in_parts = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        assert found.n_true_B is not None
-        return found.true_at(k)[0].sum(1) / found.n_true_B.clamp(min=1)
+        return found.true_at(k)[0].sum(1) / found.most_true()
 
 
 class MicroRecall(Recall):
@@ -268,8 +267,7 @@ class MicroRecall(Recall):
     with_error = False
 
     def shares(self, found: Found, k: int) -> Tensor:
-        assert found.n_true_B is not None
-        return found.n_true_B
+        return found.most_true()
 
 
 class Precision(Mean):

@@ -1,8 +1,6 @@
-"""The blocks of a Transformer: `Block` and its parts. You can replace each part with a class of your own.
-
-The base classes `Attention`, `MLP` and `Positions` say what a part receives and returns. Shape suffixes:
-B batch rows, L positions, C positions that are read, D width, H heads, K width per head, J half of it, F inner width,
-E a multiple of H K, N entries of a table.
+"""The blocks of a Transformer: `Block` and its parts. You can replace each part with a class of your own, a subclass of
+`Attention`, `MLP` or `Positions`. Shape suffixes: B batch rows, L positions, C positions that are read, D width, H
+heads, K width per head, J half of it, F inner width, E a multiple of H K, N entries of a table.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +18,6 @@ from lrec.options.class_paths import imported
 
 NORM_EPS = 1e-12
 ROTARY_BASE = 10_000.0
-BITS = 16  # random bits for each entry of a dropout mask; torch draws 64 bits at a time
 
 
 class Positions(nn.Module, ABC):
@@ -227,9 +224,9 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    n, values = x.numel(), 2**BITS
+    n, values = x.numel(), 2**16
     dropped = min(round(rate * values), values - 1)
-    drawn = torch.empty(-(-n * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
+    drawn = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)  # torch draws 64 bits at a time
     kept = drawn.view(torch.int16)[:n].ge_(dropped - values // 2)
     return x * kept.to(x.dtype).mul_(values / (values - dropped)).view(x.shape)
 

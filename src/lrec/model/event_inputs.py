@@ -1,9 +1,8 @@
 """What a network reads of an event besides its item: its type, such as view or buy, its features, and its time. Each
 is a vector that is added to the item's vector. Times can also be a bias of attention, by buckets of gaps.
 
-Times are whole seconds. A row of times_BT has the times of its events, and then the time of the request: the event at
-position l has time l, and the request after it has time l + 1. Shape suffixes: B batch rows, L positions, T = L + 1
-times, C positions that are read, F most feature values of an event, D width.
+Times are whole seconds; the event at position l has time l of times_BT, and the request after it has time l + 1. Shape
+suffixes: B rows, L positions, T = L + 1 times, C positions read, F most feature values of an event, D width.
 """
 
 import torch

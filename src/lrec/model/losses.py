@@ -1,8 +1,7 @@
 """Losses for training: heads that turn hidden states and the item table into a sum over targets.
 
-If processes share the table, each holds some of its rows. Full softmax scores the targets of all processes against the
-rows held here: processes exchange hidden states, and a log-sum and the target's score for each target. A sampled loss
-uses the negatives of the first process: processes exchange only the rows of negatives and targets.
+If processes share the table, full softmax scores the targets of all processes against the rows held here, and a sampled
+loss uses the negatives of the first process.
 
 Shape suffixes: M targets, D width, V catalogue or its rows that are held here, G targets of all processes,
 C targets of a chunk, N negatives, shared by the batch, K next items.

@@ -1,8 +1,7 @@
 """The one place that wraps the network: activation checkpointing -> compile -> shard -> materialise and initialise.
 
-A sharded parameter is split by rows (`sharded_table.split`), without padding that a loss, a rank or a checkpoint could
-see. FSDP does not gather the item table: all processes share it, including those of other copies of the network, and
-each computes with the rows that it holds.
+A sharded parameter is split by rows (`sharded_table.split`), without padding. FSDP does not gather the item table: all
+processes share it, including those of other copies of the network.
 """
 
 from collections.abc import Mapping

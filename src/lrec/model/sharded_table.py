@@ -81,8 +81,7 @@ def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(eq=False)
 class Shard:
-    """The rows of the item table that this process holds, and the exchange with the processes that hold the others.
-    Every process must call the same methods in the same order."""
+    """The rows of the item table that this process holds, and exchanges that all processes make in the same order."""
 
     rows_HD: Tensor
     start: int  # index of the first of these rows in the catalogue
@@ -178,8 +177,7 @@ class Gradient:
 
 @dataclass
 class TouchedRows(Gradient):
-    """A table's gradient if only touched rows have one: the parameter's attribute `touched`, instead of `.grad`. It
-    lasts until it is cleared, and has no row of other processes."""
+    """The gradient of a table of which only touched rows have one: its attribute `touched`, which lasts until cleared."""
 
     _sum: tuple[Tensor, Tensor] | None = None
 

@@ -105,8 +105,7 @@ class Transformer(nn.Module):
         return TABLE_RATE_BESIDE_MUON * narrower if beside_muon else TABLE_RATE * narrower**0.5
 
     def sgd_lr_multiplier(self, name: str) -> float:
-        """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW, SGD must make up for the size of
-        gradients: the gradients of blocks shrink by L0/L, as their branches do."""
+        """The same for SGD, which must make up for the gradients of blocks: they shrink by L0/L, as their branches."""
         return 1 / self.config.branch_scale if name.startswith("blocks.") else 1.0
 
     def forward(
