@@ -86,11 +86,10 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
     items_I = split.catalogue_index_I[store.items_N]
     known_I = items_I >= 0
     known_before_I1 = np.concatenate([[0], np.cumsum(known_I)])
-    begin_C = known_before_I1[store.offsets_U1[users_C]]
-    end_C = known_before_I1[store.offsets_U1[users_C] + positions_C]
-    lengths_C = np.minimum(end_C - begin_C, max_len)
-    rows_N = np.flatnonzero(known_I)[ranges(end_C - lengths_C, lengths_C)]
-    next_C = store.offsets_U1[users_C] + positions_C
+    first_C = store.offsets_U1[users_C]
+    next_C = first_C + positions_C
+    lengths_C = np.minimum(known_before_I1[next_C] - known_before_I1[first_C], max_len)
+    rows_N = np.flatnonzero(known_I)[ranges(known_before_I1[next_C] - lengths_C, lengths_C)]
     targets_C = items_I[split.rows_of(Targets(users_C, positions_C))]
     cases = Cases(users_C, positions_C, items_I[rows_N], lengths_C, targets_C, events_N=split.events(rows_N))
     if store.times_N is not None:

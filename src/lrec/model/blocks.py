@@ -17,7 +17,6 @@ from lrec.model.config import OWN_PARTS, TIME_BUCKETS, Architecture, Transformer
 from lrec.options.class_paths import imported
 
 NORM_EPS = 1e-12
-ROTARY_BASE = 10_000.0
 
 
 class Positions(nn.Module, ABC):
@@ -165,7 +164,7 @@ class RotaryPositions(Positions):
         dtype = torch.promote_types(states.dtype, torch.float32)  # angles of late positions need more than bfloat16
         if positions_BL is None:
             positions_BL = torch.arange(length, device=states.device)[None]
-        speeds_J = ROTARY_BASE ** -(torch.arange(0, width, 2, dtype=dtype, device=states.device) / width)
+        speeds_J = 10_000.0 ** -(torch.arange(0, width, 2, dtype=dtype, device=states.device) / width)
         angles_BL1J = positions_BL[..., None, None].to(dtype) * speeds_J
         cosine_BL1J, sine_BL1J = angles_BL1J.cos(), angles_BL1J.sin()
         even_BLHJ, odd_BLHJ = states.unflatten(-1, (-1, 2)).unbind(-1)

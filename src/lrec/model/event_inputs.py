@@ -12,9 +12,6 @@ from torch.nn import functional as F
 from lrec.model.attention_context import Context
 from lrec.model.config import TIME_BUCKETS, TransformerConfig
 
-# As in HSTU's code: the gaps of a bucket are e^0.301 = 1.35 times those of the bucket before it.
-_BUCKET_WIDTH = 0.301
-
 
 class EventInput(nn.Module):
     """A vector for each type of event, added to the item's vector. With features, each value has a vector, and an event
@@ -52,7 +49,7 @@ def time_buckets(seconds: Tensor) -> Tensor:
     """The bucket of a gap, int32: floor(ln(max(1, |seconds|)) / 0.301), at most 128. Source: HSTU's code. One second or
     less is in bucket 0, a minute in 13, a day in 37, a year in 57, ten years in 65."""
     logarithms = seconds.to(torch.float32).abs().clamp(min=1.0).log()
-    return (logarithms / _BUCKET_WIDTH).int().clamp(max=TIME_BUCKETS - 1)
+    return (logarithms / 0.301).int().clamp(max=TIME_BUCKETS - 1)
 
 
 def gaps(times_BT: Tensor, context: Context, to_request: bool) -> Tensor:

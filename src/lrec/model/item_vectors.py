@@ -26,7 +26,6 @@ from lrec.model.transformer import Transformer
 
 AT_ONCE = 2**14  # vectors read at once, so that a mapped file is never in memory as a whole
 Use = Literal["initial", "fixed", "added"]
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, SafetensorError, pl.exceptions.PolarsError)
 
 
 class NewItems(NamedTuple):
@@ -130,7 +129,7 @@ def read_item_vectors(path: Path, n_rows: int | None = None) -> tuple[pl.Series,
         if not finite_F.all():
             odd = ids[int(finite_F.argmin())]
             raise UserError(f"the vector of item {odd} is not finite: each value must be a number")
-    except _DAMAGE as error:
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError, pl.exceptions.PolarsError) as error:
         wrong = error if isinstance(error, UserError) else "not a file of item vectors, or a damaged one"
         raise UserError(f"model.item_vectors {path}: {wrong}") from error
     return ids, vectors_FW

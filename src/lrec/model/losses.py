@@ -23,8 +23,6 @@ from lrec.errors import UserError, check_range
 from lrec.model.memory import chunk_rows
 from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
 
-CPU_COLUMNS = 512  # columns of scores that a core computes at once
-
 
 class Loss(ABC):
     """A training loss: a sum over targets, so that it is the same for any split of a step into batches.
@@ -303,7 +301,7 @@ def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:
     stay in its cache: the sums are the same, in two thirds to three quarters of the time."""
     if out_CV.device.type != "cpu" or out_CV.dtype != torch.float32:
         return torch.mm(left_CD, right_VD.T, out=out_CV)
-    at_once = CPU_COLUMNS * torch.get_num_threads()
+    at_once = 512 * torch.get_num_threads()  # columns of scores
     for start in range(0, len(right_VD), at_once):
         columns = slice(start, start + at_once)
         torch.mm(left_CD, right_VD[columns].T, out=out_CV[:, columns])

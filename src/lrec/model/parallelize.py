@@ -20,8 +20,6 @@ from lrec.model.config import TransformerConfig
 from lrec.model.sharded_table import local_range, local_rows
 from lrec.model.transformer import Transformer
 
-MOST_GRAPHS = 32  # graphs of a compiled function
-
 
 class Sharding(NamedTuple):
     """How parameters are spread over the processes."""
@@ -44,7 +42,7 @@ def build(
     if compile_blocks:
         # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and one
         # position of each row. With more graphs than its limit, torch would stop compiling.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         _keep_rates_out_of_graphs()
         for block in net.blocks:  # for any shape; all blocks share graphs, whatever their weights and rates
             block.forward = torch.compile(block.forward, dynamic=True)

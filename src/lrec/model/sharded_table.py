@@ -99,6 +99,12 @@ class Shard:
         here = (places >= 0) & (places < len(self.rows_HD))
         return here, places.masked_fill(~here, 0)
 
+    def rows_here(self, items_G: Tensor) -> Tensor:
+        """Each item's row; zeros if it is not here."""
+        if len(self.rows_HD) == 0:
+            return self.rows_HD.new_zeros(len(items_G), self.rows_HD.shape[1])
+        return self.only_here(items_G, self.rows_HD[self.places(items_G)[1]])
+
     def only_here(self, items_G: Tensor, values_GD: Tensor) -> Tensor:
         """In place: zeros for items whose rows are not here. Selecting the others would wait for a GPU."""
         return values_GD.masked_fill_(~self.places(items_G)[0][:, None], 0.0)
@@ -177,7 +183,7 @@ class Gradient:
 
 @dataclass
 class TouchedRows(Gradient):
-    """The gradient of a table of which only touched rows have one: its attribute `touched`, which lasts until cleared."""
+    """The gradient of a table of which only some rows have one: its attribute `touched`, which lasts until cleared."""
 
     _sum: tuple[Tensor, Tensor] | None = None
 
@@ -302,10 +308,7 @@ class _Rows(torch.autograd.Function):
         ctx.items_G = items_G = items_M if shared else shard.gathered(items_M, ctx.most, -1)
         if shard.processes == 1:
             return F.embedding(items_M, rows_HD)
-        if len(rows_HD) == 0:
-            found_GD = rows_HD.new_zeros(len(items_G), rows_HD.shape[1])
-        else:
-            found_GD = shard.only_here(items_G, rows_HD[shard.places(items_G)[1]])
+        found_GD = shard.rows_here(items_G)
         return shard.summed(found_GD) if shared else shard.returned(found_GD, len(items_M))
 
     @staticmethod
