@@ -194,9 +194,9 @@ class TouchedRows(Gradient):
         """The places, each once and in order, and their gradients, which may be changed in place; None if none."""
         if self.touched:
             parts = self.touched if self._sum is None else [self._sum, *self.touched]
-            places_U, index_N = torch.cat([places_N for places_N, _ in parts]).unique(return_inverse=True)
-            grad_UD = parts[0][1].new_zeros(len(places_U), parts[0][1].shape[1])
-            grad_UD.index_add_(0, index_N, torch.cat([grad_ND for _, grad_ND in parts]))
+            places_N, grad_ND = (torch.cat(each) for each in zip(*parts, strict=True))
+            places_U, index_N = places_N.unique(return_inverse=True)
+            grad_UD = grad_ND.new_zeros(len(places_U), grad_ND.shape[1]).index_add_(0, index_N, grad_ND)
             self._sum, self.touched = (places_U, grad_UD), []
         return self._sum
 
