@@ -44,8 +44,7 @@ NEIGHBOURS = 500  # number of an item's edges that are kept, the strongest ones
 
 
 class Baselines:
-    """The baselines of a split. A baseline does its counting when it is first asked to score. `names` lists the
-    baselines that the data allow."""
+    """The baselines of a split, each counted when it is first asked to score; `names` has those that the data allow."""
 
     def __init__(self, split: Split, device: torch.device, recent: float | str = RECENT_SHARE) -> None:
         """Use the training part of the split. `recent` is the share of it, or the duration at its end, that
@@ -148,10 +147,8 @@ class Baselines:
 
 
 class Followers:
-    """Scores log(g_j + c p_j): g_j adds up the edges from the last items to j, p_j is j's share of all interactions.
-
-    An edge leads from an item to each item that followed it. Items that an edge reaches score above all others, so a
-    list has the reached items by score, and then the other items by popularity.
+    """Scores log(g_j + c p_j): g_j adds up the edges from the last items to j, p_j is j's share of all interactions. A
+    list has the items that edges reach by score, and then the other items by popularity.
     """
 
     def __init__(

@@ -246,11 +246,8 @@ OfChunk = Callable[[Tensor, slice], Tensor]
 
 class _SumOverScores(torch.autograd.Function):
     """Sum of a loss over the scores hidden @ table.T, with one chunk of scores in memory at a time. No process has more
-    than `most` hidden states.
-
-    If the scores S have the gradient G, the gradient of the hidden states is G @ table, and the gradient of the table
-    is G.T @ hidden. The forward pass adds up both, chunk by chunk, while it has the scores. The backward pass only
-    returns them.
+    than `most` hidden states. If the scores have the gradient G, that of the hidden states is G @ table, and that of
+    the table is G.T @ hidden: the forward pass adds up both while it has the scores; the backward pass returns them.
     """
 
     @staticmethod

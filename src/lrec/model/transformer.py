@@ -204,8 +204,8 @@ def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: 
     """Set rows of a tensor of this shape to the values that `normal_` would draw for them, one block at a time. In a
     tensor larger than ONE_STREAM, each block has a stream of its own, so that blocks without these rows are not drawn.
 
-    torch draws groups of 16 numbers, one after the other. If a tensor is not a multiple of 16, it draws the last 16
-    again. So blocks of whole groups draw the same numbers; the last block takes the rest.
+    torch draws groups of 16 numbers, and the last 16 again if a tensor is not a multiple of 16. So blocks of whole
+    groups draw the same numbers; the last block takes the rest.
     """
     total, flat, generator = shape.numel(), rows.view(-1), _generator(key)
     first, begin = start * (total // max(shape[0], 1)), 0
