@@ -265,7 +265,7 @@ def test_decoding_equals_the_whole_history(name: str, monkeypatch: pytest.Monkey
     whole_BLV = net(items_BL, scores, times_BT=times_BT)
     cache = KeyValueCache(3, 11)
     net(items_BL[:, :6], scores, cache=cache, times_BT=None if times_BT is None else times_BT[:, :7])
-    cache.keep(lengths_B)
+    cache.filled_B = lengths_B
     rows_B = torch.arange(3)
     for step in range(5):
         at_B = lengths_B + step

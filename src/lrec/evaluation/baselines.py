@@ -44,8 +44,7 @@ NEIGHBOURS = 500  # number of an item's edges that are kept, the strongest ones
 
 
 class Baselines:
-    """The baselines of a split. A baseline does its counting when it is first asked to score. `names` lists the
-    baselines that the data allow."""
+    """The baselines of a split, each counted when it is first asked to score; `names` has those that the data allow."""
 
     def __init__(self, split: Split, device: torch.device, recent: float | str = RECENT_SHARE) -> None:
         """Use the training part of the split. `recent` is the share of it, or the duration at its end, that
@@ -148,10 +147,8 @@ class Baselines:
 
 
 class Followers:
-    """Scores log(g_j + c p_j): g_j adds up the edges from the last items to j, p_j is j's share of all interactions.
-
-    An edge leads from an item to each item that followed it. Items that an edge reaches score above all others, so a
-    list has the reached items by score, and then the other items by popularity.
+    """Scores log(g_j + c p_j): g_j adds up the edges from the last items to j, p_j is j's share of all interactions. A
+    list has the items that edges reach by score, and then the other items by popularity.
     """
 
     def __init__(
@@ -207,11 +204,8 @@ def edges_of(
         together_N = users_N[:-step] == users_N[step:]
         pairs = items_N[:-step][together_N], items_N[step:][together_N]
         edges_VV += coo_array((np.full(len(pairs[0]), weight), pairs), shape=edges_VV.shape).tocsr()
-    return edges_VV if most is None else _strongest(edges_VV, most)
-
-
-def _strongest(edges_VV: csr_array, most: int) -> csr_array:
-    """At most `most` edges of each item: those with the largest weights, ties by index."""
+    if most is None:
+        return edges_VV
     starts_V1, kept_T = edges_VV.indptr, np.ones(edges_VV.nnz, dtype=bool)
     for item in np.flatnonzero(np.diff(starts_V1) > most):
         row = slice(starts_V1[item], starts_V1[item + 1])

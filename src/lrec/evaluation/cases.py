@@ -6,7 +6,7 @@ batch, L positions, T = L + 1 times, D width, K list length.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -56,9 +56,7 @@ class Cases:
     def where(self, chosen_C: np.ndarray) -> Self:
         """The cases with these indices, or for which a mask is true."""
         chosen_C = np.arange(len(self))[chosen_C]
-        at = {"C": chosen_C, "N": ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C])}
-        fields: dict[str, Any] = {name: _at(values, at[name[-1]]) for name, values in vars(self).items()}
-        return replace(self, **fields)
+        return self._at(C=chosen_C, N=ranges(self.starts_C[chosen_C], self.lengths_C[chosen_C]))
 
     def last(self, n: int) -> Self:
         lengths_C = np.minimum(self.lengths_C, n)
@@ -73,14 +71,12 @@ class Cases:
     def inserting(self, items_M: np.ndarray, lengths_C: np.ndarray, places_M: np.ndarray) -> Self:
         """The same cases with other histories. Each item of items_M takes its blank mark, time and event from the old
         item at its entry of places_M."""
-        of_items: dict[str, Any] = {
-            name: _at(values, places_M) for name, values in vars(self).items() if name.endswith("_N")
-        }
-        return replace(self, **of_items | {"items_N": items_M, "lengths_C": lengths_C})
+        return replace(self._at(N=places_M), items_N=items_M, lengths_C=lengths_C)
 
-
-def _at(values: np.ndarray | None, places: np.ndarray) -> np.ndarray | None:
-    return None if values is None else values[places]
+    def _at(self, **places: np.ndarray) -> Self:
+        """The values at these places of the dimensions that end the names of fields."""
+        given = {name: values for name, values in vars(self).items() if values is not None and name[-1] in places}
+        return replace(self, **{name: values[places[name[-1]]] for name, values in given.items()})
 
 
 def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max_len: int) -> Cases:
@@ -90,11 +86,10 @@ def cases_before(split: Split, users_C: np.ndarray, positions_C: np.ndarray, max
     items_I = split.catalogue_index_I[store.items_N]
     known_I = items_I >= 0
     known_before_I1 = np.concatenate([[0], np.cumsum(known_I)])
-    begin_C = known_before_I1[store.offsets_U1[users_C]]
-    end_C = known_before_I1[store.offsets_U1[users_C] + positions_C]
-    lengths_C = np.minimum(end_C - begin_C, max_len)
-    rows_N = np.flatnonzero(known_I)[ranges(end_C - lengths_C, lengths_C)]
-    next_C = store.offsets_U1[users_C] + positions_C
+    first_C = store.offsets_U1[users_C]
+    next_C = first_C + positions_C
+    lengths_C = np.minimum(known_before_I1[next_C] - known_before_I1[first_C], max_len)
+    rows_N = np.flatnonzero(known_I)[ranges(known_before_I1[next_C] - lengths_C, lengths_C)]
     targets_C = items_I[split.rows_of(Targets(users_C, positions_C))]
     cases = Cases(users_C, positions_C, items_I[rows_N], lengths_C, targets_C, events_N=split.events(rows_N))
     if store.times_N is not None:
@@ -116,9 +111,8 @@ class Ranked(NamedTuple):
 
 
 def batches(cases: Cases, net: Transformer) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name.
-    positions_M is the position of each history's last item that is not blank. If a case's history is the beginning of
-    another one, both cases share a row."""
+    """Batches of cases with similar lengths: the indices of the cases, row after row, and the network's inputs by name;
+    positions_M is that of each history's last item that is not blank. A history and its beginnings share a row."""
     if not net.reads_times:
         cases = replace(cases, times_N=None, asked_C=None)
     if not net.reads_events:
@@ -152,11 +146,9 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
     """For pairs of cases: whether the longer history continues the shorter one, at the time of the shorter's target."""
     lengths_P = cases.lengths_C[shorter_P]
     shorter_N, longer_N = (ranges(cases.starts_C[which_P], lengths_P) for which_P in (shorter_P, longer_P))
-    differs_N = np.zeros(len(shorter_N), dtype=bool)
-    for values_N in (cases.items_N, cases.blank_N, cases.times_N, cases.events_N):
-        if values_N is not None:
-            unequal = values_N[shorter_N] != values_N[longer_N]
-            differs_N |= unequal if unequal.ndim == 1 else unequal.any(axis=1)
+    of_items = (cases.items_N, cases.blank_N, cases.times_N, cases.events_N)
+    values_NF = np.column_stack([values for values in of_items if values is not None])
+    differs_N = (values_NF[shorter_N] != values_NF[longer_N]).any(axis=1)
     goes_on_P = np.bincount(np.repeat(np.arange(len(lengths_P)), lengths_P)[differs_N], minlength=len(lengths_P)) == 0
     if cases.times_N is not None and cases.asked_C is not None:
         next_P = np.minimum(cases.starts_C[longer_P] + lengths_P, len(cases.times_N) - 1)

@@ -4,7 +4,7 @@ targets, V catalogue, K cut-offs, U users."""
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from lrec.evaluation.baselines import BASELINES, Baselines
 from lrec.evaluation.metrics import BY_USER, KS, METRICS, WARM, Found, Mean, Metric, best_is, with_unseen
 from lrec.evaluation.shared_scoring import reduced
 from lrec.model.sharded_table import Table
-from lrec.model.transformer import Transformer
+from lrec.model.transformer import Result, Transformer
 from lrec.ranking.scoring import Scores, score
-
-Result = TypeVar("Result")
 
 
 class Evaluation:
@@ -112,10 +110,9 @@ class Evaluation:
 class Evaluator:
     """The evaluations of a model on one data set, one after the other.
 
-    Every evaluation includes popularity; `lrec test` and `lrec validate` include the other baselines too. Baselines do
-    not change during training, so they are scored only in the first whole evaluation of a stage, until
-    `forget_baselines`. `figures` has the figures of each stage's last evaluation: the model's under `stage`, a
-    baseline's under `stage/baseline`.
+    Every evaluation includes popularity; `lrec test` and `lrec validate` include the other baselines too. Baselines are
+    scored only in the first whole evaluation of a stage, until `forget_baselines`. `figures` has those of each stage's
+    last evaluation: the model's under `stage`, a baseline's under `stage/baseline`.
     """
 
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
@@ -237,5 +234,4 @@ def scores_of(net: Transformer, batch: EvalBatch) -> Scores:
 
 def at_targets(net: Transformer, batch: EvalBatch, head: Callable[[Tensor, Table], Result]) -> Result:
     """The result of `head` on the hidden states before the batch's targets and the item table."""
-    times_and_events = {"times_BT": batch.times_BT, "events_BL": batch.events_BL}
-    return net(batch.items_BL, head, positions_M=batch.positions_M, **times_and_events)
+    return net(batch.items_BL, head, positions_M=batch.positions_M, times_BT=batch.times_BT, events_BL=batch.events_BL)

@@ -58,15 +58,16 @@ class Found(NamedTuple):
 
     def true_at(self, k: int) -> tuple[Tensor, Tensor]:
         """For sets, float64: 1 for each of the best k items that is true, else 0 (B, k or fewer in a shorter list); and
-        the places in the list, from 1."""
-        assert self.true_BK is not None
+        the places in the list, from 1. If a target is one item: 1 if its rank is at most k, else 0; and its rank."""
+        if self.true_BK is None:
+            rank_B1 = self.rank_B.double()[:, None]
+            return (rank_B1 <= k).double(), rank_B1
         true_BK = self.true_BK[:, :k].double()
         return true_BK, torch.arange(1, true_BK.shape[1] + 1, dtype=torch.float64, device=true_BK.device)
 
-    def most_true(self, k: int) -> Tensor:
-        """For sets: how many true items the best possible list of k has (B)."""
-        assert self.n_true_B is not None
-        return self.n_true_B.clamp(1, k)
+    def most_true(self, k: int | None = None) -> Tensor:
+        """How many true items the best possible list of k, or of any length, has (B); at least 1."""
+        return torch.ones_like(self.targets_B) if self.n_true_B is None else self.n_true_B.clamp(1, k)
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,7 @@ class HitRate(Mean):
     in_parts = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        if found.true_BK is not None:
-            return found.true_at(k)[0].amax(1)
-        return (found.rank_B <= k).double()
+        return found.true_at(k)[0].amax(1)
 
 
 class NDCG(Mean):
@@ -188,11 +187,8 @@ class NDCG(Mean):
     in_parts = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        if found.true_BK is not None:
-            true_BK, places_K = found.true_at(k)
-            return (true_BK / torch.log2(1 + places_K)).sum(1) / _ideal(true_BK.device)[found.most_true(k) - 1]
-        rank_B = found.rank_B.double()
-        return (rank_B <= k) / torch.log2(1 + rank_B)
+        true_BK, places_K = found.true_at(k)
+        return (true_BK / torch.log2(1 + places_K)).sum(1) / _ideal(true_BK.device)[found.most_true(k) - 1]
 
 
 @cache
@@ -208,11 +204,8 @@ class MRR(Mean):
     name = "MRR"
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        if found.true_BK is not None:
-            true_BK, places_K = found.true_at(k)
-            return (true_BK / places_K).amax(1)
-        rank_B = found.rank_B.double()
-        return (rank_B <= k) / rank_B
+        true_BK, places_K = found.true_at(k)
+        return (true_BK / places_K).amax(1)
 
 
 class Coverage(Metric):
@@ -264,8 +257,7 @@ class Recall(Mean):
     in_parts = True
 
     def of_targets(self, found: Found, k: int) -> Tensor:
-        assert found.n_true_B is not None
-        return found.true_at(k)[0].sum(1) / found.n_true_B.clamp(min=1)
+        return found.true_at(k)[0].sum(1) / found.most_true()
 
 
 class MicroRecall(Recall):
@@ -275,8 +267,7 @@ class MicroRecall(Recall):
     with_error = False
 
     def shares(self, found: Found, k: int) -> Tensor:
-        assert found.n_true_B is not None
-        return found.n_true_B
+        return found.most_true()
 
 
 class Precision(Mean):

@@ -14,7 +14,6 @@ from torch.distributed import ReduceOp
 
 from lrec.model.sharded_table import PATIENCE_MINUTES
 
-Batch = TypeVar("Batch")
 T = TypeVar("T")
 
 
@@ -45,11 +44,9 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def share_of(batches: Iterable[Batch]) -> Iterator[Batch]:
+def share_of(batches: Iterable[T]) -> Iterator[T]:
     """The batches that this process scores, every n-th. Batches do not depend on n, so results do not either."""
-    if not distributed.is_initialized():
-        return iter(batches)
-    return islice(batches, distributed.get_rank(), None, distributed.get_world_size())
+    return islice(batches, distributed.get_rank() if distributed.is_initialized() else 0, None, number())
 
 
 def together(values: np.ndarray) -> np.ndarray:

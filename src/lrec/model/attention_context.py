@@ -13,14 +13,11 @@ class KeyValueCache:
     def __init__(self, rows: int, capacity: int, device: torch.device | None = None) -> None:
         """Make room for `capacity` positions in each row. With learned positions, it can be at most max_len."""
         self.capacity = capacity
-        # The number of filled positions of each row; it is also the position of the row's next item.
+        # The number of filled positions of each row, and the position of its next item. A smaller number forgets the
+        # positions from there on, such as the padding of the first histories.
         self.filled_B = torch.zeros(rows, dtype=torch.int64, device=device)
         self._reach = 0  # no row is filled beyond this; a Python number, so that nothing waits for the device
         self._values: dict[int | str, tuple[Tensor, ...]] = {}
-
-    def keep(self, lengths_B: Tensor) -> None:
-        """Forget each row's positions from its length on, such as the padding of the first histories."""
-        self.filled_B = lengths_B
 
     def next(self, length: int) -> "Context":
         """The context of the next `length` items of each row. Each reads itself and all items before it."""

@@ -1,8 +1,6 @@
-"""The blocks of a Transformer: `Block` and its parts. You can replace each part with a class of your own.
-
-The base classes `Attention`, `MLP` and `Positions` say what a part receives and returns. Shape suffixes:
-B batch rows, L positions, C positions that are read, D width, H heads, K width per head, J half of it, F inner width,
-E a multiple of H K, N entries of a table.
+"""The blocks of a Transformer: `Block` and its parts. You can replace each part with a class of your own, a subclass of
+`Attention`, `MLP` or `Positions`. Shape suffixes: B batch rows, L positions, C positions that are read, D width, H
+heads, K width per head, J half of it, F inner width, E a multiple of H K, N entries of a table.
 """
 
 from abc import ABC, abstractmethod
@@ -19,8 +17,6 @@ from lrec.model.config import OWN_PARTS, TIME_BUCKETS, Architecture, Transformer
 from lrec.options.class_paths import imported
 
 NORM_EPS = 1e-12
-ROTARY_BASE = 10_000.0
-BITS = 16  # random bits for each entry of a dropout mask; torch draws 64 bits at a time
 
 
 class Positions(nn.Module, ABC):
@@ -34,7 +30,6 @@ class Positions(nn.Module, ABC):
     where: Literal["input", "attention"] = "input"
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Make the positions of a network of this shape."""
         super().__init__()
         self.config = config
 
@@ -126,21 +121,18 @@ class AttentionBias(nn.Module):
         self.gaps = nn.Parameter(torch.empty(TIME_BUCKETS)) if choice.time_bias else None
 
     def forward(self, length: int, context: Context) -> Tensor:
-        terms = []
+        read: list[tuple[Tensor, Tensor]] = []
         if self.distances is not None:
             positions_BL = context.positions(length, self.distances.device)
             n_read = length if context.allowed_B1LC is None else context.allowed_B1LC.shape[-1]
             distance_BLC = positions_BL[..., None] - torch.arange(n_read, device=positions_BL.device)
-            terms.append(_looked_up(self.distances, distance_BLC.clamp(min=0)))  # at negative distances nothing is read
+            read.append((self.distances, distance_BLC.clamp(min=0)))  # at negative distances nothing is read
         if self.gaps is not None:
             assert context.gaps_BLC is not None
-            terms.append(_looked_up(self.gaps, context.gaps_BLC))
+            read.append((self.gaps, context.gaps_BLC))
+        # Of all ways to index, index_select has the fastest gradient on a CPU.
+        terms = [table_N.index_select(0, index_BLC.flatten()).view(index_BLC.shape) for table_N, index_BLC in read]
         return sum(terms[1:], terms[0])[:, None]
-
-
-def _looked_up(table_N: Tensor, index_BLC: Tensor) -> Tensor:
-    # Of all ways to index, this one has the fastest gradient on a CPU.
-    return table_N.index_select(0, index_BLC.flatten()).view(index_BLC.shape)
 
 
 class MLP(Branch):
@@ -172,7 +164,7 @@ class RotaryPositions(Positions):
         dtype = torch.promote_types(states.dtype, torch.float32)  # angles of late positions need more than bfloat16
         if positions_BL is None:
             positions_BL = torch.arange(length, device=states.device)[None]
-        speeds_J = ROTARY_BASE ** -(torch.arange(0, width, 2, dtype=dtype, device=states.device) / width)
+        speeds_J = 10_000.0 ** -(torch.arange(0, width, 2, dtype=dtype, device=states.device) / width)
         angles_BL1J = positions_BL[..., None, None].to(dtype) * speeds_J
         cosine_BL1J, sine_BL1J = angles_BL1J.cos(), angles_BL1J.sin()
         even_BLHJ, odd_BLHJ = states.unflatten(-1, (-1, 2)).unbind(-1)
@@ -231,9 +223,9 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    n, values = x.numel(), 2**BITS
+    n, values = x.numel(), 2**16
     dropped = min(round(rate * values), values - 1)
-    drawn = torch.empty(-(-n * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
+    drawn = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(2**63), None)  # torch draws 64 bits at a time
     kept = drawn.view(torch.int16)[:n].ge_(dropped - values // 2)
     return x * kept.to(x.dtype).mul_(values / (values - dropped)).view(x.shape)
 
@@ -281,19 +273,19 @@ def positions(config: TransformerConfig, where: Literal["input", "attention"]) -
     return None if kind is None or kind.where != where else kind(config)
 
 
-# The base class that a class for each part must inherit from.
-PARTS: dict[str, type[nn.Module]] = {"attention": Attention, "norm": nn.Module, "mlp": MLP, "positions": Positions}
-
-
-# The numbers of arguments with which a network calls __init__ and forward of each part.
-_CALLS = {"attention": (2, 2), "norm": (2, 1), "mlp": (2, 1), "positions": (1, 2)}
+# The base class of each part, and the numbers of arguments with which a network calls its __init__ and forward.
+PARTS: dict[str, tuple[type[nn.Module], int, int]] = {
+    "attention": (Attention, 2, 2),
+    "norm": (nn.Module, 2, 1),
+    "mlp": (MLP, 2, 1),
+    "positions": (Positions, 1, 2),
+}
 
 
 def part_class(architecture: Architecture, part: str) -> Any:
     """The class of a part, None if the part is left out; UserError if there is no such class or it does not fit."""
     name: str = getattr(architecture, part)
-    own, base = OWN_PARTS[part], PARTS[part]
-    option = f"model.architecture.{part}"
+    own, base, option = OWN_PARTS[part], PARTS[part][0], f"model.architecture.{part}"
     if name not in own and "." not in name:
         raise UserError(f"{option} {name}: choose {', '.join(own)} or a class by its path, such as my_parts.Mine")
     path = own.get(name, name)
@@ -305,24 +297,19 @@ def part_class(architecture: Architecture, part: str) -> Any:
     return found
 
 
-def _check_calls(option: str, kind: type[nn.Module], of_init: int, of_forward: int) -> None:
-    """UserError if a part's class cannot be called with these numbers of arguments."""
-    if isabstract(kind) or kind.forward is nn.Module.forward:
-        raise UserError(f"{option} has no method forward")
-    for method, number in (("__init__", of_init), ("forward", of_forward)):
-        try:
-            signature(getattr(kind, method)).bind(kind, *range(number))
-        except TypeError as error:
-            called = f"its {method} is called with self and {number} arguments"
-            raise UserError(f"{option}: {called}: {error}") from error
-
-
 def check_parts(architecture: Architecture) -> None:
     """UserError if a part cannot be found, made or called, or if the attention cannot add the chosen biases."""
-    found = {part: part_class(architecture, part) for part in PARTS}
-    for part, kind in found.items():
-        if kind is not None:
-            _check_calls(f"model.architecture.{part} {getattr(architecture, part)}", kind, *_CALLS[part])
-    if architecture.biased and not getattr(found["attention"], "biased", False):
-        name = f"model.architecture.attention {architecture.attention}"
-        raise UserError(f"{name} adds no bias: set position_bias to false, and time to none or input")
+    for part, (_, of_init, of_forward) in PARTS.items():
+        kind, option = part_class(architecture, part), f"model.architecture.{part} {getattr(architecture, part)}"
+        if kind is None:
+            continue
+        if isabstract(kind) or kind.forward is nn.Module.forward:
+            raise UserError(f"{option} has no method forward")
+        for method, number in (("__init__", of_init), ("forward", of_forward)):
+            try:
+                signature(getattr(kind, method)).bind(kind, *range(number))
+            except TypeError as error:
+                called = f"its {method} is called with self and {number} arguments"
+                raise UserError(f"{option}: {called}: {error}") from error
+        if part == "attention" and architecture.biased and not getattr(kind, "biased", False):
+            raise UserError(f"{option} adds no bias: set position_bias to false, and time to none or input")

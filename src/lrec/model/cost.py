@@ -100,8 +100,7 @@ def n_total(config: TransformerConfig) -> int:
 
 @cache
 def flops_per_pair(config: TransformerConfig) -> int:
-    """Forward FLOPs, in all blocks, of a pair of a position and one that it attends to: 4 L d with softmax attention,
-    4 L (heads x head width) with HSTU."""
+    """Forward FLOPs, in all blocks, of a pair of a position and one that it attends to."""
     if _has_own_parts(config):
         return 4 * config.layers * config.heads * config.head_width
     return sum(attention.flops_per_pair() for attention in _net(config).attentions)
@@ -135,8 +134,7 @@ def training_flops(
 
 
 def muon_flops(config: TransformerConfig) -> int:
-    """FLOPs of a step of Muon on a CPU, about: a default block of width d has matrices of 12 d^2 entries, and making
-    their steps orthogonal takes 208 d^3."""
+    """FLOPs of a step of Muon on a CPU, about: 208 d^3 for a block of width d, whose matrices have 12 d^2 entries."""
     return round(208 / 12 * n_body(config) * config.width)
 
 
@@ -168,8 +166,7 @@ def traffic(
     ranks: int = 1,
     accumulation: int = 1,
 ) -> Traffic:
-    """Traffic of a step with full softmax, for micro-batches of `positions` positions, each with a target. Gathers and
-    scatters go in a ring, where each rank receives what it lacks. See `memory.of_step`."""
+    """Traffic of a step as in `memory.of_step`. Gathers and scatters go in a ring: each rank receives what it lacks."""
     parameter, product = entry_bytes(precision)
     if shards == 1:
         return Traffic(0, round(2 * (ranks - 1) / ranks * n_total(config) * parameter), 0, 0, 0)

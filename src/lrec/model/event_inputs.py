@@ -1,9 +1,8 @@
 """What a network reads of an event besides its item: its type, such as view or buy, its features, and its time. Each
 is a vector that is added to the item's vector. Times can also be a bias of attention, by buckets of gaps.
 
-Times are whole seconds. A row of times_BT has the times of its events, and then the time of the request: the event at
-position l has time l, and the request after it has time l + 1. Shape suffixes: B batch rows, L positions, T = L + 1
-times, C positions that are read, F most feature values of an event, D width.
+Times are whole seconds; the event at position l has time l of times_BT, and the request after it has time l + 1. Shape
+suffixes: B rows, L positions, T = L + 1 times, C positions read, F most feature values of an event, D width.
 """
 
 import torch
@@ -12,9 +11,6 @@ from torch.nn import functional as F
 
 from lrec.model.attention_context import Context
 from lrec.model.config import TIME_BUCKETS, TransformerConfig
-
-# As in HSTU's code: the gaps of a bucket are e^0.301 = 1.35 times those of the bucket before it.
-_BUCKET_WIDTH = 0.301
 
 
 class EventInput(nn.Module):
@@ -53,7 +49,7 @@ def time_buckets(seconds: Tensor) -> Tensor:
     """The bucket of a gap, int32: floor(ln(max(1, |seconds|)) / 0.301), at most 128. Source: HSTU's code. One second or
     less is in bucket 0, a minute in 13, a day in 37, a year in 57, ten years in 65."""
     logarithms = seconds.to(torch.float32).abs().clamp(min=1.0).log()
-    return (logarithms / _BUCKET_WIDTH).int().clamp(max=TIME_BUCKETS - 1)
+    return (logarithms / 0.301).int().clamp(max=TIME_BUCKETS - 1)
 
 
 def gaps(times_BT: Tensor, context: Context, to_request: bool) -> Tensor:

@@ -26,7 +26,6 @@ from lrec.model.transformer import Transformer
 
 AT_ONCE = 2**14  # vectors read at once, so that a mapped file is never in memory as a whole
 Use = Literal["initial", "fixed", "added"]
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, SafetensorError, pl.exceptions.PolarsError)
 
 
 class NewItems(NamedTuple):
@@ -44,11 +43,8 @@ def vectors_of(path: Path, raw_ids: pl.Series, rows: slice = slice(None)) -> tup
 def scaled(
     ids: pl.Series, vectors_FW: np.ndarray, raw_ids: pl.Series, rows: slice, source: str
 ) -> tuple[Tensor, NewItems]:
-    """The vectors for `rows` of the catalogue and for new items, centred and scaled, in float32.
-
-    The catalogue's mean becomes 0, and its mean squared length becomes 1. So the values of a table made from vectors
-    begin as large as those of any other table. The mean can be removed because it changes no softmax.
-    """
+    """The vectors for `rows` of the catalogue and for new items, in float32. The catalogue's mean becomes 0, which
+    changes no softmax, and its mean squared length 1, so that a table of them begins as large as any other."""
     place = {raw_id: place for place, raw_id in enumerate(ids)}
     places_V = np.array([place.pop(raw_id, -1) for raw_id in raw_ids], dtype=np.int64)
     if (places_V < 0).any():
@@ -130,7 +126,7 @@ def read_item_vectors(path: Path, n_rows: int | None = None) -> tuple[pl.Series,
         if not finite_F.all():
             odd = ids[int(finite_F.argmin())]
             raise UserError(f"the vector of item {odd} is not finite: each value must be a number")
-    except _DAMAGE as error:
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError, pl.exceptions.PolarsError) as error:
         wrong = error if isinstance(error, UserError) else "not a file of item vectors, or a damaged one"
         raise UserError(f"model.item_vectors {path}: {wrong}") from error
     return ids, vectors_FW

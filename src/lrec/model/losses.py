@@ -1,8 +1,7 @@
 """Losses for training: heads that turn hidden states and the item table into a sum over targets.
 
-If processes share the table, each holds some of its rows. Full softmax scores the targets of all processes against the
-rows held here: processes exchange hidden states, and a log-sum and the target's score for each target. A sampled loss
-uses the negatives of the first process: processes exchange only the rows of negatives and targets.
+If processes share the table, full softmax scores the targets of all processes against the rows held here, and a sampled
+loss uses the negatives of the first process.
 
 Shape suffixes: M targets, D width, V catalogue or its rows that are held here, G targets of all processes,
 C targets of a chunk, N negatives, shared by the batch, K next items.
@@ -16,15 +15,13 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lrec.errors import UserError, check_range
 from lrec.model.memory import chunk_rows
 from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
-
-CPU_COLUMNS = 512  # columns of scores that a core computes at once
 
 
 class Loss(ABC):
@@ -227,8 +224,13 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
         target_C = scores_CV.gather(1, places_C[:, None])[:, 0] if some else scores_CV.new_zeros(len(scores_CV))
         target_C.masked_fill_(~has_row_C, 0.0)
         log_sum_C = _softmax_(scores_CV)
-        if shard.processes > 1:
-            log_sum_C, target_C = _of_all_rows(shard, scores_CV, log_sum_C, target_C, targets_G[chunk])
+        if shard.processes > 1:  # from the softmax over this process's rows to the softmax over all rows
+            own_C, largest_C = log_sum_C, log_sum_C.clone()
+            distributed.all_reduce(largest_C, distributed.ReduceOp.MAX)
+            sum_C, target_C = shard.summed(torch.stack([(own_C - largest_C).exp(), target_C]))
+            log_sum_C = largest_C + sum_C.log()
+            # The targets that only pad a process's part have no gradient.
+            scores_CV *= (own_C - log_sum_C).exp().masked_fill_(targets_G[chunk] < 0, 0.0)[:, None]
         # d loss / d scores = softmax - one-hot(target)
         if some:
             scores_CV.scatter_add_(1, places_C[:, None], -has_row_C.to(scores_CV.dtype)[:, None])
@@ -238,30 +240,14 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
     return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most)
 
 
-def _of_all_rows(
-    shard: Shard, softmax_CV: Tensor, log_sum_C: Tensor, target_C: Tensor, targets_C: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The log-sum and the target's score over the rows of all processes. In place, the softmax over this process's rows
-    becomes the softmax over all rows."""
-    largest_C = shard.largest(log_sum_C.clone())
-    sums_2C = shard.summed(torch.cat([(log_sum_C - largest_C).exp(), target_C]))
-    whole_log_sum_C = largest_C + sums_2C[: len(target_C)].log()
-    # The targets that only pad a process's part have no gradient.
-    softmax_CV *= (log_sum_C - whole_log_sum_C).exp().masked_fill_(targets_C < 0, 0.0)[:, None]
-    return whole_log_sum_C, sums_2C[len(target_C) :]
-
-
 # Returns the sum of a loss over a chunk of float32 scores, and overwrites the scores with their gradients.
 OfChunk = Callable[[Tensor, slice], Tensor]
 
 
 class _SumOverScores(torch.autograd.Function):
     """Sum of a loss over the scores hidden @ table.T, with one chunk of scores in memory at a time. No process has more
-    than `most` hidden states.
-
-    If the scores S have the gradient G, the gradient of the hidden states is G @ table, and the gradient of the table
-    is G.T @ hidden. The forward pass adds up both, chunk by chunk, while it has the scores. The backward pass only
-    returns them.
+    than `most` hidden states. If the scores have the gradient G, that of the hidden states is G @ table, and that of
+    the table is G.T @ hidden: the forward pass adds up both while it has the scores; the backward pass returns them.
     """
 
     @staticmethod
@@ -312,7 +298,7 @@ def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:
     stay in its cache: the sums are the same, in two thirds to three quarters of the time."""
     if out_CV.device.type != "cpu" or out_CV.dtype != torch.float32:
         return torch.mm(left_CD, right_VD.T, out=out_CV)
-    at_once = CPU_COLUMNS * torch.get_num_threads()
+    at_once = 512 * torch.get_num_threads()  # columns of scores
     for start in range(0, len(right_VD), at_once):
         columns = slice(start, start + at_once)
         torch.mm(left_CD, right_VD[columns].T, out=out_CV[:, columns])

@@ -1,8 +1,7 @@
 """The one place that wraps the network: activation checkpointing -> compile -> shard -> materialise and initialise.
 
-A sharded parameter is split by rows (`sharded_table.split`), without padding that a loss, a rank or a checkpoint could
-see. FSDP does not gather the item table: all processes share it, including those of other copies of the network, and
-each computes with the rows that it holds.
+A sharded parameter is split by rows (`sharded_table.split`), without padding. FSDP does not gather the item table: all
+processes share it, including those of other copies of the network.
 """
 
 from collections.abc import Mapping
@@ -20,8 +19,6 @@ from lrec.model import softmax_attention
 from lrec.model.config import TransformerConfig
 from lrec.model.sharded_table import local_range, local_rows
 from lrec.model.transformer import Transformer
-
-MOST_GRAPHS = 32  # graphs of a compiled function
 
 
 class Sharding(NamedTuple):
@@ -45,7 +42,7 @@ def build(
     if compile_blocks:
         # A block has graphs for training and evaluation, with and without dropout, for one row, one position, and one
         # position of each row. With more graphs than its limit, torch would stop compiling.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
         _keep_rates_out_of_graphs()
         for block in net.blocks:  # for any shape; all blocks share graphs, whatever their weights and rates
             block.forward = torch.compile(block.forward, dynamic=True)

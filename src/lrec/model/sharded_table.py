@@ -1,18 +1,16 @@
-"""The item table: trained rows, rows made from given item vectors, or the sum of both. Its rows may be spread over all
-processes, which exchange other things than whole tables.
+"""The item table: trained rows, rows made from given item vectors, or the sum of both.
 
 If several processes share the table, it is a DTensor, split by rows over every dimension of its mesh. Each process
 computes with the rows that it holds. Processes exchange little: item indices, hidden states, sums for each target.
 
 To fetch rows, each process looks up the items of all processes, with zeros for the rows that it does not hold. Then a
-reduce-scatter brings every process its own rows. This moves as many bytes as the hidden states of the output layer. An
-exchange of only the needed rows could not start before the host knows their number.
+reduce-scatter brings every process its own rows. An exchange of only the needed rows would wait for their number.
 
 Shape suffixes: V catalogue, H rows held here, D width, M items or hidden states of this process, P the largest M of any
 process, G = R P those of all processes, N items that all processes ask for, R processes, W width of given vectors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -83,8 +81,7 @@ def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(eq=False)
 class Shard:
-    """The rows of the item table that this process holds, and the exchange with the processes that hold the others.
-    Every process must call the same methods in the same order."""
+    """The rows of the item table that this process holds, and exchanges that all processes make in the same order."""
 
     rows_HD: Tensor
     start: int  # index of the first of these rows in the catalogue
@@ -106,7 +103,11 @@ class Shard:
         """Each item's row; zeros if it is not here."""
         if len(self.rows_HD) == 0:
             return self.rows_HD.new_zeros(len(items_G), self.rows_HD.shape[1])
-        return _only_here(self, items_G, self.rows_HD[self.places(items_G)[1]])
+        return self.only_here(items_G, self.rows_HD[self.places(items_G)[1]])
+
+    def only_here(self, items_G: Tensor, values_GD: Tensor) -> Tensor:
+        """In place: zeros for items whose rows are not here. Selecting the others would wait for a GPU."""
+        return values_GD.masked_fill_(~self.places(items_G)[0][:, None], 0.0)
 
     def most(self, n: int) -> int:
         """The largest n of all processes, exchanged without waiting for a GPU."""
@@ -148,12 +149,6 @@ class Shard:
             distributed.all_reduce(values)
         return values
 
-    def largest(self, values: Tensor) -> Tensor:
-        """The largest over processes, element by element, in place."""
-        if self.processes > 1:
-            distributed.all_reduce(values, distributed.ReduceOp.MAX)
-        return values
-
     def of_first(self, values: Tensor) -> Tensor:
         """The values of the first process, in place."""
         if self.processes > 1:
@@ -167,8 +162,8 @@ Table = Tensor | Shard
 
 @dataclass
 class Gradient:
-    """The gradient of the rows held here, which one backward pass adds up: a dense part, and some rows with their
-    places; a row is zero if its place is outside the rows held here. Tensors that are added may be changed in place."""
+    """The gradient of the rows held here, which one backward pass adds up, in place: a dense part, and some rows with
+    their places; a row is zero if its place is outside the rows held here."""
 
     dense_HD: Tensor | None = None
     touched: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -188,8 +183,7 @@ class Gradient:
 
 @dataclass
 class TouchedRows(Gradient):
-    """A table's gradient if only touched rows have one: the parameter's attribute `touched`, instead of `.grad`. It
-    lasts until it is cleared, and has no row of other processes."""
+    """The gradient of a table of which only some rows have one: its attribute `touched`, which lasts until cleared."""
 
     _sum: tuple[Tensor, Tensor] | None = None
 
@@ -200,9 +194,9 @@ class TouchedRows(Gradient):
         """The places, each once and in order, and their gradients, which may be changed in place; None if none."""
         if self.touched:
             parts = self.touched if self._sum is None else [self._sum, *self.touched]
-            places_U, index_N = torch.cat([places_N for places_N, _ in parts]).unique(return_inverse=True)
-            grad_UD = parts[0][1].new_zeros(len(places_U), parts[0][1].shape[1])
-            grad_UD.index_add_(0, index_N, torch.cat([grad_ND for _, grad_ND in parts]))
+            places_N, grad_ND = (torch.cat(each) for each in zip(*parts, strict=True))
+            places_U, index_N = places_N.unique(return_inverse=True)
+            grad_UD = grad_ND.new_zeros(len(places_U), grad_ND.shape[1]).index_add_(0, index_N, grad_ND)
             self._sum, self.touched = (places_U, grad_UD), []
         return self._sum
 
@@ -282,29 +276,6 @@ def whole(table: Table) -> Tensor:
     return rows_of(table, torch.arange(table.n_items, device=table.rows_HD.device), shared=True)
 
 
-# Makes, from the gradient of looked-up rows, places and what to add there; places outside the rows held here get zeros.
-Spread = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def _looked_up(shard: Shard, items_M: Tensor, shared: bool = False) -> tuple[Tensor, Spread]:
-    if shard.processes == 1:
-        return F.embedding(items_M, shard.rows_HD), lambda grad_MD: (items_M, grad_MD)
-    most = 0 if shared else shard.most(len(items_M))
-    items_G = items_M if shared else shard.gathered(items_M, most, -1)
-
-    def spread(grad_MD: Tensor) -> tuple[Tensor, Tensor]:
-        grad_GD = shard.summed(grad_MD.clone()) if shared else shard.gathered(grad_MD, most)
-        return items_G - shard.start, _only_here(shard, items_G, grad_GD)
-
-    found_GD = shard.rows_here(items_G)
-    return shard.summed(found_GD) if shared else shard.returned(found_GD, len(items_M)), spread
-
-
-def _only_here(shard: Shard, items_G: Tensor, values_GD: Tensor) -> Tensor:
-    """The values, with those for rows of other processes set to 0, in place. Selecting rows would wait for a GPU."""
-    return values_GD.masked_fill_(~shard.places(items_G)[0][:, None], 0.0)
-
-
 class _Whole(torch.autograd.Function):
     """See `fetch`. Its backward pass comes after those of all uses of its result, and so has the whole gradient."""
 
@@ -332,18 +303,25 @@ class _Whole(torch.autograd.Function):
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, shard: Shard, shared: bool) -> Tensor:
-        rows_MD, ctx.spread = _looked_up(shard, items_M, shared)
-        ctx.shard = shard
-        return rows_MD
+        ctx.shard, ctx.shared = shard, shared
+        ctx.most = 0 if shared else shard.most(len(items_M))
+        ctx.items_G = items_G = items_M if shared else shard.gathered(items_M, ctx.most, -1)
+        if shard.processes == 1:
+            return F.embedding(items_M, rows_HD)
+        found_GD = shard.rows_here(items_G)
+        return shard.summed(found_GD) if shared else shard.returned(found_GD, len(items_M))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_MD: Tensor) -> tuple[Tensor | None, ...]:
         shard: Shard = ctx.shard
-        gradient, (places_N, grad_ND) = shard.gradient or Gradient(), ctx.spread(grad_MD)
-        if isinstance(gradient, TouchedRows) and shard.processes > 1:
-            mine_N = (places_N >= 0) & (places_N < len(shard.rows_HD))
-            places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / shard.processes
+        gradient, places_N, grad_ND = shard.gradient or Gradient(), ctx.items_G, grad_MD
+        if shard.processes > 1:
+            grad_ND = shard.summed(grad_MD.clone()) if ctx.shared else shard.gathered(grad_MD, ctx.most)
+            places_N, grad_ND = ctx.items_G - shard.start, shard.only_here(ctx.items_G, grad_ND)
+            if isinstance(gradient, TouchedRows):
+                mine_N = shard.places(ctx.items_G)[0]
+                places_N, grad_ND = places_N[mine_N], grad_ND[mine_N] / shard.processes
         gradient.touched.append((places_N, grad_ND))
         return None if shard.gradient else gradient.total(shard.rows_HD), None, None, None
 

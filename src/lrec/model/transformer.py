@@ -77,15 +77,15 @@ class Transformer(nn.Module):
         if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
             return rows.zero_()
         drawn_as = re.sub(r"(?<=\d\.)\w+\.\w+(?=\.)", lambda part: _DRAWN_AS.get(part[0], part[0]), name)
+        own: Tensor | None = None
         if found := re.fullmatch(r"(blocks\.\d+\.(?:attention|mlp))\.(.+)", name):
             branch = self.get_submodule(found[1])
             assert isinstance(branch, Branch)
             own = branch.initial_value(found[2], shape, _generator(f"{seed}/{drawn_as}"))
-            if own is not None:
-                return rows.copy_(own[start : start + len(rows)])
-        if found := re.fullmatch(r"(?:blocks\.\d+\.(?:attention|mlp)_)?norm\.(.+)", name):
+        elif found := re.fullmatch(r"(?:blocks\.\d+\.(?:attention|mlp)_)?norm\.(.+)", name):
             with torch.device("cpu"):  # made again, because the values are lost if the network was made on meta
                 own = norm(self.config).get_parameter(found[1])
+        if own is not None:
             return rows.copy_(own[start : start + len(rows)])
         if len(shape) == 1:
             return rows.fill_(1.0 if name.endswith("norm.weight") else 0.0)
@@ -105,8 +105,7 @@ class Transformer(nn.Module):
         return TABLE_RATE_BESIDE_MUON * narrower if beside_muon else TABLE_RATE * narrower**0.5
 
     def sgd_lr_multiplier(self, name: str) -> float:
-        """Share of SGD's learning rate that the parameter `name` gets. Unlike AdamW, SGD must make up for the size of
-        gradients: the gradients of blocks shrink by L0/L, as their branches do."""
+        """The same for SGD, which must make up for the gradients of blocks: they shrink by L0/L, as their branches."""
         return 1 / self.config.branch_scale if name.startswith("blocks.") else 1.0
 
     def forward(
@@ -205,8 +204,8 @@ def _draw_normal_(rows: Tensor, shape: torch.Size, std: float, key: str, start: 
     """Set rows of a tensor of this shape to the values that `normal_` would draw for them, one block at a time. In a
     tensor larger than ONE_STREAM, each block has a stream of its own, so that blocks without these rows are not drawn.
 
-    torch draws groups of 16 numbers, one after the other. If a tensor is not a multiple of 16, it draws the last 16
-    again. So blocks of whole groups draw the same numbers; the last block takes the rest.
+    torch draws groups of 16 numbers, and the last 16 again if a tensor is not a multiple of 16. So blocks of whole
+    groups draw the same numbers; the last block takes the rest.
     """
     total, flat, generator = shape.numel(), rows.view(-1), _generator(key)
     first, begin = start * (total // max(shape[0], 1)), 0

@@ -84,7 +84,7 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
             hidden_BLD, table_VD = net(head=lambda hidden_BLD, table_VD: (hidden_BLD, table_VD), cache=cache, **read)
             hidden_BD = hidden_BLD.flatten(0, 1)[rows_B if step else last_B]
             if step == 0:
-                cache.keep(last_B % width + 1)
+                cache.filled_B = last_B % width + 1
             targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
             scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen

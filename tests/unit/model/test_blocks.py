@@ -148,7 +148,7 @@ def test_decoding_gives_the_scores_of_whole_histories(name: str) -> None:
     whole_BLV = net(items_BL, scores)
     cache = KeyValueCache(3, 9)
     net(items_BL[:, :6], scores, cache=cache)
-    cache.keep(lengths_B)
+    cache.filled_B = lengths_B
     rows_B = torch.arange(3)
     for step in range(3):
         at_B = lengths_B + step

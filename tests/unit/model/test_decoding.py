@@ -39,7 +39,7 @@ def decode_cached(net: Transformer, items_BL: Tensor, lengths_B: Tensor) -> list
     """The same, one position at a time."""
     cache = KeyValueCache(len(items_BL), net.config.max_len)
     scores = [net(items_BL, last(lengths_B - 1), cache=cache)]
-    cache.keep(lengths_B)
+    cache.filled_B = lengths_B
     for _ in range(STEPS - 1):
         scores.append(net(scores[-1].argmax(1)[:, None], last(torch.zeros_like(lengths_B)), cache=cache))
     return scores
