@@ -156,8 +156,7 @@ class ScalingPoints(Callback):
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the points of the run that this one resumes or continues, if it wrote any. A test after fit keeps
-        the points of the fit."""
+        """Take over the points of the run that this one resumes or continues; a test keeps those of the fit."""
         if trainer.state.fn == "fit" and (stored := checkpoint.get("lrec_points")):
             mine = {"study": self.study, "run": self.run or run_of(trainer).name, "horizon": self.horizon}
             self.points = [Point(**point | mine) for point in json.loads(stored["points"])]
@@ -175,8 +174,7 @@ class Progress(Callback):
     _from: tuple[float, int] | None = None  # time and number of the first step of this attempt
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self._from is None:
-            self._from = time.monotonic(), trainer.global_step
+        self._from = self._from or (time.monotonic(), trainer.global_step)
         if self._is_due(trainer):
             (began, first), step, steps = self._from, trainer.global_step, schedule_steps(trainer)
             doing = f"training: step {step:,}" + (f" of {steps:,}" if steps < ENDLESS else "")
@@ -196,9 +194,8 @@ class Progress(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def _is_due(self, trainer: Trainer) -> bool:
-        now = time.monotonic()
-        due = trainer.is_global_zero and now >= self._told + self.TELL_S
-        self._told = now if due else self._told
+        if due := trainer.is_global_zero and time.monotonic() >= self._told + self.TELL_S:
+            self._told = time.monotonic()
         return due
 
 
@@ -214,8 +211,7 @@ class Announcer(Callback):
 
 
 class EvaluationReport(Announcer):
-    """After each test or validate, print the metrics of the model and the baselines, and write them to
-    RUN/metrics.json."""
+    """After each test or validate, print the metrics of model and baselines, and write them to RUN/metrics.json."""
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -45,7 +45,6 @@ from lrec.training.throughput import Throughput
 _NOT_FOR_USERS = (
     r"\s*``instantiate_classes``",
     r"\s*By default only one JsonargparseDeprecationWarning",
-    r"Couldn't infer the batch indices",
     r".*LeafSpec",
     r"torch.distributed.nn.functional.all_gather is deprecated",
     r".*LightningCLI's args parameter",
@@ -205,8 +204,7 @@ class CommandLine(LightningCLI):
         return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the callbacks that write a run's files. It logs to TensorBoard in the run's folder, unless
-        the configuration names another logger or none."""
+        """The trainer, with the callbacks that write a run's files, and TensorBoard unless another logger is named."""
         config = self.config_init.trainer
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):
@@ -281,8 +279,7 @@ def _test_the_best(cli: CommandLine) -> None:
 
 
 def evaluate(cli: CommandLine) -> None:
-    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default. Callbacks write the results, so
-    that no lists stay in memory."""
+    """Run `validate`, `test` or `predict` with a checkpoint, by default the run's best; callbacks write the results."""
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
         raise UserError(f"--ckpt_path last: {cli.run.folder} has no last checkpoint")

@@ -1,5 +1,4 @@
-"""The options of `lrec fit|validate|test|predict`: the parser with its help, the checks that refuse options before
-anything is written, and the warnings."""
+"""The options of `lrec fit|validate|test|predict`: the parser with its help, the checks before a start, warnings."""
 
 import argparse
 import math

@@ -5,13 +5,13 @@ With --trainer.max_time the schedule follows the time, so that warm-up and decay
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lrec.errors import UserError
-from lrec.evaluation.metrics import METRICS, Metric, best_is
+from lrec.evaluation.metrics import METRICS, Best, Metric, best_is
 from lrec.training.optim import AdamWThenSGD, Optimizer, Switch
 
 # Steps of a schedule whose only limit is time: more than a run takes, so that only time moves the schedule.
@@ -61,10 +61,8 @@ class OptimizerSwitch(Callback):
         if optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
-        if loss < self.best - self.switch.min_improvement:
-            self.best, self.waited = loss, 0
-        else:
-            self.waited += 1
+        better = loss < self.best - self.switch.min_improvement
+        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
         # One decision for all ranks, even if their reduced losses differ in the last bit.
         if trainer.strategy.reduce_boolean_decision(self.waited >= self.switch.patience, all=False):
             optimizer.begin_sgd(trainer.global_step, scheduled)
@@ -77,8 +75,7 @@ class OptimizerSwitch(Callback):
 
 
 def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metric] = METRICS) -> str:
-    """`mode` or, if it is None, the mode that follows from the metric's name, or min; UserError if `mode` contradicts
-    the name."""
+    """`mode` or, if None, the mode that the metric's name says, or min; UserError if `mode` contradicts the name."""
     best = best_is(monitor.removeprefix("val/"), metrics)
     if best is None:
         return mode or "min"
@@ -94,7 +91,7 @@ class StopAfterSwitch(EarlyStopping):
     def __init__(
         self,
         monitor: str = "val/loss",
-        mode: Literal["min", "max"] | None = None,
+        mode: Best | None = None,
         patience: int = 10,
         check_on_train_epoch_end: bool | None = None,
         **options: Any,
@@ -108,13 +105,8 @@ class StopAfterSwitch(EarlyStopping):
             check_on_train_epoch_end: Check after epochs, not after evaluations; max_steps may cut off the last epoch.
             options: The other options of EarlyStopping.
         """
-        super().__init__(
-            monitor,
-            patience=patience,
-            mode=mode_of(monitor, mode, "--early_stopping"),
-            check_on_train_epoch_end=bool(check_on_train_epoch_end),
-            **options,
-        )
+        mode, after_epochs = mode_of(monitor, mode, "--early_stopping"), bool(check_on_train_epoch_end)
+        super().__init__(monitor, patience=patience, mode=mode, check_on_train_epoch_end=after_epochs, **options)
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         if super()._should_skip_check(trainer) or self.monitor not in trainer.callback_metrics:

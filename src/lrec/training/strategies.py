@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
@@ -67,6 +66,8 @@ class FSDP2(ModelParallelStrategy):
     """
 
     sharding: Sharding
+    # As strategies that do not shard do it.
+    lightning_restore_optimizer, optimizer_state = Strategy.lightning_restore_optimizer, Strategy.optimizer_state
 
     def __init__(
         self,
@@ -85,8 +86,7 @@ class FSDP2(ModelParallelStrategy):
         """
         self.patience = timedelta(minutes=timeout_minutes)
         super().__init__(timeout=self.patience)
-        self.shard_group = shard_group
-        self.param_dtype = param_dtype
+        self.shard_group, self.param_dtype = shard_group, param_dtype
         self.saver = Saver()
 
     def setup_environment(self) -> None:
@@ -110,18 +110,11 @@ class FSDP2(ModelParallelStrategy):
             loop.inference_mode = False
         super().setup(trainer)
 
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """This process's rows of every parameter, as DTensors."""
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         return self.lightning_module.state_dict()
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a folder, all processes together. With IN_BACKGROUND, a later `poll` or `join` ends the save."""

@@ -52,9 +52,8 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
 
 def end_with_a_step(trainer: Any, n_steps: int) -> None:
     """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
-    take a last step of fewer micro-batches, whose number of targets is not known. Log at least one training loss per
-    epoch, even if the epoch is short. UserError if an epoch has no batch, or if evaluations are further apart than an
-    epoch."""
+    take a last step of fewer micro-batches, whose number of targets is not known. Log a training loss in each epoch.
+    UserError if an epoch has no batch, or if evaluations are further apart than an epoch."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = limited(n_steps * every, limit)
     if batches == 0:
