@@ -207,10 +207,8 @@ class Saver:
                 save.discard()
             reason = "another process failed" if failure is None else str(failure).splitlines()[0]
             way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
-            raise UserError(
-                f"the checkpoint {save.path} could not be written ({reason}): the one before it is kept; "
-                f"{way_out} and go on with --ckpt_path=last"
-            ) from failure
+            refusal = f"the checkpoint {save.path} could not be written ({reason}): the one before it is kept"
+            raise UserError(f"{refusal}; {way_out} and go on with --ckpt_path=last") from failure
 
 
 def copy_fits(checkpoint: dict[str, Any], processes: int = 1) -> bool:

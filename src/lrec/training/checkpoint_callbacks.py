@@ -40,18 +40,15 @@ class BestAndLast(ModelCheckpoint):
             options: The other options of ModelCheckpoint.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
-        if self.save_top_k not in (0, 1) and self.filename is not None and "{step" not in self.filename:
-            raise UserError(
-                f"--checkpoint.save_top_k {self.save_top_k}: {self.filename}.ckpt can be the name of only one: give "
-                "--checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
-            )
-        if (name := self.filename) in ("last", "stable"):
+        name, kept = self.filename, self.save_top_k
+        if kept not in (0, 1) and name is not None and "{step" not in name:
+            advice = "give --checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
+            raise UserError(f"--checkpoint.save_top_k {kept}: {name}.ckpt can be the name of only one: {advice}")
+        if name in ("last", "stable"):
             raise UserError(f"--checkpoint.filename {name}: {name}.ckpt is another checkpoint of the run")
         if self._every_n_train_steps or self._train_time_interval is not None:
-            raise UserError(
-                "--checkpoint.every_n_train_steps and train_time_interval would choose the best checkpoint between "
-                "evaluations: --last.every_n_steps keeps a recent one"
-            )
+            why = "would choose the best checkpoint between evaluations: --last.every_n_steps keeps a recent one"
+            raise UserError(f"--checkpoint.every_n_train_steps and train_time_interval {why}")
         self.save_last = bool(self.save_last)  # no symbolic link: one file is both already
         self._saved_step = -1
 

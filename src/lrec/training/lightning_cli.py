@@ -237,10 +237,8 @@ def fit(cli: CommandLine) -> None:
     checkpoint = _checkpoint(cli, default=None)
     goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
     if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
-        raise UserError(
-            f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
-            "or --ckpt_path=last to resume it"
-        )
+        way_out = "choose another --trainer.default_root_dir, or --ckpt_path=last to resume it"
+        raise UserError(f"{cli.run.folder} holds a run already: {way_out}")
     if checkpoint is not None:
         cli.model.warm_start = None  # it was done before the checkpoint
     cli.datamodule.prepare_data()
@@ -272,10 +270,8 @@ def _test_the_best(cli: CommandLine) -> None:
         if cli.config.points.study is not None and not distributed.is_initialized():
             target_losses.main(cli.run.folder)
     elif "val/loss" not in cli.trainer.callback_metrics:
-        say(
-            "training ended without an evaluation, so there is no best checkpoint to test: see --trainer.max_steps, "
-            "val_check_interval, check_val_every_n_epoch and limit_val_batches"
-        )
+        options = "--trainer.max_steps, val_check_interval, check_val_every_n_epoch and limit_val_batches"
+        say(f"training ended without an evaluation, so there is no best checkpoint to test: see {options}")
 
 
 def evaluate(cli: CommandLine) -> None:

@@ -237,10 +237,8 @@ class SequentialRecommender(StoredModel):
         steps = schedule_steps(self.trainer)
         optimizer, scheduler = build(self.optimizer, self.net, steps)
         if steps == ENDLESS and not isinstance(scheduler, LambdaLR):
-            raise UserError(
-                f"with time as the only limit, the schedule must be a LambdaLR, not {type(scheduler).__name__}: return "
-                "one, or give --trainer.max_epochs or --trainer.max_steps too"
-            )
+            given = f"with time as the only limit, the schedule must be a LambdaLR, not {type(scheduler).__name__}"
+            raise UserError(f"{given}: return one, or give --trainer.max_epochs or --trainer.max_steps too")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

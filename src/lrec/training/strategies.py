@@ -46,9 +46,7 @@ class CheckpointFiles(TorchCheckpointIO):
     def teardown(self) -> None:
         self.saver.join()
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         return read_together(Path(path))
 
 

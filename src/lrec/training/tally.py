@@ -59,19 +59,14 @@ def end_with_a_step(trainer: Any, n_steps: int) -> None:
     if batches == 0:
         raise UserError(f"--trainer.limit_train_batches {limit} takes none of the {n_steps * every:,} batches")
     if batches % every:
-        trainer.limit_train_batches = batches + every - batches % every
-        rank_zero_only(print)(
-            f"--trainer.limit_train_batches {limit} becomes {trainer.limit_train_batches}, so that the epoch ends with "
-            f"a step (--trainer.accumulate_grad_batches {every})"
-        )
-        batches = trainer.limit_train_batches
+        batches = trainer.limit_train_batches = batches + every - batches % every
+        why = f"so that the epoch ends with a step (--trainer.accumulate_grad_batches {every})"
+        rank_zero_only(print)(f"--trainer.limit_train_batches {limit} becomes {batches}, {why}")
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches // every)
     between = getattr(trainer, "val_check_interval", None)  # Lightning sets none if it is a time
     if isinstance(between, int) and between > batches and trainer.check_val_every_n_epoch and trainer.limit_val_batches:
-        raise UserError(
-            f"--trainer.val_check_interval {between} is more than the {batches:,} batches of an epoch; it counts the "
-            "batches of all epochs with --trainer.check_val_every_n_epoch null"
-        )
+        too_many = f"--trainer.val_check_interval {between} is more than the {batches:,} batches of an epoch"
+        raise UserError(f"{too_many}; it counts the batches of all epochs with --trainer.check_val_every_n_epoch null")
 
 
 def logs_now(trainer: Trainer, batch_idx: int) -> bool:
