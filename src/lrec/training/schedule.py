@@ -42,30 +42,32 @@ def stable_steps(trainer: Trainer) -> int | None:
 class OptimizerSwitch(Callback):
     """Switch to SGD once val/loss has converged, or when the switch is due. The optimizer itself stores the phase."""
 
+    _optimizer: Any  # an AdamWThenSGD
+
     def __init__(self, switch: Switch) -> None:
         self.switch, self.best, self.waited = switch, math.inf, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._due = self.switch.at or max(round(self.switch.latest * schedule_steps(trainer)), 1)
+        (self._optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
+        self._scheduler = config.scheduler
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        optimizer, scheduled = _switching(trainer)
+        scheduled = self._scheduler.last_epoch
         done = scheduled if self.switch.at is None else trainer.global_step
-        if optimizer.sgd_from is None and done >= self._due:
-            optimizer.begin_sgd(trainer.global_step, scheduled)
+        if self._optimizer.sgd_from is None and done >= self._due:
+            self._optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self.switch.at is not None:
-            return
-        optimizer, scheduled = _switching(trainer)
-        if optimizer.sgd_from is not None:
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if not fits or self.switch.at is not None or self._optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
         better = loss < self.best - self.switch.min_improvement
         self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
         # One decision for all ranks, even if their reduced losses differ in the last bit.
         if trainer.strategy.reduce_boolean_decision(self.waited >= self.switch.patience, all=False):
-            optimizer.begin_sgd(trainer.global_step, scheduled)
+            self._optimizer.begin_sgd(trainer.global_step, self._scheduler.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
@@ -124,10 +126,3 @@ def phase(trainer: Trainer) -> str:
     if isinstance(optimizer, AdamWThenSGD):
         return optimizer.phase_of(trainer.global_step)
     return type(optimizer).__name__.lower()
-
-
-def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, int]:
-    """The optimizer, and the position in the schedule of the rate."""
-    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
-    assert isinstance(optimizer, AdamWThenSGD)
-    return optimizer, config.scheduler.last_epoch
