@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lrec.checkpoint.writing import IN_BACKGROUND, Anywhere
+from lrec.checkpoint.writing import IN_BACKGROUND, Anywhere, Saver
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError, check_range
 from lrec.evaluation.metrics import Best
@@ -156,6 +156,7 @@ class LastCheckpoint(Callback):
             whole = -(-between // step) * step
             trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
         self._saved_step = trainer.global_step
+        self._saver = saver_of(trainer) or Saver()  # which has nothing to do if Lightning itself writes
         self._stable_steps = stable_steps(trainer) if share_of_time(trainer) is None else None
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(gloo_group())
@@ -163,15 +164,13 @@ class LastCheckpoint(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leave after the step of a signal or the evaluation that followed it, once its figures are logged."""
         if self._leaves:
-            if (saver := saver_of(trainer)) is not None:
-                saver.join()
+            self._saver.join()
             self._leave(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not ends_step(trainer, batch_idx):
             return
-        if (saver := saver_of(trainer)) is not None:
-            saver.poll()
+        self._saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
         step = trainer.global_step
         due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
@@ -199,8 +198,7 @@ class LastCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last save. Exit if a signal came during the last evaluation: the next start runs the test."""
-        if (saver := saver_of(trainer)) is not None:
-            saver.join()
+        self._saver.join()
         if self._told_anywhere.now(self._signalled):  # also keeps all from the test until the first has saved
             self._leave(trainer)
         self._training = False

@@ -195,8 +195,7 @@ class SequentialRecommender(StoredModel):
         if features is None and self.item_vectors is None and use != "added":
             needs = "needs vectors: give model.item_vectors or data.item_features"
             raise UserError(f"model.item_vectors_use {use} {needs}")
-        width = self._trained["vector_width"] if self._trained is not None else None
-        width = width if features is None else features[1].shape[1]
+        width = (self._trained or {}).get("vector_width") if features is None else features[1].shape[1]
         config = self.network_config(self.data.n_items, self.data.max_len, len(self.data.event_rows), width)
         if config.architecture.time != "none":
             self.data.carry_times()
