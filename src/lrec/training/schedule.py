@@ -107,8 +107,8 @@ class StopAfterSwitch(EarlyStopping):
             check_on_train_epoch_end: Check after epochs, not after evaluations; max_steps may cut off the last epoch.
             options: The other options of EarlyStopping.
         """
-        mode, after_epochs = mode_of(monitor, mode, "--early_stopping"), bool(check_on_train_epoch_end)
-        super().__init__(monitor, patience=patience, mode=mode, check_on_train_epoch_end=after_epochs, **options)
+        best, after_epochs = mode_of(monitor, mode, "--early_stopping"), bool(check_on_train_epoch_end)
+        super().__init__(monitor, patience=patience, mode=best, check_on_train_epoch_end=after_epochs, **options)
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         if super()._should_skip_check(trainer) or self.monitor not in trainer.callback_metrics:
