@@ -243,9 +243,8 @@ def fit(cli: CommandLine) -> None:
         cli.model.warm_start = None  # it was done before the checkpoint
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
-    if cli.trainer.is_global_zero:
-        for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
-            print(line)
+    for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
+        rank_zero_only(print)(line)
     with cli.alone:
         # weights_only: a checkpoint may hold tensors and plain values only.
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
