@@ -107,8 +107,8 @@ class ItemProjector(Callback):
         kept, folder = best_of(trainer), run_of(trainer).folder
         if self.items == 0 or kept is None or not kept.best_model_path:
             return
-        table = recommender(pl_module).data.item_table()
-        table = table.sort("count", "item", descending=[True, False]).head(self.items)
+        items = recommender(pl_module).data.item_table()
+        table = items.sort("count", "item", descending=[True, False]).head(self.items)
         parameters = trained_in(read(Path(kept.best_model_path), optimizer=False, verify=False)).parameters
         vectors = whole_table(parameters).float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})
