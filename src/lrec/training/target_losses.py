@@ -10,6 +10,7 @@ Shape suffixes: C targets, U users with a target.
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -42,7 +43,7 @@ def main(folder: Path) -> None:
     with replacing(run.target_losses_file) as temporary:
         table.write_parquet(temporary)
     test = table.filter(step=0)
-    measured = {"test_loss_se": standard_error(test)}
+    measured: dict[str, Any] = {"test_loss_se": standard_error(test)}
     if len(test) < len(table):
         measured["trajectory_loss"] = float(table["loss"].to_numpy().mean())
         measured["trajectory_loss_se"] = standard_error(table)
