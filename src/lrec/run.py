@@ -233,7 +233,7 @@ class Run:
 
 
 def served(folder: Path) -> Path:
-    """The run that an update's folder serves: one inside it, wherever it was moved, or the old one. Else the folder."""
+    """The run that an update's folder serves: one inside it, wherever moved, or the old one; else the folder itself."""
     record = read_json(folder / UPDATE, {"kept": ".", "serve": folder})
     return inside if (inside := folder / record["kept"]).is_dir() else Path(record["serve"])
 
@@ -247,7 +247,8 @@ def find_points(folder: Path) -> list[Path]:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in or under these folders, each once; UserError if none, or if one has neither a best nor diverged."""
+    """The runs in or under these folders, each once; UserError if there is none, or if one has no best checkpoint. A
+    run that diverged may have none."""
     runs: dict[Path, Run] = {}
     for path in paths:
         if not path.is_dir():
