@@ -148,9 +148,8 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
     parser.add_argument("--config", action=config, help="YAML file with values of the options below.")
     paths: set[str | int] = {key for key, hint in hints.items() if hint == list[Path]}
     if settings is None:
-        parser.add_function_arguments(
-            command, as_positional=name in ("data describe", "update"), skip=paths, sub_configs=True
-        )
+        positional = name in ("data describe", "update")
+        parser.add_function_arguments(command, as_positional=positional, skip=paths, sub_configs=True)
     else:
         parser.add_class_arguments(settings, skip=paths, sub_configs=True)
     for key in paths:  # several files after one option

@@ -233,8 +233,7 @@ class Run:
 
 
 def served(folder: Path) -> Path:
-    """The run that the folder of an update serves: one inside it, wherever it was moved, or else the old one. For other
-    folders, the folder itself."""
+    """The run that an update's folder serves: one inside it, wherever moved, or the old one; else the folder itself."""
     record = read_json(folder / UPDATE, {"kept": ".", "serve": folder})
     return inside if (inside := folder / record["kept"]).is_dir() else Path(record["serve"])
 

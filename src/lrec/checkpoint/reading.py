@@ -191,8 +191,8 @@ class _Shards:
     def pieces(self, tensor: str, total: int) -> list[tuple[int, str, Tensor]]:
         """First row, shard and rows of each part of a tensor that has `total` rows."""
         found, end = [], 0
-        starts = {name: places["starts"] for name, places in self._places.items()}
-        for start, name in sorted((starts[name][tensor], name) for name in starts if tensor in starts[name]):
+        starts = {name: places["starts"] for name, places in self._places.items() if tensor in places["starts"]}
+        for start, name in sorted((rows[tensor], name) for name, rows in starts.items()):
             if start != end:
                 break
             found.append((start, name, self._files[name].get_tensor(tensor)))

@@ -1,6 +1,6 @@
 """The trained network in a checkpoint: its description, parameters and items. And checks that refuse another one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +41,7 @@ def trained_in(checkpoint: dict[str, Any]) -> Trained:
 
 
 def build_network(config: TransformerConfig, parameters: dict[str, Tensor], path: Path) -> Transformer:
-    """The network with these parameters. Raise UserError if `path` lacks a parameter, or has one that is unexpected, of
-    another shape, or not finite."""
+    """The network with these parameters. UserError if one is missing, unexpected, of another shape, or not finite."""
     n_blocks = len({name.split(".")[1] for name in parameters if name.startswith("blocks.")})
     if n_blocks != config.layers:
         raise UserError(f"{path} has the parameters of {n_blocks} blocks, its network has {config.layers}: {_AGAIN}")
@@ -67,18 +66,13 @@ def check_parameters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def refuse_other_network(
-    trained: dict[str, Any],
-    config: TransformerConfig,
-    data_hash: str | None = None,
-    may_differ: Collection[str] = (),
-    named: str = "the checkpoint",
+    trained: dict[str, Any], config: TransformerConfig, data_hash: str | None = None, named: str = "the checkpoint"
 ) -> None:
-    """Raise UserError if a trained network has another shape than the config, except for what may differ, or was
-    trained on other data."""
+    """Raise UserError if a trained network has another shape than the config, or was trained on other data."""
     if data_hash is not None and trained["data_hash"] != data_hash:
         raise UserError(f"{named} was trained on other data, another split or another reduction")
     for name, value in config.to_dict().items():
-        if trained[name] != value and name not in may_differ:
+        if trained[name] != value:
             raise UserError(f"{named} has {name} {trained[name]}, the config {value}: give the same")
 
 
@@ -90,8 +84,7 @@ def check_finite(parameters: Mapping[str, Tensor], path: object) -> None:
 
 
 def items_as_tensors(ids: pl.Series, counts_V: np.ndarray | None, new: NewItems | None = None) -> dict[str, Tensor]:
-    """The catalogue as tensors: the ids as one UTF-8 text, where each id ends, and counts. For new items: ids, ends and
-    vectors."""
+    """The catalogue as tensors: ids as one UTF-8 text, where each id ends, counts; likewise of new items."""
     tensors = dict(zip((IDS, ENDS), _text_as_tensors(ids), strict=True))
     if counts_V is not None:
         tensors[COUNTS] = torch.from_numpy(counts_V.astype(np.int64))
@@ -108,9 +101,9 @@ def items_of(tensors: dict[str, Tensor]) -> tuple[pl.Series, np.ndarray | None, 
 
 
 def _text_as_tensors(ids: pl.Series) -> tuple[Tensor, Tensor]:
-    text = "".join(ids).encode() or b"\0"  # safetensors knows no empty tensor
+    text = bytearray("".join(ids).encode()) or bytearray(1)  # safetensors knows no empty tensor
     ends = ids.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy(writable=True)
-    return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy()), torch.from_numpy(ends)
+    return torch.frombuffer(text, dtype=torch.uint8), torch.from_numpy(ends)
 
 
 def _text_of(text: Tensor, ends: Tensor) -> pl.Series:

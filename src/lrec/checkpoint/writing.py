@@ -103,17 +103,22 @@ class Save:
 
 
 def link(checkpoint: Path, path: Path) -> None:
-    """Put the same checkpoint at another path, too, by hard links: the disk holds it once, and replacing one keeps the
-    other. It is copied if the file system has no hard links."""
-    _set_aside_other_form(path, folder=checkpoint.is_dir())
+    """Put the same checkpoint at another path, too, by hard links (replacing one keeps the other), else by copies."""
+    _set_aside_other_form(path, checkpoint.is_dir())
+    pairs = [(checkpoint, path)]
     if checkpoint.is_dir():
         path.mkdir(parents=True, exist_ok=True)
-        shards = [file.name for file in checkpoint.iterdir() if file.name != STATE]
-        for name in (*shards, STATE):
-            _link_file(checkpoint / name, path / name)
-        _remove_others(path, shards)
-    else:
-        _link_file(checkpoint, path)
+        parts = sorted(checkpoint.iterdir(), key=lambda file: file.name == STATE)  # state.pt is the last
+        pairs = [(file, path / file.name) for file in parts]
+    for file, place in pairs:
+        with replacing(place) as temporary:
+            try:
+                os.link(file, temporary)
+            except OSError:
+                shutil.copyfile(file, temporary)
+                flush(temporary)
+    if checkpoint.is_dir():
+        _remove_others(path, [place.name for _, place in pairs])
     remove(aside(path))
 
 
@@ -202,10 +207,8 @@ class Saver:
                 save.discard()
             reason = "another process failed" if failure is None else str(failure).splitlines()[0]
             way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
-            raise UserError(
-                f"the checkpoint {save.path} could not be written ({reason}): the one before it is kept; "
-                f"{way_out} and go on with --ckpt_path=last"
-            ) from failure
+            refusal = f"the checkpoint {save.path} could not be written ({reason}): the one before it is kept"
+            raise UserError(f"{refusal}; {way_out} and go on with --ckpt_path=last") from failure
 
 
 def copy_fits(checkpoint: dict[str, Any], processes: int = 1) -> bool:
@@ -245,15 +248,6 @@ def _set_aside_other_form(path: Path, folder: bool) -> None:
     if path.is_file() if folder else path.is_dir():
         remove(aside(path))
         path.rename(aside(path))
-
-
-def _link_file(file: Path, path: Path) -> None:
-    with replacing(path) as temporary:
-        try:
-            os.link(file, temporary)
-        except OSError:
-            shutil.copyfile(file, temporary)
-            flush(temporary)
 
 
 def _remove_others(folder: Path, shards: list[str]) -> None:

@@ -46,6 +46,5 @@ def check_trusted(stored: Any, trust: bool, where: object) -> None:
             for value in stored:
                 check_trusted(value, trust, where)
         case str() if "." in stored and not stored.startswith(_OWN) and not trust:
-            raise UserError(
-                f"{where} names the class {stored}, which is not lrec's own: --trust (trust=True in Python) imports it"
-            )
+            told = f"{where} names the class {stored}, which is not lrec's own"
+            raise UserError(f"{told}: --trust (trust=True in Python) imports it")

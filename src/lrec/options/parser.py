@@ -4,20 +4,13 @@ import argparse
 import re
 from typing import Any, NoReturn
 
+import jsonargparse
 import yaml
-from jsonargparse import (
-    ArgumentParser,
-    DefaultHelpFormatter,
-    Namespace,
-    _typehints,
-    get_loader,
-    set_loader,
-    set_parsing_settings,
-)
+from jsonargparse import Namespace, _typehints
 
 from lrec.errors import UserError
 
-_yaml = get_loader("yaml")
+_yaml = jsonargparse.get_loader("yaml")
 # The options that people use most, by command: `--help` begins with them.
 _OF_DATA = {
     "config": "YAML file of options; several are read one after the other",
@@ -26,7 +19,6 @@ _OF_DATA = {
     "data.item_column": "column of the item's id",
     "data.time_column": "column of the time; null if rows are in time order",
 }
-
 _OF_RUNS = _OF_DATA | {
     "data.max_len": "longest history that the network reads, in items",
     "data.targets_per_step": "targets of an optimizer step, over all processes",
@@ -44,7 +36,6 @@ _OF_RUNS = _OF_DATA | {
     "ckpt_path": "checkpoint to continue from or to evaluate: a path, best or last",
     "seed_everything": "seed of the network's initial weights",
 }
-
 USED_MOST = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _OF_RUNS),
     "data prepare": _OF_DATA
@@ -62,7 +53,6 @@ USED_MOST = {
     },
 }
 
-
 _discard_what_does_not_fit = _typehints.discard_init_args_on_class_path_change
 
 
@@ -77,13 +67,13 @@ def _discard_defaults(action: Any, before: Any, chosen: Any) -> None:
     _discard_what_does_not_fit(action, before, chosen)
 
 
-class OneLineParser(ArgumentParser):
+class OneLineParser(jsonargparse.ArgumentParser):
     """A parser whose errors are UserErrors of one line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        set_loader("yaml", _value, (yaml.YAMLError,))
+        jsonargparse.set_loader("yaml", _value, (yaml.YAMLError,))
         # If a study's options name a class, its runs make the object, not the study.
-        set_parsing_settings(instantiate_subclass_spec_in_any=False)
+        jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False)
         _typehints.discard_init_args_on_class_path_change = _discard_defaults  # there is no setting for this
         super().__init__(*arguments, **{"formatter_class": _WithoutSphinx, **options})
 
@@ -120,7 +110,7 @@ def _value(text: str) -> Any:
     return text if text.lstrip().startswith(("#", "&")) and "\n" not in text else _yaml(text)
 
 
-class _WithoutSphinx(DefaultHelpFormatter):
+class _WithoutSphinx(jsonargparse.DefaultHelpFormatter):
     """Turns :class:`datetime.timedelta`, as in Lightning's docstrings, into timedelta."""
 
     def _expand_help(self, action: argparse.Action) -> str:
@@ -131,7 +121,7 @@ def _reasons(none_fits: re.Match[str]) -> str:
     """Why a value fits none of several types: each reason once, without types that the user cannot have meant."""
     errors, value = none_fits.groups()
     others = ("NoneType", "expects a function or a callable class")
-    reasons = [each for each in dict.fromkeys(errors.split(" - ")) if not any(other in each for other in others)]
+    reasons = dict.fromkeys(each for each in errors.split(" - ") if not any(other in each for other in others))
     return "; ".join(reasons).replace("Import path does", f"Import path {value} does")
 
 

@@ -17,7 +17,7 @@ from lrec.common.files import commit_of, replacing, write_json
 from lrec.common.text_tables import counted, lasting
 from lrec.evaluation.evaluator import evaluation_table, verdict
 from lrec.model import cost
-from lrec.run import Point, RunConfig
+from lrec.run import Point, Run, RunConfig
 from lrec.training.checkpoint_callbacks import best_of, run_of
 from lrec.training.module import SequentialRecommender, recommender
 from lrec.training.schedule import ENDLESS, phase, schedule_steps
@@ -104,21 +104,12 @@ class ScalingPoints(Callback):
         rank_zero_only(run_of(trainer).write_points)(self.points)
 
     def _point(self, trainer: Trainer, model: SequentialRecommender) -> Point:
-        data, config, metrics = model.data, model.config, _prefixed("val", model)
+        run, data, config, metrics = run_of(trainer), model.data, model.config, _prefixed("val", model)
+        network = {"size": model.size, "n_layers": config.layers, "d_model": config.width, "n_heads": config.heads}
+        parameters = {"N_body": cost.n_body(config), "N_head": cost.n_head(config), "N_total": cost.n_total(config)}
+        training = {"D": model.D, "U": data.U, "epochs": model.D / data.U, "flops": model.flops}
         return Point(
-            study=self.study,
-            run=self.run or run_of(trainer).name,
-            size=model.size,
-            n_layers=config.layers,
-            d_model=config.width,
-            n_heads=config.heads,
-            N_body=cost.n_body(config),
-            N_head=cost.n_head(config),
-            N_total=cost.n_total(config),
-            D=model.D,
-            U=data.U,
-            epochs=model.D / data.U,
-            flops=model.flops,
+            **(self._named(run) | network | parameters | training),
             step=trainer.global_step,
             train_loss=_finite(model.train_loss),
             val_loss=metrics.get("val/loss"),
@@ -132,10 +123,12 @@ class ScalingPoints(Callback):
             wall_s=round(self._wall_s(), 3),
             floor=data.floor,
             data_hash=data.data_hash,
-            config_hash=run_of(trainer).config_hash,
+            config_hash=run.config_hash,
             commit=_commit(),
-            horizon=self.horizon,
         )
+
+    def _named(self, run: Run) -> dict[str, Any]:
+        return {"study": self.study, "run": self.run or run.name, "horizon": self.horizon}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After fit, mark the point of the tested checkpoint as the best."""
@@ -156,10 +149,9 @@ class ScalingPoints(Callback):
         checkpoint["lrec_points"] = {"points": points, "spent_s": self._wall_s()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the points of the run that this one resumes or continues, if it wrote any. A test after fit keeps
-        the points of the fit."""
+        """Take over the points of the run that this one resumes or continues; a test keeps those of the fit."""
         if trainer.state.fn == "fit" and (stored := checkpoint.get("lrec_points")):
-            mine = {"study": self.study, "run": self.run or run_of(trainer).name, "horizon": self.horizon}
+            mine = self._named(run_of(trainer))
             self.points = [Point(**point | mine) for point in json.loads(stored["points"])]
             self.spent_s = stored["spent_s"]
 
@@ -175,8 +167,7 @@ class Progress(Callback):
     _from: tuple[float, int] | None = None  # time and number of the first step of this attempt
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self._from is None:
-            self._from = time.monotonic(), trainer.global_step
+        self._from = self._from or (time.monotonic(), trainer.global_step)
         if self._is_due(trainer):
             (began, first), step, steps = self._from, trainer.global_step, schedule_steps(trainer)
             doing = f"training: step {step:,}" + (f" of {steps:,}" if steps < ENDLESS else "")
@@ -196,9 +187,8 @@ class Progress(Callback):
     on_test_batch_end = on_validation_batch_end
 
     def _is_due(self, trainer: Trainer) -> bool:
-        now = time.monotonic()
-        due = trainer.is_global_zero and now >= self._told + self.TELL_S
-        self._told = now if due else self._told
+        if due := trainer.is_global_zero and time.monotonic() >= self._told + self.TELL_S:
+            self._told = time.monotonic()
         return due
 
 
@@ -214,8 +204,7 @@ class Announcer(Callback):
 
 
 class EvaluationReport(Announcer):
-    """After each test or validate, print the metrics of the model and the baselines, and write them to
-    RUN/metrics.json."""
+    """After each test or validate, print the metrics of model and baselines, and write them to RUN/metrics.json."""
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,9 +224,8 @@ class EvaluationReport(Announcer):
         figures = {scorer.partition("/")[2] or "model": row for scorer, row in _of_stage(stage, model).items()}
         floor = (model.data.floor or {}).get(stage)
         table = evaluation_table(stage, figures, floor, model.metrics)
-        self.message = (
-            f"{trainer.ckpt_path or 'the network'}, after {counted(model.D / model.data.U, 'epoch')}\n{table}"
-        )
+        trained = counted(model.D / model.data.U, "epoch")
+        self.message = f"{trainer.ckpt_path or 'the network'}, after {trained}\n{table}"
         if is_partial(trainer, stage):
             limit = getattr(trainer, f"limit_{stage}_batches")
             self.message += f"\nthese figures are of the first users only: --trainer.limit_{stage}_batches is {limit}"

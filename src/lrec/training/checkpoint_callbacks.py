@@ -5,14 +5,15 @@ import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lrec.checkpoint.writing import IN_BACKGROUND, Anywhere
+from lrec.checkpoint.writing import IN_BACKGROUND, Anywhere, Saver
 from lrec.common.start_stop import TRY_AGAIN, on_signals
 from lrec.errors import UserError, check_range
+from lrec.evaluation.metrics import Best
 from lrec.model.sharded_table import gloo_group
 from lrec.run import LAST, Run
 from lrec.training.schedule import mode_of, share_of_time, stable_steps
@@ -28,11 +29,7 @@ class BestAndLast(ModelCheckpoint):
     """
 
     def __init__(
-        self,
-        monitor: str = "val/loss",
-        mode: Literal["min", "max"] | None = None,
-        dirpath: str | None = None,
-        **options: Any,
+        self, monitor: str = "val/loss", mode: Best | None = None, dirpath: str | None = None, **options: Any
     ) -> None:
         """Lightning's options; three of them have another meaning.
 
@@ -43,20 +40,15 @@ class BestAndLast(ModelCheckpoint):
             options: The other options of ModelCheckpoint.
         """
         super().__init__(dirpath=dirpath, monitor=monitor, mode=mode_of(monitor, mode, "--checkpoint"), **options)
-        if self.save_top_k not in (0, 1) and self.filename is not None and "{step" not in self.filename:
-            raise UserError(
-                f"--checkpoint.save_top_k {self.save_top_k}: {self.filename}.ckpt can be the name of only one: give "
-                "--checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
-            )
-        if self.filename in ("last", "stable"):
-            raise UserError(
-                f"--checkpoint.filename {self.filename}: {self.filename}.ckpt is another checkpoint of the run"
-            )
+        name, kept = self.filename, self.save_top_k
+        if kept not in (0, 1) and name is not None and "{step" not in name:
+            advice = "give --checkpoint.filename best-{step} too, and later commands the path as --ckpt_path"
+            raise UserError(f"--checkpoint.save_top_k {kept}: {name}.ckpt can be the name of only one: {advice}")
+        if name in ("last", "stable"):
+            raise UserError(f"--checkpoint.filename {name}: {name}.ckpt is another checkpoint of the run")
         if self._every_n_train_steps or self._train_time_interval is not None:
-            raise UserError(
-                "--checkpoint.every_n_train_steps and train_time_interval would choose the best checkpoint between "
-                "evaluations: --last.every_n_steps keeps a recent one"
-            )
+            why = "would choose the best checkpoint between evaluations: --last.every_n_steps keeps a recent one"
+            raise UserError(f"--checkpoint.every_n_train_steps and train_time_interval {why}")
         self.save_last = bool(self.save_last)  # no symbolic link: one file is both already
         self._saved_step = -1
 
@@ -73,8 +65,8 @@ class BestAndLast(ModelCheckpoint):
         def in_folder(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else ""
 
-        if state_dict["best_model_path"] and os.path.exists(in_folder(state_dict["best_model_path"])):
-            paths = {name: in_folder(path) for name, path in state_dict.items() if name.endswith("_model_path")}
+        paths = {name: in_folder(path) for name, path in state_dict.items() if name.endswith("_model_path")}
+        if os.path.exists(paths["best_model_path"]):
             models = {in_folder(path): score for path, score in state_dict["best_k_models"].items()}
             super().load_state_dict(state_dict | paths | {"dirpath": self.dirpath, "best_k_models": models})
 
@@ -108,8 +100,7 @@ class BestAndLast(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save nothing. If the last step is not the end of an epoch, LastCheckpoint has saved it while the epoch was
-        still under way."""
+        """Save nothing: LastCheckpoint has saved a last step within an epoch while the epoch was still under way."""
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         saver = saver_of(trainer)
@@ -160,8 +151,12 @@ class LastCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From now on, signals and evaluations wait for the end of an optimizer step: both save a checkpoint."""
         self._training = True
-        _evaluate_after_whole_steps(trainer)
+        between, epoch, step = trainer.val_check_batch, trainer.fit_loop.max_batches, trainer.accumulate_grad_batches
+        if isinstance(between, int) and between != epoch:
+            whole = -(-between // step) * step
+            trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
         self._saved_step = trainer.global_step
+        self._saver = saver_of(trainer) or Saver()  # which has nothing to do if Lightning itself writes
         self._stable_steps = stable_steps(trainer) if share_of_time(trainer) is None else None
         if trainer.world_size > 1:
             self._told_anywhere = Anywhere(gloo_group())
@@ -169,15 +164,13 @@ class LastCheckpoint(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leave after the step of a signal or the evaluation that followed it, once its figures are logged."""
         if self._leaves:
-            if (saver := saver_of(trainer)) is not None:
-                saver.join()
+            self._saver.join()
             self._leave(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not ends_step(trainer, batch_idx):
             return
-        if (saver := saver_of(trainer)) is not None:
-            saver.poll()
+        self._saver.poll()
         interrupted = self._told_anywhere.last_time(self._signalled)
         step = trainer.global_step
         due = step == trainer.max_steps or 0 < self.every_n_steps <= step - self._saved_step
@@ -191,8 +184,7 @@ class LastCheckpoint(Callback):
             self._to_save.append(run_of(trainer).stable)
         if (interrupted or due) and not follows:
             self._saved_step = step
-            if (path := _last_path(trainer)) is not None:
-                self._to_save.append(path)
+            self._to_save += _last_paths(trainer)
         if not trainer.is_last_batch:
             self.on_train_epoch_end(trainer)
 
@@ -206,8 +198,7 @@ class LastCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last save. Exit if a signal came during the last evaluation: the next start runs the test."""
-        if (saver := saver_of(trainer)) is not None:
-            saver.join()
+        self._saver.join()
         if self._told_anywhere.now(self._signalled):  # also keeps all from the test until the first has saved
             self._leave(trainer)
         self._training = False
@@ -240,7 +231,7 @@ class LastCheckpoint(Callback):
         if trainer.is_global_zero and not self._fits:
             print("\nlrec: interrupted", file=sys.stderr)
         elif trainer.is_global_zero:
-            way_on = "" if _last_path(trainer) is None else "; go on with --ckpt_path=last"
+            way_on = "; go on with --ckpt_path=last" if _last_paths(trainer) else ""
             print(f"\nlrec: interrupted at step {trainer.global_step}{way_on}", file=sys.stderr)
             run_of(trainer).write_end("interrupted")
         if self._training:
@@ -268,14 +259,6 @@ def _save(trainer: Trainer, path: Path) -> None:
     trainer.save_checkpoint(path, storage_options=None if saver_of(trainer) is None else IN_BACKGROUND)
 
 
-def _evaluate_after_whole_steps(trainer: Trainer) -> None:
-    between, epoch, step = trainer.val_check_batch, trainer.fit_loop.max_batches, trainer.accumulate_grad_batches
-    if isinstance(between, int) and between != epoch:
-        whole = -(-between // step) * step
-        trainer.val_check_batch = whole if between > epoch else min(whole, epoch)
-
-
-def _last_path(trainer: Trainer) -> Path | None:
-    """Where the run keeps its last checkpoint; None with --checkpoint.save_last=false."""
-    keepers = (each for each in _keepers(trainer) if each.save_last and each.dirpath is not None)
-    return next((Path(str(each.dirpath)) / LAST for each in keepers), None)
+def _last_paths(trainer: Trainer) -> list[Path]:
+    """Where the run keeps its last checkpoint; nowhere with --checkpoint.save_last=false."""
+    return [Path(each.dirpath) / LAST for each in _keepers(trainer) if each.save_last and each.dirpath][:1]

@@ -45,7 +45,6 @@ from lrec.training.throughput import Throughput
 _NOT_FOR_USERS = (
     r"\s*``instantiate_classes``",
     r"\s*By default only one JsonargparseDeprecationWarning",
-    r"Couldn't infer the batch indices",
     r".*LeafSpec",
     r"torch.distributed.nn.functional.all_gather is deprecated",
     r".*LightningCLI's args parameter",
@@ -205,8 +204,7 @@ class CommandLine(LightningCLI):
         return precision
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with the callbacks that write a run's files. It logs to TensorBoard in the run's folder, unless
-        the configuration names another logger or none."""
+        """The trainer, with the callbacks that write a run's files, and TensorBoard unless another logger is named."""
         config = self.config_init.trainer
         folder, loggers, trial = config.default_root_dir, config.logger, self.trial is not None
         if loggers in (None, True):
@@ -239,17 +237,14 @@ def fit(cli: CommandLine) -> None:
     checkpoint = _checkpoint(cli, default=None)
     goes_on = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(cli.run.folder.resolve())
     if cli.run.occupied and not goes_on and cli.ckpt_path != "last" and cli.trial is None:
-        raise UserError(
-            f"{cli.run.folder} holds a run already: choose another --trainer.default_root_dir, "
-            "or --ckpt_path=last to resume it"
-        )
+        way_out = "choose another --trainer.default_root_dir, or --ckpt_path=last to resume it"
+        raise UserError(f"{cli.run.folder} holds a run already: {way_out}")
     if checkpoint is not None:
         cli.model.warm_start = None  # it was done before the checkpoint
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
-    if cli.trainer.is_global_zero:
-        for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
-            print(line)
+    for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
+        rank_zero_only(print)(line)
     with cli.alone:
         # weights_only: a checkpoint may hold tensors and plain values only.
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -274,15 +269,12 @@ def _test_the_best(cli: CommandLine) -> None:
         if cli.config.points.study is not None and not distributed.is_initialized():
             target_losses.main(cli.run.folder)
     elif "val/loss" not in cli.trainer.callback_metrics:
-        say(
-            "training ended without an evaluation, so there is no best checkpoint to test: see --trainer.max_steps, "
-            "val_check_interval, check_val_every_n_epoch and limit_val_batches"
-        )
+        options = "--trainer.max_steps, val_check_interval, check_val_every_n_epoch and limit_val_batches"
+        say(f"training ended without an evaluation, so there is no best checkpoint to test: see {options}")
 
 
 def evaluate(cli: CommandLine) -> None:
-    """Run `validate`, `test` or `predict` with a checkpoint, the run's best by default. Callbacks write the results, so
-    that no lists stay in memory."""
+    """Run `validate`, `test` or `predict` with a checkpoint, by default the run's best; callbacks write the results."""
     checkpoint = _checkpoint(cli, default="best")
     if checkpoint is None:
         raise UserError(f"--ckpt_path last: {cli.run.folder} has no last checkpoint")

@@ -1,5 +1,4 @@
-"""The options of `lrec fit|validate|test|predict`: the parser with its help, the checks that refuse options before
-anything is written, and the warnings."""
+"""The options of `lrec fit|validate|test|predict`: the parser with its help, the checks before a start, warnings."""
 
 import argparse
 import math
@@ -101,10 +100,8 @@ def check_options(command: str, options: Namespace) -> None:
     devices = "1" if trainer.devices == "auto" and trainer.accelerator == "cpu" else str(trainer.devices)
     started = int(os.environ.get("WORLD_SIZE", 0)) if TorchElasticEnvironment.detect() else 0
     if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
-        raise UserError(
-            f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}: torchrun started "
-            f"{started} processes in all, and each process is one device"
-        )
+        given = f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}"
+        raise UserError(f"{given}: torchrun started {started} processes in all, and each process is one device")
     strategy = _class_or_name(trainer.strategy)
     # Others leave the network unsharded, do not synchronise gradients, or cannot save the network.
     fits = strategy in ("auto", "fsdp2") or str(strategy).startswith("ddp")
@@ -142,18 +139,15 @@ def warnings_of(options: Namespace, data: SequenceDataModule, loss: Loss) -> Ite
     if trainer.max_time is None and not in_batches and (few := few_steps(trainer.max_steps, epochs, data)):
         yield few
     if isinstance(loss, FullSoftmax) and data.n_items > MANY_ITEMS:
-        yield (
-            f"each target is compared with all {data.n_items:,} items, which takes most of the time: "
-            "--model.loss SampledSoftmax compares it with a few"
-        )
+        costs = f"each target is compared with all {data.n_items:,} items, which takes most of the time"
+        yield f"{costs}: --model.loss SampledSoftmax compares it with a few"
     kind = kind_of(trainer.accelerator)
     if precision.startswith("bf16") and kind == "cpu" and not has_bfloat16(kind):
         yield f"--trainer.precision {precision}: this processor has no bfloat16 instructions, 32-true is faster here"
     if precision in HALF:
-        yield (
-            f"--trainer.precision {precision} keeps the parameters themselves in 16 bits, which rounds most steps "
-            "away, so training stalls: bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
-        )
+        why = "keeps the parameters themselves in 16 bits, which rounds most steps away, so training stalls"
+        instead = "bf16-mixed, and fsdp2 with param_dtype bfloat16, keep them in float32"
+        yield f"--trainer.precision {precision} {why}: {instead}"
 
 
 def epochs_in_all(max_steps: int | None, max_epochs: float | None, steps_per_epoch: int) -> float:

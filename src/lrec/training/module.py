@@ -114,11 +114,10 @@ class SequentialRecommender(StoredModel):
         self.loss, self.optimizer = loss, optimizer
         self.top_k, self.exclude_seen = top_k, exclude_seen
         self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
-        self.warm_start = warm_start
         if warm_start is not None and item_vectors is not None:
             raise UserError("give model.warm_start or model.item_vectors, not both")
         self.item_vectors = None if item_vectors is None else Path(item_vectors)
-        self.item_vectors_use = item_vectors_use
+        self.warm_start, self.item_vectors_use = warm_start, item_vectors_use
         self._counts_V: Tensor | None = None
         self.metrics = with_own(metrics)
         self._evaluator = Evaluator(self.metrics)
@@ -130,13 +129,12 @@ class SequentialRecommender(StoredModel):
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items. `vector_width` is the
         width of the items' vectors; by default, that of the file `item_vectors`."""
         shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.parametrisation)
-        shape = replace(shape, event_types=event_types)
         if self.item_vectors_use == "initial":
-            return shape
+            return replace(shape, event_types=event_types)
         if vector_width is None and self.item_vectors is not None:
             vector_width = read_width(self.item_vectors)
         own_rows = vector_width is None or self.item_vectors_use == "added"
-        return replace(shape, vector_width=vector_width, own_rows=own_rows)
+        return replace(shape, event_types=event_types, vector_width=vector_width, own_rows=own_rows)
 
     @property
     def counts_V(self) -> Tensor:
@@ -189,16 +187,15 @@ class SequentialRecommender(StoredModel):
 
     def configure_model(self) -> None:
         """Build the network once the catalogue is known; its random start depends on seed_everything alone."""
-        features = self.data.learned.item_vectors
+        features, use = self.data.learned.item_vectors, self.item_vectors_use
         if features is not None and self.item_vectors is not None:
             raise UserError("give data.item_features or model.item_vectors, not both")
-        if features is not None and self.warm_start is not None and self.item_vectors_use == "initial":
+        if features is not None and self.warm_start is not None and use == "initial":
             raise UserError("model.item_vectors_use initial and model.warm_start both set the first rows: give one")
-        if features is None and self.item_vectors is None and self.item_vectors_use != "added":
-            given = f"model.item_vectors_use {self.item_vectors_use}"
-            raise UserError(f"{given} needs vectors: give model.item_vectors or data.item_features")
-        width = self._trained["vector_width"] if self._trained is not None else None
-        width = width if features is None else features[1].shape[1]
+        if features is None and self.item_vectors is None and use != "added":
+            needs = "needs vectors: give model.item_vectors or data.item_features"
+            raise UserError(f"model.item_vectors_use {use} {needs}")
+        width = (self._trained or {}).get("vector_width") if features is None else features[1].shape[1]
         config = self.network_config(self.data.n_items, self.data.max_len, len(self.data.event_rows), width)
         if config.architecture.time != "none":
             self.data.carry_times()
@@ -239,17 +236,12 @@ class SequentialRecommender(StoredModel):
         steps = schedule_steps(self.trainer)
         optimizer, scheduler = build(self.optimizer, self.net, steps)
         if steps == ENDLESS and not isinstance(scheduler, LambdaLR):
-            raise UserError(
-                f"with time as the only limit, the schedule must be a LambdaLR, not {type(scheduler).__name__}: return "
-                "one, or give --trainer.max_epochs or --trainer.max_steps too"
-            )
+            given = f"with time as the only limit, the schedule must be a LambdaLR, not {type(scheduler).__name__}"
+            raise UserError(f"{given}: return one, or give --trainer.max_epochs or --trainer.max_steps too")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip as Lightning does; if by norm, include the touched rows of the item table."""
         if touched_of(self.net.items.weight) is None or not gradient_clip_val:
@@ -341,8 +333,7 @@ class SequentialRecommender(StoredModel):
         self._log_evaluation("test")
 
     def predict_step(self, batch: EvalBatch, batch_idx: int) -> pl.DataFrame:
-        """The best items for each user's whole history, a row per user: user and items (raw ids, best first), scores
-        (logits)."""
+        """The best items after each user's whole history: user and items (raw ids, best first), and scores (logits)."""
         seen = slice(None if self.exclude_seen else 0)
         given = (batch.seen_targets_S[seen], batch.seen_items_S[seen], self.top_k)
         best = at_targets(self.net, batch, lambda hidden_MD, table: top_items(hidden_MD, table, *given))
@@ -352,17 +343,13 @@ class SequentialRecommender(StoredModel):
         return pl.DataFrame({"user": self.data.store.raw_user_ids.gather(users_M), **lists})
 
     def _log_evaluation(self, stage: str) -> None:
-        """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer.
-
-        `self.log` would take 1.5 ms for each name, and a test has 300 names. That is more than half of the training
-        time of a small network.
-        """
+        """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer. For
+        the 300 names of a test, `self.log` would take more than half of the training time of a small network."""
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))
         trainer = self.trainer
-        logged = trainer._evaluation_loop._logged_outputs
-        for shown in (trainer.callback_metrics, trainer.logged_metrics, *logged):
+        for shown in (trainer.callback_metrics, trainer.logged_metrics, *trainer._evaluation_loop._logged_outputs):
             shown.update(figures)
         trainer.progress_bar_metrics.update({name: float(figures[name]) for name in ON_PROGRESS_BAR if name in figures})
 

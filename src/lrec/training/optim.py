@@ -167,22 +167,19 @@ class Optimizer(OptimizerConfig):
                 of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, of_muon is not None
                 groups[of].append(parameter)
         # AdamW decays by lr * weight_decay. The division by the multiplier gives all groups the same decay per step.
-        optimizer = AdamWThenSGD(
-            [
-                {
-                    "params": parameters,
-                    "lr": self.lr * multiplier,
-                    "weight_decay": self.weight_decay / multiplier if decays else 0.0,
-                    "sgd_lr": switch.lr * sgd_multiplier if switch else None,
-                    "sgd_weight_decay": switch.weight_decay if switch and decays else 0.0,
-                    "momentum": switch.momentum if switch else 0.0,
-                    "muon": by_muon,
-                }
-                for (multiplier, sgd_multiplier, decays, by_muon), parameters in groups.items()
-            ],
-            lr=self.lr,
-            betas=self.betas,
-        )
+        options = [
+            {
+                "params": parameters,
+                "lr": self.lr * multiplier,
+                "weight_decay": self.weight_decay / multiplier if decays else 0.0,
+                "sgd_lr": switch.lr * sgd_multiplier if switch else None,
+                "sgd_weight_decay": switch.weight_decay if switch and decays else 0.0,
+                "momentum": switch.momentum if switch else 0.0,
+                "muon": by_muon,
+            }
+            for (multiplier, sgd_multiplier, decays, by_muon), parameters in groups.items()
+        ]
+        optimizer = AdamWThenSGD(options, lr=self.lr, betas=self.betas)
 
         def factor(step: int, index: int) -> float:
             """A group's rate as a share of its first, AdamW's. It looks the group up, as loading replaces groups."""

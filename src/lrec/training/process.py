@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lrec.common import cpu_threads
 from lrec.common.hardware import keep_freed_memory
-from lrec.data.datamodule import SequenceDataModule
 
 
 class ProcessSetup(Callback):
@@ -22,12 +21,10 @@ class ProcessSetup(Callback):
         if cpu_threads.is_cpu(trainer.strategy.root_device):
             keep_freed_memory()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Seed dropout from (seed, micro-step, rank). So a resumed run has the same dropout as an uninterrupted one,
         although checkpoints do not hold the state of the generators."""
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, SequenceDataModule)
-        key = f"{datamodule.seed}/{trainer.fit_loop.total_batch_idx}/{trainer.global_rank}".encode()
+        key = f"{pl_module.data.seed}/{trainer.fit_loop.total_batch_idx}/{trainer.global_rank}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
         # torch.manual_seed would seed every kind of device, and keep a stack trace for each unused kind.
         torch.default_generator.manual_seed(seed)

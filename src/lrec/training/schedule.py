@@ -5,13 +5,13 @@ With --trainer.max_time the schedule follows the time, so that warm-up and decay
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lrec.errors import UserError
-from lrec.evaluation.metrics import METRICS, Metric, best_is
+from lrec.evaluation.metrics import METRICS, Best, Metric, best_is
 from lrec.training.optim import AdamWThenSGD, Optimizer, Switch
 
 # Steps of a schedule whose only limit is time: more than a run takes, so that only time moves the schedule.
@@ -42,32 +42,32 @@ def stable_steps(trainer: Trainer) -> int | None:
 class OptimizerSwitch(Callback):
     """Switch to SGD once val/loss has converged, or when the switch is due. The optimizer itself stores the phase."""
 
+    _optimizer: Any  # an AdamWThenSGD
+
     def __init__(self, switch: Switch) -> None:
         self.switch, self.best, self.waited = switch, math.inf, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._due = self.switch.at or max(round(self.switch.latest * schedule_steps(trainer)), 1)
+        (self._optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
+        self._scheduler = config.scheduler
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        optimizer, scheduled = _switching(trainer)
+        scheduled = self._scheduler.last_epoch
         done = scheduled if self.switch.at is None else trainer.global_step
-        if optimizer.sgd_from is None and done >= self._due:
-            optimizer.begin_sgd(trainer.global_step, scheduled)
+        if self._optimizer.sgd_from is None and done >= self._due:
+            self._optimizer.begin_sgd(trainer.global_step, scheduled)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self.switch.at is not None:
-            return
-        optimizer, scheduled = _switching(trainer)
-        if optimizer.sgd_from is not None:
+        fits = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if not fits or self.switch.at is not None or self._optimizer.sgd_from is not None:
             return
         loss = float(trainer.callback_metrics["val/loss"])
-        if loss < self.best - self.switch.min_improvement:
-            self.best, self.waited = loss, 0
-        else:
-            self.waited += 1
+        better = loss < self.best - self.switch.min_improvement
+        self.best, self.waited = (loss, 0) if better else (self.best, self.waited + 1)
         # One decision for all ranks, even if their reduced losses differ in the last bit.
         if trainer.strategy.reduce_boolean_decision(self.waited >= self.switch.patience, all=False):
-            optimizer.begin_sgd(trainer.global_step, scheduled)
+            self._optimizer.begin_sgd(trainer.global_step, self._scheduler.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}
@@ -77,8 +77,7 @@ class OptimizerSwitch(Callback):
 
 
 def mode_of(monitor: str, mode: str | None, option: str, metrics: Sequence[Metric] = METRICS) -> str:
-    """`mode` or, if it is None, the mode that follows from the metric's name, or min; UserError if `mode` contradicts
-    the name."""
+    """`mode` or, if None, the mode that the metric's name says, or min; UserError if `mode` contradicts the name."""
     best = best_is(monitor.removeprefix("val/"), metrics)
     if best is None:
         return mode or "min"
@@ -94,7 +93,7 @@ class StopAfterSwitch(EarlyStopping):
     def __init__(
         self,
         monitor: str = "val/loss",
-        mode: Literal["min", "max"] | None = None,
+        mode: Best | None = None,
         patience: int = 10,
         check_on_train_epoch_end: bool | None = None,
         **options: Any,
@@ -108,13 +107,8 @@ class StopAfterSwitch(EarlyStopping):
             check_on_train_epoch_end: Check after epochs, not after evaluations; max_steps may cut off the last epoch.
             options: The other options of EarlyStopping.
         """
-        super().__init__(
-            monitor,
-            patience=patience,
-            mode=mode_of(monitor, mode, "--early_stopping"),
-            check_on_train_epoch_end=bool(check_on_train_epoch_end),
-            **options,
-        )
+        best, after_epochs = mode_of(monitor, mode, "--early_stopping"), bool(check_on_train_epoch_end)
+        super().__init__(monitor, patience=patience, mode=best, check_on_train_epoch_end=after_epochs, **options)
 
     def _should_skip_check(self, trainer: Trainer) -> bool:
         if super()._should_skip_check(trainer) or self.monitor not in trainer.callback_metrics:
@@ -132,10 +126,3 @@ def phase(trainer: Trainer) -> str:
     if isinstance(optimizer, AdamWThenSGD):
         return optimizer.phase_of(trainer.global_step)
     return type(optimizer).__name__.lower()
-
-
-def _switching(trainer: Trainer) -> tuple[AdamWThenSGD, int]:
-    """The optimizer, and the position in the schedule of the rate."""
-    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
-    assert isinstance(optimizer, AdamWThenSGD)
-    return optimizer, config.scheduler.last_epoch

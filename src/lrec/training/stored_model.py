@@ -4,7 +4,7 @@ Shape suffixes: V catalogue.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,8 @@ import polars as pl
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lrec.checkpoint import trained
 from lrec.checkpoint.reading import ITEMS, read
-from lrec.checkpoint.trained import (
-    build_network,
-    check_finite,
-    check_parameters,
-    items_as_tensors,
-    refuse_other_network,
-    trained_in,
-)
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.features import as_plain, vocabularies_of
 from lrec.errors import UserError
@@ -47,6 +40,7 @@ class StoredModel(LightningModule):
     optimizer: OptimizerConfig | OfParameters
     item_ids: pl.Series
     item_vectors: Path | None
+    network_config: Callable[..., TransformerConfig]
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,13 +49,7 @@ class StoredModel(LightningModule):
         self.diverged = False  # whether a loss was not finite
         self._trained: dict[str, Any] | None = None  # the network's shape and data hash, once there is a network
         self._new_items: NewItems | None = None
-        self._since_evaluation = LossSum()
-        self._since_logged = LossSum()
-
-    def network_config(
-        self, n_items: int, max_len: int, event_types: int = 0, vector_width: int | None = None
-    ) -> TransformerConfig:
-        raise NotImplementedError
+        self._since_evaluation, self._since_logged = LossSum(), LossSum()
 
     @property
     def data(self) -> SequenceDataModule:
@@ -84,7 +72,7 @@ class StoredModel(LightningModule):
         """
         path = Path(checkpoint_path)
         checkpoint = read(path, optimizer=False)
-        about, parameters, _, _, new_items = trained_in(checkpoint)
+        about, parameters, _, _, new_items = trained.trained_in(checkpoint)
         if about["model"] not in map(class_path, cls.__mro__):
             raise UserError(f"{path} holds a {about['model']}: use its own load_from_checkpoint")
         for name, kind in about["not_stored"].items():
@@ -97,8 +85,8 @@ class StoredModel(LightningModule):
         has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
         width = about["vector_width"] if has_vectors else None
         model.config = model.network_config(about["n_items"], about["max_len"], about["event_types"], width)
-        refuse_other_network(about, model.config)
-        model.net, model._new_items = build_network(model.config, parameters, path), new_items
+        trained.refuse_other_network(about, model.config)
+        model.net, model._new_items = trained.build_network(model.config, parameters, path), new_items
         return model
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -125,19 +113,18 @@ class StoredModel(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another network or of other data, and in training, one of another optimizer or loss;
-        restore the counts."""
+        """Restore the counts; refuse another network or other data, and in training, another optimizer or loss."""
         saved = checkpoint.get("lrec")
         if saved is None:
             raise UserError("the checkpoint was not written by lrec")
-        refuse_other_network(saved, self.config, self.data.data_hash)
+        trained.refuse_other_network(saved, self.config, self.data.data_hash)
         path = self.trainer.ckpt_path or "the checkpoint"
         if self.strict_loading:
             mine = {name: local_rows(tensor) for name, tensor in self.state_dict().items()}
-            check_parameters(checkpoint["state_dict"], mine, path)
+            trained.check_parameters(checkpoint["state_dict"], mine, path)
             refuse_other_vectors(checkpoint["state_dict"], mine, path)
         if self.trainer.predicting:
-            check_finite(checkpoint["state_dict"], path)
+            trained.check_finite(checkpoint["state_dict"], path)
         self.D, self.flops = saved["D"], saved["flops"]
         if self.trainer.training:
             if "optimizer_states" not in checkpoint:
@@ -156,7 +143,7 @@ class StoredModel(LightningModule):
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
         new = None if self.config.vector_width is None else self._new_items
-        return items_as_tensors(self.item_ids, self.data.item_counts_V, new)
+        return trained.items_as_tensors(self.item_ids, self.data.item_counts_V, new)
 
 
 # Options of an OptimizerConfig that its state holds; those of its schedule may change.
@@ -165,10 +152,9 @@ _KEPT = ("lr", "weight_decay", "betas", "muon", "switch.lr", "switch.momentum", 
 
 def _refuse_other(name: str, stored: dict[str, Any], mine: object, kept: Collection[str] | None = None) -> None:
     """UserError if the stored optimizer or loss has another class than `mine`, or another value of the options `kept`,
-    by default of all: the run would go on with the old optimizer, or add up two losses. An object that no checkpoint
-    can hold is not compared."""
+    by default of all: the run would go on with the old optimizer, or add up two losses."""
     both: tuple[Any, Any] = stored.get(name), all_as_plain({name: mine})[0].get(name)
-    if None in both:
+    if None in both:  # an object that no checkpoint can hold
         return
     before, now = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)
     for option in ("class_path", *(sorted(before.keys() & now.keys()) if kept is None else kept)):

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
@@ -47,9 +46,7 @@ class CheckpointFiles(TorchCheckpointIO):
     def teardown(self) -> None:
         self.saver.join()
 
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
         return read_together(Path(path))
 
 
@@ -67,6 +64,8 @@ class FSDP2(ModelParallelStrategy):
     """
 
     sharding: Sharding
+    # As strategies that do not shard do it.
+    lightning_restore_optimizer, optimizer_state = Strategy.lightning_restore_optimizer, Strategy.optimizer_state
 
     def __init__(
         self,
@@ -85,8 +84,7 @@ class FSDP2(ModelParallelStrategy):
         """
         self.patience = timedelta(minutes=timeout_minutes)
         super().__init__(timeout=self.patience)
-        self.shard_group = shard_group
-        self.param_dtype = param_dtype
+        self.shard_group, self.param_dtype = shard_group, param_dtype
         self.saver = Saver()
 
     def setup_environment(self) -> None:
@@ -110,18 +108,11 @@ class FSDP2(ModelParallelStrategy):
             loop.inference_mode = False
         super().setup(trainer)
 
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """This process's rows of every parameter, as DTensors."""
         assert self.lightning_module is not None
         drop_gathered(self.lightning_module)
         return self.lightning_module.state_dict()
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Write a folder, all processes together. With IN_BACKGROUND, a later `poll` or `join` ends the save."""

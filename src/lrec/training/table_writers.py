@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import polars as pl
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lrec.common.files import replacing, temporary
 from lrec.common.text_tables import counted
@@ -24,15 +23,14 @@ ROW_GROUP = 1024  # rows in memory at once while the tables of all batches becom
 
 
 class TableWriter(Announcer):
-    """Write a table to RUN/NAME.parquet. With several ranks, each rank writes its own rows to NAME.RANK.parquet. Each
-    batch goes to disk at once."""
+    """Write a table, batch by batch, to RUN/NAME.parquet; with several ranks, each writes its own NAME.RANK.parquet."""
 
     NAME, ROW = "", ""  # of the file, and what a row is
 
     def __init__(self) -> None:
         self._unfinished = ExitStack()
 
-    def begin(self, trainer: Trainer) -> None:
+    def begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._path = run_of(trainer).table_file(self.NAME, trainer.global_rank if trainer.world_size > 1 else None)
         self._batches: list[Path] = []
         self._rows = 0
@@ -44,7 +42,7 @@ class TableWriter(Announcer):
         table.write_parquet(self._batches[-1])
         self._rows += len(table)
 
-    def end(self, trainer: Trainer) -> None:
+    def end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._unfinished, replacing(self._path) as whole:
             pl.scan_parquet(self._batches, glob=False).sink_parquet(whole, row_group_size=ROW_GROUP)
         if trainer.is_global_zero:  # files that another number of processes wrote are not of this table
@@ -58,23 +56,14 @@ class TableWriter(Announcer):
         self._unfinished.close()
 
 
-class PredictionWriter(TableWriter, BasePredictionWriter):
+class PredictionWriter(TableWriter):
     """Write the lists of predict to RUN/predictions.parquet: user, items and scores (best first), a row per user."""
 
     NAME, ROW = "predictions", "user"
+    on_predict_start, on_predict_end = TableWriter.begin, TableWriter.end
 
-    def __init__(self) -> None:
-        BasePredictionWriter.__init__(self, "batch")
-        TableWriter.__init__(self)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begin(trainer)
-
-    def write_on_batch_end(self, trainer: Trainer, pl_module: Any, prediction: pl.DataFrame, *of_batch: Any) -> None:
-        self.add(prediction.cast({"scores": pl.List(pl.Float64)}))
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.end(trainer)
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *of_batch: Any) -> None:
+        self.add(outputs.cast({"scores": pl.List(pl.Float64)}))
 
 
 class TargetWriter(TableWriter):
@@ -87,14 +76,14 @@ class TargetWriter(TableWriter):
     """
 
     NAME, ROW = "targets", "target"
+    on_test_end = TableWriter.end
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """UserError if a target is a set of items, which has no rank of its own."""
         if recommender(pl_module).data.has_sets("test"):
-            raise UserError(
-                "lrec.TargetWriter: with data.split.targets window, targets are sets of items, without a rank"
-            )
-        self.begin(trainer)
+            what = "targets are sets of items, without a rank"
+            raise UserError(f"lrec.TargetWriter: with data.split.targets window, {what}")
+        self.begin(trainer, pl_module)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: EvalBatch, batch_idx: int, dataloader_idx: int = 0
@@ -104,18 +93,13 @@ class TargetWriter(TableWriter):
         targets, store = Targets(*(each[chosen_M] for each in batches.targets)), batches.split.store
         items_M = store.items_N[batches.split.rows_of(targets)]
         loss_M, rank_M, unseen_M = (outputs[name].cpu().numpy() for name in ("loss_B", "rank_B", "rank_unseen_B"))
-        table = pl.DataFrame(
-            {
-                "user": store.raw_user_ids.gather(targets.users_T),
-                "item": store.item_table["raw_id"].gather(items_M),
-                "position": targets.positions_T,
-                "loss": pl.Series(loss_M).fill_nan(None),
-                "rank": rank_M,
-                "rank_unseen": unseen_M,
-            }
-        )
+        columns = {
+            "user": store.raw_user_ids.gather(targets.users_T),
+            "item": store.item_table["raw_id"].gather(items_M),
+            "position": targets.positions_T,
+            "loss": pl.Series(loss_M).fill_nan(None),
+            "rank": rank_M,
+            "rank_unseen": unseen_M,
+        }
         seen = pl.when(pl.col("rank").is_finite()).then(pl.col("rank_unseen").is_infinite())
-        self.add(table.with_columns(seen=seen).filter(batch.weights_M.cpu().numpy() > 0))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.end(trainer)
+        self.add(pl.DataFrame(columns).with_columns(seen=seen).filter(batch.weights_M.cpu().numpy() > 0))

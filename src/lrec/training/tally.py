@@ -52,27 +52,21 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
 
 def end_with_a_step(trainer: Any, n_steps: int) -> None:
     """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
-    take a last step of fewer micro-batches, whose number of targets is not known. Log at least one training loss per
-    epoch, even if the epoch is short. UserError if an epoch has no batch, or if evaluations are further apart than an
-    epoch."""
+    take a last step of fewer micro-batches, whose number of targets is not known. Log a training loss in each epoch.
+    UserError if an epoch has no batch, or if evaluations are further apart than an epoch."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     batches = limited(n_steps * every, limit)
     if batches == 0:
         raise UserError(f"--trainer.limit_train_batches {limit} takes none of the {n_steps * every:,} batches")
     if batches % every:
-        trainer.limit_train_batches = batches + every - batches % every
-        rank_zero_only(print)(
-            f"--trainer.limit_train_batches {limit} becomes {trainer.limit_train_batches}, so that the epoch ends with "
-            f"a step (--trainer.accumulate_grad_batches {every})"
-        )
-        batches = trainer.limit_train_batches
+        batches = trainer.limit_train_batches = batches + every - batches % every
+        why = f"so that the epoch ends with a step (--trainer.accumulate_grad_batches {every})"
+        rank_zero_only(print)(f"--trainer.limit_train_batches {limit} becomes {batches}, {why}")
     trainer.log_every_n_steps = min(trainer.log_every_n_steps, batches // every)
     between = getattr(trainer, "val_check_interval", None)  # Lightning sets none if it is a time
     if isinstance(between, int) and between > batches and trainer.check_val_every_n_epoch and trainer.limit_val_batches:
-        raise UserError(
-            f"--trainer.val_check_interval {between} is more than the {batches:,} batches of an epoch; it counts the "
-            "batches of all epochs with --trainer.check_val_every_n_epoch null"
-        )
+        too_many = f"--trainer.val_check_interval {between} is more than the {batches:,} batches of an epoch"
+        raise UserError(f"{too_many}; it counts the batches of all epochs with --trainer.check_val_every_n_epoch null")
 
 
 def logs_now(trainer: Trainer, batch_idx: int) -> bool:

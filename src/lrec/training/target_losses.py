@@ -9,8 +9,8 @@ Shape suffixes: C targets, U users with a target.
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -42,22 +42,18 @@ def main(folder: Path) -> None:
     table = losses.filter(pl.col("loss").is_not_nan()).sort("step", maintain_order=True)
     with replacing(run.target_losses_file) as temporary:
         table.write_parquet(temporary)
-    test = table.filter(pl.col("step") == 0)
-    with_trajectory = len(test) < len(table)
-    measured = partial(
-        replace,
-        test_loss_se=standard_error(test),
-        trajectory_loss=float(table["loss"].to_numpy().mean()) if with_trajectory else None,
-        trajectory_loss_se=standard_error(table) if with_trajectory else None,
-    )
-    run.write_points([measured(point) if point.best else point for point in run.points])
+    test = table.filter(step=0)
+    measured: dict[str, Any] = {"test_loss_se": standard_error(test)}
+    if len(test) < len(table):
+        measured["trajectory_loss"] = float(table["loss"].to_numpy().mean())
+        measured["trajectory_loss_se"] = standard_error(table)
+    run.write_points([replace(point, **measured) if point.best else point for point in run.points])
     run.progress_file.unlink(missing_ok=True)
 
 
 def targets(split: Split, test: Targets) -> tuple[np.ndarray, np.ndarray]:
-    """User and position of the test targets and of the items of at most `MOST_TRAJECTORIES` trajectories of test users.
-    These are drawn with a fixed seed, the same for all runs of a study. Items whose type of event cannot be a target
-    are left out."""
+    """User and position of the test targets and of the items of at most `MOST_TRAJECTORIES` trajectories of test users,
+    the same in all runs of a study. Items whose type of event cannot be a target are left out."""
     users_U = split.test_users[split.trajectory_U[split.test_users] >= 0]
     users_U = np.sort(np.random.default_rng(0).permutation(users_U)[:MOST_TRAJECTORIES])
     ends_U = np.diff(split.store.offsets_U1)[users_U]

@@ -38,8 +38,7 @@ def tag_of(name: str) -> str:
 
 
 class RunLogger(TensorBoardLogger):
-    """Writes the curves of a run into its folder. Curves that are not in `FIRST` get the prefix `REST`, which
-    callbacks, points.jsonl and other loggers do not use."""
+    """Writes the curves of a run into its folder. Only here, curves that are not in `FIRST` get the prefix `REST`."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder, name="", version="", default_hp_metric=False)
@@ -67,10 +66,8 @@ class RunTable(Callback):
             "epochs": options.get("trainer.max_epochs"),
         }
         others = {name: value for name, value in options.items() if name.startswith(("model.", "data."))}
-        columns = {
-            name: value if value is None or isinstance(value, bool | int | float | str) else str(value)
-            for name, value in (leading | others).items()
-        }
+        plain = bool | int | float | str | None
+        columns = {name: v if isinstance(v, plain) else str(v) for name, v in (leading | others).items()}
         summaries = hparams(columns, dict.fromkeys(map(tag_of, COMPARED)))
         # TensorBoard begins with columns that are marked as different between runs, and at first shows at most five.
         plugin = summaries[0].value[0].metadata.plugin_data
@@ -110,8 +107,8 @@ class ItemProjector(Callback):
         kept, folder = best_of(trainer), run_of(trainer).folder
         if self.items == 0 or kept is None or not kept.best_model_path:
             return
-        table = recommender(pl_module).data.item_table()
-        table = table.sort("count", "item", descending=[True, False]).head(self.items)
+        items = recommender(pl_module).data.item_table()
+        table = items.sort("count", "item", descending=[True, False]).head(self.items)
         parameters = trained_in(read(Path(kept.best_model_path), optimizer=False, verify=False)).parameters
         vectors = whole_table(parameters).float().numpy()[table["item"].to_numpy()]
         shown = table.select("raw_id", "count", "domain").rename({"raw_id": "item"})

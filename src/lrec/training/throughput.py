@@ -19,17 +19,9 @@ from lrec.training.tally import logs_now
 # Side of the square matrices whose product measures the peak: large enough for the best rate, small enough to be quick.
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 PEAK_SECONDS = 0.2
-# FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name. Lightning's own table
-# has the figures for sparse products, which are twice as high. NVL is a slower form of H100 and H200.
-NOMINAL = {
-    "NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-}
+# 10^12 FLOPs per second that vendors state for dense bfloat16 products, by a part of the GPU's name. Lightning's own
+# table has the figures for sparse products, which are twice as high. NVL is a slower form of H100 and H200.
+NOMINAL = {"NVL": 835, "H100 PCIe": 756, "B200": 2250, "H200": 989, "H100": 989, "A100": 312, "L40S": 362}
 
 
 class Throughput(Announcer):
@@ -74,11 +66,11 @@ class Throughput(Announcer):
         if trainer.is_global_zero:
             share = rate["mfu_nominal"]
             nominal = "" if share is None else f" and {share:.0%} of the GPU's nominal rate"
+            since = f", since step {self._first_step:,}" if self._first_step else ""
             self.message = (
                 f"{rate['targets_per_s']:,.0f} targets/s, {rate['real_share']:.1%} of the positions real, "
                 f"{rate['flops_per_s'] / 1e9:,.1f} GFLOP/s = {rate['mfu']:.0%} of the {self._products} products' "
-                f"{self._peak_flops_per_s / 1e9:,.0f} on each rank{nominal}, {rate['memory_gib']:.2f} GiB"
-                + (f", since step {self._first_step:,}" if self._first_step else "")
+                f"{self._peak_flops_per_s / 1e9:,.0f} on each rank{nominal}, {rate['memory_gib']:.2f} GiB{since}"
             )
             write_json(run_of(trainer).folder / "throughput.json", rate | {"since_step": self._first_step})
 
@@ -111,7 +103,7 @@ class Throughput(Announcer):
 
 def nominal_of(gpu: str) -> float | None:
     """The vendor's FLOPs per second of a GPU, by its name; None if it is not known."""
-    return next((rate for name, rate in NOMINAL.items() if name in gpu), None)
+    return next((rate * 1e12 for name, rate in NOMINAL.items() if name in gpu), None)
 
 
 @cache

@@ -43,11 +43,12 @@ def begin_from(path: str | Path, net: Transformer, raw_ids: pl.Series, event_row
     known_rows = [*stored.about.get("event_names", [])] if shape.event_types else []
     known_rows += [row for each in vocabularies_of(stored.about) if each.of != "item" for row in each.row_names]
     of_vectors = [] if net.items.vectors is None else ["vector_width", "own_rows"]
-    told, may_differ = f"model.warm_start {path}", ["n_items", "event_types", *of_vectors]
-    refuse_other_network(shape.to_dict(), net.config, may_differ=may_differ, named=told)
+    told, mine = f"model.warm_start {path}", net.config.to_dict()
+    may_differ = {name: mine[name] for name in ("n_items", "event_types", *of_vectors)}
+    refuse_other_network(shape.to_dict() | may_differ, net.config, named=told)
     if bool(known_rows) != bool(event_rows):
-        known, mine = (", ".join(names) or "none" for names in (known_rows, event_rows))
-        raise UserError(f"{told} knows the types of event {known}, the data have {mine}")
+        known, given = (", ".join(names) or "none" for names in (known_rows, event_rows))
+        raise UserError(f"{told} knows the types of event {known}, the data have {given}")
     # The shape equals the config's, so this makes no other classes.
     with torch.device("meta"):
         expected = Transformer(shape).state_dict()
