@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
+from lrec.common.pages import rendered
 from lrec.common.pictures import alt_text, save_figure
-from lrec.common.text_tables import counted, on_terminal, rows_table
+from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.equivalents import REACH, Worth, noise_of
@@ -222,44 +223,12 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:
-        best = rates.steps[rates.cheapest]
-        finding = (
-            f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {counted(float(f'{best.hours_more:.2g}'), 'hour')}"
-        )
+        gain, hours = rates.steps[rates.cheapest].gain, float(f"{rates.steps[rates.cheapest].hours_more:.2g}")
+        finding = f"Buy {rates.cheapest} next: {gain:.3f} nats for {counted(hours, 'hour')}"
     figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
     save_figure(rates.folder / "exchange.png", figure)
-    note = (
-        f"Steps of {ladder.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
-        f"{n_targets:,} targets, {METRIC} {rates.base.metric:.4f}, {counted(rates.hours, 'hour')}), with the learning "
-        "rate, targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % interval, "
-        f"with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with this loss."
-    )
-    report = "\n\n".join([f"# {finding}", _priced_table(rates), note, f"![{alt_text(figure)}](exchange.png)"])
-    report += f"\n\n## Two steps together\n\n{_combined_table(combined)}\n" if combined else "\n"
+    shown = {"finding": finding, "metric": METRIC, "rates": rates, "ladder": ladder, "n_targets": n_targets}
+    shown |= {"alt": alt_text(figure), "combined": combined}
+    report = rendered("study", "exchange.md.j2", shown, times=lambda n: BEYOND.get(n, f"{n:.3g}"))
     write_text(rates.folder / "exchange.md", report)
     return report
-
-
-def _priced_table(rates: Rates) -> str:
-    rows = [["step", "gain, nats", "times the parameters", "90 %", "hours more", "by size", "nats an hour", METRIC]]
-    for name, step in rates.steps.items():
-        times, low, high = (BEYOND.get(each, f"{each:.3g}") for each in step.worth)
-        row = [name, f"{step.gain:+.4f} ± {step.half:.4f}", times, f"{low} to {high}", f"{step.hours_more:.2g}"]
-        row += [f"{step.hours_by_size:+.2g}", f"{step.rate:.3g}", f"{step.metric_more:+.4f}"]
-        rows.append(["" if cell == "+nan" else cell for cell in row])  # what is not known
-    return rows_table(rows, text=(0,))
-
-
-def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "within"]]
-    for name, each in combined.items():
-        row = [name, "more or less than the ladder shows", "", "", "", "", ""]
-        if "predicted" in each:
-            ends = f"{each['low']:.4f} to {each['high']:.4f}"
-            row[1:4] = f"{each['predicted']:.4f}", ends, f"{each['hours']:.2g}"
-        if "actual" in each:
-            row[4] = f"{each['actual']:.4f}"
-        if "inside" in each:
-            row[5:] = f"{each['error_pct']:+.2f} %", "yes" if each["inside"] else "no"
-        rows.append(row)
-    return rows_table(rows, text=(0,))
