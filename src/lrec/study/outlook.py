@@ -145,10 +145,9 @@ def measure(data: SequenceDataModule, seed: int) -> Evidence:
     chosen = np.sort(random.permutation(known)[:MOST_CASES])
     cases = cases_before(data.cuts, val.users_T[chosen], val.positions_T[chosen], data.max_len)
     if data.U < LEAST_TRAINING_TARGETS or len(cases) < LEAST_CASES:
-        raise UserError(
-            f"{data.store_name}: {data.U:,} training targets and {len(cases):,} validation targets of known items; an "
-            f"outlook needs {LEAST_TRAINING_TARGETS:,} and {LEAST_CASES}"
-        )
+        has = f"{data.U:,} training targets and {len(cases):,} validation targets of known items"
+        needed = f"an outlook needs {LEAST_TRAINING_TARGETS:,} and {LEAST_CASES}"
+        raise UserError(f"{data.store_name}: {has}; {needed}")
     print("counting n-grams", file=sys.stderr, flush=True)
     counted, losses_of_orders = zip(*(_count(data, share, cases) for share in SHARES), strict=True)
     losses_C = losses_of_orders[-1]
@@ -251,16 +250,12 @@ def judge(evidence: Evidence) -> Outlook:
         gain = useful = 0.0
         why = "neither n-grams nor short runs find anything in the order of the items"
     elif (harder := tiny.loss - tiny.fresh_loss) > expected:
-        why = (
-            f"validation is {harder:.2f} nats harder than training targets of users that were left out, so what a "
-            "network learns from the past may no longer hold; if users are sessions, validate on whole sessions "
-            "(data.split lrec.UserSplit)"
-        )
+        why = f"validation is {harder:.2f} nats harder than training targets of users that were left out, so what a "
+        why += "network learns from the past may no longer hold; if users are sessions, validate on whole sessions "
+        why += "(data.split lrec.UserSplit)"
     elif ngram - tiny.loss < LEAD * (popularity - ngram):
-        why = (
-            f"n-grams know about as much as the short runs ({ngram:.2f} and {tiny.loss:.2f}): only more training "
-            "shows whether a network finds more than n-grams"
-        )
+        why = f"n-grams know about as much as the short runs ({ngram:.2f} and {tiny.loss:.2f}): only more training "
+        why += "shows whether a network finds more than n-grams"
     else:
         gain = expected
         why = f"the short runs know {ngram - tiny.loss:.2f} nats more than n-grams, and validation is not much harder"
