@@ -51,7 +51,8 @@ def fit_command(
     method = method_named(law)
     check_writable(out / "fit.json", "--out")
     check_range("--floor", floor, at_least=0, below=MEANINGFUL)
-    of_law = (d, u)[: 0 if method is None else len(method.variables) - 1]
+    variables = 1 if method is None else len(method.variables)
+    of_law = (d if variables > 1 else None, u if variables > 2 else None)
     table_read = read_points(points, x, y, *of_law, shares=method is None)
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
     names = {"x": x, "d": d, "u": u, "y": y}
