@@ -50,11 +50,6 @@ class Priced(NamedTuple):
     hours_by_size: float  # more than the base, of the size with the same loss; nan if the ladder does not show it
     metric_more: float  # difference of `METRIC` from the base
 
-    @property
-    def rate(self) -> float:
-        """Nats per additional hour."""
-        return self.gain / self.hours_more
-
 
 def exchange(
     study: Path,
@@ -157,7 +152,8 @@ class Rates:
         alike[ladder.size] = np.concatenate([self.base.loss_R, again.loss_R])
         self.noise = noise_of([loss_R.tolist() for loss_R in alike.values()])
         priced = {name: self._priced(options, trained.get(name)) for name, options in steps.items()}
-        self.steps = dict(sorted(priced.items(), key=lambda step: -step[1].rate))
+        by_nats_an_hour = sorted(priced.items(), key=lambda step: -step[1].gain / step[1].hours_more)
+        self.steps = dict(by_nats_an_hour)
 
     @property
     def cheapest(self) -> str | None:
@@ -202,7 +198,9 @@ class Rates:
     def combined(self, together: Mapping[str, list[PlannedRun]]) -> dict[str, dict[str, float]]:
         """The prediction for every two steps, and the results of the steps that were trained together."""
         options = {name: step.options.keys() for name, step in self.steps.items()}
-        apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
+        pairs = [each for each in combinations(options, 2) if options[each[0]].isdisjoint(options[each[1]])]
+        trained = {frozenset(name.split("+")): name for name in together}  # the steps of a name have any order
+        apart = [trained.get(frozenset(pair), "+".join(pair)) for pair in pairs]
         found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
         for name, runs in together.items():
             came, each = self.ladder.results_of(self.folder, runs), found[name]
@@ -215,11 +213,12 @@ class Rates:
 
 def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
-    ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
+    ladder, base = rates.ladder, rates.base
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
     content: dict[str, Any] = {"study": ladder.name, "size": ladder.size, "N_body": ladder.n_body}
-    content |= {"targets": n_targets, "loss": rates.loss, METRIC: rates.base.metric, "hours": rates.hours}
-    content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest, "combinations": combined}
+    content |= {"targets": len(base.tables[0]), "loss": base.loss, METRIC: base.metric, "hours": rates.hours}
+    content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest}
+    content["combinations"] = rates.combined(together)
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:
@@ -227,8 +226,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
         finding = f"Buy {rates.cheapest} next: {gain:.3f} nats for {counted(hours, 'hour')}"
     figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
     save_figure(rates.folder / "exchange.png", figure)
-    shown = {"finding": finding, "metric": METRIC, "rates": rates, "ladder": ladder, "n_targets": n_targets}
-    shown |= {"alt": alt_text(figure), "combined": combined}
+    shown = {"found": content, "metric": METRIC, "finding": finding, "alt": alt_text(figure)}
     report = rendered("study", "exchange.md.j2", shown, times=lambda n: BEYOND.get(n, f"{n:.3g}"))
     write_text(rates.folder / "exchange.md", report)
     return report
