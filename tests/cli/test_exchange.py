@@ -136,6 +136,11 @@ def test_two_steps_are_predicted_before_they_are_judged(study: Path, lrec: Calla
         "bigger+passes x2",
         "bigger+users x2",
     }
+    # A pair stands there once, whichever of its steps is named first.
+    finish(run_of_study(out, "1x16-nothing-passes-x2-seed1"), "1x16", law(6912), 36000)
+    named = [*run_exchange(study, lrec, "--combine=[nothing+passes x2]")["combinations"]]
+    assert "nothing+passes x2" in named
+    assert "passes x2+nothing" not in named
     # A combination whose run is lost has no actual loss any more.
     shutil.rmtree(run_of_study(out, "1x16-passes-x2-users-x2-seed1").folder)
     assert "actual" not in run_exchange(study, lrec)["combinations"]["passes x2+users x2"]

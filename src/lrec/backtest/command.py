@@ -41,9 +41,8 @@ def backtest(options: Backtest) -> None:
         print(runs_table(record.runs, record.folder, record.state))
         return
     if options.dry_run:
-        starts = [["window", "begins", "ends"]]
-        starts += [[str(k), *(time_text(time, store.time_unit) for time in each)] for k, each in windows.items()]
-        print(on_terminal(rows_table(starts)), end="\n\n")
+        times = [[str(k), *(time_text(time, store.time_unit) for time in each)] for k, each in windows.items()]
+        print(on_terminal(rows_table([["window", "begins", "ends"], *times])), end="\n\n")
     budget.check(study, (study, record.runs))
     if options.dry_run:
         return

@@ -122,18 +122,15 @@ def windows_of(backtest: Backtest, store: Store, types: list[str] | None) -> Win
     origins = [end - length - every * ahead for ahead in reversed(range(backtest.folds))]
     windows = {number: (at, at + length) for number, at in enumerate(origins, start=1)}
     if origins[0] <= begin:
-        raise UserError(
-            f"--folds {backtest.folds} of --every {backtest.every} begin before the data: choose fewer or shorter ones"
-        )
+        asked = f"--folds {backtest.folds} of --every {backtest.every}"
+        raise UserError(f"{asked} begin before the data: choose fewer or shorter ones")
     may_be_N = np.ones(len(store.times_N), dtype=bool) if types is None else store.of_types(types)
     may_be_N[store.offsets_U1[:-1]] = False
     for number, (begin, end) in windows.items():
         if not (may_be_N & (store.times_N >= begin) & (store.times_N < end)).any():
-            begins, what = time_text(begin, store.time_unit), " or ".join(types or ["interaction"])
-            raise UserError(
-                f"window {number} of --folds {backtest.folds}, from {begins}, has no {what} "
-                "of a user with an earlier interaction: choose other windows, or another end (--until)"
-            )
+            window = f"window {number} of --folds {backtest.folds}, from {time_text(begin, store.time_unit)},"
+            target = f"{' or '.join(types or ['interaction'])} of a user with an earlier interaction"
+            raise UserError(f"{window} has no {target}: choose other windows, or another end (--until)")
     return windows
 
 
@@ -141,9 +138,9 @@ def planned(backtest: Backtest, store: Store, windows: Windows) -> tuple[Study, 
     """The study of every network that the updates need, and its runs. A network learns from all interactions before its
     origin, except those of validation users, and is tested on the window that begins there. A warm network learns from
     what is new since the previous origin, as in `lrec update`."""
-    splits, part, first = dict[int, dict[str, Any]](), dict[str, Any](), windows[1][0]
+    splits, part = dict[int, dict[str, Any]](), dict[str, Any]()
     if backtest.train_from is not None:
-        since = cut_time(store, "--train_from", backtest.train_from)
+        since, (first, _) = cut_time(store, "--train_from", backtest.train_from), windows[1]
         if since >= first:
             begins = time_text(first, store.time_unit)
             raise UserError(f"--train_from {backtest.train_from} must lie before the first origin, {begins}")

@@ -11,6 +11,7 @@ from statistics import mean
 import polars as pl
 
 from lrec.common.files import sibling
+from lrec.common.pages import rendered
 from lrec.common.text_tables import amount, counted
 from lrec.laws.analysis import Analysis
 from lrec.laws.intervals import Judged
@@ -136,9 +137,11 @@ def answer_of(
     nearly = f"already has {100 * NEARLY:.0f} % of the best {metric}, {best:.3f}."
     smaller = [f"A network of {amount(near)} parameters {nearly}"] if near < size else []
     gains = " and ".join(f"{100 * c.gain:+.1f} % at {c.title}" for c in columns[1:])
+    shown = {"metric": metric, "pays": PAYS, "baselines": BASELINES}
+    shown |= {"columns": columns, "best": best, "fails": fails, "beaten": beaten}
     return Answer(
         metric,
-        _verdict(metric, columns, best, fails, beaten),
+        rendered("study", "verdict.md.j2", shown),
         f"{metric} by size: the forecast failed its test" if fails else f"{metric}: {gains} the size",
         tuple(columns),
         tuple(_sure(metric, judged, point)),
@@ -147,27 +150,6 @@ def answer_of(
         (*smaller, *_more_data(metric, study.x, [(run, points[run.name]) for run in finished])),
         *_next(study, run, smallest, columns[1], fails, beaten is not None),
     )
-
-
-def _verdict(metric: str, columns: Sequence[Column], best: float, fails: bool, beaten: tuple[float, str] | None) -> str:
-    today, ten = columns[:2]
-    if fails:
-        return (
-            f"This study cannot say what larger networks bring, because its forecast of its own large networks was "
-            f"wrong. The largest trained network has {metric} {today.value:.3f}."
-        )
-    expected = f"{ten.value:.3f} (90 % interval: {ten.low:.3f} to {ten.high:.3f})"
-    if beaten and beaten[0] >= ten.value:
-        return (
-            f"Do not build a network yet: {BASELINES[beaten[1]]} has {metric} {beaten[0]:.3f}, the largest network "
-            f"has {today.value:.3f}, and ten times its size is expected to have {expected}."
-        )
-    does = "pays" if (ten.low or 0) > best else "probably pays"
-    if ten.gain < PAYS:
-        does = "brings almost nothing"
-    instead = f"expect {metric} {expected} instead of {best:.3f}"
-    smaller = ", which a smaller trained network has" if best > today.value else ""
-    return f"Size {does}: at ten times the largest trained size, {instead}{smaller}."
 
 
 def _sure(metric: str, judged: Sequence[Judged], point: Point) -> list[str]:

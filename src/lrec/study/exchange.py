@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
+from lrec.common.pages import rendered
 from lrec.common.pictures import alt_text, save_figure
-from lrec.common.text_tables import counted, on_terminal, rows_table
+from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.equivalents import REACH, Worth, noise_of
@@ -47,11 +48,6 @@ class Priced(NamedTuple):
     hours_more: float  # than the base
     hours_by_size: float  # more than the base, of the size with the same loss; nan if the ladder does not show it
     metric_more: float  # difference of the ladder's metric from the base
-
-    @property
-    def rate(self) -> float:
-        """Nats per additional hour."""
-        return self.gain / self.hours_more
 
 
 def exchange(
@@ -155,7 +151,8 @@ class Rates:
         alike[ladder.size] = np.concatenate([self.base.loss_R, again.loss_R])
         self.noise = noise_of([loss_R.tolist() for loss_R in alike.values()])
         priced = {name: self._priced(options, trained.get(name)) for name, options in steps.items()}
-        self.steps = dict(sorted(priced.items(), key=lambda step: -step[1].rate))
+        by_nats_an_hour = sorted(priced.items(), key=lambda step: -step[1].gain / step[1].hours_more)
+        self.steps = dict(by_nats_an_hour)
 
     @property
     def cheapest(self) -> str | None:
@@ -200,7 +197,9 @@ class Rates:
     def combined(self, together: Mapping[str, list[PlannedRun]]) -> dict[str, dict[str, float]]:
         """The prediction for every two steps, and the results of the steps that were trained together."""
         options = {name: step.options.keys() for name, step in self.steps.items()}
-        apart = [f"{one}+{two}" for one, two in combinations(options, 2) if options[one].isdisjoint(options[two])]
+        pairs = [each for each in combinations(options, 2) if options[each[0]].isdisjoint(options[each[1]])]
+        trained = {frozenset(name.split("+")): name for name in together}  # the steps of a name have any order
+        apart = [trained.get(frozenset(pair), "+".join(pair)) for pair in pairs]
         found = {name: self.expected(name) for name in dict.fromkeys([*apart, *together])}
         for name, runs in together.items():
             came, each = self.ladder.results_of(self.folder, runs), found[name]
@@ -213,64 +212,20 @@ class Rates:
 
 def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     """Write exchange.json, exchange.png and exchange.md; return the text of exchange.md."""
-    ladder, combined, n_targets = rates.ladder, rates.combined(together), len(rates.base.tables[0])
+    ladder, base = rates.ladder, rates.base
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
     content: dict[str, Any] = {"study": ladder.name, "size": ladder.size, "N_body": ladder.n_body}
-    content |= {"targets": n_targets, "loss": rates.loss, ladder.metric: rates.base.metric, "hours": rates.hours}
-    content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest, "combinations": combined}
+    content |= {"targets": len(base.tables[0]), "loss": base.loss, ladder.metric: base.metric, "hours": rates.hours}
+    content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest}
+    content["combinations"] = rates.combined(together)
     write_json(rates.folder / "exchange.json", finite(content))
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:
-        best = rates.steps[rates.cheapest]
-        finding = (
-            f"Buy {rates.cheapest} next: {best.gain:.3f} nats for {counted(float(f'{best.hours_more:.2g}'), 'hour')}"
-        )
+        gain, hours = rates.steps[rates.cheapest].gain, float(f"{rates.steps[rates.cheapest].hours_more:.2g}")
+        finding = f"Buy {rates.cheapest} next: {gain:.3f} nats for {counted(hours, 'hour')}"
     figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
     save_figure(rates.folder / "exchange.png", figure)
-    note = (
-        f"Steps of {ladder.name} at {ladder.size} ({ladder.n_body:,} parameters, loss {rates.loss:.4f} over "
-        f"{n_targets:,} targets, {ladder.metric} {rates.base.metric:.4f}, {counted(rates.hours, 'hour')}), with the "
-        "learning rate, targets per step and dropout of the study's run. Gains are on the same targets; ± is the 90 % "
-        f"interval, with seed noise ({100 * rates.noise.sd:.2f} % of a loss). By size: hours more of the size with "
-        "this loss."
-    )
-    report = "\n\n".join([f"# {finding}", _priced_table(rates), note, f"![{alt_text(figure)}](exchange.png)"])
-    report += f"\n\n## Two steps together\n\n{_combined_table(combined)}\n" if combined else "\n"
+    shown = {"found": content, "metric": ladder.metric, "finding": finding, "alt": alt_text(figure)}
+    report = rendered("study", "exchange.md.j2", shown, times=lambda n: BEYOND.get(n, f"{n:.3g}"))
     write_text(rates.folder / "exchange.md", report)
     return report
-
-
-def _priced_table(rates: Rates) -> str:
-    rows = [
-        [
-            "step",
-            "gain, nats",
-            "times the parameters",
-            "90 %",
-            "hours more",
-            "by size",
-            "nats an hour",
-            rates.ladder.metric,
-        ]
-    ]
-    for name, step in rates.steps.items():
-        times, low, high = (BEYOND.get(each, f"{each:.3g}") for each in step.worth)
-        row = [name, f"{step.gain:+.4f} ± {step.half:.4f}", times, f"{low} to {high}", f"{step.hours_more:.2g}"]
-        row += [f"{step.hours_by_size:+.2g}", f"{step.rate:.3g}", f"{step.metric_more:+.4f}"]
-        rows.append(["" if cell == "+nan" else cell for cell in row])  # what is not known
-    return rows_table(rows, text=(0,))
-
-
-def _combined_table(combined: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [["steps", "predicted", "90 %", "hours", "actual", "error", "within"]]
-    for name, each in combined.items():
-        row = [name, "more or less than the ladder shows", "", "", "", "", ""]
-        if "predicted" in each:
-            ends = f"{each['low']:.4f} to {each['high']:.4f}"
-            row[1:4] = f"{each['predicted']:.4f}", ends, f"{each['hours']:.2g}"
-        if "actual" in each:
-            row[4] = f"{each['actual']:.4f}"
-        if "inside" in each:
-            row[5:] = f"{each['error_pct']:+.2f} %", "yes" if each["inside"] else "no"
-        rows.append(row)
-    return rows_table(rows, text=(0,))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lrec.common.files import check_writable, commit_of, file_hash, locked, read_json, write_text
-from lrec.common.text_tables import counted, on_terminal, rows_table
+from lrec.common.pages import rendered
+from lrec.common.text_tables import on_terminal
 from lrec.errors import UserError
 from lrec.laws.intervals import Expected, came
 from lrec.run import find_points, read_points_file
@@ -94,25 +95,8 @@ def _measured(entry: Entry, study: Path) -> Entry:
 
 def page(entries: list[Entry]) -> str:
     """All entries as a page: those outside their interval first, then by the size of the error; open ones last."""
-    head = ["study", "size", "predicted", "90 % interval", "measured", "error", "no-gain error", "within", "registered"]
-    rows, within, better = list[tuple[tuple[int, float], list[str]]](), 0, 0
-    for f in entries:
-        place = f"{f.x:,.0f}" if f.d is None else f"{f.x:,.0f} / {f.d:,.0f}"
-        stated = " ".join([f.registered, f.commit, f.sha256[:12], *([] if f.before else ["after its result"])])
-        cells = [f"{f.study} {f.ladder}".strip(), place, f"{f.predicted:.4f}", f"{f.low:.4f} to {f.high:.4f}"]
-        if f.measured is None or f.no_gain is None:
-            rows.append(((2, 0.0), [*cells, "", "", "", "", stated]))
-            continue
-        judged = came(f, f.measured, f.no_gain)
-        error, no_gain, inside = judged["error_pct"], judged["naive_error_pct"], judged["inside"]
-        within, better = within + inside, better + (abs(error) < abs(no_gain))
-        cells += [f"{f.measured:.4f}", f"{error:+.2f} %", f"{no_gain:+.2f} %", "yes" if inside else "no", stated]
-        rows.append(((int(inside), -abs(error)), cells))
-    known = sum(f.measured is not None for f in entries)
-    said = (
-        f"{counted(len(entries), 'forecast')}, {known} measured: {within} within the interval, {better} with a "
-        "smaller error than the no-gain baseline. The last column has the time, git's commit, and the first digits of "
-        "the SHA-256 of prediction.json."
-    )
-    ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
-    return f"# Ledger of forecasts\n\n{said}\n\n{rows_table([head, *ordered], text=(0, 8))}\n"
+    judged = [(f, {} if f.measured is None or f.no_gain is None else came(f, f.measured, f.no_gain)) for f in entries]
+    judged.sort(key=lambda each: (each[1].get("inside", 2), -abs(each[1].get("error_pct", 0.0))))
+    known = [found for _, found in judged if found]
+    better = sum(abs(found["error_pct"]) < abs(found["naive_error_pct"]) for found in known)
+    return rendered("study", "ledger.md.j2", {"judged": judged, "known": known, "better": better})

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lrec.common.cpu_threads import one_core
 from lrec.common.files import check_folder, write_json, write_text
-from lrec.common.text_tables import amount, on_terminal, rows_table
+from lrec.common.pages import rendered
+from lrec.common.text_tables import amount, on_terminal
 from lrec.data.batching.train_batches import BatchPlan, TrainBatch, TrainLoader
 from lrec.data.datasets import SequenceDataModule
 from lrec.data.splits.reduction import TrainingPart, training_part
@@ -126,7 +127,8 @@ def outlook_command(data: SequenceDataModule, out: Path | None = None, seed: int
     data.prepare_data()
     data.setup("fit")
     outlook = judge(evidence := measure(data, seed))
-    report = markdown(data.store.meta["name"], evidence, outlook)
+    shown = {"name": data.store.meta["name"], "evidence": evidence, "outlook": outlook, "orders": ORDERS}
+    report = rendered("study", "outlook.md.j2", shown | {"small": FROM, "large": TO}, amount=amount)
     if out is not None:
         about = {"schema": 1, "data_hash": data.data_hash, "seed": seed, "from": FROM, "to": TO}
         write_json(out / "outlook.json", about | {"outlook": asdict(outlook), "evidence": asdict(evidence)})
@@ -143,10 +145,9 @@ def measure(data: SequenceDataModule, seed: int) -> Evidence:
     chosen = np.sort(random.permutation(known)[:MOST_CASES])
     cases = cases_before(data.cuts, val.users_T[chosen], val.positions_T[chosen], data.max_len)
     if data.U < LEAST_TRAINING_TARGETS or len(cases) < LEAST_CASES:
-        raise UserError(
-            f"{data.store_name}: {data.U:,} training targets and {len(cases):,} validation targets of known items; an "
-            f"outlook needs {LEAST_TRAINING_TARGETS:,} and {LEAST_CASES}"
-        )
+        has = f"{data.U:,} training targets and {len(cases):,} validation targets of known items"
+        needed = f"an outlook needs {LEAST_TRAINING_TARGETS:,} and {LEAST_CASES}"
+        raise UserError(f"{data.store_name}: {has}; {needed}")
     print("counting n-grams", file=sys.stderr, flush=True)
     counted, losses_of_orders = zip(*(_count(data, share, cases) for share in SHARES), strict=True)
     losses_C = losses_of_orders[-1]
@@ -249,16 +250,12 @@ def judge(evidence: Evidence) -> Outlook:
         gain = useful = 0.0
         why = "neither n-grams nor short runs find anything in the order of the items"
     elif (harder := tiny.loss - tiny.fresh_loss) > expected:
-        why = (
-            f"validation is {harder:.2f} nats harder than training targets of users that were left out, so what a "
-            "network learns from the past may no longer hold; if users are sessions, validate on whole sessions "
-            "(data.split lrec.UserSplit)"
-        )
+        why = f"validation is {harder:.2f} nats harder than training targets of users that were left out, so what a "
+        why += "network learns from the past may no longer hold; if users are sessions, validate on whole sessions "
+        why += "(data.split lrec.UserSplit)"
     elif ngram - tiny.loss < LEAD * (popularity - ngram):
-        why = (
-            f"n-grams know about as much as the short runs ({ngram:.2f} and {tiny.loss:.2f}): only more training "
-            "shows whether a network finds more than n-grams"
-        )
+        why = f"n-grams know about as much as the short runs ({ngram:.2f} and {tiny.loss:.2f}): only more training "
+        why += "shows whether a network finds more than n-grams"
     else:
         gain = expected
         why = f"the short runs know {ngram - tiny.loss:.2f} nats more than n-grams, and validation is not much harder"
@@ -267,31 +264,3 @@ def judge(evidence: Evidence) -> Outlook:
         low, high = gain / INTERVAL_FACTOR, gain * INTERVAL_FACTOR
     more = gain_by_amount(2 * evidence.targets) - expected if gain is not None and useful else None
     return Outlook(gain, low, high, why, expected, useful, half.best - counted.best, more)
-
-
-def markdown(name: str, evidence: Evidence, outlook: Outlook) -> str:
-    counted = [["counted on", *ORDERS]]
-    counted += [[f"{row.targets:,}", *(f"{row.losses[order]:.3f}" for order in ORDERS)] for row in evidence.counted]
-    tiny = [["short run", "trained on", "validation", "users left out"]]
-    tiny += [[run.size, f"{run.targets:,}", f"{run.loss:.3f}", f"{run.fresh_loss:.3f}"] for run in evidence.tiny]
-    about = f"{evidence.targets:,} training targets, {evidence.items:,} items. "
-    about += f"Losses are nats, on {evidence.cases:,} validation targets."
-    tables = rows_table(counted), rows_table(tiny, text=(0,))
-    return "\n\n".join([f"# Outlook: {name}", about, *tables, _in_words(outlook)])
-
-
-def _in_words(outlook: Outlook) -> str:
-    """What size brings, up to which size it pays, and what twice the data would bring."""
-    if outlook.gain is None:
-        others = f"Other sets with as much data gained {outlook.by_amount:.2f} nats from {FROM} to {TO}."
-        gain = f"What size brings is unknown: {outlook.why}. {others}"
-    else:
-        expected = f"{outlook.gain:.2f} nats ({outlook.low:.2f} to {outlook.high:.2f})"
-        gain = f"From {FROM} to {TO} parameters expect {expected}: {outlook.why}."
-    useful = amount(float(f"{outlook.useful:.2g}"))
-    pays = f"Size can pay up to about {useful} parameters of the blocks." if outlook.useful else "Size does not pay."
-    more = f"the last doubling lowered the loss of n-grams by {outlook.doubling:.2f} nats"
-    if outlook.more_gain is None or outlook.more_gain < 0.005:
-        return f"{gain} {pays} More data: {more}."
-    added = f"the next would add {outlook.more_gain:.2f} nats to the gain from {FROM} to {TO}"
-    return f"{gain} {pays} Twice the data: {more}; {added}."

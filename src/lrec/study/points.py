@@ -14,8 +14,10 @@ from lrec.errors import UserError
 from lrec.laws.table import COLUMNS
 from lrec.run import POINTS, find_points
 
-# A table with all OWN_COLUMNS is lrec's own points.jsonl. HELPERS are read only to choose among points.
+# A table with all OWN_COLUMNS is lrec's own points.jsonl. HELPERS are read only to choose among points. RUN tells runs
+# apart, because runs of several studies may have the same name.
 OWN_COLUMNS, HELPERS = {"schema", "best", "status"}, {"N", "seed", "data_hash", "ended", "steps"}
+RUN = "study", "run", "data_hash"
 # Figures that are not read as metrics: of baselines, of validation, and those of the test that size need not improve.
 NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_(se|by_user|warm))|(?!test/).*")
 # The largest size, amount of data or loss; 1 / LARGEST is the smallest. Laws multiply powers of these numbers.
@@ -92,11 +94,11 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
     if own and file.suffix in {".csv", ".tsv"}:  # where every value is text
         way_out = f"keep a row for each run, and leave out the columns {', '.join(sorted(OWN_COLUMNS))}"
         raise UserError(f"{file}: lrec's own points are read from .jsonl or .parquet files; or {way_out}")
-    last_of_run = {_run_of(row): row for _, row in rows} if own else {}
+    last_of_run = {tuple(map(row.get, RUN)): row for _, row in rows} if own else {}
     points = []
     for number, row in rows:
         if not own or (row.get("best") is True and row.get("status") != "diverged"):
-            point = _own(row, last_of_run[_run_of(row)]) if own else {"run": row.get("run")}
+            point = _own(row, last_of_run[*map(row.get, RUN)]) if own else {"run": row.get("run")}
             point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
             points.append(point | {"file": str(file), "row": number})
     metrics = dict.fromkeys(name for point in points for name in point if name not in {*COLUMNS, *HELPERS})
@@ -105,11 +107,6 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
     schema |= {"seed": pl.Int64, "overfitted": pl.Boolean, "row": pl.Int64}
     schema |= dict.fromkeys(("data_hash", "run", "file"), pl.String)
     return pl.DataFrame(points, schema=schema, strict=False), own
-
-
-def _run_of(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Which run a row is of. Runs of several studies may have the same name."""
-    return row.get("study"), row.get("run"), row.get("data_hash")
 
 
 def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +164,8 @@ def _positive(file: Path, number: int, column: str, value: Any) -> float:
     with suppress(TypeError, ValueError, OverflowError):
         parsed = math.nan if isinstance(value, bool) else float(value)
     if not 1 / LARGEST <= parsed <= LARGEST:
-        raise UserError(
-            f"{file}, row {number}: {column} is {value!r}, not a positive number up to {LARGEST:g}; "
-            "correct or remove the row"
-        )
+        what = f"{column} is {value!r}, not a positive number up to {LARGEST:g}"
+        raise UserError(f"{file}, row {number}: {what}; correct or remove the row")
     return parsed
 
 

@@ -224,12 +224,11 @@ def _noise(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> li
     if len(losses) < 2:
         return []
     parts = {"test": pl.col("step") == 0}
-    own = [points[run.name] for run in runs]
-    error = max(point.test_loss_se or 0 for point in own)
+    error = max(points[run.name].test_loss_se or 0 for run in runs)
     note = f"The standard error of a test loss, over users, is at most {error:.4f}"
     if next(iter(losses.values()))[0]["step"].max() != 0:
         parts["test and trajectory"] = pl.lit(True)
-        error = max(point.trajectory_loss_se or 0 for point in own)
+        error = max(points[run.name].trajectory_loss_se or 0 for run in runs)
         note += f"; with the targets of the trajectories, it is at most {error:.4f}"
     rows = [["step in size", *(f"difference in {part} loss" for part in parts)]]
     for small, large in pairwise(losses):
