@@ -96,9 +96,11 @@ def compute_figure(runs: Sequence[Points]) -> "Figure | None":
     axes = figure.add_subplot()
     axes.plot(*envelope(runs), color=GREY, lw=1.2, ls="--")
     style(axes, "flops", "val_loss")
-    below: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": LABEL_POINTS}
-    for name, flops, loss, color in _draw_runs(axes, runs, "flops", runs):
-        axes.annotate(name, (flops, loss), (-3, -3), color=color, **below)
+    for name, _, _, color in _draw_runs(axes, runs, "flops", runs):
+        # At its start: runs often end with the same loss, but each size is first evaluated at its own compute.
+        first = max((trajectory(points, "flops") for points in runs if points[0].size == name), key=lambda t: t[1][0])
+        look: dict[str, Any] = {"color": color, "ha": "center", "fontsize": LABEL_POINTS}
+        axes.annotate(name, (first[0][0], first[1][0]), (0, 4), textcoords="offset points", **look)
     axes.margins(x=0.1, y=0.1)
     entitle(axes, finding, "dashed: the least loss for the compute")
     return figure
