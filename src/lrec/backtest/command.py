@@ -48,7 +48,6 @@ def backtest(options: Backtest) -> None:
         return
     with locked(lock_of(study.folder), f"another backtest is under way in {study.folder}: wait for its end"):
         runs = record.enter(options.restart, ())
-        record.check_data(runs)
         Work(study).train(record, runs, "network")
         served = dict[tuple[str, str, int], tuple[Point, pl.DataFrame]]()
         for run in runs:

@@ -48,8 +48,9 @@ class Record:
         return Run(self.folder / run.name)
 
     def enter(self, restart: Collection[str], skip: Collection[str]) -> list[PlannedRun]:
-        """Add the runs to the study, delete what `restart` names, and return all runs except those in `skip`. UserError
-        if a run began with other options than it has now, or if a run in `restart` is being trained."""
+        """Add the runs to the study, delete what `restart` names, and return all runs except those in `skip`.
+        UserError, with nothing changed, if a run began with other options or other data than it has now, or if a run
+        in `restart` is being trained."""
         for run in self.runs:
             if run.name in restart and is_running(self.trained(run).folder):
                 raise UserError(f"--restart {run.name}: it is under way: wait for its end, or stop it")
@@ -65,6 +66,8 @@ class Record:
             if changes:
                 way_out = f"choose another --out, or --restart '[{run.name}]' to train it again"
                 raise UserError(f"{self.study.folder} has run {run.name} with other options ({changes}): {way_out}")
+        entered = [run for run in self.runs if run.name not in skip]
+        self.check_data(entered, restart)
         for run in self.runs:
             if run.name in restart:
                 shutil.rmtree(self.trained(run).folder, ignore_errors=True)
@@ -73,12 +76,12 @@ class Record:
             if point is None:
                 self.threads[run.name] = self.study.threads
         self._write()
-        return [run for run in self.runs if run.name not in skip]
+        return entered
 
-    def check_data(self, runs: list[PlannedRun]) -> None:
-        """UserError, before training, if the data of a ladder are not those of its finished runs. Of ladders without a
-        run to train, one is checked, unless its data are gone."""
-        results = [(run, self.trained(run).result) for run in runs]
+    def check_data(self, runs: list[PlannedRun], restart: Collection[str] = ()) -> None:
+        """UserError if the data of a ladder are not those of its finished runs, except those in `restart`. Of ladders
+        without a run to train, one is checked, unless its data are gone."""
+        results = [(run, None if run.name in restart else self.trained(run).result) for run in runs]
         to_train = {run.ladder: run for run, point in results if point is None}
         of_ladder: dict[str, dict[str, str]] = defaultdict(dict)  # by data hash, where these data are from
         finished = [(run, point.data_hash) for run, point in results if point is not None and point.data_hash]

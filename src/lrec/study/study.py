@@ -79,7 +79,6 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
         study = tuned.applied_to(study)
         record = Record(study, planned_runs(study))
     runs = record.enter(study.restart, study.skip)
-    record.check_data(runs)
     work.train(record, [run for run in runs if not run.held_out], "fitted")
     ladders, unfit = list[LadderFit](), dict[str, str]()
     for ladder, mine in by_ladder(runs).items() if study.law is not None else ():

@@ -279,7 +279,6 @@ class Tuner:
             entered = record.enter(restart, ())
             if restart:  # if the study is stopped now, the earlier result must not come back
                 self._file.unlink(missing_ok=True)
-            record.check_data(entered)
             work.train(record, [run for run in entered if run.name in mine], TRIAL)
             trials = [self._trial(run) for run in runs]
             self._trials += trials

@@ -77,9 +77,14 @@ def test_a_run_is_not_trained_on_another_log_than_finished_ladders(
     monkeypatch.setattr(PlannedRun, "open_data", lambda _: SimpleNamespace(data_hash="now"))
     first, later = record.runs
     assert first.ladder != later.ladder
-    record.trained(first).write_points([Point(run=first.name, data_hash="before", best=True)])
-    with pytest.raises(UserError, match="the data of run 3k-a-seed1 have data_hash before, the current data now"):
-        record.check_data(record.runs)
+    for run in (first, later):
+        record.trained(run).write_points([Point(run=run.name, data_hash="before", best=True)])
+    for restart in ([], [later.name]):
+        with pytest.raises(UserError, match="the data of run 3k-a-seed1 have data_hash before, the current data now"):
+            record.enter(restart, ())
+    assert record.trained(later).result is not None, "a refused restart deletes nothing"
+    record.enter([first.name, later.name], ())
+    assert record.trained(first).result is None
 
 
 def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
