@@ -84,7 +84,8 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         for protocol in protocols:
             names = [f"{protocol}-{block}-{inputs}" for inputs in INPUTS for block in BLOCKS if block != "deep"]
-            names += [f"{protocol}-deep-request"] if protocol == "leave-one-out" else []
+            deep = ("leave-one-out-deep-past", "leave-one-out-deep-request")
+            names += deep if protocol == "leave-one-out" else ()
             runs = [(name, seed) for seed in options.seeds for name in names]
             list(pool.map(lambda run: keep(run[0], run[1], options.data, options.runs), runs))
     found = {protocol: kept(protocol) for protocol in PUBLISHED}
@@ -173,7 +174,7 @@ def differences(ranks: dict[tuple[str, str], np.ndarray]) -> list[str]:
         for before, inputs in (("nothing", "position"), ("position", "past"), ("past", "request"))
     ]
     pairs += [(f"hstu for modern, {TITLES[inputs]}", ("modern", inputs), ("hstu", inputs)) for inputs in INPUTS]
-    pairs += [(f"deep for hstu, {TITLES['request']}", ("hstu", "request"), ("deep", "request"))]
+    pairs += [(f"deep for hstu, {TITLES[each]}", ("hstu", each), ("deep", each)) for each in ("past", "request")]
     lines = ["| | HR@10 | NDCG@10 |", "|---|---:|---:|"]
     users_U = np.arange(next(iter(ranks.values())).shape[1])
     resamples = UserResamples(users_U, seed=0)
