@@ -41,19 +41,16 @@ class Analysis:
         same variables."""
         self.predictor, self.of_all, self.holdout, self.points = predictor, predictor, holdout, points
         self.names = {column: names[column] for column in (*predictor.columns, "y")}
-        if isinstance(predictor, Fit):
-            self.fit, self.unidentified = predictor, unidentified(predictor)
-            self.warnings = warnings(predictor, holdout)
-        else:
-            self.fit, self.unidentified = fit_points(LAWS[DESCRIBES], points_of_most_data(predictor.points)), []
-            self.warnings = data_warnings(self.fit.law, self.fit.points)
+        largest = points_of_most_data(predictor.points)
+        self.fit = predictor if isinstance(predictor, Fit) else fit_points(LAWS[DESCRIBES], largest)
+        is_law, self.unidentified = self.fit is predictor, unidentified(predictor)
+        self.warnings = warnings(self.fit, holdout) if is_law else data_warnings(self.fit)
         if holdout:
-            law = self.fit.law if self.fit is predictor else None
-            self.of_all = predictor_of(law, points, self.fit.problem.objective)
+            self.of_all = predictor_of(self.fit.law if is_law else None, points, self.fit.problem.objective)
         self.methods = compare_methods(predictor, self.fit, holdout, points) if with_others else []
         self.of_all.floor = floor or 0.0
         self.outlook = outlook(self.of_all)
-        self.verdict = verdict(predictor, holdout, self.methods, self.outlook, self.unidentified, names["x"])
+        self.verdict = verdict(predictor, holdout, self.methods, self.outlook, names["x"])
         self.metrics = {} if holdout is None else judged_metrics(predictor.points, holdout.points, points)
 
     def tested(self, metric: str) -> list[Judged]:

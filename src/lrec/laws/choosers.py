@@ -104,10 +104,10 @@ class DataChooser:
 
         least = _bisect(lambda flops: reached(flops) - loss, 1e3 * self._least_size * self._least_data, most)
         if least is None:
-            raise UserError(
-                f"--loss {loss:g}: not reached with {most:.2g} FLOPs, a million times the largest fitted run; the law "
-                f"gives {reached(most):.4g} there" + (", with the data and epochs allowed" if self.unique else "")
-            )
+            allowed = ", with the data and epochs allowed" if self.unique else ""
+            most_flops = f"{most:.2g} FLOPs, a million times the largest fitted run"
+            least_loss = f"the law gives {reached(most):.4g} there{allowed}"
+            raise UserError(f"--loss {loss:g}: not reached with {most_flops}; {least_loss}")
         return self.for_flops(least)
 
     def for_size(self, size: float) -> Choice:
@@ -165,10 +165,9 @@ class SizeChooser:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
         if unique is not None and not abs(unique / self.unique - 1) <= 0.01:
             known = "unknown data" if np.isnan(self.unique) else f"{self.unique:g} unique interactions"
-            raise UserError(
-                f"--unique {unique:g}: a law of size alone holds for the data it was fitted on ({known}); "
-                "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
-            )
+            way_out = "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
+            holds = f"a law of size alone holds for the data it was fitted on ({known})"
+            raise UserError(f"--unique {unique:g}: {holds}; {way_out}")
 
     def for_size(self, size: float) -> Choice:
         return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)), (size,))

@@ -11,21 +11,20 @@ Points of one setting (values of the variables) are merged: at every shape, the 
 Shapes: N points, S settings, V variables, K coefficients (U used), H shape parameters, G shapes, P places to predict.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import fdtri, stdtrit
 
 from lrec.laws.descent import Objective, Problem, descend
 from lrec.laws.law import Array, as_columns
 
 LEVEL = 0.9
-POOLING_LEVEL = 0.25
-"""Seed noise and the sizes' own scatter about the curve are pooled unless an F test at this level tells them apart."""
+POOLING_LEVEL = 0.25  # of the F test that may tell seed noise from the sizes' own scatter about the curve
 OUTLYING = 2.0
 """A residual beyond this many standard deviations is outlying. In a normal sample, 5 % of the residuals are. Their
 lower weight costs least squares 1 % of its precision."""
@@ -113,7 +112,7 @@ class Profile:
         self.shape_ends = self._shape_GH.min(0), self._shape_GH.max(0)
         self._solutions = self._solve(self._shape_GH)
 
-    def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
+    def predict(self, x: ArrayLike) -> list[Prediction]:
         """The loss at each x, with both intervals. They always contain the fit's own curve."""
         x_PV, predictions = as_columns(self._law, x), []
         log_residuals = self._problem.objective.residuals == "log"

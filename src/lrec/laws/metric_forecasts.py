@@ -97,8 +97,7 @@ def _no_more(points: pl.DataFrame, place: Expected, *columns: str) -> pl.DataFra
 
 def is_better_high(points: pl.DataFrame, metric: str) -> bool:
     """Whether a higher value of a metric is better."""
-    known = points.drop_nulls(metric)
-    return metric.startswith(RISING) or not known.select(pl.corr("y", metric)).item() > 0
+    return metric.startswith(RISING) or not points.drop_nulls(metric).select(pl.corr("y", metric)).item() > 0
 
 
 def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -> list[Expected]:

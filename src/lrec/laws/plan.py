@@ -210,15 +210,9 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     """The plan as Markdown."""
     loss, cheapest, runs = result["loss"], result["cheapest"] or {}, result["measured_runs"]
     rows = [["", "plan", "cheapest within 0.1 % of it"]]
-    for label, key in (
-        (content["x"], "N"),
-        ("interactions processed, D", "D"),
-        ("unique interactions, U", "U"),
-        ("epochs", "epochs"),
-        ("training FLOPs", "flops"),
-        (f"hours {result['speed']}", "hours"),
-        ("price", "price"),
-    ):
+    labels = {"N": content["x"], "D": "interactions processed, D", "U": "unique interactions, U", "epochs": "epochs"}
+    labels |= {"flops": "training FLOPs", "hours": f"hours {result['speed']}", "price": "price"}
+    for key, label in labels.items():
         if result[key] is not None:
             rows.append([label, *(f"{each[key]:.4g}" for each in (result, cheapest) if key in each)])
     source = f", measured by {counted(runs, 'run')}" if runs else ""

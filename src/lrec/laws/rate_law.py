@@ -136,17 +136,15 @@ class RateLaw:
 
     def _batch(self, n: float, d: float) -> tuple[float, float]:
         """ln batch* and its standard error."""
-        gradient_P = np.zeros(len(NAMES))
-        gradient_P[3:6] = 1, n, d
+        gradient_P = np.array([0, 0, 0, 1, n, d, 0, 0, 0, 0, 0])
         return float(gradient_P @ self._theta_P), self._error(gradient_P)
 
     def _rate(self, n: float, d: float, log_batch: float) -> tuple[float, float]:
         """ln rate* at a batch and its standard error. Runs of one batch determine the rate best at this batch."""
         of_place, slope = np.array([1, n, d]), self._theta_P[6]
-        gradient_P = np.zeros(len(NAMES))
-        gradient_P[:3], gradient_P[3:6] = of_place, -slope * of_place
-        gradient_P[6] = log_batch - of_place @ self._theta_P[3:6]
-        return float(of_place @ self._theta_P[:3] + slope * gradient_P[6]), self._error(gradient_P)
+        from_best = log_batch - of_place @ self._theta_P[3:6]
+        gradient_P = np.array([*of_place, *(-slope * of_place), from_best, 0, 0, 0, 0])
+        return float(of_place @ self._theta_P[:3] + slope * from_best), self._error(gradient_P)
 
     def _error(self, gradient_P: Array) -> float:
         return float(np.sqrt(gradient_P @ self._covariance_PP @ gradient_P + SCATTER**2))

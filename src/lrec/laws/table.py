@@ -90,9 +90,8 @@ def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:
     """The longest runs, and of these the points with the most unique data, which a law of size alone describes. Unknown
     lengths or unique data leave no point out."""
     points = longest(points)
-    if "u" not in points.columns or points["u"].null_count():
-        return points
-    return points.filter(pl.col("u") == pl.col("u").max())
+    known = "u" in points.columns and points["u"].null_count() == 0
+    return points.filter(pl.col("u") == pl.col("u").max()) if known else points
 
 
 def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:

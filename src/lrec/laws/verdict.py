@@ -10,7 +10,6 @@ from lrec.common.text_tables import counted, rows_table
 from lrec.laws.fit import Fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import OUTLYING, Prediction
-from lrec.laws.law import Law
 from lrec.laws.mixture import LADDER
 from lrec.laws.predict import Comparison, Predictor
 from lrec.laws.table import flops_per_interaction, longest, points_of_most_data
@@ -107,25 +106,26 @@ def rises(points: pl.DataFrame, columns: Sequence[str]) -> str:
     return some if len(steps) <= RISES_SHOWN else f"{some} and in {len(steps) - RISES_SHOWN} more steps"
 
 
-def data_warnings(law: Law, points: pl.DataFrame) -> list[str]:
+def data_warnings(fit: Fit) -> list[str]:
     """Warnings that follow from the points alone, whatever predicts from them."""
-    warnings = []
-    if where := rises(points, law.columns):
-        same = " at the same data" if len(law.variables) > 1 else ""
+    warnings, points = [], fit.points
+    if where := rises(points, fit.columns):
+        same = " at the same data" if len(fit.columns) > 1 else ""
         warnings.append(f"not monotone: the mean loss rises with x{same} from {where}")
     if (n_sizes := points["x"].n_unique()) < 5:
-        few = counted(n_sizes, "size")
-        warnings.append(f"only {few}: the exponent is hardly determined; trust the intervals, not the point")
+        few = f"only {counted(n_sizes, 'size')}: the exponent is hardly determined"
+        warnings.append(f"{few}; trust the intervals, not the point")
     if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
-        warnings.append(
-            f"over-fitting: the validation loss of {count} of {len(points)} runs rose again after its best value, "
-            "which the fit uses; with stronger regularisation, the curve may be different"
-        )
+        rose = f"the validation loss of {count} of {len(points)} runs rose again after its best value"
+        other = "with stronger regularisation, the curve may be different"
+        warnings.append(f"over-fitting: {rose}, which the fit uses; {other}")
     return warnings
 
 
-def unidentified(fit: Fit) -> list[str]:
+def unidentified(fit: Predictor) -> list[str]:
     """Parameters that ended on a bound, and exponents whose interval spans `LOOSE` times or reaches a bound."""
+    if not isinstance(fit, Fit):
+        return []
     hits, k = fit.diagnostics.bound_hits, fit.law.n_coefficients
     (low_H, high_H), (least_H, most_H) = fit.profile.shape_ends, (fit.problem.low_T[k:], fit.problem.high_T[k:])
     loose_H = (high_H - low_H >= np.log(LOOSE)) | (low_H <= least_H + 1e-3) | (high_H >= most_H - 1e-3)
@@ -135,7 +135,7 @@ def unidentified(fit: Fit) -> list[str]:
 
 def warnings(fit: Fit, holdout: Comparison | None) -> list[str]:
     """Warnings from the points, from the fit's search and intervals, and from the held-out sizes."""
-    found, hits = data_warnings(fit.law, fit.points), fit.diagnostics.bound_hits
+    found, hits = data_warnings(fit), fit.diagnostics.bound_hits
     if hits:
         found.append(f"not identified: {', '.join(hits)} ended on a bound")
     for name in unidentified(fit)[len(hits) :]:
@@ -150,12 +150,7 @@ def warnings(fit: Fit, holdout: Comparison | None) -> list[str]:
 
 
 def verdict(
-    predictor: Predictor,
-    holdout: Comparison | None,
-    methods: Sequence[Method],
-    ahead: Prediction,
-    unsure: Sequence[str],
-    x: str,
+    predictor: Predictor, holdout: Comparison | None, methods: Sequence[Method], ahead: Prediction, x: str
 ) -> list[str]:
     """Sentences on the held-out sizes, the `outlook`, the roll-outs, and the parameters that are `unidentified`."""
     sentences = [_held(predictor, holdout, x), _expected(ahead, x)]
@@ -164,19 +159,16 @@ def verdict(
         every = pl.DataFrame([*predictor.points.select("x", "y").rows(), *later], schema=["x", "y"], orient="row")
         if where := rises(every, ["x"]):
             sentences.append(f"The mean loss rises with {x} from {where}: a power law can only describe the trend.")
-    rolled = [(method, method.rollout) for method in methods if method.rollout is not None]
-    sentences += [
-        f"In roll-outs, which predict each size from the smaller ones, the mean error is {steps.mape:.2f} % (no-gain "
-        f"baseline: {steps.naive_mape:.2f} %), and {steps.inside} of {len(steps.points)} are within their interval."
-        for method, steps in rolled
-        if method.name == predictor.name
-    ]
+    if steps := next((method.rollout for method in methods if method.name == predictor.name), None):
+        errors = f"the mean error is {steps.mape:.2f} % (no-gain baseline: {steps.naive_mape:.2f} %)"
+        errors += f", and {steps.inside} of {len(steps.points)} are within their interval"
+        sentences.append(f"In roll-outs, which predict each size from the smaller ones, {errors}.")
+    rolled = [method for method in methods if method.rollout]
     if len(rolled) > 1:
-        best = rolled[0][0]
         by_bic = min((method for method in methods if method.fit), key=lambda method: method.fit.bic)  # type: ignore[union-attr]
-        agree = "and BIC agrees" if best is by_bic else f"but BIC prefers {by_bic.name}"
-        sentences.append(f"Of the methods compared, {best.name} predicts the next size best, {agree}.")
-    if unsure:
+        agree = "and BIC agrees" if rolled[0] is by_bic else f"but BIC prefers {by_bic.name}"
+        sentences.append(f"Of the methods compared, {rolled[0].name} predicts the next size best, {agree}.")
+    if unsure := unidentified(predictor):
         plural = "are" if len(unsure) > 1 else "is"
         sentences.append(f"{', '.join(unsure)} {plural} not identified: use predictions with their intervals instead.")
     return sentences
@@ -190,11 +182,9 @@ def _held(predictor: Predictor, holdout: Comparison | None, x: str) -> str:
         rests = f"The {what} is fitted to {decades:.1f} decades of {x}"
         return f"{rests}; nothing was held out, so it is unknown whether it holds for larger sizes."
     inside, n = holdout.inside, len(holdout.points)
-    figures = (
-        f"for held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted size, the mean error is "
-        f"{holdout.mape:.2f} % (no-gain baseline: {holdout.naive_mape:.2f} %), and {inside} of {n} are within the 90 % "
-        "interval"
-    )
+    figures = f"for held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted size, "
+    figures += f"the mean error is {holdout.mape:.2f} % (no-gain baseline: {holdout.naive_mape:.2f} %), "
+    figures += f"and {inside} of {n} are within the 90 % interval"
     if holdout.mape > holdout.naive_mape:
         return f"The {what} {FAILS}: {figures}. The no-gain baseline is better."
     # A single loss that is far too low makes the no-gain baseline, which expects this loss, as bad as the forecast.

@@ -156,7 +156,7 @@ def test_the_outlook_of_a_law_of_size_and_data_is_at_the_most_data() -> None:
     ahead = outlook(fitted)
     assert (ahead.x, ahead.d) == (1e7, 1e7)
     assert "10 times the largest N_body with D 1e+07, if all sizes are fitted, expect" in " ".join(
-        verdict(fitted, None, [], ahead, [], "N_body")
+        verdict(fitted, None, [], ahead, "N_body")
     )
 
 
@@ -226,7 +226,7 @@ def test_what_the_points_do_not_determine_is_named(loss: Array, unknown: list[st
     noise = np.exp(3e-4 * np.random.default_rng(5).standard_normal(8))
     fitted = fit_points(LSRM, points_of(loss * noise))
     assert unidentified(fitted) == unknown
-    said = " ".join(verdict(fitted, None, [], outlook(fitted), unidentified(fitted), "N_body"))
+    said = " ".join(verdict(fitted, None, [], outlook(fitted), "N_body"))
     assert ("not identified" in said) == bool(unknown)
     assert ", ".join(unknown) in said
     for name in unknown:
