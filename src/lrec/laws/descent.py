@@ -26,8 +26,7 @@ ROUNDS, TOLERANCE = 400, 1e-12  # most steps, and the relative fall of the objec
 FIRST_DAMPING, MOST_DAMPING = 1e-3, 1e8
 """The descent ends if a step with at most the first damping hardly falls, or if one above the second does not fall."""
 LONGEST = 4.0  # the longest step of a parameter in e-folds: the quadratic model is wrong for longer steps
-VANISHED = 16.0
-"""A coefficient is between e^-16 times the lowest loss, which counts as zero, and e^16 times the highest loss."""
+VANISHED = 16.0  # coefficients are between e^-16 times the lowest loss, which counts as 0, and e^16 times the highest
 FLOORS = (0.05, 0.5, 0.9)  # shares of the lowest loss where refits start too: a floor at zero would not rise by itself
 
 
@@ -35,8 +34,7 @@ FLOORS = (0.05, 0.5, 0.9)  # shares of the lowest loss where refits start too: a
 class Objective:
     """The sum over points of a function of the residual r, actual minus fitted: Huber's function (kind huber), |r|
     (lad, least absolute deviations) or r²/2 (lsq, least squares). Residuals are of the logarithm of the loss (log) or
-    of the loss (level). It is a sum because a mean of Huber terms is very small: optimisers would reach their
-    tolerances too early."""
+    of the loss (level). A mean of Huber terms would be so small that optimisers reach their tolerances too early."""
 
     kind: Kind = "huber"
     residuals: Residuals = "log"

@@ -100,8 +100,7 @@ def style(axes: "Axes", x_label: str, y_label: str) -> None:
     """Logarithmic axes with round ticks, labels and a grid."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    x_name, y_name = (LABELS.get(label, label) for label in (x_label, y_label))
-    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
+    axes.set(xscale="log", yscale="log", xlabel=LABELS.get(x_label, x_label), ylabel=LABELS.get(y_label, y_label))
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())

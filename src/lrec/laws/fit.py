@@ -52,7 +52,7 @@ class Fit:
         columns: Those with the variables of the law. x_NV has their values, and x_N those of the first: the size.
         y_N: The losses.
         value: The objective.
-        floor: The least possible loss, as far as it is known. No loss below it is expected (`verdict.outlook`).
+        floor: The least possible loss, as far as it is known. No loss below it is expected (`predict.outlook`).
     """
 
     problem: Problem
@@ -205,8 +205,7 @@ def _search(problem: Problem) -> tuple[Array, Array]:
     last_deltas = all_deltas[2:] or all_deltas  # for least squares, they are the same: one way from the first start
     ways = [(start_ST[0], all_deltas), *((start_T, last_deltas) for start_T in start_ST[last_deltas == all_deltas :])]
     ends_ST = np.array([_follow(problem, start_T, deltas, ROUNDS) for start_T, deltas in ways])
-    best_T = _end(problem, ends_ST[problem.values(ends_ST).argmin()])
-    return _on_bounds(problem, best_T), ends_ST
+    return _on_bounds(problem, _end(problem, ends_ST[problem.values(ends_ST).argmin()])), ends_ST
 
 
 def _end(problem: Problem, theta_T: Array) -> Array:

@@ -12,7 +12,7 @@ import polars as pl
 from lrec.common.files import json_hash, write_json
 from lrec.common.text_tables import counted, rows_table
 from lrec.errors import UserError
-from lrec.laws.analysis import Analysis
+from lrec.laws.analysis import Analysis, Method
 from lrec.laws.descent import Objective
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
@@ -20,7 +20,6 @@ from lrec.laws.law import UNBOUNDED, parameter_text
 from lrec.laws.loss_laws import LAWS, law_named, name_of
 from lrec.laws.predict import Predictor
 from lrec.laws.table import points_of_most_data, source_hash
-from lrec.laws.verdict import Method
 from lrec.options.class_paths import check_trusted
 
 

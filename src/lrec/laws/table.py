@@ -59,9 +59,8 @@ def has_lengths(points: pl.DataFrame) -> bool:
 
 def naive(points: pl.DataFrame) -> Callable[[Mapping[str, float | None]], float]:
     """The no-gain baseline by place: the loss of the best small model. Only models with no more unique data than the
-    place count, or all if there are none. If the points have no unique data, data processed are compared instead. These
-    come second, because a run that stopped early has a small D, that of its best epoch. If runs have several lengths,
-    only those that are no larger and no longer than the place count."""
+    place count, or all if there are none. Data processed come second: a run that stopped early has a small D, that of
+    its best epoch. If runs have several lengths, only those that are no larger and no longer than the place count."""
     lengths = has_lengths(points)
 
     @cache

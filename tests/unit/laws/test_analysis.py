@@ -7,14 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import Analysis, compare_methods
+from lrec.laws.analysis import Analysis, Method, compare_methods, unidentified, verdict, warnings
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import LAWS
-from lrec.laws.predict import holdout_report, roll_out
-from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
+from lrec.laws.predict import holdout_report, outlook, roll_out
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e4, 1e7, 8)
