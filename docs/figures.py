@@ -105,7 +105,7 @@ FIGURES = {
             "quantile": Box(3, 0, "step", "cautious quantile", "never above the best seen", "laws/forecast.py"),
             "interval": Box(3, 1, "step", "90 % interval", "misfit grows with distance", "laws/forecast.py"),
             "holdout": Box(2, 1, "step", "held-out sizes", "beside naive and laws", "laws/predict.py"),
-            "verdict": Box(1, 1, "step", "verdict", "in words", "laws/verdict.py"),
+            "verdict": Box(1, 1, "step", "verdict", "in words", "laws/analysis.py"),
             "fit": Box(0, 1, "file", "fit.json, plans", "with a hash", "laws/fit_json.py"),
         },
         [

@@ -14,9 +14,8 @@ from scipy.optimize import minimize_scalar
 from lrec.errors import UserError
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
-from lrec.laws.predict import Predictor
+from lrec.laws.predict import Predictor, outlook
 from lrec.laws.table import flops_per_interaction, points_of_most_data
-from lrec.laws.verdict import outlook
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class DataChooser:
         return self.fit.curve(places.reshape(-1, places.shape[-1])).reshape(places.shape[:-1])
 
     def for_flops(self, flops: float) -> Choice:
-        """The N and D with the lowest loss within a budget and within the allowed epochs. The whole budget is spent,
-        unless more passes or more parameters would raise the loss."""
+        """The N and D with the lowest loss within a budget and the allowed epochs. Some of it may be left over."""
         if self.epochs is not None:
             data, spent = self._most_data, f"{self.epochs * self.repeats:g} x {self.unique:g} interactions"
             return self._choice(_affordable(lambda size: data * self._per_datum(size), flops, spent), data)
@@ -104,10 +102,10 @@ class DataChooser:
 
         least = _bisect(lambda flops: reached(flops) - loss, 1e3 * self._least_size * self._least_data, most)
         if least is None:
-            raise UserError(
-                f"--loss {loss:g}: not reached with {most:.2g} FLOPs, a million times the largest fitted run; the law "
-                f"gives {reached(most):.4g} there" + (", with the data and epochs allowed" if self.unique else "")
-            )
+            allowed = ", with the data and epochs allowed" if self.unique else ""
+            most_flops = f"{most:.2g} FLOPs, a million times the largest fitted run"
+            least_loss = f"the law gives {reached(most):.4g} there{allowed}"
+            raise UserError(f"--loss {loss:g}: not reached with {most_flops}; {least_loss}")
         return self.for_flops(least)
 
     def for_size(self, size: float) -> Choice:
@@ -137,8 +135,7 @@ class DataChooser:
         return needed if self.unique is None else np.minimum(needed, self.unique)
 
     def _best_data(self, size_G: Array, most_G: Array) -> Array:
-        """The D, at most `most_G`, with the lowest loss at each N. It is lower only if more passes raise the loss, and
-        `epochs` is not given."""
+        """The D, at most `most_G`, with the lowest loss at each N: all of it, unless more passes raise the loss."""
         if self.unique is None or self.epochs is not None or not self.tells_repeats:
             return most_G
         # Equal steps in the logarithm of the passes, up to the allowed maximum.
@@ -149,8 +146,7 @@ class DataChooser:
 
     def _choice(self, size: float, data: float) -> Choice:
         unique, flops = float(self._unique_of(data)), data * float(self._per_datum(size))
-        place = (size, data, unique)[: len(self.fit.columns)]
-        return Choice(size, data * self.repeats, unique, flops, place)
+        return Choice(size, data * self.repeats, unique, flops, (size, data, unique)[: len(self.fit.columns)])
 
 
 class SizeChooser:
@@ -165,10 +161,9 @@ class SizeChooser:
             raise UserError("--epochs: a law of size alone holds for the passes of the runs it was fitted to")
         if unique is not None and not abs(unique / self.unique - 1) <= 0.01:
             known = "unknown data" if np.isnan(self.unique) else f"{self.unique:g} unique interactions"
-            raise UserError(
-                f"--unique {unique:g}: a law of size alone holds for the data it was fitted on ({known}); "
-                "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
-            )
+            way_out = "fit a law of N, D and U, such as --law chinchilla or overfitting, to runs on several fractions"
+            holds = f"a law of size alone holds for the data it was fitted on ({known})"
+            raise UserError(f"--unique {unique:g}: {holds}; {way_out}")
 
     def for_size(self, size: float) -> Choice:
         return Choice(size, self.data, self.unique, self.data * float(self._flops_of(size)), (size,))
@@ -225,10 +220,9 @@ def _least(predictor: Predictor, loss: float) -> float:
     means = points_of_most_data(predictor.points).group_by("x").agg(pl.col("y").mean()).sort("x")
     if reached := means.filter(pl.col("y") <= loss)["x"].to_list():
         return float(reached[0])
-    most = 1e6
-    found = _bisect(lambda times: outlook(predictor, times=times).predicted - loss, 1.0, most)
+    found = _bisect(lambda times: outlook(predictor, times=times).predicted - loss, 1.0, 1e6)
     if found is None:
-        least = f"{outlook(predictor, times=most).predicted:.4g} at a million times the largest fitted value"
+        least = f"{outlook(predictor, times=1e6).predicted:.4g} at a million times the largest fitted value"
         raise UserError(f"--loss {loss:g}: not reached; the expected loss is {least}, and never less than the floor")
     return found * float(means["x"].to_numpy()[-1])
 

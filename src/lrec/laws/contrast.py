@@ -62,9 +62,7 @@ def contrast(one: Fit, two: Fit) -> Contrast:
     times_P = np.geomspace(1 / FURTHEST, FURTHEST, 2 * PLACES + 1)
     excess_BP = _log_losses(two, two_BT, reached * times_P) - _log_losses(one, one_BT, np.array([reached]))
     exponents = _with_ends(np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent]), "linear")
-    crossings: tuple[float | None, float | None, float | None] = (None, None, None)
-    if cross_B[0]:
-        crossings = _with_ends(at_B)
+    crossings = _with_ends(at_B) if cross_B[0] else (None, None, None)
     times = _with_ends(_crossings(excess_BP, times_P, before=1.0))
     return Contrast(*exponents, *crossings, bool(before < 0), float(cross_B[1:].mean()), reached, *times)
 
@@ -80,9 +78,8 @@ def refits_of(fit: Fit, refits: int = REFITS, seed: int = 0) -> Array:
     run_N = _runs(fit)
     n, p = int(run_N.max()) + 1, fit.problem.n_free
     if n <= p:
-        raise UserError(
-            f"bootstrap: a law of {counted(p, 'free parameter')} needs more runs than {n} to tell how they scatter"
-        )
+        free = counted(p, "free parameter")
+        raise UserError(f"bootstrap: a law of {free} needs more runs than {n} to tell how they scatter")
     drawn_BN = _resampled(fit.residual_N * np.sqrt(n / (n - p)), run_N, refits, np.random.default_rng(seed))
     start_ST = fit.problem.starts(fit.theta_T)
     problem = replace(fit.problem, y_SN=np.tile(fit.curve(fit.x_NV) * np.exp(drawn_BN), (len(start_ST), 1)))

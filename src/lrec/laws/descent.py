@@ -7,11 +7,11 @@ as long (benchmarks/laws.py --refits).
 Shapes: S rows, each with a start, N points, V variables, T parameters.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from lrec.errors import UserError
 from lrec.laws.law import Array, Law, as_columns
@@ -21,24 +21,20 @@ Residuals = Literal["log", "level"]
 
 DELTA = 1e-3  # where Huber's function turns from r²/2 to delta (|r| - delta/2)
 LAD_DELTA = 1e-12  # residuals below this have the slope of a square, which makes absolute deviations differentiable
-RIDGE = 1e-9
-"""Added to the diagonal of the parameters' correlation matrix: it stays regular even if a parameter has no effect."""
+RIDGE = 1e-9  # on the diagonal of the parameters' correlation matrix: it stays regular if a parameter has no effect
 ROUNDS, TOLERANCE = 400, 1e-12  # most steps, and the relative fall of the objective that counts as no fall
 FIRST_DAMPING, MOST_DAMPING = 1e-3, 1e8
 """The descent ends if a step with at most the first damping hardly falls, or if one above the second does not fall."""
 LONGEST = 4.0  # the longest step of a parameter in e-folds: the quadratic model is wrong for longer steps
-VANISHED = 16.0
-"""A coefficient is between e^-16 times the lowest loss, which counts as zero, and e^16 times the highest loss."""
-FLOORS = (0.05, 0.5, 0.9)
-"""Refits also start with floors at these shares of the lowest loss: a floor at zero would not rise by itself."""
+VANISHED = 16.0  # coefficients are between e^-16 times the lowest loss, which counts as 0, and e^16 times the highest
+FLOORS = (0.05, 0.5, 0.9)  # shares of the lowest loss where refits start too: a floor at zero would not rise by itself
 
 
 @dataclass(frozen=True)
 class Objective:
     """The sum over points of a function of the residual r, actual minus fitted: Huber's function (kind huber), |r|
     (lad, least absolute deviations) or r²/2 (lsq, least squares). Residuals are of the logarithm of the loss (log) or
-    of the loss (level). It is a sum because a mean of Huber terms is very small: optimisers would reach their
-    tolerances too early."""
+    of the loss (level). A mean of Huber terms would be so small that optimisers reach their tolerances too early."""
 
     kind: Kind = "huber"
     residuals: Residuals = "log"
@@ -94,7 +90,7 @@ class Problem:
         start_ST[1:, 0] = np.log(self.y_SN[0].min() * np.array(FLOORS[: len(start_ST) - 1]))
         return start_ST
 
-    def curve(self, theta_T: Array, x: Sequence[float] | Array) -> Array:
+    def curve(self, theta_T: Array, x: ArrayLike) -> Array:
         """The loss at x, (N,) or (N, V)."""
         return np.exp(self.law.log_loss(theta_T[None], np.log(as_columns(self.law, x) / self.unit_V))[0])
 

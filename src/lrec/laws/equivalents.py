@@ -53,29 +53,26 @@ class Worth(NamedTuple):
 
 
 class LadderCurve:
-    """The loss of a ladder by size, up to `REACH` times the largest size. x_S are the sizes that were trained,
-    ascending, at least four, and loss_S the loss of each, in nats. `may_stop`: whether larger sizes may stop lowering
-    the loss, for example because runs saw their data many times. UserError if there are too few sizes for a
-    forecast."""
+    """The loss of a ladder by size, up to `REACH` times the largest size. x_S are the trained sizes, ascending, and
+    loss_S the loss of each, in nats. `may_stop`: whether larger sizes may stop lowering the loss, for example because
+    runs saw their data many times. UserError if there are too few sizes for a forecast (four)."""
 
     def __init__(self, x_S: Array, loss_S: Array, may_stop: bool = False) -> None:
-        points = pl.DataFrame({"x": x_S, "y": loss_S})
-        forecast = Forecast(points.with_columns(may_stop=may_stop, d=1.0))  # all sizes have the same data
+        points = pl.DataFrame({"x": x_S, "y": loss_S}).with_columns(may_stop=may_stop, d=1.0)  # all have the same data
         largest = float(x_S[-1])
         evenly_G = np.linspace(math.log(x_S[0]), math.log(REACH * largest), PLACES)
         self._t_G = np.union1d(evenly_G, np.log(x_S))
         known_G = np.interp(self._t_G, np.log(x_S), np.minimum.accumulate(loss_S))
         # The forecast's fall from the largest size on. Smaller sizes share the place of the largest: there, it is zero.
         t_A, of_G = np.unique(np.maximum(self._t_G, math.log(largest)), return_inverse=True)
-        expected_AC = np.array([(p.predicted, p.mean_low, p.mean_high) for p in forecast.predict(np.exp(t_A))])
+        expected_AC = np.array([(p.predicted, p.mean_low, p.mean_high) for p in Forecast(points).predict(np.exp(t_A))])
         middle_G, low_G, high_G = (expected_AC - expected_AC[0])[of_G].T
         ends = middle_G, np.minimum(middle_G, low_G), np.maximum(middle_G, high_G)
         self._middle_G, self._low_G, self._high_G = (np.minimum.accumulate(known_G + fall_G) for fall_G in ends)
 
     def loss(self, x: float) -> float:
         """The expected loss at a size. A size beyond the curve (also 0 and inf) has the loss at the curve's end."""
-        t = math.log(x) if x > 0 else -math.inf
-        return float(np.interp(t, self._t_G, self._middle_G))
+        return float(np.interp(math.log(x) if x > 0 else -math.inf, self._t_G, self._middle_G))
 
     def worth(self, x: float, loss: float, error: float) -> Worth:
         """The worth of lowering the loss of size x to `loss`, which is known up to ± `error` (90 %)."""
@@ -97,8 +94,7 @@ class LadderCurve:
 
     def _place(self, curve_G: Array, loss: float) -> float:
         """ln of the smallest size that reaches a loss; the end of the curve if no size does."""
-        index = int(np.argmax(curve_G <= loss)) if curve_G[-1] <= loss else len(curve_G) - 1
-        return float(self._t_G[index])
+        return float(self._t_G[min(np.searchsorted(-curve_G, -loss), len(curve_G) - 1)])
 
     def _times(self, t: float, x: float) -> float:
         if t >= self._t_G[-1]:

@@ -19,12 +19,7 @@ LATER: dict[str, Any] = {"mfc": "white", "mec": ORANGE}
 
 
 def fit_figure(
-    predictor: Predictor,
-    fit: Fit,
-    holdout: Comparison | None = None,
-    floor: float | None = None,
-    x_label: str = "N_body",
-    y_label: str = "test_loss",
+    predictor: Predictor, fit: Fit, holdout: Comparison | None, floor: float | None, x_label: str, y_label: str
 ) -> "Figure":
     """Draw the measured losses, the prediction with its 90 % interval, and no gain. The title says the main result.
     Held-out points with less data, or of shorter runs, lie on other curves and are left out. No display is needed."""
@@ -36,8 +31,7 @@ def fit_figure(
     figure = new_figure(4.6, 3.6, f"{' '.join(finding.split())}. {shown}")
     axes = figure.add_subplot()
     sizes, means = fit.points.group_by("x").agg(pl.col("y").mean()).sort("x").select("x", "y").to_numpy().T
-    last = max(sizes[-1], *(p.x for p in held_out), 0.0)
-    x_P = np.geomspace(sizes[0] / 1.3, 1.6 * last, 120)
+    x_P = np.geomspace(sizes[0] / 1.3, 1.6 * max(sizes[-1], *(p.x for p in held_out), 0.0), 120)
     curve_P, low_P, high_P = np.transpose([(p.predicted, p.low, p.high) for p in predictor.predict(x_P)])
     axes.fill_between(x_P, low_P, high_P, color=BLUE, alpha=0.15, lw=0)
     axes.plot(x_P, curve_P, color=BLUE, lw=1.6)
@@ -64,22 +58,21 @@ def _finding(held_out: Sequence[HeldOut]) -> str:
     """The errors of the prediction and of no gain: for one or two held-out sizes each error, for more the average."""
     if not held_out:
         return "A fit that no held-out size has tested"
-    errors, naive = np.abs([(p.error_pct, p.naive_error_pct) for p in held_out]).T
+    errors = np.abs([(p.error_pct, p.naive_error_pct) for p in held_out])
     if on_average := len(held_out) > 2:
-        errors, naive = errors.mean(keepdims=True), naive.mean(keepdims=True)
-    missed, none = (" and ".join(f"{each:.1f}" for each in of) for of in (errors, naive))
+        errors = errors.mean(0, keepdims=True)
+    missed, none = (" and ".join(f"{each:.1f}" for each in of) for of in errors.T)
     return f"The prediction missed by {missed} %,\nno gain by {none} %{' on average' * on_average}"
 
 
 def agreement_figure(fit: Fit, holdout: Comparison | None, x_label: str, y_label: str) -> "Figure":
     """Draw fitted against actual losses, held-out ones with their 90 % intervals, and residuals against the size."""
-    shown = f"Fitted against actual {y_label}, held-out points with 90 % intervals"
     held_out = holdout.points if holdout is not None else ()
     finding = " ".join(_finding(held_out).split())
-    figure = new_figure(9.0, 4.4, f"{finding}. {shown}; beside it, residuals against {x_label}")
+    shown = f"Fitted against actual {y_label}, held-out points with 90 % intervals; beside it, residuals"
+    figure = new_figure(9.0, 4.4, f"{finding}. {shown} against {x_label}")
     left, right = figure.subplots(1, 2)
-    fitted_N = fit.curve(fit.x_NV)
-    actual, predicted = [p.actual for p in held_out], [p.predicted for p in held_out]
+    fitted_N, actual, predicted = fit.curve(fit.x_NV), [p.actual for p in held_out], [p.predicted for p in held_out]
     losses = [*fit.y_N, *fitted_N, *actual, *predicted]
     ends = [min(losses) * 0.98, max(losses) * 1.02]
     left.plot(ends, ends, color=GREY, lw=1, ls="--")
@@ -107,8 +100,7 @@ def style(axes: "Axes", x_label: str, y_label: str) -> None:
     """Logarithmic axes with round ticks, labels and a grid."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    x_name, y_name = (LABELS.get(label, label) for label in (x_label, y_label))
-    axes.set(xscale="log", yscale="log", xlabel=x_name, ylabel=y_name)
+    axes.set(xscale="log", yscale="log", xlabel=LABELS.get(x_label, x_label), ylabel=LABELS.get(y_label, y_label))
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())

@@ -7,19 +7,19 @@ There, usually as many residuals are zero as there are parameters. `descend` fin
 Shapes: S starts, N points, V variables, K coefficients, H shape parameters, T = K + H parameters, F free ones.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 from scipy.optimize import least_squares, lsq_linear, nnls
 
 from lrec.errors import UserError
 from lrec.laws.descent import DELTA, VANISHED, Kind, Objective, Problem, descend
 from lrec.laws.intervals import Prediction, Profile
-from lrec.laws.law import Array, Law, as_columns
+from lrec.laws.law import Array, Law, Values, as_columns
 from lrec.laws.table import check_places
 
 ZERO = 1e-8  # residuals below this are zero
@@ -27,8 +27,7 @@ AGREED = 1.001  # starts that end below this multiple of the best objective agre
 STARTS = 3  # how many shapes of the grid are followed
 DELTAS = {"huber": (np.inf, 1e-2, DELTA), "lad": (np.inf, 1e-2, 1e-3, 1e-4), "lsq": (np.inf,)}
 """The deltas of each objective. Each starts where the one before ended. All are used, or only the last ones."""
-ROUNDS, MOST_ROUNDS = 200, 4000
-"""Most rounds of scipy from each start, and then from the best end, which may be in a long flat valley."""
+ROUNDS, MOST_ROUNDS = 200, 4000  # of scipy: from each start, and from the best end, maybe in a long flat valley
 INSIDE = 1e-10  # scipy needs starts at least this far inside the bounds
 LEAST_SHARE = 1e-3  # least share of the losses that each term starts with: a term that starts at zero would stay there
 
@@ -53,7 +52,7 @@ class Fit:
         columns: Those with the variables of the law. x_NV has their values, and x_N those of the first: the size.
         y_N: The losses.
         value: The objective.
-        floor: The least possible loss, as far as it is known. No loss below it is expected (`verdict.outlook`).
+        floor: The least possible loss, as far as it is known. No loss below it is expected (`predict.outlook`).
     """
 
     problem: Problem
@@ -83,11 +82,11 @@ class Fit:
         spread = float(((self.y_N - self.y_N.mean()) ** 2).sum())
         return 1 - float(((self.y_N - self.curve(self.x_NV)) ** 2).sum()) / spread if spread > 0 else 0.0
 
-    def curve(self, x: Sequence[float] | Array) -> Array:
+    def curve(self, x: ArrayLike) -> Array:
         """The loss at x, (N,) or (N, V)."""
         return self.problem.curve(self.theta_T, x)
 
-    def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
+    def predict(self, x: ArrayLike) -> list[Prediction]:
         """The loss at each x, with the 90 % intervals of the mean curve and of a new run."""
         return self.profile.predict(x)
 
@@ -132,11 +131,7 @@ class Fit:
 
 
 def fit(
-    law: Law,
-    x: Sequence[float] | Array,
-    y: Sequence[float] | Array,
-    objective: Objective | Kind = "huber",
-    fixed: Mapping[str, float] | None = None,
+    law: Law, x: ArrayLike, y: ArrayLike, objective: Objective | Kind = "huber", fixed: Values | None = None
 ) -> Fit:
     """Fit `law` to losses y at x.
 
@@ -159,7 +154,7 @@ def fit(
 
 
 def fit_points(
-    law: Law, points: pl.DataFrame, objective: Objective | Kind = "huber", fixed: Mapping[str, float] | None = None
+    law: Law, points: pl.DataFrame, objective: Objective | Kind = "huber", fixed: Values | None = None
 ) -> Fit:
     """Fit `law` to points, as `laws.table` returns them; see `fit`."""
     objective, fixed = objective if isinstance(objective, Objective) else Objective(objective), fixed or {}
@@ -167,9 +162,8 @@ def fit_points(
     for name, values in (*zip(law.columns, x_NV.T, strict=True), ("y", y_N)):
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise UserError(f"fit: every value of {name} must be positive and finite")
-    for name in fixed:
-        if name not in law.parameters:
-            raise UserError(f"fit: the law {law.name} has no parameter '{name}'; it has {', '.join(law.parameters)}")
+    if unknown := [name for name in fixed if name not in law.parameters]:
+        raise UserError(f"fit: the law {law.name} has no parameter '{unknown[0]}'; it has {', '.join(law.parameters)}")
     if "U" in law.variables and (x_NV[:, 1] < x_NV[:, 2] * (1 - 1e-9)).any():
         raise UserError("fit: D is below U at some point: D counts all interactions processed, U the unique ones")
     check_places(f"the law {law.name}", x_NV, law.variables, len(law.parameters) - len(fixed) + 1)
@@ -192,15 +186,12 @@ def _gradient(problem: Problem, theta_T: Array, free_T: Array) -> Array:
     return rest_T
 
 
-def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Mapping[str, float]) -> tuple[Array, Array]:
-    shape = np.log(np.array(law.shape_bounds)).T
-    k = law.n_coefficients
-    low_T = np.concatenate([np.full(k, np.log(y_N.min()) - VANISHED), shape[0]])
-    high_T = np.concatenate([np.full(k, np.log(y_N.max()) + VANISHED), shape[1]])
+def _bounds(law: Law, y_N: Array, unit_V: Array, fixed: Values) -> tuple[Array, Array]:
+    k, (low_H, high_H) = law.n_coefficients, np.log(law.shape_bounds).T
+    low_T = np.append(np.full(k, np.log(y_N.min()) - VANISHED), low_H)
+    high_T = np.append(np.full(k, np.log(y_N.max()) + VANISHED), high_H)
     held_T = law.theta(fixed, unit_V)
-    for name, value in fixed.items():
-        if value <= 0 and law.parameters.index(name) < k:  # a coefficient that is fixed at zero
-            held_T[law.parameters.index(name)] = low_T[0] - 600
+    held_T[[i for i in range(k) if fixed.get(law.parameters[i], 1.0) <= 0]] = low_T[0] - 600  # fixed at zero
     held = np.isfinite(held_T)
     if held.sum() < len(fixed):
         raise UserError(f"fit: {', '.join(fixed)} cannot be fixed without the exponents they go with")
@@ -214,8 +205,7 @@ def _search(problem: Problem) -> tuple[Array, Array]:
     last_deltas = all_deltas[2:] or all_deltas  # for least squares, they are the same: one way from the first start
     ways = [(start_ST[0], all_deltas), *((start_T, last_deltas) for start_T in start_ST[last_deltas == all_deltas :])]
     ends_ST = np.array([_follow(problem, start_T, deltas, ROUNDS) for start_T, deltas in ways])
-    best_T = _end(problem, ends_ST[problem.values(ends_ST).argmin()])
-    return _on_bounds(problem, best_T), ends_ST
+    return _on_bounds(problem, _end(problem, ends_ST[problem.values(ends_ST).argmin()])), ends_ST
 
 
 def _end(problem: Problem, theta_T: Array) -> Array:

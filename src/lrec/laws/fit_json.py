@@ -12,7 +12,7 @@ import polars as pl
 from lrec.common.files import json_hash, write_json
 from lrec.common.text_tables import counted, rows_table
 from lrec.errors import UserError
-from lrec.laws.analysis import Analysis
+from lrec.laws.analysis import Analysis, Method
 from lrec.laws.descent import Objective
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
@@ -20,7 +20,6 @@ from lrec.laws.law import UNBOUNDED, parameter_text
 from lrec.laws.loss_laws import LAWS, law_named, name_of
 from lrec.laws.predict import Predictor
 from lrec.laws.table import points_of_most_data, source_hash
-from lrec.laws.verdict import Method
 from lrec.options.class_paths import check_trusted
 
 
@@ -114,34 +113,33 @@ def table(content: dict[str, Any]) -> str:
 def _held_out(content: dict[str, Any]) -> list[str]:
     holdout, cautious = content["holdout"], ["cautious"] if content["method"] == Forecast.name else []
     places = [name for name in ("x", "d", "u") if name in content]
-    rows = [[*(content[name] for name in places), "predicted", "90 % low", "90 % high", *cautious, "actual"]]
-    rows[0] += ["error", "within", "no-gain error"]
-    for p in holdout["points"]:
-        at = ["" if p[name] is None else f"{p[name]:.4g}" for name in places]
-        rows.append([*at, *_came(p, *cautious)])
+    judged = [(["" if p[name] is None else f"{p[name]:.4g}" for name in places], p) for p in holdout["points"]]
     return [
-        rows_table(rows),
+        rows_table(_judged([content[name] for name in places], judged, *cautious)),
         f"Mean absolute error: {holdout['mape']:.2f} %. The no-gain baseline, which expects the loss of the best "
         f"small model, has an error of {holdout['naive_mape']:.2f} %. The largest held-out size is "
         f"{holdout['extrapolation_factor']:.1f} times the largest fitted size.",
     ]
 
 
-def _came(p: dict[str, Any], *more: str) -> list[str]:
-    """Table cells of a prediction with its interval, the actual value, and the errors."""
-    figures = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *more, "actual")]
-    return [*figures, f"{p['error_pct']:+.2f} %", "yes" if p["inside"] else "no", f"{p['naive_error_pct']:+.2f} %"]
-
-
 def _metrics(content: dict[str, Any]) -> list[str]:
     """A table of predicted and actual metrics at the held-out sizes: only k = 10, only each size's most data."""
-    head = ["metric", content["x"], "predicted", "90 % low", "90 % high", "actual", "error", "within", "no-gain error"]
-    rows, shown = [head], of_ten(content["metrics"])
+    judged, shown = [], of_ten(content["metrics"])
     for name in shown:
         by_data = sorted(content["metrics"][name], key=lambda p: (p["d"] or 0, p["u"] or 0))
         most = {p["x"]: p for p in by_data}
-        rows += [[name, f"{x:.4g}", *_came(most[x])] for x in sorted(most)]
-    return [rows_table(rows, text=(0,))] if shown else []
+        judged += [([name, f"{x:.4g}"], most[x]) for x in sorted(most)]
+    return [rows_table(_judged(["metric", content["x"]], judged), text=(0,))] if shown else []
+
+
+def _judged(places: list[str], judged: list[tuple[list[str], dict[str, Any]]], *more: str) -> list[list[str]]:
+    """The rows of a table: names of places, then each place with its prediction, actual value and errors."""
+    rows = [[*places, "predicted", "90 % low", "90 % high", *more, "actual", "error", "within", "no-gain error"]]
+    for place, p in judged:
+        figures = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *more, "actual")]
+        errors = [f"{p['error_pct']:+.2f} %", "yes" if p["inside"] else "no", f"{p['naive_error_pct']:+.2f} %"]
+        rows.append([*place, *figures, *errors])
+    return rows
 
 
 def of_ten(metrics: Iterable[str]) -> list[str]:

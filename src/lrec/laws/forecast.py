@@ -10,12 +10,12 @@ Shapes: S shapes of the grid, E models of the points' errors, O points that may 
 combinations (or of any shapes), N points, P places, K coefficients.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import polars as pl
+from numpy.typing import ArrayLike
 
 from lrec.laws.intervals import LEVEL, Prediction
 from lrec.laws.law import Array
@@ -81,7 +81,8 @@ class Forecast:
         self.columns = ("x", "d") if self._lengths else ("x", "u") if shares else ("x",)
         self._is_ahead_V = np.array([name != "u" for name in self.columns])  # whether a column is extrapolated
         may_stop = "may_stop" in points.columns and bool(points["may_stop"].any())
-        same_data = self._lengths or ("d" in points.columns and _are_alike(points["d"]))
+        known = "d" in points.columns and points["d"].null_count() == 0
+        same_data = self._lengths or (known and points["d"].max() < SAME * points["d"].min())  # type: ignore[operator]
         steady = self.beliefs.size_damping if same_data else self.beliefs.steady_damping
         self._damping = self.beliefs.damping if may_stop else steady
         self._stops = self.beliefs.stops if may_stop or shares else 0.0
@@ -111,7 +112,7 @@ class Forecast:
         parts = [Part(basis_SNK[shape_G[of]], errors[e], log_prior_G[of], off_G[of]) for e, of in enumerate(rows)]
         self._mixture = Mixture(parts, y_N, prior, len(points))
 
-    def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
+    def predict(self, x: ArrayLike) -> list[Prediction]:
         """The loss at each place, with both 90 % intervals. Places are (P,), or have a column for each of `columns`. If
         x lacks the column of u or d, the largest value of the points is used."""
         x_PV, beliefs, mixture = np.asarray(x, dtype=float), self.beliefs, self._mixture
@@ -143,7 +144,7 @@ class Forecast:
         losses = np.column_stack([np.exp(log_P), np.transpose(ends), cautious_P]).tolist()
         return [Prediction(**at, **dict(zip(names, row, strict=True))) for at, row in zip(places, losses, strict=True)]
 
-    def curve(self, x: Sequence[float] | Array) -> Array:
+    def curve(self, x: ArrayLike) -> Array:
         return np.array([prediction.predicted for prediction in self.predict(x)])
 
     def _grid(self, span: float) -> tuple[Array, Array]:
@@ -183,11 +184,6 @@ class Forecast:
         elif len(self.columns) > 1:
             columns += [np.broadcast_to(data_P, fall_GP.shape), -fall_GP * data_P]
         return np.stack(columns, axis=-1)
-
-
-def _are_alike(amounts: pl.Series) -> bool:
-    known = amounts.drop_nulls().to_numpy()
-    return len(known) == len(amounts) and known.max() < SAME * known.min()
 
 
 def _fall(k_G1: Array, ahead_GP: Array) -> Array:

@@ -11,21 +11,20 @@ Points of one setting (values of the variables) are merged: at every shape, the 
 Shapes: N points, S settings, V variables, K coefficients (U used), H shape parameters, G shapes, P places to predict.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import fdtri, stdtrit
 
 from lrec.laws.descent import Objective, Problem, descend
 from lrec.laws.law import Array, as_columns
 
 LEVEL = 0.9
-POOLING_LEVEL = 0.25
-"""Seed noise and the sizes' own scatter about the curve are pooled unless an F test at this level tells them apart."""
+POOLING_LEVEL = 0.25  # of the F test that may tell seed noise from the sizes' own scatter about the curve
 OUTLYING = 2.0
 """A residual beyond this many standard deviations is outlying. In a normal sample, 5 % of the residuals are. Their
 lower weight costs least squares 1 % of its precision."""
@@ -113,7 +112,7 @@ class Profile:
         self.shape_ends = self._shape_GH.min(0), self._shape_GH.max(0)
         self._solutions = self._solve(self._shape_GH)
 
-    def predict(self, x: Sequence[float] | Array) -> list[Prediction]:
+    def predict(self, x: ArrayLike) -> list[Prediction]:
         """The loss at each x, with both intervals. They always contain the fit's own curve."""
         x_PV, predictions = as_columns(self._law, x), []
         log_residuals = self._problem.objective.residuals == "log"
@@ -179,10 +178,9 @@ class Profile:
         extreme over the ellipsoid without negative coefficients, some coefficients are zero, and the others are at an
         extreme of their uncut ellipsoid. So every set of coefficients is tried, and the admissible ones are kept."""
         low_G, high_G = np.full(len(direction_GK), np.nan), np.full(len(direction_GK), np.nan)
-        held_G = direction_GK @ self._held_K
         for used, (inverse_GUU, solution_GU, sse_G) in zip(self._sets, self._solutions, strict=True):
             step_GU = np.einsum("gst,gt->gs", inverse_GUU, direction_GK[:, used])
-            centre_G = (solution_GU * direction_GK[:, used]).sum(-1) + held_G
+            centre_G = (solution_GU * direction_GK[:, used]).sum(-1) + direction_GK @ self._held_K
             variance_G = (step_GU * direction_GK[:, used]).sum(-1) + noise
             slack_G = self._limit - sse_G
             length_G = np.sqrt(np.maximum(slack_G, 0) / np.maximum(variance_G, 1e-300))
@@ -232,9 +230,9 @@ class Profile:
         evolution"). The walkers are uniform over the region, so most of them are near its border."""
         rng, low_H, high_H = np.random.default_rng(0), self._low_H, self._high_H
         # How far one parameter alone may go, as a first guess of the scale.
-        moves_GH = 3.0 * np.concatenate([-np.eye(len(best_H))[free], np.eye(len(best_H))[free]])
-        reach_GH = np.clip(best_H + moves_GH, low_H, high_H)
-        spread_H = np.abs(self._edges(np.tile(best_H, (len(reach_GH), 1)), reach_GH) - best_H).max(0)
+        alone_GH = np.eye(len(best_H))[free]
+        reach_GH = np.clip(best_H + 3.0 * np.concatenate([-alone_GH, alone_GH]), low_H, high_H)
+        spread_H = np.abs(self._edges(np.broadcast_to(best_H, reach_GH.shape), reach_GH) - best_H).max(0)
         walker_GH = np.clip(best_H + spread_H * rng.uniform(-1, 1, (WALKERS, len(best_H))), low_H, high_H)
         walker_GH[self._best(walker_GH)[0] > self._limit] = best_H
         seen = [best_H[None]]
@@ -242,8 +240,8 @@ class Profile:
             first, second = rng.integers(WALKERS, size=(2, WALKERS))
             length = rng.choice([0.3, 0.8, 1.5], size=(WALKERS, 1))
             jitter_GH = 0.05 * spread_H * rng.standard_normal(walker_GH.shape)
-            trial_GH = walker_GH + length * (walker_GH[first] - walker_GH[second]) + jitter_GH
-            trial_GH = np.clip(trial_GH, low_H, high_H)
+            apart_GH = walker_GH[first] - walker_GH[second]
+            trial_GH = np.clip(walker_GH + length * apart_GH + jitter_GH, low_H, high_H)
             inside_G = self._best(trial_GH)[0] <= self._limit
             walker_GH = np.where(inside_G[:, None], trial_GH, walker_GH)
             if step >= STEPS // 4:

@@ -8,20 +8,19 @@ z = ln(variable / unit). The unit is the variable's geometric mean, which keeps 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 Values = Mapping[str, float]
 
 EXPONENT = (0.005, 5.0)  # bounds of exponents; a fit that ends at a bound is reported as a bound hit
 UNBOUNDED = "unbounded"  # shown for an end of a parameter's interval that means nothing
-MEANINGFUL = 1e30
-"""No model, data set or budget is above this, or below its inverse. Such numbers come from exponents near a bound."""
+MEANINGFUL = 1e30  # no model, data set or budget is above it, or below its inverse; exponents near a bound give such
 STEP = 1e-6  # for derivatives by differences, with respect to the logarithms of shape parameters
 
 
@@ -107,14 +106,13 @@ class Law(ABC):
         with np.errstate(divide="ignore"):
             return np.log(np.concatenate(self.internal(given, unit_V)))
 
-    def loss(self, p: Values, x: Array) -> Array:
+    def loss(self, p: Values, x: ArrayLike) -> Array:
         """The formula: the loss at x, (N,) or (N, V), for parameters in the units of the data."""
-        x_NV = as_columns(self, x)
-        unit_V = np.ones(x_NV.shape[1])
-        return np.exp(self.log_loss(self.theta(p, unit_V)[None], np.log(x_NV))[0])
+        theta_T = self.theta(p, np.ones(len(self.variables)))
+        return np.exp(self.log_loss(theta_T[None], np.log(as_columns(self, x)))[0])
 
 
-def as_columns(law: Law, x: Sequence[float] | Array) -> Array:
+def as_columns(law: Law, x: ArrayLike) -> Array:
     """x with a column for each variable of the law, (N, V)."""
     x_NV = np.asarray(x, dtype=float)
     x_NV = x_NV[:, None] if x_NV.ndim == 1 else x_NV

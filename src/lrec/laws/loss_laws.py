@@ -190,10 +190,8 @@ def law_named(name: str) -> Law:
     if law.variables not in (("x",), ("N", "D"), ("N", "D", "U")):
         raise UserError(f'--law {name}: variables {law.variables} are none of ("x",), ("N", "D") and ("N", "D", "U")')
     if not 0 < len(law.shape_bounds) == len(law.shape_starts):
-        raise UserError(
-            f"--law {name}: shape_bounds and shape_starts need an entry for each shape parameter, and at least one: a "
-            "fixed exponent is a shape parameter with equal bounds"
-        )
+        needed = "shape_bounds and shape_starts need an entry for each shape parameter, and at least one"
+        raise UserError(f"--law {name}: {needed}: a fixed exponent is a shape parameter with equal bounds")
     return law
 
 

@@ -31,8 +31,7 @@ FARTHEST = 20.0  # limit of |ln size| that a loss counts as; it matters if the k
 def expected_metrics(
     points: pl.DataFrame, losses: Sequence[Prediction], names: Sequence[str] | None = None
 ) -> dict[str, list[Expected]]:
-    """The expected metrics at the places of predicted losses: all metrics of the points, or those in `names`. Metrics
-    that too few sizes have are left out."""
+    """The expected metrics, all or those in `names`, at the places of losses; without those of too few sizes."""
     found = {}
     for metric in (name for name in metrics_in(points) if names is None or name in names):
         with suppress(UserError):
@@ -41,16 +40,19 @@ def expected_metrics(
 
 
 def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl.DataFrame) -> dict[str, list[Judged]]:
-    """Compare the metrics that fitted points predict at the places of predicted losses with those of later points."""
-    found: dict[str, list[Judged]] = {}
+    """Compare the metrics that fitted points predict at the places of predicted losses with those of later points. The
+    no-gain baseline is the best measured metric, of runs that are no longer and have no more unique data, if any."""
+    found = dict[str, list[Judged]]()
     for metric, expected in expected_metrics(fitted, losses).items():
-        found[metric] = []
+        known, found[metric] = fitted.drop_nulls(metric), []
         for each in expected:
             at = {name: value for name in ("x", "d", "u") if (value := getattr(each, name)) is not None}
             actual_N = later.filter(**at)[metric].drop_nulls().to_numpy()
             if len(actual_N) and (actual := float(actual_N.mean())) > 0:
-                judged = came(each, actual, _no_gain(fitted, metric, each))
-                found[metric].append(Judged(**vars(each), **judged))
+                # Without several lengths, D says little: a run that stopped early has a small D.
+                alike = _no_more(known, each, "u", *(["d"] if has_lengths(known) else []))
+                no_gain = best_measured(known if alike.is_empty() else alike, metric)
+                found[metric].append(Judged(**vars(each), **came(each, actual, no_gain)))
     return found
 
 
@@ -76,17 +78,9 @@ def outlook_metrics(
 
 
 def best_measured(points: pl.DataFrame, metric: str) -> float:
-    """The metric of the best size, as the mean over its runs. The no-gain baseline predicts it for larger sizes."""
+    """The metric of the best size, as the mean over its runs."""
     means = points_of_most_data(points).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean())[metric].to_numpy()
     return float(means.max() if is_better_high(points, metric) else means.min())
-
-
-def _no_gain(points: pl.DataFrame, metric: str, place: Expected) -> float:
-    """The no-gain baseline of a place: the best measured metric. Runs that are longer, or have more unique data, do not
-    count, if there are others. Without several lengths, D says little: a run that stopped early has a small D."""
-    known = points.drop_nulls(metric)
-    alike = _no_more(known, place, "u", *(["d"] if has_lengths(known) else []))
-    return best_measured(known if alike.is_empty() else alike, metric)
 
 
 def _no_more(points: pl.DataFrame, place: Expected, *columns: str) -> pl.DataFrame:
@@ -97,8 +91,7 @@ def _no_more(points: pl.DataFrame, place: Expected, *columns: str) -> pl.DataFra
 
 def is_better_high(points: pl.DataFrame, metric: str) -> bool:
     """Whether a higher value of a metric is better."""
-    known = points.drop_nulls(metric)
-    return metric.startswith(RISING) or not known.select(pl.corr("y", metric)).item() > 0
+    return metric.startswith(RISING) or not points.drop_nulls(metric).select(pl.corr("y", metric)).item() > 0
 
 
 def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -> list[Expected]:
@@ -106,8 +99,8 @@ def _expected(points: pl.DataFrame, metric: str, losses: Sequence[Prediction]) -
     value_N = known[metric].to_numpy().astype(float)
     is_share, sign = bool((value_N < 1).all()), 1 if is_better_high(known, metric) else -1
     most = 1.0 if metric.startswith(RISING) and (value_N <= 1).all() else np.inf  # without a miss, there are no odds
-    log_y_N = sign * np.log(1 / value_N - is_share)
-    of_odds = known.with_columns(y=pl.Series(np.exp(log_y_N)), loss=pl.col("y"))
+    odds_N = np.exp(sign * np.log(1 / value_N - is_share))
+    of_odds = known.with_columns(y=pl.Series(odds_N), loss=pl.col("y"))
     curves = []  # (P, 3): the expected ln odds, and both ends of the interval
     if has_lengths(points) or all(loss.d is None for loss in losses):
         curves.append(against_size(of_odds, losses))

@@ -22,8 +22,7 @@ LADDER = 12  # with more sizes, one point each, the points are a long curve, and
 ODDS, LENGTHS = (0.1, 1.0, 10.0), (0.1, 0.3, 1.0, 3.0)
 """Ratios of the variances of misfit and noise at the largest x, and distances in ln x over which a misfit falls by a
 factor of e. Both are evenly spaced in the logarithm. All values are equally probable before the points are seen."""
-CELLS = 100
-"""Points of more sizes are merged into this many cells, even in ln x. In a cell, a misfit hardly changes."""
+CELLS = 100  # points of more sizes are merged into this many cells, even in ln x: in each, a misfit hardly changes
 TAKEN = 0.99  # a point that is off loses this share of its weight
 
 
@@ -88,13 +87,12 @@ class Prior:
 
 
 class Posterior(NamedTuple):
-    """The posterior of the coefficients at some shapes: precisions in units of the noise, means, and sums of squares.
-    `log_G` is the logarithm of each shape's weight, up to a constant."""
+    """The posterior of the coefficients at some shapes."""
 
-    gram_GKK: Array
+    gram_GKK: Array  # precisions in units of the noise
     mean_GK: Array
-    square_G: Array
-    log_G: Array
+    square_G: Array  # sums of squares
+    log_G: Array  # logarithms of the shapes' weights, up to a constant
 
 
 class Part(NamedTuple):
@@ -107,9 +105,8 @@ class Part(NamedTuple):
 
 
 def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
-    """The posterior of the coefficients at some shapes. A point that is off loses most of its weight. If errors are
-    correlated, the rest of the precision W changes, too: it becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's
-    unit vector."""
+    """The posterior of the coefficients at some shapes. A point that is off loses most of its weight: the precision W
+    of the errors becomes W - `TAKEN` W e (W e)' / e' W e, with e the point's unit vector."""
     (basis_GNK, errors, log_prior_G, off_G), precision_KK = part, np.diag((prior.noise / prior.sd_K) ** 2)
     pulled_GKN, pulled_y_N = errors.times(basis_GNK).swapaxes(-1, -2), errors.times(y_N)
     gram_GKK = pulled_GKN @ basis_GNK + precision_KK
@@ -132,9 +129,9 @@ def posterior(part: Part, y_N: Array, prior: Prior) -> Posterior:
 
 
 def with_one_off(part: Part, y_N: Array, prior: Prior) -> Array:
-    """ln of every shape's weight, up to a constant: if no point is off, and if each point in turn is off, (G, 1 + N).
-    If W loses d W e (W e)', the precision P loses d (B' W e) (B' W e)', and the squares lose d (e' W r)^2 / (1 - d e' W
-    B P^-1 B' W e), with the basis B and the residuals r."""
+    """ln of every shape's weight, up to a constant, if no point is off, and if each in turn is, (G, 1 + N). If W loses
+    d W e (W e)', the precision P loses d (B' W e) (B' W e)', and the squares lose d (e' W r)^2 / (1 - d e' W B P^-1 B'
+    W e), with the basis B and the residuals r."""
     errors, (gram_GKK, mean_GK, square_G, log_G) = part.errors, posterior(part, y_N, prior)
     d_N, pulled_GNK = TAKEN / errors.diagonal_N, errors.times(part.basis_GNK)
     left_GN = 1 - d_N * ((pulled_GNK @ np.linalg.inv(gram_GKK)) * pulled_GNK).sum(-1)

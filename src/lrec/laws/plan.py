@@ -12,22 +12,20 @@ from scipy.special import stdtrit
 from lrec.common.files import check_writable, write_json
 from lrec.common.text_tables import counted, on_terminal, rows_table
 from lrec.errors import UserError, check_range
+from lrec.laws.analysis import FAILS
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
 from lrec.laws.fit_json import finite, of_ten, read_fit
 from lrec.laws.intervals import Prediction
 from lrec.laws.law import MEANINGFUL, Array
 from lrec.laws.metric_forecasts import outlook_metrics
-from lrec.laws.predict import Predictor
+from lrec.laws.predict import Predictor, above_floor, outlook, turns
 from lrec.laws.table import metrics_in, points_of_most_data
-from lrec.laws.verdict import FAILS, above_floor, outlook, turns
 
 HR10 = "HR@10"
 FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
-NEARLY = 1.001
-"""A plan for a budget also has the cheapest choice with an expected loss of at most this many times the best loss."""
-PEAK_FLOPS, MFU = 989e12, 0.4
-"""The dense bfloat16 peak of an H100, and the share of it that training reaches. Used if the points have no speed."""
+NEARLY = 1.001  # a plan for a budget also has the cheapest choice with at most this many times the best expected loss
+PEAK_FLOPS, MFU = 989e12, 0.4  # of an H100: dense bfloat16, and the share reached; used if the points have no speed
 
 
 def plan_command(
@@ -129,8 +127,7 @@ def _expected(
 ) -> dict[str, Any]:
     """The expected loss and metrics of a choice, and notes about it."""
     (loss,) = predictor.predict(np.array([choice.place]))
-    is_near_N = np.asarray(np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1))
-    measured = fit.points.filter(is_near_N)
+    measured = fit.points.filter(np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1))
     if not measured.is_empty():
         loss, ends = _of_runs(loss, fit, measured["y"].to_numpy()), {"low": None, "high": None}
         known = [name for name in metrics_in(measured) if measured[name].null_count() == 0]
@@ -210,15 +207,9 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     """The plan as Markdown."""
     loss, cheapest, runs = result["loss"], result["cheapest"] or {}, result["measured_runs"]
     rows = [["", "plan", "cheapest within 0.1 % of it"]]
-    for label, key in (
-        (content["x"], "N"),
-        ("interactions processed, D", "D"),
-        ("unique interactions, U", "U"),
-        ("epochs", "epochs"),
-        ("training FLOPs", "flops"),
-        (f"hours {result['speed']}", "hours"),
-        ("price", "price"),
-    ):
+    labels = {"N": content["x"], "D": "interactions processed, D", "U": "unique interactions, U", "epochs": "epochs"}
+    labels |= {"flops": "training FLOPs", "hours": f"hours {result['speed']}", "price": "price"}
+    for key, label in labels.items():
         if result[key] is not None:
             rows.append([label, *(f"{each[key]:.4g}" for each in (result, cheapest) if key in each)])
     source = f", measured by {counted(runs, 'run')}" if runs else ""

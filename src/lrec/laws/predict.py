@@ -1,7 +1,7 @@
 """Predictions by the forecast or a law, and their comparison with the losses that runs then reach."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,12 +15,12 @@ from lrec.laws.intervals import Judged, Prediction, came
 from lrec.laws.law import Law
 from lrec.laws.loss_laws import law_named
 from lrec.laws.mixture import LADDER
-from lrec.laws.table import naive
+from lrec.laws.table import longest, naive, points_of_most_data
 
+AHEAD = 10.0  # the outlook is for this many times the largest size
 STEPS = 4  # steps of a roll-out over more than `LADDER` sizes; up to `LADDER` sizes are rolled out size by size
 
-Predictor = Forecast | Fit
-"""It has a name, its points, the columns of points that make a place, `predict` and `curve`."""
+Predictor = Forecast | Fit  # has a name, its points, the columns of points that make a place, `predict` and `curve`
 
 
 def method_named(name: str) -> Law | None:
@@ -121,3 +121,36 @@ def _edges(sizes: list[float]) -> list[float]:
         if size >= factor * edges[-1]:
             edges.append(size)
     return edges if edges[-1] == sizes[-1] else [*edges, sizes[-1]]
+
+
+def outlook(predictor: Predictor, times: float = AHEAD) -> Prediction:
+    """The loss at `times` the largest size, with the most data that this size had. It is never below the predictor's
+    floor. If the loss `turns`, it is also not below the loss of the largest size."""
+    largest, means = _reached(predictor)
+    ahead = predictor.predict(np.array([[times * largest[0], *largest[1:]]]))[0]
+    return above_floor(predictor, ahead, max(means[-1] / ahead.predicted, 1.0) if turns(predictor, ahead) else 1.0)
+
+
+def above_floor(predictor: Predictor, expected: Prediction, rise: float = 1.0) -> Prediction:
+    """A prediction with no loss below the predictor's floor, and with `rise` times all losses except the low ends."""
+    losses = {name: loss for name, loss in vars(expected).items() if name not in ("x", "d", "u") and loss is not None}
+    times = dict.fromkeys(losses, rise) | {"low": 1.0, "mean_low": 1.0}
+    return replace(expected, **{name: max(times[name] * loss, predictor.floor) for name, loss in losses.items()})
+
+
+def turns(predictor: Predictor, ahead: Prediction) -> bool:
+    """Whether two sizes larger than the best size did worse, or a larger size is expected to be no better than the
+    best: a loss that has risen may not fall again. The many, noisy losses of a long curve are taken in groups."""
+    losses = np.array(_reached(predictor)[1])
+    means = [group.mean() for group in np.array_split(losses, min(len(losses), LADDER))]
+    return len(means) - int(np.argmin(means)) > 2 or ahead.predicted >= min(means)
+
+
+def _reached(predictor: Predictor) -> tuple[tuple[float, ...], list[float]]:
+    """The variables of the largest of the longest runs (of a forecast only those on the most data), and the mean loss
+    of each size at its data, sorted by size."""
+    points = predictor.points
+    points = points_of_most_data(points) if isinstance(predictor, Forecast) else longest(points)
+    means = points.group_by(predictor.columns).agg(pl.col("y").mean()).sort(predictor.columns).rows()
+    largest = means[-1][:-1]
+    return largest, [row[-1] for row in means if row[1:-1] == largest[1:]]

@@ -57,9 +57,8 @@ class RateChoice:
 
 
 class RateLaw:
-    """The law fitted to runs: columns x (N), d (D), rate, batch and y (loss); runs that diverged are left out.
-    `scaled`: the rates are those of the scaled parametrisation. UserError if a value is not positive, or if there are
-    fewer than `LEAST_RATES` different rates."""
+    """The law fitted to runs, `scaled` or not: columns x (N), d (D), rate, batch and y (loss); not to runs that
+    diverged. UserError if a value is not positive, or for fewer than `LEAST_RATES` rates."""
 
     def __init__(self, points: pl.DataFrame, scaled: bool = False) -> None:
         self._prior_2P = (SCALED_MEAN_P, SCALED_SD_P) if scaled else (MEAN_P, SD_P)
@@ -101,9 +100,8 @@ class RateLaw:
         return RateChoice(rate, rate_low, rate_high, chosen, batch_low, batch_high, self.cost(size, data, rate, chosen))
 
     def cost(self, size: float, data: float, rate: float, batch: float) -> float:
-        """How much higher than the best loss the loss is expected to be with this rate and batch, as a share of the
-        best loss. The best rate is taken as uncertain, the best batch as known. If all runs have one batch, the batch
-        costs nothing."""
+        """How far above the best loss this rate and batch are expected to be, as a share of it. The best rate is taken
+        as uncertain, the best batch as known. If all runs have one batch, the batch costs nothing."""
         n, d, log_rate, log_batch = np.log([size, data, rate, batch]) - self._middle_4
         best, sd = self._rate(n, d, log_batch)
         cost = self._cost(log_rate - best, sd, n)
@@ -136,17 +134,15 @@ class RateLaw:
 
     def _batch(self, n: float, d: float) -> tuple[float, float]:
         """ln batch* and its standard error."""
-        gradient_P = np.zeros(len(NAMES))
-        gradient_P[3:6] = 1, n, d
+        gradient_P = np.array([0, 0, 0, 1, n, d, 0, 0, 0, 0, 0])
         return float(gradient_P @ self._theta_P), self._error(gradient_P)
 
     def _rate(self, n: float, d: float, log_batch: float) -> tuple[float, float]:
         """ln rate* at a batch and its standard error. Runs of one batch determine the rate best at this batch."""
         of_place, slope = np.array([1, n, d]), self._theta_P[6]
-        gradient_P = np.zeros(len(NAMES))
-        gradient_P[:3], gradient_P[3:6] = of_place, -slope * of_place
-        gradient_P[6] = log_batch - of_place @ self._theta_P[3:6]
-        return float(of_place @ self._theta_P[:3] + slope * gradient_P[6]), self._error(gradient_P)
+        from_best = log_batch - of_place @ self._theta_P[3:6]
+        gradient_P = np.array([*of_place, *(-slope * of_place), from_best, 0, 0, 0, 0])
+        return float(of_place @ self._theta_P[:3] + slope * from_best), self._error(gradient_P)
 
     def _error(self, gradient_P: Array) -> float:
         return float(np.sqrt(gradient_P @ self._covariance_PP @ gradient_P + SCATTER**2))

@@ -59,9 +59,8 @@ def has_lengths(points: pl.DataFrame) -> bool:
 
 def naive(points: pl.DataFrame) -> Callable[[Mapping[str, float | None]], float]:
     """The no-gain baseline by place: the loss of the best small model. Only models with no more unique data than the
-    place count, or all if there are none. If the points have no unique data, data processed are compared instead. These
-    come second, because a run that stopped early has a small D, that of its best epoch. If runs have several lengths,
-    only those that are no larger and no longer than the place count."""
+    place count, or all if there are none. Data processed come second: a run that stopped early has a small D, that of
+    its best epoch. If runs have several lengths, only those that are no larger and no longer than the place count."""
     lengths = has_lengths(points)
 
     @cache
@@ -90,9 +89,8 @@ def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:
     """The longest runs, and of these the points with the most unique data, which a law of size alone describes. Unknown
     lengths or unique data leave no point out."""
     points = longest(points)
-    if "u" not in points.columns or points["u"].null_count():
-        return points
-    return points.filter(pl.col("u") == pl.col("u").max())
+    known = "u" in points.columns and points["u"].null_count() == 0
+    return points.filter(pl.col("u") == pl.col("u").max()) if known else points
 
 
 def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:

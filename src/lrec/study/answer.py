@@ -13,11 +13,11 @@ import polars as pl
 from lrec.common.files import sibling
 from lrec.common.pages import rendered
 from lrec.common.text_tables import amount, counted
-from lrec.laws.analysis import Analysis
+from lrec.laws.analysis import FAILS, Analysis
 from lrec.laws.intervals import Judged
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
+from lrec.laws.predict import outlook, turns
 from lrec.laws.table import points_of_most_data
-from lrec.laws.verdict import FAILS, outlook, turns
 from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.network_sizes import find_size

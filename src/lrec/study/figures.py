@@ -30,8 +30,8 @@ from lrec.laws.figures import LABELS, style
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
+from lrec.laws.predict import outlook, turns
 from lrec.laws.table import points_of_most_data
-from lrec.laws.verdict import outlook, turns
 from lrec.run import Point
 from lrec.study.answer import TIMES
 

@@ -18,12 +18,11 @@ from lrec.common.pages import as_html, rendered, within_a_page
 from lrec.common.pictures import alt_text, save_figure, show_text
 from lrec.common.text_tables import rows_table
 from lrec.evaluation.standard_errors import paired
-from lrec.laws.analysis import Analysis
+from lrec.laws.analysis import Analysis, doublings
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit_json import of_ten, table, write_fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.predict import compare
-from lrec.laws.verdict import doublings
 from lrec.run import Point, run_of_study
 from lrec.study.answer import Answer, answer_of, metric_of
 from lrec.study.dial import as_text

@@ -7,14 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import Analysis, compare_methods
+from lrec.laws.analysis import Analysis, Method, compare_methods, unidentified, verdict, warnings
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import LAWS
-from lrec.laws.predict import holdout_report, roll_out
-from lrec.laws.verdict import Method, outlook, unidentified, verdict, warnings
+from lrec.laws.predict import holdout_report, outlook, roll_out
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e4, 1e7, 8)
@@ -156,7 +155,7 @@ def test_the_outlook_of_a_law_of_size_and_data_is_at_the_most_data() -> None:
     ahead = outlook(fitted)
     assert (ahead.x, ahead.d) == (1e7, 1e7)
     assert "10 times the largest N_body with D 1e+07, if all sizes are fitted, expect" in " ".join(
-        verdict(fitted, None, [], ahead, [], "N_body")
+        verdict(fitted, None, [], ahead, "N_body")
     )
 
 
@@ -226,7 +225,7 @@ def test_what_the_points_do_not_determine_is_named(loss: Array, unknown: list[st
     noise = np.exp(3e-4 * np.random.default_rng(5).standard_normal(8))
     fitted = fit_points(LSRM, points_of(loss * noise))
     assert unidentified(fitted) == unknown
-    said = " ".join(verdict(fitted, None, [], outlook(fitted), unidentified(fitted), "N_body"))
+    said = " ".join(verdict(fitted, None, [], outlook(fitted), "N_body"))
     assert ("not identified" in said) == bool(unknown)
     assert ", ".join(unknown) in said
     for name in unknown:

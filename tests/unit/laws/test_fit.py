@@ -9,10 +9,10 @@ from scipy.optimize import least_squares, minimize
 from scipy.special import huber
 
 from lrec.errors import UserError
+from lrec.laws.analysis import warnings
 from lrec.laws.fit import fit, fit_points
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import LAWS
-from lrec.laws.verdict import warnings
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e5, 1e7, 6)

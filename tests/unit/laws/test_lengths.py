@@ -4,12 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from lrec.laws.analysis import Analysis
+from lrec.laws.analysis import Analysis, doublings
 from lrec.laws.forecast import Forecast
 from lrec.laws.metric_forecasts import best_measured, expected_metrics
-from lrec.laws.predict import compare, holdout_report
+from lrec.laws.predict import compare, holdout_report, outlook
 from lrec.laws.table import naive, points_of_most_data
-from lrec.laws.verdict import doublings, outlook
 
 SIZES, LENGTHS = np.geomspace(3e3, 3e4, 5), (2.5e5, 5e5, 1e6)
 

@@ -10,11 +10,11 @@ import pytest
 from scipy.optimize import least_squares, linprog, minimize
 from scipy.special import huber
 
+from lrec.laws.analysis import warnings
 from lrec.laws.descent import Objective
 from lrec.laws.fit import Fit, fit
 from lrec.laws.law import Array
 from lrec.laws.loss_laws import LAWS, _log_worth
-from lrec.laws.verdict import warnings
 
 TABLES = Path(__file__).parents[4] / "shared" / "data" / "scaling"
 pytestmark = pytest.mark.skipif(not TABLES.is_dir(), reason="the public tables lie beside the repository, not in it")

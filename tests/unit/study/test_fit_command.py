@@ -153,7 +153,7 @@ def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
     points = read_points([write_points(tmp_path)])
     fitted = fit(LAWS["lsrm"], points["x"].to_numpy(), points["y"].to_numpy())
     came = compare(fitted, fitted.predict([4e6]), pl.DataFrame({"x": [4e6], "y": [4.1]}))
-    figure = fit_figure(fitted, fitted, came, floor=3.9)
+    figure = fit_figure(fitted, fitted, came, 3.9, "N_body", "test_loss")
     (axes,) = figure.axes
     shown = {text.get_text().strip() for text in axes.texts}
     assert shown == {"fitted", "predicted, then trained", "no gain", f"{fitted.name}, 90 %", "floor 3.9"}
@@ -161,7 +161,7 @@ def test_the_figure_shows_what_there_is(tmp_path: Path) -> None:
     assert figure.get_suptitle() == f"The prediction missed by {abs(missed):.1f} %,\nno gain by {abs(none):.1f} %"
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert axes.get_xlabel() == "parameters without embeddings, N_body"
-    alone = fit_figure(fitted, fitted)
+    alone = fit_figure(fitted, fitted, None, None, "N_body", "test_loss")
     assert alone.get_suptitle() == "A fit that no held-out size has tested"
     assert "predicted, then trained" not in {text.get_text().strip() for text in alone.axes[0].texts}
 
