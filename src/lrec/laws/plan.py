@@ -35,6 +35,7 @@ def plan_command(
     size: float | None = None,
     hours: float | None = None,
     hr10: float | None = None,
+    hr10_unseen: float | None = None,
     price_per_hour: float | None = None,
     unique: float | None = None,
     epochs: float | None = None,
@@ -52,6 +53,7 @@ def plan_command(
         size: Size to plan for, in the unit of the fit's x.
         hours: Budget in wall-clock hours, at the speed of the largest trained runs.
         hr10: HR@10 to reach with the smallest size. It needs a forecast, or a law of size alone.
+        hr10_unseen: HR@10_unseen to reach with the smallest size, like hr10.
         price_per_hour: Price of an hour of the hardware.
         unique: Number of unique interactions that you have. By default, it follows from the data and the fitted passes.
         epochs: Passes over the unique interactions. By default the best number in the range of the fitted runs.
@@ -61,10 +63,10 @@ def plan_command(
         out: File for the plan. By default plan.json in the folder of the fit.
         trust: Import the law of the fit even if it is not lrec's own.
     """
-    request = {"flops": flops, "loss": loss, "size": size, "hours": hours, "hr10": hr10}
+    request = {"flops": flops, "loss": loss, "size": size, "hours": hours, "hr10": hr10, "hr10_unseen": hr10_unseen}
     given = {name: value for name, value in request.items() if value is not None}
     if len(given) != 1:
-        raise UserError("name one of --flops, --loss, --size, --hours and --hr10")
+        raise UserError("name one of --flops, --loss, --size, --hours, --hr10 and --hr10_unseen")
     others = {"unique": unique, "epochs": epochs, "peak_flops": peak_flops, "price_per_hour": price_per_hour}
     for name, value in (request | others).items():
         check_range(f"--{name}", value, above=0, below=MEANINGFUL)
@@ -75,7 +77,8 @@ def plan_command(
     chooser = chooser_of(predictor, content["x"], unique, epochs)
     speed, source = _speed(fitted.points, mfu, peak_flops)
     flops = flops if hours is None else 3600 * speed * hours
-    size = size if hr10 is None else _size_for(chooser, hr10)
+    for metric, wanted in ((HR10, hr10), (f"{HR10}_unseen", hr10_unseen)):
+        size = size if wanted is None else _size_for(chooser, metric, wanted)
     if flops is not None:
         choice = chooser.for_flops(flops)
     elif size is not None:
@@ -156,23 +159,24 @@ def _at_size(predictor: Predictor, loss: Prediction) -> Prediction:
     return replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound))
 
 
-def _size_for(chooser: Chooser, hr10: float) -> float:
-    """The smallest size with at least this HR@10, measured or expected."""
-    if not isinstance(chooser, SizeChooser) or HR10 not in chooser.predictor.points.columns:
-        raise UserError(f"--hr10 needs a forecast, or a law of size alone, from points with {HR10}")
+def _size_for(chooser: Chooser, metric: str, wanted: float) -> float:
+    """The smallest size with at least the `wanted` value of HR@10 or HR@10_unseen, measured or expected."""
+    option = f"--{metric.lower().replace('@', '')}"
+    if not isinstance(chooser, SizeChooser) or metric not in chooser.predictor.points.columns:
+        raise UserError(f"{option} needs a forecast, or a law of size alone, from points with {metric}")
     predictor, points = chooser.predictor, points_of_most_data(chooser.predictor.points)
-    means = points.drop_nulls(HR10).group_by("x").agg(pl.col(HR10).mean()).sort("x")
-    if found := means.filter(pl.col(HR10) >= hr10)["x"].to_list():
+    means = points.drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
+    if found := means.filter(pl.col(metric) >= wanted)["x"].to_list():
         return float(found[0])
     times_G = np.geomspace(1, FAR, 60)[1:]
     losses = [outlook(predictor, times=times) for times in times_G]
-    expected = outlook_metrics(predictor.points, losses, turns(predictor, outlook(predictor)), [HR10])
+    expected = outlook_metrics(predictor.points, losses, turns(predictor, outlook(predictor)), [metric])
     if not expected:
-        raise UserError(f"--hr10 {hr10:g}: not measured, and too few sizes have an {HR10} above 0 to expect more")
-    expected_G = np.array([each.predicted for each in expected[HR10]])
-    if not (expected_G >= hr10).any():
-        raise UserError(f"--hr10 {hr10:g}: only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size")
-    return float(points["x"].to_numpy().max() * times_G[(expected_G >= hr10).argmax()])
+        raise UserError(f"{option} {wanted:g}: not measured, and too few sizes have an {metric} above 0 to expect more")
+    expected_G = np.array([each.predicted for each in expected[metric]])
+    if not (expected_G >= wanted).any():
+        raise UserError(f"{option} {wanted:g}: only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size")
+    return float(points["x"].to_numpy().max() * times_G[(expected_G >= wanted).argmax()])
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:

@@ -236,6 +236,13 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["metrics"]["HR@10"]["predicted"] >= wanted
     assert 3e6 < plan["N"] < 5e7
+    with pytest.raises(UserError, match=r"--hr10_unseen needs .* from points with HR@10_unseen"):
+        plan_command(fit, hr10_unseen=wanted)
+    unseen = points.with_columns(pl.col("HR@10").alias("HR@10_unseen"), pl.col("HR@10") / 2)
+    analysis = Analysis(*holdout_report(None, unseen, 2), unseen, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    write_fit(tmp_path / "unseen", analysis)
+    plan_command(tmp_path / "unseen" / "fit.json", hr10_unseen=wanted)
+    assert json.loads((tmp_path / "unseen" / "plan.json").read_text())["N"] == plan["N"]
     with pytest.raises(UserError, match=r"--hr10 0\.9: only 0\.\d+ is expected at 100 times"):
         plan_command(fit, hr10=0.9)
     with pytest.raises(UserError, match="not reached at 100 times the largest N_body"):
@@ -409,8 +416,8 @@ def test_a_plan_has_the_interval_of_the_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "name one of --flops, --loss, --size, --hours and --hr10"),
-        ({"size": 1e6, "flops": 1e12}, "name one of --flops, --loss, --size, --hours and --hr10"),
+        ({}, "name one of --flops, --loss, --size, --hours, --hr10 and --hr10_unseen"),
+        ({"size": 1e6, "flops": 1e12}, "name one of --flops, --loss, --size, --hours, --hr10 and --hr10_unseen"),
         ({"size": -1.0}, "--size must be above 0"),
         ({"size": 1e160}, "--size must be above 0 and below 1e\\+30"),
         ({"loss": 1.5}, "--loss 1.5: not reached"),
