@@ -62,7 +62,7 @@ def contrast(one: Fit, two: Fit) -> Contrast:
     times_P = np.geomspace(1 / FURTHEST, FURTHEST, 2 * PLACES + 1)
     excess_BP = _log_losses(two, two_BT, reached * times_P) - _log_losses(one, one_BT, np.array([reached]))
     exponents = _with_ends(np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent]), "linear")
-    crossings = _with_ends(at_B) if cross_B[0] else (None, None, None)
+    crossings: tuple[float | None, float | None, float | None] = _with_ends(at_B) if cross_B[0] else (None, None, None)
     times = _with_ends(_crossings(excess_BP, times_P, before=1.0))
     return Contrast(*exponents, *crossings, bool(before < 0), float(cross_B[1:].mean()), reached, *times)
 

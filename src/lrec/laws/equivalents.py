@@ -94,7 +94,7 @@ class LadderCurve:
 
     def _place(self, curve_G: Array, loss: float) -> float:
         """ln of the smallest size that reaches a loss; the end of the curve if no size does."""
-        return float(self._t_G[min(np.searchsorted(-curve_G, -loss), len(curve_G) - 1)])
+        return float(self._t_G[min(int(np.searchsorted(-curve_G, -loss)), len(curve_G) - 1)])
 
     def _times(self, t: float, x: float) -> float:
         if t >= self._t_G[-1]:

@@ -130,7 +130,7 @@ def _expected(
 ) -> dict[str, Any]:
     """The expected loss and metrics of a choice, and notes about it."""
     (loss,) = predictor.predict(np.array([choice.place]))
-    measured = fit.points.filter(np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1))
+    measured = fit.points.filter(np.asarray(np.isclose(fit.x_NV, choice.place, rtol=1e-3, atol=0).all(1)))
     if not measured.is_empty():
         loss, ends = _of_runs(loss, fit, measured["y"].to_numpy()), {"low": None, "high": None}
         known = [name for name in metrics_in(measured) if measured[name].null_count() == 0]
