@@ -303,11 +303,13 @@ class _Whole(torch.autograd.Function):
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_HD: Tensor, items_M: Tensor, shard: Shard, shared: bool) -> Tensor:
-        ctx.shard, ctx.shared = shard, shared
-        ctx.most = 0 if shared else shard.most(len(items_M))
-        ctx.items_G = items_G = items_M if shared else shard.gathered(items_M, ctx.most, -1)
+        ctx.shard, ctx.shared, ctx.items_G, ctx.most = shard, shared, items_M, 0
         if shard.processes == 1:
             return F.embedding(items_M, rows_HD)
+        if not shared:
+            ctx.most = shard.most(len(items_M))
+            ctx.items_G = shard.gathered(items_M, ctx.most, -1)
+        items_G = ctx.items_G
         found_GD = shard.rows_here(items_G)
         return shard.summed(found_GD) if shared else shard.returned(found_GD, len(items_M))
 

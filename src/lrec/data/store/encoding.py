@@ -98,12 +98,13 @@ class Encoder:
         ranked = {name: ids.ranked() for name, ids in self.ids.items()}
         for name, (texts, *_) in ranked.items():
             if name == "event" and len(texts) > _MOST_TYPES:
-                found = f"{len(texts):,} types of event, such as {texts[0]}; at most {_MOST_TYPES} are possible"
-                raise UserError(f"{self._name}: {found}: event_column must name what was done, such as view or buy")
+                found, way_out = f"{self._name}: {len(texts):,}", "event_column must name what was done, such as view"
+                example = f"{texts[0]}; at most {_MOST_TYPES} are possible"
+                raise UserError(f"{found} types of event, such as {example}: {way_out}")
             if name in self.features and len(texts) > _MOST_TEXTS:
-                found = f"{len(texts):,} different texts; at most {_MOST_TEXTS:,} are possible"
-                feature = name.removeprefix(FEATURE)
-                raise UserError(f"the feature {feature} has {found}: group them, or name it under numbers")
+                feature, way_out = name.removeprefix(FEATURE), "group them, or name it under numbers"
+                found = f"the feature {feature} has {len(texts):,}"
+                raise UserError(f"{found} different texts; at most {_MOST_TEXTS:,} are possible: {way_out}")
         return ranked
 
     def _refuse_unfit(self, frame: pl.DataFrame) -> None:

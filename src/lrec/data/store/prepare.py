@@ -274,8 +274,8 @@ class Earlier:
         fresh = one.with_row_index().join(other, on=names, how="anti")["index"].sort().to_numpy()
         if not self._duplicates_known and len(fresh) < one.height:
             some = f"at least {one.height - len(fresh):,} of the new rows agree with rows of {self.store.path}"
-            columns = "in all columns that it keeps, but may differ in columns that it does not keep"
-            raise UserError(f"{some} {columns}: leave them out, or {_ANEW}")
+            way_out = f"but may differ in columns that it does not keep: leave them out, or {_ANEW}"
+            raise UserError(f"{some} in all columns that it keeps, {way_out}")
         return fresh
 
 

@@ -107,8 +107,8 @@ class Store:
         stored = default | self.meta["reading"] | self.meta["options"]
         for option, value in asked.items():
             if value not in (stored.get(option, value), default.get(option)):
-                wrong = f"data.{option}={value}: {self.path} was prepared with {stored[option]}"
-                raise UserError(f"{wrong}; leave the option out, or {_ANOTHER}")
+                way_out = f"leave the option out, or {_ANOTHER}"
+                raise UserError(f"data.{option}={value}: {self.path} was prepared with {stored[option]}; {way_out}")
         return stored
 
     def check_features(self, columns: dict[str, bool]) -> None:
