@@ -67,8 +67,8 @@ def test_the_store_does_not_depend_on_memory(
             found.append((files(store.path), store.statistics))
     assert found[1:] == found[:1] * 2
     if isinstance(found[0], tuple) and REST in columns and k <= 1:
-        # Equal rows have the same user, so one of each is left.
-        assert found[0][1]["interactions"] == frame.n_unique()
+        # Equal rows have the same user, so one of each is left. In a log, REST is a hash of the domain too.
+        assert found[0][1]["interactions"] == frame.drop("domain", strict=False).n_unique()
 
 
 @pytest.mark.parametrize("limit", [0, 3_000_000])
