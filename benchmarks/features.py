@@ -11,7 +11,7 @@ higher NDCG@10 are better. These sets have no features of users.
 
 The last column is the equivalent size: how many times the parameters in blocks would lower the test loss as much, by a
 ladder of networks with neither, of widths 8 to 128 (`lrec.laws.equivalents`). It is "more" if no network of the ladder,
-and none up to ten times its largest, would.
+and none up to ten times its largest, would. On Ciao, the width 8 has the lowest loss of the ladder.
 """
 
 import argparse
@@ -184,6 +184,8 @@ def worth_of(
     middle, low, high = gain
     loss_of = {32: loss_of_arm(name, "neither", found, known_C)}
     loss_of |= {width: loss_of_arm(name, f"width {width}", found, known_C) for width in WIDTHS}
+    if min(loss_of, key=loss_of.__getitem__) < 32:
+        return "size does not pay"
     widths = sorted(loss_of)
     curve = LadderCurve(12.0 * np.array(widths) ** 2, np.array([loss_of[width] for width in widths]), may_stop=True)
     worth = curve.worth(12.0 * 32**2, loss_of[32] + middle, (high - low) / 2)
