@@ -15,7 +15,6 @@ from lrec.common.pictures import (
     BLUE,
     GREY,
     INK,
-    LABEL_POINTS,
     ORANGE,
     LineEnd,
     draw_frame,
@@ -96,12 +95,7 @@ def compute_figure(runs: Sequence[Points]) -> "Figure | None":
     axes = figure.add_subplot()
     axes.plot(*envelope(runs), color=GREY, lw=1.2, ls="--")
     style(axes, "flops", "val_loss")
-    for name, _, _, color in _draw_runs(axes, runs, "flops", runs):
-        # At its start: runs often end with the same loss, but each size is first evaluated at its own compute.
-        first = max((trajectory(points, "flops") for points in runs if points[0].size == name), key=lambda t: t[1][0])
-        look: dict[str, Any] = {"color": color, "ha": "center", "fontsize": LABEL_POINTS}
-        axes.annotate(name, (first[0][0], first[1][0]), (0, 4), textcoords="offset points", **look)
-    axes.margins(x=0.1, y=0.1)
+    label_ends(axes, _draw_runs(axes, runs, "flops", runs))
     entitle(axes, finding, "dashed: the least loss for the compute")
     return figure
 

@@ -100,13 +100,13 @@ def test_repetition_has_a_panel_for_each_amount_of_data() -> None:
     assert repetition_figure([run(4000, epochs=3)]) is None
 
 
-def test_every_size_is_named_at_the_start_of_its_highest_line() -> None:
+def test_every_size_is_named_at_the_end_of_its_best_run() -> None:
     worse = [replace(point, val_loss=point.val_loss + 1, flops=2 * point.flops) for point in run(1000)]
     figure = compute_figure([run(1000), worse, run(2000)])
     assert figure is not None
     (axes,) = figure.axes
     names = {text.get_text(): text.xy for text in axes.texts if isinstance(text, Annotation)}
-    assert names == {start.size: (start.flops, start.val_loss) for start in (worse[0], run(2000)[0])}
+    assert names == {name: (run(int(name))[-1].flops, run(int(name))[-1].val_loss) for name in ("1000", "2000")}
     assert axes.get_title(loc="left").strip() == "2000 has the lowest loss, and is the largest size"
     assert compute_figure([run(1000, epochs=1)]) is None
 
