@@ -82,7 +82,7 @@ class DataChooser:
         size_G = np.geomspace(self._least_size, max(flops / self._least_data, 10.0), 500)
         size_G = size_G[data_at(size_G) >= self._least_data]
         if not len(size_G):
-            raise UserError(f"{flops:g} FLOPs: too few to plan for")
+            raise UserError("too few to plan for")
         best = int(self.loss(size_G, data_at(size_G)).argmin())
         found = minimize_scalar(
             lambda log_size: self.loss(np.exp(log_size), data_at(np.exp(log_size))).item(),
@@ -173,7 +173,7 @@ class SizeChooser:
 
     def for_flops(self, flops: float) -> Choice:
         if np.isnan(self.data):
-            raise UserError("a budget needs points with D and U: plan with --size or --loss")
+            raise UserError("the points have no values of D and U; plan with --size or --loss")
         spent = f"any size on {self.data:g} interactions"
         return self.for_size(_affordable(lambda size: self.data * self._flops_of(size), flops, spent))
 
@@ -231,7 +231,7 @@ def _affordable(cost: Callable[[float], float], flops: float, spent: str) -> flo
     """The size whose cost is the budget; UserError if the budget does not even pay for a size of 1."""
     size = _bisect(lambda size: flops - cost(size), 1.0, max(flops, 10.0))
     if size is None or cost(1.0) > flops:
-        raise UserError(f"{flops:g} FLOPs: too few for {spent}")
+        raise UserError(f"too few for {spent}")
     return size
 
 

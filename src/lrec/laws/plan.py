@@ -22,7 +22,7 @@ from lrec.laws.metric_forecasts import outlook_metrics
 from lrec.laws.predict import Predictor, above_floor, outlook, turns
 from lrec.laws.table import metrics_in, points_of_most_data
 
-HR10 = "HR@10"
+HIT_RATES = {"hr10": "HR@10", "hr10_unseen": "HR@10_unseen"}  # options, and their metrics
 FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
 NEARLY = 1.001  # a plan for a budget also has the cheapest choice with at most this many times the best expected loss
 PEAK_FLOPS, MFU = 989e12, 0.4  # of an H100: dense bfloat16, and the share reached; used if the points have no speed
@@ -67,9 +67,10 @@ def plan_command(
     given = {name: value for name, value in request.items() if value is not None}
     if len(given) != 1:
         raise UserError("name one of --flops, --loss, --size, --hours, --hr10 and --hr10_unseen")
+    ((option, value),) = given.items()
     others = {"unique": unique, "epochs": epochs, "peak_flops": peak_flops, "price_per_hour": price_per_hour}
-    for name, value in (request | others).items():
-        check_range(f"--{name}", value, above=0, below=MEANINGFUL)
+    for name, number in (request | others).items():
+        check_range(f"--{name}", number, above=0, below=MEANINGFUL)
     check_range("--mfu", mfu, above=0, at_most=1)
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
@@ -77,10 +78,13 @@ def plan_command(
     chooser = chooser_of(predictor, content["x"], unique, epochs)
     speed, source = _speed(fitted.points, mfu, peak_flops)
     flops = flops if hours is None else 3600 * speed * hours
-    for metric, wanted in ((HR10, hr10), (f"{HR10}_unseen", hr10_unseen)):
-        size = size if wanted is None else _size_for(chooser, metric, wanted)
+    if option in HIT_RATES:
+        size = _size_for(chooser, option, value)
     if flops is not None:
-        choice = chooser.for_flops(flops)
+        try:
+            choice = chooser.for_flops(flops)
+        except UserError as error:
+            raise UserError(f"--{option} {value:g}: {error}") from None
     elif size is not None:
         choice = chooser.for_size(size)
     else:
@@ -159,11 +163,11 @@ def _at_size(predictor: Predictor, loss: Prediction) -> Prediction:
     return replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound))
 
 
-def _size_for(chooser: Chooser, metric: str, wanted: float) -> float:
-    """The smallest size with at least the `wanted` value of HR@10 or HR@10_unseen, measured or expected."""
-    option = f"--{metric.lower().replace('@', '')}"
+def _size_for(chooser: Chooser, option: str, wanted: float) -> float:
+    """The smallest size with at least the `wanted` value of the option's metric, measured or expected."""
+    metric = HIT_RATES[option]
     if not isinstance(chooser, SizeChooser) or metric not in chooser.predictor.points.columns:
-        raise UserError(f"{option} needs a forecast, or a law of size alone, from points with {metric}")
+        raise UserError(f"--{option} needs a forecast, or a law of size alone, from points with {metric}")
     predictor, points = chooser.predictor, points_of_most_data(chooser.predictor.points)
     means = points.drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
     if found := means.filter(pl.col(metric) >= wanted)["x"].to_list():
@@ -172,10 +176,12 @@ def _size_for(chooser: Chooser, metric: str, wanted: float) -> float:
     losses = [outlook(predictor, times=times) for times in times_G]
     expected = outlook_metrics(predictor.points, losses, turns(predictor, outlook(predictor)), [metric])
     if not expected:
-        raise UserError(f"{option} {wanted:g}: not measured, and too few sizes have an {metric} above 0 to expect more")
+        unknown = f"not measured, and too few sizes have an {metric} above 0 to expect more"
+        raise UserError(f"--{option} {wanted:g}: {unknown}")
     expected_G = np.array([each.predicted for each in expected[metric]])
     if not (expected_G >= wanted).any():
-        raise UserError(f"{option} {wanted:g}: only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size")
+        most = f"only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size"
+        raise UserError(f"--{option} {wanted:g}: {most}")
     return float(points["x"].to_numpy().max() * times_G[(expected_G >= wanted).argmax()])
 
 

@@ -438,7 +438,8 @@ def test_what_a_law_of_data_cannot_answer(tmp_path: Path, options: dict[str, Any
         ({"size": 1e6, "unique": 2e6}, "holds for the data it was fitted on"),
         ({"size": 1e6, "epochs": 4.0}, "holds for the passes"),
         ({"loss": 3.9}, "never less than the floor"),
-        ({"flops": 1e7}, "too few for any size on 5e\\+06 interactions"),
+        ({"flops": 1e7}, "--flops 1e\\+07: too few for any size on 5e\\+06 interactions"),
+        ({"hours": 1e-12}, "--hours 1e-12: too few for any size"),
     ],
 )
 def test_what_a_law_of_size_cannot_answer(tmp_path: Path, options: dict[str, Any], said: str) -> None:
