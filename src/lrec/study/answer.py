@@ -6,6 +6,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from statistics import mean
 
 import polars as pl
@@ -26,7 +27,7 @@ from lrec.study.budget import gib_of, hours_by_run
 from lrec.study.grid import PlannedRun, of_all_data, ruled_options
 from lrec.study.options import Study, ladder_n_body
 
-# The metric of the answer, and the metrics beside it: see `metric_of`.
+# For each metric that an answer may have (see `metric_of`), the metrics beside it.
 BESIDE = {"HR@10": ("HR@10_unseen", "NDCG@10"), "HR@10_unseen": ("HR@10", "NDCG@10_unseen")}
 TIMES = (10, 30)
 PAYS = 0.01  # a smaller gain, as a share of today's metric, does not justify a network of ten times the price
@@ -89,7 +90,7 @@ def metric_of(points: Iterable[Point]) -> str:
     """HR@10 of the lists that serve users better, by the validation of the best network: lists of all items, or lists
     without the items that the user had before."""
     known = [point for point in points if not point.diverged and point.val_loss is not None]
-    best = min(known, key=lambda point: point.val_loss or 0.0, default=Point())
+    best = min(known, key=attrgetter("val_loss"), default=Point())
     return max(BESIDE, key=lambda metric: best.metrics.get(f"val/{metric}") or 0.0)
 
 

@@ -14,7 +14,7 @@ from lrec.common.files import json_hash, read_json
 from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.laws.equivalents import LadderCurve
-from lrec.run import Point, run_of_study
+from lrec.run import run_of_study
 from lrec.study.answer import metric_of, wider
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import EPOCHS, as_argument, ladder_n_body
@@ -63,9 +63,10 @@ class Ladder:
             raise UserError(f"--study {study}: {first}: {way_out}")
         self.name, self.y = study.absolute().name, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
-        self.metric = metric_of(run_of_study(study, run.name).result or Point() for run in every)
+        results = {run.name: run_of_study(study, run.name).result for run in every}
+        self.metric = metric_of(point for point in results.values() if point is not None)
         for run in sorted(of_all_data(every), key=lambda run: ladder_n_body(run.size)):
-            point = run_of_study(study, run.name).result
+            point = results[run.name]
             if run.variant == every[0].variant and point is not None and not point.diverged:
                 by_size.setdefault(run.size, []).append(run)
         fitted = [size for size, runs in by_size.items() if not runs[0].held_out]
