@@ -147,7 +147,7 @@ class Model:
         read_B = np.minimum(lengths_B - skipped_B, self.net.config.max_len)
         items_BK = np.full((len(lengths_B), min(k, len(candidates_C))), -1, dtype=np.int64)
         scores_BK = np.full(items_BK.shape, -np.inf, dtype=np.float32)
-        if fallback and self.counts_V is not None:
+        if fallback and self.counts_V is not None and not read_B.all():
             order_C = np.argsort(-self.counts_V[candidates_C], kind="stable")
             popular_K = candidates_C[order_C[: items_BK.shape[1]]]
             with np.errstate(divide="ignore"):  # items without a training interaction
