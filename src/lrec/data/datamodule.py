@@ -132,11 +132,21 @@ class SequenceDataModule(LightningDataModule, ABC):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
         elif not seconds_in(recent_popularity):
             raise UserError(f"data.recent_popularity {recent_popularity} is neither a duration such as 7d nor a share")
-        self.data_dir, self.memory_gib, self.k_core, self.repeats = Path(data_dir), memory_gib, k_core, repeats
-        self.split, self.reduction, self.only_domain = split, reduction, only_domain
-        self.max_len, self.targets_per_step, self.num_workers, self.seed = max_len, targets_per_step, num_workers, seed
-        self.validation_users, self.test_users = validation_users, test_users
-        self.cold_targets, self.recent_popularity = cold_targets, recent_popularity
+        self.data_dir = Path(data_dir)
+        self.split = split
+        self.reduction = reduction
+        self.max_len = max_len
+        self.targets_per_step = targets_per_step
+        self.k_core = k_core
+        self.only_domain = only_domain
+        self.num_workers = num_workers
+        self.seed = seed
+        self.memory_gib = memory_gib
+        self.validation_users = validation_users
+        self.test_users = test_users
+        self.cold_targets = cold_targets
+        self.repeats = repeats
+        self.recent_popularity = recent_popularity
         self._urls: list[str] = []
         self.given_store = None if store is None else self.local(store)
         self._train_loader: TrainLoader | None = None

@@ -146,9 +146,11 @@ def _goes_on(cases: Cases, shorter_P: np.ndarray, longer_P: np.ndarray) -> np.nd
     """For pairs of cases: whether the longer history continues the shorter one, at the time of the shorter's target."""
     lengths_P = cases.lengths_C[shorter_P]
     shorter_N, longer_N = (ranges(cases.starts_C[which_P], lengths_P) for which_P in (shorter_P, longer_P))
-    of_items = (cases.items_N, cases.blank_N, cases.times_N, cases.events_N)
-    values_NF = np.column_stack([values for values in of_items if values is not None])
-    differs_N = (values_NF[shorter_N] != values_NF[longer_N]).any(axis=1)
+    differs_N = np.zeros(len(shorter_N), dtype=bool)
+    for values_N in (cases.items_N, cases.blank_N, cases.times_N, cases.events_N):
+        if values_N is not None:
+            unequal = values_N[shorter_N] != values_N[longer_N]
+            differs_N |= unequal if unequal.ndim == 1 else unequal.any(axis=1)
     goes_on_P = np.bincount(np.repeat(np.arange(len(lengths_P)), lengths_P)[differs_N], minlength=len(lengths_P)) == 0
     if cases.times_N is not None and cases.asked_C is not None:
         next_P = np.minimum(cases.starts_C[longer_P] + lengths_P, len(cases.times_N) - 1)

@@ -9,11 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lrec.common.files import check_folder, read_json, write_json
-from lrec.common.pages import rendered
 from lrec.common.pictures import save_figure
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
-from lrec.laws.contrast import FURTHEST, contrast
+from lrec.laws.contrast import FURTHEST, Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.fit_json import finite
 from lrec.laws.law import UNBOUNDED, parameter_text
@@ -62,11 +61,10 @@ def compare(
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
     contrasts, said = list[dict[str, Any]](), list[str]()
-    about = {"exponent": chosen.parameters[chosen.n_coefficients], "x": x, "furthest": FURTHEST, "inf": math.inf}
     for one, two in combinations(ladders, 2):
         try:
             found = contrast(ladders[one][0], ladders[two][0])
-            values, words = asdict(found), rendered("study", "contrast.txt.j2", about | {"found": found})
+            values, words = asdict(found), _in_words(found, chosen.parameters[chosen.n_coefficients], x)
         except UserError as error:  # it says why there is no contrast
             values, words = {"unknown": str(error)}, str(error)
         contrasts.append({"ladders": (one, two), **values})
@@ -82,10 +80,25 @@ def compare(
         for parameter, value in fitted.parameters.items():
             low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])
             rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
-    fitted_by = {"law": law, "formula": chosen.formula, "x": x, "y": y}
-    write_json(out / "compare.json", finite(fitted_by | {"ladders": content, "contrasts": contrasts}))
+    about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
+    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": contrasts}))
     table = on_terminal(rows_table(rows, text=(0,)))
     print("\n\n".join([chosen.formula, table, *said, str(out / "compare.png")]))
+
+
+def _in_words(found: Contrast, exponent: str, x: str) -> str:
+    difference = f"{found.exponent:+.3g} [{found.exponent_low:.3g}, {found.exponent_high:.3g}]"
+    exponents = f"{exponent} differs by {difference}, {'' if found.told_apart else 'not '}distinguishable from 0"
+    first = "lower" if found.lower_before else "higher"
+    where = f"at every size; the curves cross in {found.share:.0%} of the refits"
+    if found.crossing is not None:
+        low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
+        high = "beyond ten times the largest" if found.crossing_high == math.inf else f"{found.crossing_high:.3g}"
+        where = f"up to {x} {found.crossing:.3g} [{low}, {high}], but not above"
+    not_found = {0.0: f"below {1 / FURTHEST:g}", math.inf: f"above {FURTHEST:g}"}
+    times, low, high = (not_found.get(n, f"{n:.2f}") for n in (found.times, found.times_low, found.times_high))
+    reached = f"For the loss that the first has at {x} {found.reached:.3g}, the second needs {times} times the {x}"
+    return f"{exponents}. The first is {first} {where}. {reached} [{low}, {high}]"
 
 
 def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point], set[str]]]:

@@ -57,14 +57,7 @@ def sizes(
     shards = ranks if shards is None else shards
     if shards < 1 or ranks % shards:
         raise UserError(f"--shards must divide --ranks {ranks}, got {shards}")
-    n_items, pairs = items, (max_len + 1) / 2  # the mean number of positions that a position attends to, with its own
-    if data is not None:
-        from lrec.data.batching.train_batches import BatchPlan  # imports torch
-
-        split = LastItems()(Store.open(data))
-        plan = BatchPlan(training_part(split, Reduction()), max_len, targets_per_step=2 * max_len)
-        lengths_W = plan.epoch(seed=0, epoch=0).lengths_W
-        n_items, pairs = len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum())
+    n_items, pairs = (items, (max_len + 1) / 2) if data is None else _of_store(data, max_len)
     positions = -(-targets_per_step // (ranks * accumulation))
     rows = []
     for name in list(SIZES) if sizes is None else sizes:
@@ -73,12 +66,14 @@ def sizes(
         peak = memory.of_step(config, positions, precision, shards, checkpointing, device, ranks)
         received = cost.traffic(config, positions, precision, shards, ranks, accumulation)
         of_step = {"received": sum(received), "flops": sum(flops) * positions * accumulation}
-        row: dict[str, Any] = {"size": name, "n_layers": config.layers, "d_model": config.width}
-        parameters = cost.parameters(config)._asdict() | {"total": cost.n_total(config)}
-        row |= {"n_heads": config.heads, "parameters": parameters}
-        row |= {"flops_per_interaction": flops._asdict() | {"total": sum(flops)}}
-        row |= {"memory_bytes": peak._asdict() | {"total": peak.total}, "step_of_a_rank": received._asdict() | of_step}
-        rows.append(row)
+        shape = {"size": name, "n_layers": config.layers, "d_model": config.width, "n_heads": config.heads}
+        figures = {
+            "parameters": cost.parameters(config)._asdict() | {"total": cost.n_total(config)},
+            "flops_per_interaction": flops._asdict() | {"total": sum(flops)},
+            "memory_bytes": peak._asdict() | {"total": peak.total},
+            "step_of_a_rank": received._asdict() | of_step,
+        }
+        rows.append(shape | figures)
     assumptions: dict[str, Any] = {"n_items": n_items, "pairs": pairs, **counts, "shards": shards}
     assumptions |= {"accumulation": accumulation, "precision": precision, "checkpointing": checkpointing}
     assumptions |= {"device": device, "architecture": asdict(architecture), "dropout": asdict(dropout)}
@@ -86,3 +81,13 @@ def sizes(
         check_writable(out, "--out")
         write_json(out, {"assumptions": assumptions, "sizes": rows})
     print(rendered("study", "sizes.txt.j2", assumptions | {"positions": positions, "rows": rows}), end="")
+
+
+def _of_store(path: Path, max_len: int) -> tuple[int, float]:
+    """The catalogue size of a store, and the mean number of positions that a position attends to, itself included."""
+    from lrec.data.batching.train_batches import BatchPlan  # imports torch
+
+    split = LastItems()(Store.open(path))
+    part = training_part(split, Reduction())
+    lengths_W = BatchPlan(part, max_len, targets_per_step=2 * max_len).epoch(seed=0, epoch=0).lengths_W
+    return len(split.catalogue_V), float((lengths_W * (lengths_W + 1) / 2).sum() / lengths_W.sum())

@@ -22,15 +22,9 @@ def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> s
     lines = [head + "".join(f"{title:>10}" for title in ("train", "val", "best val", "test", "hours"))]
     for run in runs:
         trained = Run(folder / run.name)
-        kind, state, points = "held out" if run.held_out else "fitted", known.get(run.name, "waiting"), trained.points
-        if is_running(trained.folder):
-            state = "running"
-        elif point := trained.result:
-            state = point.status
-        elif points and state == "waiting":
-            state = "unfinished"  # it can resume where it stopped
+        kind, state = "held out" if run.held_out else "fitted", _state(trained, known.get(run.name, "waiting"))
         line = f"{run.name:<{width}}{kind:<9}{state:<12}"
-        if points:
+        if points := trained.points:
             last = points[-1]
             best = min((p.val_loss for p in points if p.val_loss is not None), default=None)
             test = next((p.test_loss for p in points if p.best), None)
@@ -39,6 +33,15 @@ def runs_table(runs: list[PlannedRun], folder: Path, known: dict[str, str]) -> s
             line += "".join(" " * 10 if number is None else f"{number:>10.4f}" for number in numbers)
         lines.append(f"{line}  {_progress(trained)}" if state == "running" else line)
     return "\n".join(lines)
+
+
+def _state(run: Run, known: str) -> str:
+    """running, finished, diverged, unfinished (it can resume where it stopped), or else the `known` state."""
+    if is_running(run.folder):
+        return "running"
+    if point := run.result:
+        return point.status
+    return "unfinished" if known == "waiting" and run.points else known
 
 
 def _progress(run: Run) -> str:

@@ -244,7 +244,9 @@ def trained_on(
         "trainer.val_check_interval": None if steps is None else steps * in_batches,
         "trainer.check_val_every_n_epoch": 1 if steps is None else None,
     }
-    return changes | ({"model.optimizer.switch": None} if "model.optimizer.switch.lr" in config.flat else {})
+    if "model.optimizer.switch.lr" in config.flat:
+        changes["model.optimizer.switch"] = None
+    return changes
 
 
 def carry_out(folder: Path, options: dict[str, Any]) -> Point:
@@ -333,5 +335,9 @@ def _drift(old: Store, new: Store, known: pl.Series) -> dict[str, Any]:
     p_I, q_I, n_new = old_I / old_I.sum(), new_I / new_I.sum(), int(new_I.sum())
     unknown_I = ~joined["raw_id"].is_in(known.to_list()).to_numpy()
     chance = np.minimum(2 * p_I, np.sqrt(2 * p_I / (math.pi * n_new))).sum() / 2
-    drift = {"unknown_items": q_I[unknown_I].sum(), "distance": np.abs(p_I - q_I).sum() / 2}
-    return {"rows": n_new} | {name: float(value) for name, value in (drift | {"distance_by_chance": chance}).items()}
+    return {
+        "rows": n_new,
+        "unknown_items": float(q_I[unknown_I].sum()),
+        "distance": float(np.abs(p_I - q_I).sum() / 2),
+        "distance_by_chance": float(chance),
+    }

@@ -105,11 +105,19 @@ class ScalingPoints(Callback):
 
     def _point(self, trainer: Trainer, model: SequentialRecommender) -> Point:
         run, data, config, metrics = run_of(trainer), model.data, model.config, _prefixed("val", model)
-        network = {"size": model.size, "n_layers": config.layers, "d_model": config.width, "n_heads": config.heads}
-        parameters = {"N_body": cost.n_body(config), "N_head": cost.n_head(config), "N_total": cost.n_total(config)}
-        training = {"D": model.D, "U": data.U, "epochs": model.D / data.U, "flops": model.flops}
         return Point(
-            **(self._named(run) | network | parameters | training),
+            **self._named(run),
+            size=model.size,
+            n_layers=config.layers,
+            d_model=config.width,
+            n_heads=config.heads,
+            N_body=cost.n_body(config),
+            N_head=cost.n_head(config),
+            N_total=cost.n_total(config),
+            D=model.D,
+            U=data.U,
+            epochs=model.D / data.U,
+            flops=model.flops,
             step=trainer.global_step,
             train_loss=_finite(model.train_loss),
             val_loss=metrics.get("val/loss"),

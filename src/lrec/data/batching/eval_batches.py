@@ -200,9 +200,15 @@ class EvalBatches(Dataset[EvalBatch]):
             has_target_B = next_B < store.offsets_U1[users_M[last_B] + 1]
             asked_B = np.where(has_target_B, store.seconds(np.minimum(next_B, len(store.items_N) - 1)), 0)
             times = store.seconds(rows_N), asked_B
-        items_N, sizes = split.catalogue_index_I[store.items_N[rows_N]], (self.max_len, len(split.catalogue_V))
-        places = np.repeat(np.arange(len(counts_B)), counts_B), ends_M
-        found = history_batch(items_N, ends_B, *sizes, times, places, split.events(rows_N))
+        found = history_batch(
+            split.catalogue_index_I[store.items_N[rows_N]],
+            ends_B,
+            self.max_len,
+            len(split.catalogue_V),
+            times,
+            places=(np.repeat(np.arange(len(counts_B)), counts_B), ends_M),
+            events_N=split.events(rows_N),
+        )
         sets = {} if self.sizes_T is None else self._sets(next_M, self.sizes_T[chosen_M])
         items_M, users_M = torch.from_numpy(self._items_T[chosen_M]), torch.from_numpy(users_M)
         return found._replace(targets_M=items_M, users_M=users_M, **sets)
