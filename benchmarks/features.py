@@ -16,7 +16,6 @@ and none up to ten times its largest, would. On Ciao, the width 8 has the lowest
 
 import argparse
 import lzma
-import math
 import platform
 import re
 import time
@@ -26,14 +25,12 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from small_network import interval, told, trained
+from small_network import LADDER, equivalent_size, interval, told, trained
 
 from lrec.common.files import write_text
-from lrec.laws.equivalents import LadderCurve
 
 HERE = Path(__file__).parent
 SIDE = 19  # points of a side of the board
-WIDTHS = (8, 16, 64, 128)  # the ladder, beside the 32 of all other networks
 
 
 class Set(NamedTuple):
@@ -46,7 +43,7 @@ class Set(NamedTuple):
     @property
     def arms(self) -> list[str]:
         features = [arm for arm in ("event", "item") if getattr(self, arm)]
-        return ["neither", *features, *(f"width {width}" for width in WIDTHS)]
+        return ["neither", *features, *(f"width {width}" for width in LADDER)]
 
 
 def main() -> None:
@@ -130,7 +127,7 @@ def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namesp
     kept = kept_file(name, arm, seed, options)
     if not kept.exists():
         of_arm = {"event": data.event, "item": data.item}
-        of_arm |= {f"width {width}": {"model.width": width} for width in WIDTHS}
+        of_arm |= {f"width {width}": {"model.width": width} for width in LADDER}
         given = data.options | of_arm.get(arm, {})
         tested = trained(kept.with_suffix(""), given, seed, options.epochs)
         assert tested.run.result is not None
@@ -170,32 +167,12 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
             )
             differences = (loss_SC - plain_loss_SC)[:, known_C], ndcg_SC - plain_ndcg_SC
             beside = [told(interval(each)) for each in differences]
-            worth = "" if arm.startswith("width") else worth_of(name, interval(differences[0]), found, known_C)
+            if not arm.startswith("width"):
+                worth = equivalent_size(interval(differences[0]), found, name, "neither", known_C)
         cells = [name, arm, str(len(seeds)), f"{mine[0].parameters:,}", f"{loss_SC[:, known_C].mean():.4f}", beside[0]]
         cells += [f"{ndcg_SC.mean():.4f}", beside[1], f"{np.mean([run.step_ms for run in mine]):.1f}", worth]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def worth_of(
-    name: str, gain: tuple[float, float, float], found: dict[tuple[str, str, int], Measured], known_C: np.ndarray
-) -> str:
-    """How many times the parameters in blocks lower the loss as much as a feature, with its 90 % interval."""
-    middle, low, high = gain
-    loss_of = {32: loss_of_arm(name, "neither", found, known_C)}
-    loss_of |= {width: loss_of_arm(name, f"width {width}", found, known_C) for width in WIDTHS}
-    if min(loss_of, key=loss_of.__getitem__) < 32:
-        return "size does not pay"
-    widths = sorted(loss_of)
-    curve = LadderCurve(12.0 * np.array(widths) ** 2, np.array([loss_of[width] for width in widths]), may_stop=True)
-    worth = curve.worth(12.0 * 32**2, loss_of[32] + middle, (high - low) / 2)
-    times, *ends = ("more" if each == math.inf else f"{each:.1f}" for each in worth)
-    return f"{times} [{', '.join(ends)}]"
-
-
-def loss_of_arm(name: str, arm: str, found: dict[tuple[str, str, int], Measured], known_C: np.ndarray) -> float:
-    """The mean test loss over seeds and targets."""
-    return float(np.mean([run.loss_C[known_C] for (data, of, _), run in found.items() if (data, of) == (name, arm)]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""A small network, trained on a log and tested target by target, and the interval of a paired difference."""
+"""A small network, trained on a log and tested target by target, the interval of a paired difference, and the size that
+would bring as much."""
 
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,9 +13,11 @@ import lrec
 from lrec.cli import main as command
 from lrec.data.datasets import datamodule_of
 from lrec.evaluation.cases import cases_of_test, rank_by_net
+from lrec.laws.equivalents import LadderCurve
 from lrec.run import Run
 
 DRAWS, MAX_LEN = 2000, 50
+WIDTH, LADDER = 32, (8, 16, 64, 128)  # the width of all networks, and the others of the ladder
 
 
 class Tested(NamedTuple):
@@ -30,7 +35,7 @@ def trained(folder: Path, given: dict[str, object], seed: int, epochs: int, most
     users."""
     chosen: dict[str, object] = {
         "model.layers": 1,
-        "model.width": 32,
+        "model.width": WIDTH,
         "model.heads": 2,
         "model.optimizer.muon": "null",
         "data.max_len": MAX_LEN,
@@ -58,6 +63,13 @@ def trained(folder: Path, given: dict[str, object], seed: int, epochs: int, most
     ranked = rank_by_net(lrec.load(folder, new_items=False).net.float(), cases)
     ndcg_C = np.where(ranked.rank_C <= 10, 1 / np.log2(1 + ranked.rank_C), 0.0)
     return Tested(run, cases.users_C, ranked.loss_C, ndcg_C, 1000 * spent / (epochs * module.steps_per_epoch))
+
+
+class WithLosses(Protocol):
+    """A tested run: its losses by target, nan outside the catalogue."""
+
+    @property
+    def loss_C(self) -> np.ndarray: ...
 
 
 class Measured(NamedTuple):
@@ -90,6 +102,30 @@ def interval(differences_SC: np.ndarray) -> tuple[float, float, float]:
     ]
     low, high = np.quantile(draws, [0.05, 0.95])
     return float(differences_SC.mean()), float(low), float(high)
+
+
+def equivalent_size(
+    gain: tuple[float, float, float],
+    runs: Mapping[tuple[str, str, int], WithLosses],
+    data: str,
+    plain: str,
+    known_C: np.ndarray,
+) -> str:
+    """How many times the parameters in blocks lower the loss as much as a gain over the arm `plain`, with its 90 %
+    interval. `runs` are by data, arm and seed; the ladder is the plain arm and the arms of its other widths."""
+    arms = {f"width {width}": width for width in LADDER} | {plain: WIDTH}
+    losses = {
+        width: np.mean([run.loss_C[known_C] for (of, name, _), run in runs.items() if (of, name) == (data, arm)])
+        for arm, width in arms.items()
+    }
+    widths = sorted(losses)
+    if min(losses, key=losses.__getitem__) < WIDTH:
+        return "size does not pay"
+    (middle, low, high), body_of = gain, {width: 12.0 * width**2 for width in widths}
+    curve = LadderCurve(np.array(list(body_of.values())), np.array([losses[width] for width in widths]), may_stop=True)
+    worth = curve.worth(body_of[WIDTH], float(losses[WIDTH]) + middle, (high - low) / 2)
+    times, *ends = ("more" if each == math.inf else f"{each:.1f}" for each in worth)
+    return f"{times} [{', '.join(ends)}]"
 
 
 def told(of: tuple[float, float, float]) -> str:

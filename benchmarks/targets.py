@@ -10,6 +10,10 @@ first match after a cut in time). Differences are paired over users; their 90 % 
 together. A negative difference of the loss and a positive one of NDCG@10 are better. An arm pays on a set if one of the
 two intervals is on its good side, and the other is not on its bad side.
 
+The last column is the equivalent size of what is compared with the next item: how many times the parameters in blocks
+would lower the test loss as much, by a ladder of networks of widths 8 to 128 (`lrec.laws.equivalents`). It is "more" if
+no network of the ladder, and none up to ten times its largest, would.
+
 - window: the target is the mean of the next three items (`NextItems`); with falling weights, those after the next have
   0.3.
 - multi-token: a matrix for each of the two items after the next. Their losses are added with the weight 0.3.
@@ -28,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from small_network import Measured, interval, measured, told
+from small_network import LADDER, Measured, equivalent_size, interval, measured, told
 from target_classes import Corrected
 
 import lrec
@@ -59,6 +63,7 @@ ARMS = {
     "corrected": Arm({"model.loss": "target_classes.Corrected"} | SAMPLED, "sampled", LEAVE_ONE_OUT[:1]),
     "events": Arm({}, None, WITH_FEEDBACK),
     "feedback": Arm({"model": "target_classes.Feedback"}, "events", WITH_FEEDBACK),
+    **{f"width {width}": Arm({"model.width": width}) for width in LADDER},
 }
 
 
@@ -150,11 +155,11 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
         "",
         "\n\n".join([title, *about]),
         "",
-        f"{options.epochs} epochs. The last column is the processor time of a whole run, with start and validation, "
-        "per step: the least of the seeds.",
+        f"{options.epochs} epochs. Times are the processor time of a whole run, with start and validation, per step: "
+        "the least of the seeds.",
         "",
-        "| arm | data | seeds | test loss | difference | NDCG@10 | difference | pays | ms a step |",
-        "|---|---|---:|---:|---:|---:|---:|---|---:|",
+        "| arm | data | seeds | test loss | difference | NDCG@10 | difference | pays | ms a step | times the size |",
+        "|---|---|---:|---:|---:|---:|---:|---|---:|---:|",
     ]
     for arm, name in sorted({(arm, name): None for name, arm, _ in found}, key=lambda each: list(ARMS).index(each[0])):
         beside = ARMS[arm].beside
@@ -163,13 +168,15 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
         if not both:
             continue
         loss_SC, ndcg_SC = of_seeds(mine)
-        known_C, differences = ~np.isnan(loss_SC).any(0), ["", "", ""]
+        known_C, differences, worth = ~np.isnan(loss_SC).any(0), ["", "", ""], ""
         if beside is not None:
             other_loss_SC, other_ndcg_SC = of_seeds(others)
             loss, ndcg = interval((loss_SC - other_loss_SC)[:, known_C]), interval(ndcg_SC - other_ndcg_SC)
             differences = [told(loss), told(ndcg), verdict(loss, ndcg)]
+            if beside == "next item" and not arm.startswith("width"):
+                worth = equivalent_size(loss, found, name, beside, known_C)
         figures = f"{loss_SC[:, known_C].mean():.4f}", differences[0], f"{ndcg_SC.mean():.4f}", *differences[1:]
-        cells = arm, name, str(len(both)), *figures, f"{min(run.step_ms for run in mine):.1f}"
+        cells = arm, name, str(len(both)), *figures, f"{min(run.step_ms for run in mine):.1f}", worth
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", FINDINGS.format(apart=gradients_apart()).strip()]) + "\n"
 
