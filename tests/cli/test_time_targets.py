@@ -25,6 +25,16 @@ def test_a_monitor_that_the_targets_do_not_have_is_refused(refused, log: Path, t
     assert "choose one of val/loss" in refused(*fit, "--checkpoint.monitor=val/loss_by_user")
 
 
+def test_a_monitored_mean_over_users_is_there_if_each_user_has_one_target(lrec, log: Path, tmp_path: Path) -> None:
+    """As in an update of a run that monitors it, if the new rows are few. The test has no such mean."""
+    fit = fit_arguments(tmp_path / "run", log, trainer__max_epochs=1, data__split="GlobalTemporal")
+    lrec(*fit, "--checkpoint.monitor=val/NDCG@10_by_user")
+    (point,) = map(json.loads, (tmp_path / "run" / "points.jsonl").read_text().splitlines())
+    assert point["best"]
+    assert point["metrics"]["val/NDCG@10_by_user"] == pytest.approx(point["metrics"]["val/NDCG@10"])
+    assert "HR@10_by_user" not in json.loads((tmp_path / "run" / "metrics.json").read_text())["model"]
+
+
 def test_the_recipe_of_beauty_by_time_reads_reviews(lrec, tmp_path: Path) -> None:
     """Reviews in the format of 2014 stand in for the real ones, which a test cannot download."""
     reviews = tmp_path / "reviews_Beauty_5.json"

@@ -112,11 +112,13 @@ class Evaluator:
 
     Every evaluation includes popularity; `lrec test` and `lrec validate` include the other baselines too. Baselines are
     scored only in the first whole evaluation of a stage, until `forget_baselines`. `figures` has those of each stage's
-    last evaluation: the model's under `stage`, a baseline's under `stage/baseline`.
+    last evaluation: the model's under `stage`, a baseline's under `stage/baseline`. `monitors_users` is whether a
+    mean over users is monitored: then validation has these means even if each user has one target.
     """
 
     def __init__(self, metrics: Sequence[Metric] = METRICS) -> None:
         self.figures: dict[str, dict[str, float]] = {}
+        self.monitors_users = False
         self._metrics = metrics
         self._baselines: Baselines | None = None
         self._under_way: dict[str, Evaluation] = {}
@@ -134,14 +136,20 @@ class Evaluator:
         anew = [name for name in beside if f"{stage}/{name}" not in self.figures]
         scorers = ["model", *(anew if fitting else self._baselines.with_room(anew))]
         users_U = None
-        if _tells_users(stage, data):
+        if self._tells_users(stage, data):
             users_U = torch.from_numpy(np.unique(data.evaluated(stage)[0].users_T)).to(counts_V.device)
         self._under_way = {scorer: self._evaluation(stage, data, counts_V, users_U) for scorer in scorers}
 
     def names(self, stage: str, data: SequenceDataModule) -> list[str]:
         """Names of the metrics of an evaluation of these data."""
-        some_user = torch.zeros(1) if _tells_users(stage, data) else None
+        some_user = torch.zeros(1) if self._tells_users(stage, data) else None
         return self._evaluation(stage, data, torch.ones(1), some_user).names
+
+    def _tells_users(self, stage: str, data: SequenceDataModule) -> bool:
+        """Whether there are means over users: targets are evaluated one by one, and a user may have several."""
+        number_U = data.cuts.val_targets_U if stage == "val" else data.cuts.test_targets_U
+        several = number_U.max(initial=0) > 1 or (stage == "val" and self.monitors_users)
+        return not data.has_sets(stage) and bool(several)
 
     def _evaluation(self, stage: str, data: SequenceDataModule, counts_V: Tensor, users_U: Tensor | None) -> Evaluation:
         return Evaluation(counts_V, self._metrics, data.has_sets(stage), data.cold_targets == "apart", users_U)
@@ -169,12 +177,6 @@ class Evaluator:
             figures = self.figures.get(f"{stage}/{baseline}", {})
             named |= {f"{stage}/{baseline}/{name}": value for name, value in figures.items() if math.isfinite(value)}
         return named
-
-
-def _tells_users(stage: str, data: SequenceDataModule) -> bool:
-    """Whether a user may have several targets that are evaluated one by one, not as a set."""
-    number_U = data.cuts.val_targets_U if stage == "val" else data.cuts.test_targets_U
-    return not data.has_sets(stage) and bool(number_U.max(initial=0) > 1)
 
 
 def evaluation_table(

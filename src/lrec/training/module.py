@@ -25,7 +25,7 @@ from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
 from lrec.errors import UserError, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
-from lrec.evaluation.metrics import Metric, best_is, with_own
+from lrec.evaluation.metrics import BY_USER, Metric, best_is, with_own
 from lrec.model import cost, parallelize
 from lrec.model.blocks import check_parts
 from lrec.model.config import Architecture, Dropout, Parametrisation, TransformerConfig
@@ -176,9 +176,11 @@ class SequentialRecommender(StoredModel):
         if stage == "fit":
             # With max_steps, Lightning would count the epoch that a checkpoint ends with once more.
             self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            monitors = [str(getattr(callback, "monitor", None)) for callback in callbacks]
+            self._evaluator.monitors_users = any(monitor.endswith(BY_USER) for monitor in monitors)
             there = self._evaluator.names("val", self.data)
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                monitor = str(getattr(callback, "monitor", None))
+            for callback, monitor in zip(callbacks, monitors, strict=True):
                 mode_of(monitor, getattr(callback, "mode", None), type(callback).__name__, self.metrics)
                 name = monitor.removeprefix("val/")
                 if best_is(name, self.metrics) is not None and name not in there:
