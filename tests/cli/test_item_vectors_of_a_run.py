@@ -96,6 +96,22 @@ def test_new_items_are_recommended_by_their_kind(trained: Callable[[str | None],
     assert not any(int(raw_id.split("-")[1]) >= ITEMS for raw_id in popular)
 
 
+def test_items_of_other_domains_are_not_new(
+    arguments: Arguments, data: Path, tmp_path: Path, lrec: Callable[..., str]
+) -> None:
+    """A network of the domain of even kinds: the other kinds' items in the log are none of its new items."""
+    log = pl.read_csv(data / "log.csv").with_columns(
+        parity=pl.col("item").str.head(1).cast(pl.Int64).mod(2).replace_strict({0: "even", 1: "odd"})
+    )
+    log.write_csv(tmp_path / "log.csv")
+    options = {"data__path": tmp_path / "log.csv", "data__domain_column": "parity", "data__only_domain": "even"}
+    few = {"trainer__max_epochs": 1, "trainer__check_val_every_n_epoch": 1}
+    lrec(*arguments(tmp_path / "run", "fixed", **options, **few))
+    model = library.load(tmp_path / "run")
+    never_chosen = {f"{kind}-{ITEMS + index}" for kind in range(KINDS) for index in range(NEW)}
+    assert set(model.item_ids) == {*log.filter(parity="even")["item"], *never_chosen}
+
+
 @pytest.mark.parametrize("use", ["fixed", "added"])
 def test_histories_of_new_items_are_understood(trained: Callable[[str | None], Path], use: str) -> None:
     model = library.load(trained(use))

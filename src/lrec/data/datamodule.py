@@ -294,6 +294,11 @@ class SequenceDataModule(LightningDataModule, ABC):
         items, counts = pl.Series("item", np.arange(self.n_items)), pl.Series("count", self.item_counts_V)
         return self.store.item_table[self.cuts.catalogue_V].select(items, "raw_id", counts, "domain")
 
+    @property
+    def ids_of_other_domains(self) -> pl.Series:
+        """Raw ids of the store's items that are not of `only_domain`."""
+        return self.store.item_table.filter(pl.col("domain").ne_missing(self.only_domain))["raw_id"]
+
     def train_dataloader(self) -> TrainLoader:
         """This rank's training batches; they continue where a loaded checkpoint stopped."""
         ranks, epoch_plan = self._ranks(), None

@@ -34,6 +34,11 @@ class NewItems(NamedTuple):
     ids: pl.Series
     vectors_NW: Tensor
 
+    def without(self, ids: pl.Series) -> "NewItems":
+        """The items that are not among these."""
+        kept_N = ~self.ids.is_in(ids.implode())
+        return NewItems(self.ids.filter(kept_N), self.vectors_NW[kept_N.to_torch()])
+
 
 def vectors_of(path: Path, raw_ids: pl.Series, rows: slice = slice(None)) -> tuple[Tensor, NewItems]:
     """A file's vectors for `rows` of the catalogue and for new items, `scaled`; UserError if one cannot be used."""

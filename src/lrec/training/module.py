@@ -222,10 +222,11 @@ class SequentialRecommender(StoredModel):
         elif self.item_vectors is not None or features is not None:
             rows = local_range(next(iter(self.net.items.by_item().values())))
             if self.item_vectors is not None:
-                vectors_HW, self._new_items = vectors_of(self.item_vectors, self.item_ids, rows)
+                vectors_HW, new = vectors_of(self.item_vectors, self.item_ids, rows)
             else:
                 assert features is not None
-                vectors_HW, self._new_items = scaled(*features, self.item_ids, rows, "data.item_features")
+                vectors_HW, new = scaled(*features, self.item_ids, rows, "data.item_features")
+            self._new_items = new if self.data.only_domain is None else new.without(self.data.ids_of_other_domains)
             begins = initial_parameters(self.net, vectors_HW, self.item_vectors_use, seed)
             parallelize.fill(self.net, begins, whole=False)
         if loaded is None and self.warm_start is not None and self.trainer.state.fn == "fit":
