@@ -64,6 +64,9 @@ def test_vectors_are_centred_and_scaled_on_the_catalogue(tmp_path: Path) -> None
     assert found_VW.numpy() == pytest.approx(centred_VW / scale)
     assert new.ids.to_list() == ["c"]
     assert new.vectors_NW.numpy() == pytest.approx((VECTORS_FW[[3]] - of_catalogue_VW.mean(0)) / scale)
+    others = new.without(pl.Series(["z", "c"]))
+    assert (others.ids.to_list(), others.vectors_NW.shape) == ([], (0, 3))
+    assert others.without(pl.Series(["c"], dtype=pl.String)).vectors_NW.shape == (0, 3)
 
 
 def rows(items: list, vectors: list) -> Callable[[Path], None]:
