@@ -114,6 +114,19 @@ def test_a_run_that_ended_with_an_epoch_goes_on_with_other_accumulation(
     assert steps_of(tmp_path / "run") == [second]
 
 
+def test_whole_epochs_are_not_counted_with_limited_ones(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    where = (f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}")
+    limit, whole = "--trainer.limit_train_batches=3", run / "checkpoints" / "last.ckpt"
+    error = refused("fit", *OPTIONS, *where, limit, f"--ckpt_path={whole}")
+    assert f"{whole} has epochs of 8 steps, this run of 3: give the same --trainer.limit_train_batches" in error
+    lrec("fit", *OPTIONS, *where, limit, "--trainer.max_epochs=1", "--points.test=false")
+    assert "last.ckpt has epochs of 3 steps, this run of 8" in refused("fit", *OPTIONS, *where, "--ckpt_path=last")
+    lrec("fit", *OPTIONS, *where, limit, "--ckpt_path=last", "--points.test=false")
+    assert steps_of(tmp_path / "run") == [3, 6]
+
+
 @pytest.mark.parametrize("every", [1, 5])
 def test_a_run_is_interrupted_between_steps_that_an_evaluation_follows(
     every: int, run: Path, tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch

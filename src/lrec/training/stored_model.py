@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrec.checkpoint import trained
 from lrec.checkpoint.reading import ITEMS, read
+from lrec.common.text_tables import counted
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.features import as_plain, vocabularies_of
 from lrec.errors import UserError
@@ -28,7 +29,7 @@ from lrec.options.class_paths import check_trusted, class_path
 from lrec.options.objects import all_as_plain, from_plain
 from lrec.run import RunConfig
 from lrec.training.optim import OfParameters, OptimizerConfig
-from lrec.training.tally import LossSum, logs_now
+from lrec.training.tally import LossSum, logs_now, steps_per_epoch
 
 
 class StoredModel(LightningModule):
@@ -105,6 +106,7 @@ class StoredModel(LightningModule):
             "event_names": self.data.store.event_types,
             "diverged": self.diverged,
             "train_loss": self._since_evaluation.by_rank(self.trainer.strategy),
+            "steps_per_epoch": steps_per_epoch(self.trainer, self.data.steps_per_epoch),
             "logged_loss": (LossSum() if logged else self._since_logged).by_rank(self.trainer.strategy),
             "model": class_path(type(self)),
             "not_stored": not_stored,
@@ -133,12 +135,23 @@ class StoredModel(LightningModule):
             kept = _KEPT if isinstance(self.optimizer, OptimizerConfig) else None
             _refuse_other("optimizer", made_with, self.optimizer, kept)
             _refuse_other("loss", made_with, self.loss)
+            self._refuse_other_epochs(checkpoint, path)
             self.diverged = saved["diverged"]
             self._since_evaluation = LossSum.restored(saved["train_loss"], self.trainer)
             self._since_logged = LossSum.restored(saved.get("logged_loss", []), self.trainer)
         elif "current_model_state" in checkpoint:
             # A callback that averages weights would restore the unaveraged ones. Evaluation needs the averages.
             checkpoint["current_model_state"] = checkpoint["state_dict"]
+
+    def _refuse_other_epochs(self, checkpoint: dict[str, Any], path: object) -> None:
+        """UserError if epochs are complete that have another number of steps: Lightning counts them like its own, so
+        the schedule and the evaluations would be at wrong steps. A trial takes a few steps in any case."""
+        whole_epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        mine = steps_per_epoch(self.trainer, self.data.steps_per_epoch)
+        before = checkpoint["lrec"].get("steps_per_epoch", mine)
+        if whole_epochs and before != mine and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            way_out = "give the same --trainer.limit_train_batches and accumulate_grad_batches"
+            raise UserError(f"{path} has epochs of {counted(before, 'step')}, this run of {mine:,}: {way_out}")
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:

@@ -50,6 +50,12 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
+def steps_per_epoch(trainer: Trainer, n_steps: int) -> int:
+    """Optimizer steps of an epoch if a whole one has `n_steps`, as the limit of batches allows."""
+    every = trainer.accumulate_grad_batches
+    return limited(n_steps * every, trainer.limit_train_batches) // every
+
+
 def end_with_a_step(trainer: Any, n_steps: int) -> None:
     """Round the limit of batches per epoch up to whole steps; a whole epoch has `n_steps`. Lightning would otherwise
     take a last step of fewer micro-batches, whose number of targets is not known. Log a training loss in each epoch.
