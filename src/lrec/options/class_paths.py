@@ -1,5 +1,6 @@
 """Class paths: the classes that they name, and which of these a stored run may import."""
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +14,8 @@ TEXT = {
     *("item_vectors", "user_column", "item_column", "time_column", "domain_column", "rating_column", "event_column"),
     *("target_events", "categories", "numbers", "lists", "id_column", "warm_start"),
 }
+# A message about a class path whose module does not exist, and what the message becomes.
+NO_MODULE = (r"( (\w+)\.\w+: No module named '\2')$", r"\1: is \2.py in the current folder?")
 
 
 def imported(path: str, option: str) -> Any:
@@ -23,9 +26,7 @@ def imported(path: str, option: str) -> Any:
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == module
-        where = f": is {module}.py in the current folder?" if absent else ""
-        raise UserError(f"{option} {path}: {error}{where}") from error
+        raise UserError(re.sub(*NO_MODULE, f"{option} {path}: {error}")) from error
 
 
 def class_path(kind: type) -> str:

@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import Namespace, _typehints
 
 from lrec.errors import UserError
+from lrec.options.class_paths import NO_MODULE
 
 _yaml = jsonargparse.get_loader("yaml")
 # The options that people use most, by command: `--help` begins with them.
@@ -140,7 +141,7 @@ _IN_OUR_WORDS = (
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is no subclass of \2"),
     (r"Expected an instantiatable class, but is abstract", "your class must define every abstract method of its base"),
     (r"Problem with given class_path '(\S+)': ", r"\1: "),
-    (r"( (\w+)\.\w+: No module named '\2')$", r"\1: is \2.py in the current folder?"),
+    NO_MODULE,
     (
         r".*required: (\w+, )*data$|.*--data: .*\.SequenceDataModule is abstract.*",
         "name a data set: --config configs/data/csv.yaml for your own file, or another file of configs/data",

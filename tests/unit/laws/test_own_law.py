@@ -102,7 +102,7 @@ def test_a_study_takes_it(folder: Path) -> None:
     ("name", "message"),
     [
         ("unknown", "'unknown' is none of lsrm, .*; give your own law as FILE.CLASS"),
-        ("nowhere.Law", "--law nowhere.Law: No module named 'nowhere'"),
+        ("nowhere.Law", r"--law nowhere.Law: No module named 'nowhere': is nowhere.py in the current folder\?"),
         ("wrong_law.Absent", "--law wrong_law.Absent: module 'wrong_law' has no attribute 'Absent'"),
         ("wrong_law.Nothing", r"--law wrong_law.Nothing is no subclass of lrec\.laws\.law\.Law"),
         ("wrong_law.Empty", "--law wrong_law.Empty does not define internal, log_basis, named"),
