@@ -286,6 +286,21 @@ def test_a_diverged_run_stops_and_says_so(
     assert len(points) < 6
 
 
+def test_a_sanity_check_without_a_target_in_the_catalogue_is_no_divergence(
+    tmp_path: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrec.data.batching.eval_batches.MAX_TARGETS", 2)
+    old = [f"old{user},item{(user + time) % 7},{time}" for user in range(30) for time in range(12)]
+    new = [f"new{user},new{item},{8 + item}" for user in range(4) for item in range(2)]  # the shortest histories
+    (tmp_path / "log.csv").write_text("\n".join(["user,item,time", *old, *new]))
+    split = '{"class_path": "lrec.GlobalTemporal", "init_args": {"validate_from": 8, "test_from": 10}}'
+    options = (f"--data.path={tmp_path / 'log.csv'}", f"--data.data_dir={tmp_path}", f"--data.split={split}")
+    run = ("--config=data/csv.yaml", "--config=trainer/laptop.yaml", *options, "--model.size=3k")
+    run += (f"--trainer.default_root_dir={tmp_path / 'run'}", "--trainer.max_epochs=1", "--points.test=false")
+    lrec("fit", *run, "--trainer.num_sanity_val_steps=2")
+    assert [point["status"] for point in points_of(tmp_path / "run")] == ["finished"]
+
+
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_what_is_no_checkpoint_is_refused(
     command: str, run: Path, log_csv: Path, tmp_path: Path, refused: Callable[..., str]

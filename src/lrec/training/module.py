@@ -330,7 +330,8 @@ class SequentialRecommender(StoredModel):
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val")
-        self._stop_if_diverged(self.evaluations["val"]["loss"])
+        if not self.trainer.sanity_checking:  # its few targets may all be outside the catalogue: then there is no loss
+            self._stop_if_diverged(self.evaluations["val"]["loss"])
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
