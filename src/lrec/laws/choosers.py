@@ -103,9 +103,12 @@ class DataChooser:
         least = _bisect(lambda flops: reached(flops) - loss, 1e3 * self._least_size * self._least_data, most)
         if least is None:
             allowed = ", with the data and epochs allowed" if self.unique else ""
+            try:
+                there = f"the law gives {reached(most):.4g} there{allowed}"
+            except UserError as error:  # `unique` and `epochs` ask for more
+                there = f"they are {error}"
             most_flops = f"{most:.2g} FLOPs, a million times the largest fitted run"
-            least_loss = f"the law gives {reached(most):.4g} there{allowed}"
-            raise UserError(f"--loss {loss:g}: not reached with {most_flops}; {least_loss}")
+            raise UserError(f"--loss {loss:g}: not reached with {most_flops}; {there}") from None
         return self.for_flops(least)
 
     def for_size(self, size: float) -> Choice:

@@ -421,6 +421,7 @@ def test_a_plan_has_the_interval_of_the_fit(tmp_path: Path) -> None:
         ({"size": -1.0}, "--size must be above 0"),
         ({"size": 1e160}, "--size must be above 0 and below 1e\\+30"),
         ({"loss": 1.5}, "--loss 1.5: not reached"),
+        ({"loss": 3.0, "unique": 1e22, "epochs": 1.0}, "--loss 3: not reached .*; they are too few for 1 x 1e"),
         ({"size": 1e6, "unique": 1e6, "epochs": 40.0}, "runs of 1 to 16 passes"),
         ({"size": 1e6, "epochs": 4.0}, "with --unique"),
     ],
