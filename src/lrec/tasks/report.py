@@ -113,12 +113,13 @@ def _plain(shown: Estimate) -> dict[str, float | None]:
 
 def _table(section: Section, metric: str, brief: bool = False) -> str:
     """A Markdown table with a row per group and a column per scorer; if brief, of drawn groups, without intervals."""
-    scorers = next(iter(section.groups.values())).draws
+    scorers = [*next(iter(section.groups.values())).draws]
     gains = ["slope per decade", "largest / smallest"] if len(section.names) > 1 and not brief else []
     rows = [[metric, "cases", *scorers, *gains]]
     for name in section.drawn_groups if brief else section.groups:
         group = section.groups[name]
-        if draws := [of_scorer[metric] for of_scorer in group.draws.values() if metric in of_scorer]:
+        if metric in group.draws[scorers[0]]:  # clean histories have no lost share
+            draws = [group.draws[scorer][metric] for scorer in scorers]
             rows.append([name, f"{group.cases:,}", *(_number(each[0]) if brief else _cell(each) for each in draws)])
             if gains:
                 rows[-1] += [_cell(section.slope(name, metric), "+"), _cell(section.ratio(name, metric))]
