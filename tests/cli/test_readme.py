@@ -71,6 +71,12 @@ def test_a_group_lists_its_commands(group: str, help_option: list[str], capsys: 
     assert listed == [name for name in OWN_COMMANDS if name.startswith(f"{group} ")]
 
 
+def test_help_says_what_an_option_of_several_paths_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["tasks", "--help"])
+    assert "folders with such runs" in " ".join(capsys.readouterr().out.split())
+
+
 def test_data_prepare_s_help_begins_with_the_file_and_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "prepare", "--help"])
