@@ -125,7 +125,7 @@ def to_interactions(
             kept += frame.height
             yield frame
         if min_rating is not None and kept == 0:
-            raise UserError(f"min_rating={min_rating} leaves no interactions: choose a smaller one")
+            raise UserError(f"min_rating={min_rating:g} leaves no interactions: choose a smaller one")
         for name in features if kept else ():
             _refuse_absent(name, "that is named as a feature", known, table.name)
 

@@ -396,8 +396,8 @@ def test_options_that_do_not_fit(write, tmp_path: Path) -> None:
         prepare(path, min_rating=1)
     with pytest.raises(UserError, match=r"row 3: stars is not a number: good"):
         prepare(path, min_rating=1, rating_column="stars")
-    with pytest.raises(UserError, match="min_rating=3"):
-        prepare(write("r.csv", "user,item,timestamp,stars\nu,a,1,2\n"), min_rating=3, rating_column="stars")
+    with pytest.raises(UserError, match="min_rating=3 leaves"):
+        prepare(write("r.csv", "user,item,timestamp,stars\nu,a,1,2\n"), min_rating=3.0, rating_column="stars")
     for name, options in {
         "data.event_column": {"event_column": "stars"},
         "data.domain_column": {"domain_column": "stars"},
