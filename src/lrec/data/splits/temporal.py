@@ -25,7 +25,7 @@ class GlobalTemporal(SplitRule):
     is not a target, because it has no input.
 
     Args:
-        validate_from: First cut: share of all interactions (above 0, below 1), epoch (whole number) or ISO date.
+        validate_from: First cut: share of all interactions (above 0, below 1), Unix time (whole number) or ISO date.
         test_from: Second cut, in the same way.
         targets: Which interactions of a user between the cuts, and after the second cut, are targets: the first, the
             last, a random one, all (each after the interactions before it), or all as one set (window), predicted once,
@@ -123,7 +123,7 @@ class GlobalTemporal(SplitRule):
 def check_cut(option: str, cut: int | float | str | None) -> None:
     """UserError if a cut is neither a share below 1, nor a whole number, nor an ISO date."""
     if isinstance(cut, float) and not 0 < cut < 1:
-        raise UserError(f"{option} must be a share below 1, a whole epoch or an ISO date, not {cut}")
+        raise UserError(f"{option} must be a share below 1, a whole Unix time or an ISO date, not {cut}")
     if isinstance(cut, str):
         _instant(option, cut)
 
