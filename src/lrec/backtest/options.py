@@ -25,8 +25,8 @@ class Backtest(Runs):
     """Train at several times (origins), test on the windows after each, and compare sizes and ages of networks.
 
     Windows follow one after the other; the last one ends with the data, or at `until`. A network learns only from what
-    lies before its origin. Networks trained anew are tested on all windows from their origin on. Other networks are
-    tested on the window that begins at their origin.
+    lies before its origin. New networks are tested on all windows from their origin on. Other networks are tested on
+    the window that begins at their origin.
 
     Attributes:
         sizes: Names of sizes, or shapes such as 2x96, from the smallest to the largest.
@@ -38,7 +38,7 @@ class Backtest(Runs):
         train_from: Start of training, given like until; by default the start of the data. Earlier interactions train no
             network, but the replay of a warm update has whole histories, and baselines count them too.
         update: What happens at later origins. none: the networks of the first origin stay as they are; warm: they
-            are trained a little more on new interactions; full: networks are trained anew on all interactions.
+            are trained a little more on new interactions; full: new networks are trained on all interactions.
         out: Folder of the backtest; backtests/NAME by default.
         seeds: Seeds of every network; each seed is a run.
     """

@@ -35,7 +35,8 @@ class Runs:
         data: Options of the data, as in lrec fit: --data.path log.csv --data.user_column user.
         options: Options of lrec fit for all runs, nested or by dotted name such as trainer.max_epochs.
         size_options: More options for single sizes.
-        jobs: Number of runs at the same time, each with an equal share of cores; by default 1, or what --hours plans.
+        jobs: Number of runs at the same time, each with an equal share of cores; by default 1, or what a study with
+            --hours plans.
         cores: Cores for all runs together; by default all cores.
         gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
             number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
