@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,23 @@ def test_a_study_is_named_also_in_its_own_folder(
     monkeypatch.chdir(study)
     steps = json.dumps({"nothing": STEPS["nothing"]})
     assert "Steps of known at 1x16" in lrec("scaling", "exchange", "--study=.", "--size=1x16", f"--steps={steps}")
+
+
+def test_the_metric_is_that_of_the_better_lists_and_a_changed_step_is_refused(
+    study: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    """The refusal does not name --restart, which only studies have."""
+    for size in SIZES:
+        run = run_of_study(study, f"{size}-users-0.5-seed1")
+        hits = {"val/HR@10": 0.3, "val/HR@10_unseen": 0.4, "test/HR@10_unseen": 0.5}
+        run.write_points([replace(point, metrics=point.metrics | hits) for point in run.points])
+    finish_steps(study, **{"nothing-seed1": (3072, 3.0)})
+    command = ["scaling", "exchange", f"--study={study}", "--size=1x16"]
+    assert "HR@10_unseen 0.5000" in lrec(*command, f"--steps={json.dumps({'nothing': STEPS['nothing']})}")
+    found = json.loads((study.with_name("known-exchange") / "exchange.json").read_text())
+    assert (found["HR@10_unseen"], found["steps"]["nothing"]["metric_more"]) == (0.5, None)
+    refusal = refused(*command, "--steps={nothing: {model.optimizer.weight_decay: 0.3}}")
+    assert refusal.rstrip().endswith("(model.optimizer.weight_decay 0.02, now 0.3): choose another --out")
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def exchange(
         return
     start_server()
     with locked(lock_of(folder), f"another lrec scaling exchange is under way in {folder}: wait for it"):
-        record.enter((), ())
+        record.enter(None, ())
         work = Work(of_steps)
         work.train(record, [run for run in record.runs if run.variant in alone], "steps")
         rates = Rates(ladder, chosen, folder, alone)
