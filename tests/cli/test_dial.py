@@ -260,6 +260,20 @@ def test_hours_are_those_of_what_is_given(planned: Callable[..., tuple[Study, st
         assert len(plan(**given)[0].fractions or ()) == 1
 
 
+@pytest.mark.parametrize("hours", [0.05, 0.08, 0.1])
+def test_hours_are_those_of_the_targets_that_are_trained(
+    hours: float, planned: Callable[..., tuple[Study, str]]
+) -> None:
+    """Also if the passes are rounded down, so that the hours would allow more."""
+    study, said = planned(hours, cores=1, options={STEP: 128})
+    targets = int(re.findall(r"trains on ([\d,]+) targets", said)[0].replace(",", ""))
+    sizes = study.ladder[-2:]
+    of_target = [1.1 * 1e-7 * (find_size(size).width ** 2 + 5000) + 0.004 / 128 for size in sizes]
+    expected = (targets * sum(of_target) + 3.0 * len(sizes)) / 3600
+    found = re.search(r"held-out sizes \| ([\d.]+)", said)
+    assert float(found[1]) == pytest.approx(expected, rel=0.02, abs=0.006)  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("given", "refusal"),
     [

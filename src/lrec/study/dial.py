@@ -153,20 +153,21 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     fitting = (n for n in whole if all(n * part <= 1 or round(n * part, 9) % 1 == 0 for part in study.horizons))
     epochs = _passes(study) or next(fitting, 1)
     power_of_two = 2 ** math.floor(math.log2(FIRST_STEP * math.sqrt(targets / STEP_AT)))
+    trained = min(targets, epochs * data.U)  # rounded down, the passes have fewer targets than the hours allow
     tune, first = _tuned(study, epochs), study.given.get(STEP) or max(power_of_two, 2 * data.max_len)
     tunes_step = "targets_per_step" in tune
 
-    def seconds(size: str, share: float, step: float) -> float:
+    def seconds(size: str, share: float, step: float, tests: float = 0.0) -> float:
         target_s, step_s = seconds_of(size, example, data)
-        return share * targets * ((1 + OF_TRAINING) * target_s + step_s / step) + RUN_S
+        return share * trained * ((1 + tests) * target_s + step_s / step) + RUN_S
 
-    shares_of_walks, number = shares_of_trials(targets, first), dict.fromkeys(sizes, RATED) | {sizes[-1]: LARGEST}
+    shares_of_walks, number = shares_of_trials(trained, first), dict.fromkeys(sizes, RATED) | {sizes[-1]: LARGEST}
     number |= {sizes[0]: WALKED, sizes[-2]: HALVED} if tunes_step else {}
     walks = all_walks(sizes[0], sizes[FITTED // 2], sizes[-3], sizes[-2:], shares_of_walks)
     trials = sum(number[size] * seconds(size, share, first) for size, share in walks)
     trials += WALKED * seconds(sizes[-3], shares_of_walks[0], first) if "dropout" in tune else 0
     steps = [first * (OF_SMALL * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS if tunes_step else 1) for size in sizes]
-    each_s = [seconds(size, 1.0, step) for size, step in zip(sizes, steps, strict=True)]
+    each_s = [seconds(size, 1.0, step, OF_TRAINING) for size, step in zip(sizes, steps, strict=True)]
     ladder_s, held_out_s = each_s[: -len(HELD_OUT)], each_s[-len(HELD_OUT) :]
     *shorter, longest = sorted(study.horizons)
     times, shares = longest + WSD_FALL * sum(shorter), study.samples(epochs)
