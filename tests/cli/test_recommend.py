@@ -294,7 +294,16 @@ def test_an_item_of_a_file_may_have_a_list_of_values(tmp_path: Path) -> None:
     assert block.rows["feature.tags"].to_list() == [["a", "b"], None]
 
 
-@pytest.mark.parametrize("table", [pl.DataFrame, pd.DataFrame, lambda columns: columns["items"]])
+@pytest.mark.parametrize(
+    "table",
+    [
+        pl.DataFrame,
+        pd.DataFrame,
+        lambda columns: columns["items"],
+        lambda columns: [np.array(items, np.float32) for items in columns["items"]],
+    ],
+    ids=["Polars", "pandas", "lists", "arrays"],
+)
 def test_a_whole_number_in_a_list_is_the_same_id(table: Callable[[dict[str, list]], object]) -> None:
     assert histories_of(table({"items": [[3.0, 4.0], [5.5]]})).rows["item"].to_list() == ["3", "4", "5.5"]
 

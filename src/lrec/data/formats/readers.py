@@ -225,9 +225,9 @@ def id_of(raw: Any, expected: str) -> str | None:
     """A raw id of Python as text, as in `ids_of`; UserError that begins with `expected` if it holds other values."""
     if not isinstance(raw, str | int) and isinstance(raw, Iterable):
         raise UserError(f"{expected}, not {raw!r:.50}")
-    if raw is None or (isinstance(raw, float) and math.isnan(raw)):
+    if raw is None or (isinstance(raw, float | np.floating) and math.isnan(raw)):
         return None
-    return str(int(raw) if isinstance(raw, float) and raw.is_integer() else raw)
+    return str(int(raw) if isinstance(raw, float | np.floating) and raw.is_integer() else raw)
 
 
 def ids_of(raw: pl.Series) -> pl.Series:
