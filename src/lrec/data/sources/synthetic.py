@@ -184,6 +184,7 @@ class SyntheticDataModule(SequenceDataModule):
         super().__init__(max_len=max_len, targets_per_step=targets_per_step, **options)
         self.process = Process(n_items, memory, decay, zipf, shift, signal, tail, head, process_seed)
         self.n_users, self.length = n_users, length
+        self._floors: dict[tuple[Any, ...], dict[str, float]] = {}  # by the samples that are evaluated
         check_range("n_users", n_users, at_least=1)
         check_range("length", length, at_least=3)  # training, validation, test
         check_range(f"max_len, with the synthetic set's memory {memory},", max_len, at_least=memory)
@@ -221,11 +222,13 @@ class SyntheticDataModule(SequenceDataModule):
     @property
     def floor(self) -> dict[str, float]:
         """Bayes-optimal loss of the split's validation and test targets, in nats."""
-        if self.split == LastItems() and not any(self.evaluated(stage)[1] for stage in ("val", "test")):
+        samples = tuple(self.evaluated(stage)[1] for stage in ("val", "test"))
+        if self.split == LastItems() and not any(samples):
             return dict(self.store.facts["floor"])
-        return self._floor
+        if samples not in self._floors:  # with validation_users auto, the sample depends on the command
+            self._floors[samples] = self._floor()
+        return self._floors[samples]
 
-    @cached_property
     def _floor(self) -> dict[str, float]:
         numbers_I = self.store.item_table["raw_id"].cast(pl.Int64).to_numpy()
         items_UL = numbers_I[self.store.items_N].reshape(self.n_users, self.length)

@@ -143,6 +143,13 @@ def test_floor_is_the_loss_of_the_process_on_the_batches(tmp_path: Path, options
     assert data.floor["test"] == pytest.approx(floor_by_batches(data, "test_dataloader"), abs=1e-5)
 
 
+def test_floor_is_that_of_the_users_who_are_evaluated(tmp_path: Path) -> None:
+    """A fit may validate fewer users than the validation after it."""
+    data = module(tmp_path, n_users=400, split=LastItems(trajectory=4))
+    for data.validation_users in (50, "all"):
+        assert data.floor["val"] == pytest.approx(floor_by_batches(data, "val_dataloader"), abs=1e-5)
+
+
 def test_floor_renormalises_over_the_catalogue(tmp_path: Path) -> None:
     data = module(tmp_path, n_users=400, n_items=300, length=5)
     assert data.n_items < 290
