@@ -83,7 +83,7 @@ def read_columns(
         known |= dict.fromkeys(table.frame.columns)
         columns = {}
         for key, (name, said, is_number) in wanted.items():
-            raw = table.column_or_nulls(name or next(iter(known)), said)
+            raw = table.column_or_nulls(name or next(iter(known), "of ids"), said)
             if is_number is None:
                 refuse_types(raw, table.name)
                 columns[key] = ids_of(raw)
@@ -91,7 +91,7 @@ def read_columns(
                 columns[key] = feature_of(raw, is_number, table.name, table.first_row)
         found.append(pl.DataFrame(columns))
     for name, said, _ in wanted.values():
-        _refuse_absent(name or next(iter(known)), said, known, str(path))
+        _refuse_absent(name or next(iter(known), "of ids"), said, known, str(path))
     return pl.concat(found, how="vertical_relaxed")
 
 

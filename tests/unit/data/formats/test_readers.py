@@ -267,6 +267,11 @@ def test_features_of_other_types_are_refused(write, kind: str, values: list[Any]
             read()
 
 
+def test_a_file_without_columns_is_refused(write) -> None:
+    with pytest.raises(UserError, match=r"empty\.jsonl has no column of ids \(option title_item_column\)"):
+        read_titles(write("empty.jsonl", "{}\n"))
+
+
 def test_an_infinite_number_is_refused(write) -> None:
     path = write("log.csv", "user,item,timestamp,price\nu,a,1,2\nu,b,2,\nu,c,3,-inf\n")
     with pytest.raises(UserError, match=r"log\.csv, row 4: price is not a finite number: -inf"):
