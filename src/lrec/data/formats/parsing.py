@@ -221,9 +221,9 @@ def lines_tables(parts: Iterable[bytes], name: str) -> Iterator[Table]:
         lines = pl.Series("line", block.decoded().split("\n"))
         words = lines.str.strip_chars().str.replace_all(r"\s+", " ").str.split(" ")
         if len(short := (words.list.len() < 2).arg_true()):
-            expected = "a user and at least one item are expected, separated by blanks (format lines"
             raise UserError(
-                f"{name}, row {short[0] + block.row}: {expected}; for csv and others, set the option format)"
+                f"{name}, row {short[0] + block.row}: a user and at least one item are expected, separated by blanks "
+                "(format lines; for csv and others, set the option format)"
             )
         users = words.list.first()
         for row, user in enumerate(users.to_list(), start=block.row):

@@ -36,15 +36,15 @@ class Ids:
         # Polars drops the codes with the last column that uses them.
         self._anchor = pl.Series([], dtype=self._type)
         self._counts_K = np.zeros(0, dtype=np.int64)
-        self._codes_and_1 = np.zeros(_DIRECT, dtype=np.uint32)  # by integer; 0: not met yet, and takes no memory
+        self._code_plus_1 = np.zeros(_DIRECT, dtype=np.uint32)  # by integer; 0: not met yet, and takes no memory
 
     def encode(self, ids: pl.Series, rows_N: np.ndarray | None = None) -> np.ndarray:
         """The code of each id. An id counts as one row, or as the number in `rows_N`."""
         if ids.dtype.is_integer() and len(ids) and 0 <= ids.min() <= ids.max() < _DIRECT:  # type: ignore[operator]
             values_N = ids.cast(pl.Int64).to_numpy()
-            if len(new := np.unique(values_N[self._codes_and_1[values_N] == 0])):
-                self._codes_and_1[new] = self._encode_text(pl.Series(new)) + 1
-            codes_N = self._codes_and_1[values_N] - 1
+            if len(new := np.unique(values_N[self._code_plus_1[values_N] == 0])):
+                self._code_plus_1[new] = self._encode_text(pl.Series(new)) + 1
+            codes_N = self._code_plus_1[values_N] - 1
         else:
             codes_N = self._encode_text(ids)
         counts_K = np.bincount(codes_N, rows_N, minlength=len(self._counts_K)).astype(np.int64)
@@ -98,13 +98,15 @@ class Encoder:
         ranked = {name: ids.ranked() for name, ids in self.ids.items()}
         for name, (texts, *_) in ranked.items():
             if name == "event" and len(texts) > _MOST_TYPES:
-                found, way_out = f"{self._name}: {len(texts):,}", "event_column must name what was done, such as view"
-                example = f"{texts[0]}; at most {_MOST_TYPES} are possible"
-                raise UserError(f"{found} types of event, such as {example}: {way_out}")
+                raise UserError(
+                    f"{self._name}: {len(texts):,} types of event, such as {texts[0]}; at most {_MOST_TYPES} are "
+                    "possible: event_column must name what was done, such as view or buy"
+                )
             if name in self.features and len(texts) > _MOST_TEXTS:
-                feature, way_out = name.removeprefix(FEATURE), "group them, or name it under numbers"
-                found = f"the feature {feature} has {len(texts):,}"
-                raise UserError(f"{found} different texts; at most {_MOST_TEXTS:,} are possible: {way_out}")
+                raise UserError(
+                    f"the feature {name.removeprefix(FEATURE)} has {len(texts):,} different texts; at most "
+                    f"{_MOST_TEXTS:,} are possible: group them, or name it under numbers"
+                )
         return ranked
 
     def _refuse_unfit(self, frame: pl.DataFrame) -> None:

@@ -110,10 +110,10 @@ def ordered(
     about `range_rows` rows, and is ordered when it is needed. The rows are split at once, in the thread of the caller,
     because freed memory is reused by the thread that allocated it."""
     rows_before_U = np.cumsum(users.counts) - users.counts
-    # Ranges are numbered in 16 bits.
-    longest = max(range_rows, 1, math.ceil(users.counts.sum() / (1 << 16)))
-    bounds = np.append(np.flatnonzero(np.diff(rows_before_U // longest, prepend=-1)), len(rows_before_U))
-    n_ranges = len(bounds) - 1
+    # Ranges are numbered in 16 bits, so there are at most 65,536.
+    range_rows = max(range_rows, 1, math.ceil(users.counts.sum() / (1 << 16)))
+    first_users = np.flatnonzero(np.diff(rows_before_U // range_rows, prepend=-1))
+    n_ranges, bounds = len(first_users), np.append(first_users, len(rows_before_U))
     range_of_U = np.repeat(np.arange(n_ranges, dtype=np.uint16), np.diff(bounds))
     split, cuts = RowBuffer(folder / "ranges", 0 if rows.spilled else math.inf), list[np.ndarray]()
     for piece in rows.drain():
