@@ -101,19 +101,6 @@ class Feedback(WithHead):
 
 
 @dataclass(frozen=True)
-class TargetCorrected(SampledSoftmax):
-    """Softmax in which the target, too, counts as sampled: its score is corrected by its own logQ. Source: Yi et al.,
-    RecSys 2019."""
-
-    power: float = 1.0
-
-    def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
-        target_M, scores_MN, log_q_M = drawn_scores(self, hidden_MD, table_VD, targets_M, counts_V)
-        target_M = target_M - log_q_M
-        return (torch.logaddexp(target_M, scores_MN.logsumexp(1)) - target_M).sum()
-
-
-@dataclass(frozen=True)
 class Corrected(SampledSoftmax):
     """Corrected logQ: the denominator does not contain the target, and a target has as its weight the probability of
     any other item under the network. Source: arXiv 2507.09331, and the code of its authors (NonameUntitled/logq).
@@ -139,9 +126,9 @@ def drawn_scores(
     target of the row; and the logQ of targets."""
     table_VD = whole(table)
     mass_V = counts_V.double() ** loss.power
-    log_q_M = (mass_V[targets_M] / mass_V.sum()).log().float()
-    negatives_N, log_q_N = _draw(loss.negatives, counts_V, loss.power)
-    scores_MN = hidden_MD @ F.embedding(negatives_N, table_VD).T - log_q_N
+    log_q_V = (mass_V / mass_V.sum()).log().float()
+    negatives_N = _draw(loss.negatives, counts_V, loss.power)
+    scores_MN = hidden_MD @ F.embedding(negatives_N, table_VD).T - log_q_V[negatives_N]
     hit_MN = negatives_N == targets_M[:, None]
     scores_MN = scores_MN.masked_fill(hit_MN, torch.finfo(scores_MN.dtype).min)
-    return (hidden_MD * F.embedding(targets_M, table_VD)).sum(1), scores_MN, log_q_M
+    return (hidden_MD * F.embedding(targets_M, table_VD)).sum(1), scores_MN, log_q_V[targets_M]

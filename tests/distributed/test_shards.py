@@ -134,7 +134,7 @@ class OfWholeTable(FullSoftmax):
         return loss
 
 
-LOSSES = [FullSoftmax(), SampledSoftmax(7), GBCE(5), NextItems(), OfWholeTable()]
+LOSSES = [FullSoftmax(), SampledSoftmax(7, 1.0, target_logq=True), GBCE(5), NextItems(), OfWholeTable()]
 
 
 @pytest.mark.parametrize(

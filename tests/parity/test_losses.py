@@ -172,19 +172,22 @@ def test_without_logq_popular_negatives_weigh_more() -> None:
 def test_sampled_losses_equal_their_formulas_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden_MD, table_VD, targets_M, counts_V = loss_case()
     drawn_N = torch.tensor([4, 4, 17, int(targets_M[0]), 88])
-    log_q_N = torch.linspace(-5, -3, 5)
-    monkeypatch.setattr(losses, "_draw", lambda *_: (drawn_N, log_q_N))
-    softmax, gbce = torch.zeros(2, dtype=torch.float64)
+    log_q_V = (counts_V.double() ** 0.5 / (counts_V.double() ** 0.5).sum()).log()
+    monkeypatch.setattr(losses, "_draw", lambda *_: drawn_N)
+    softmax, with_target, gbce = torch.zeros(3, dtype=torch.float64)
     share = 5 / 89
     beta = share * (0.75 * (1 - 1 / share) + 1 / share)
     scores_MV = (hidden_MD @ table_VD.T).double()
     for scores_V, target in zip(scores_MV, targets_M.tolist(), strict=True):
         others = [n for n in range(5) if drawn_N[n] != target]
-        corrected = torch.stack([scores_V[target], *(scores_V[drawn_N[n]] - log_q_N[n] - math.log(5) for n in others)])
-        softmax = softmax - corrected.log_softmax(0)[0]
+        corrected_V = scores_V - log_q_V - math.log(5)
+        rest_N = corrected_V[drawn_N[others]]
+        softmax = softmax - torch.cat([scores_V[target, None], rest_N]).log_softmax(0)[0]
+        with_target = with_target - torch.cat([corrected_V[target, None], rest_N]).log_softmax(0)[0]
         negative = (1 - scores_V[drawn_N[others]].sigmoid()).log().sum()
         gbce = gbce - (beta * scores_V[target].sigmoid().log() + negative) / 6
-    for loss, expected in ((losses.SampledSoftmax(5), softmax), (losses.GBCE(5), gbce)):
+    sampled = losses.SampledSoftmax(5, 0.5), losses.SampledSoftmax(5, 0.5, target_logq=True)
+    for loss, expected in zip((*sampled, losses.GBCE(5)), (softmax, with_target, gbce), strict=True):
         ours = loss(hidden_MD, table_VD, targets_M, counts_V)
         assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
         grads, expected_grads = (
@@ -208,13 +211,14 @@ def test_negatives_are_drawn_by_count_to_the_power() -> None:
     counts_V = torch.tensor([1, 4, 9, 0])
     torch.manual_seed(0)
     for power, shares in ((0.0, [0.25] * 4), (0.5, [1 / 6, 2 / 6, 3 / 6, 0]), (1.0, [1 / 14, 4 / 14, 9 / 14, 0])):
-        drawn_N, log_q_N = losses._draw(60_000, counts_V, power)
+        drawn_N = losses._draw(60_000, counts_V, power)
         found = torch.bincount(drawn_N, minlength=4) / 60_000
         torch.testing.assert_close(found, torch.tensor(shares), atol=0.01, rtol=0)
-        torch.testing.assert_close(log_q_N.exp(), torch.tensor(shares)[drawn_N])
 
 
-@pytest.mark.parametrize("options", [{"negatives": 0}, {"power": -1.0}, {"power": math.inf}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"negatives": 0}, {"power": -1.0}, {"power": math.inf}, {"target_logq": True, "logq": False}], ids=str
+)
 def test_impossible_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"loss.{next(iter(options))}"):
         losses.SampledSoftmax(**options)  # type: ignore[arg-type]

@@ -128,29 +128,35 @@ class SampledSoftmax(_Sampled):
     """Softmax over the target and negatives drawn for the whole batch, corrected by logQ.
 
     A negative j of N, drawn with probability q_j, gets the score s_j - log(N q_j). So the expected sum in the
-    denominator is the sum of the full softmax. Negatives equal to a row's target are left out of the row.
-    Source: Bengio & Senecal 2008; the target counts as not sampled.
+    denominator is the sum of the full softmax. Negatives equal to a row's target are left out of the row. By default,
+    the target counts as not sampled, and its score is not corrected. Source: Bengio & Senecal 2008.
 
     Attributes:
         negatives: Items drawn per batch, with replacement.
         power: lrec draws negatives in proportion to (training count) ** power; 0 draws uniformly.
         logq: Correct the scores. Without the correction, the loss lowers popular negatives more than the full softmax
             does.
+        target_logq: Correct the target's score too, as if the target were sampled (Yi et al., RecSys 2019).
     """
 
     power: float = 0.0
     logq: bool = True
+    target_logq: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("loss.power", self.power, at_least=0)
+        if self.target_logq and not self.logq:
+            raise UserError("loss.target_logq true needs loss.logq true")
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum of -log softmax over target and negatives."""
         shard = shard_of(table_VD)
-        negatives_N, log_q_N = (shard.of_first(each) for each in _draw(self.negatives, counts_V, self.power))
-        correction_N = log_q_N + math.log(self.negatives) if self.logq else torch.zeros_like(log_q_N)
+        negatives_N = shard.of_first(_draw(self.negatives, counts_V, self.power))
+        correction_N = self._log_expected(negatives_N, counts_V) if self.logq else 0
         target_M = _target_scores(hidden_MD, shard, targets_M)
+        if self.target_logq:
+            target_M = target_M - self._log_expected(targets_M, counts_V)
         fixed_M, share_M = target_M.detach(), torch.empty_like(target_M)
 
         def of_chunk(scores_CN: Tensor, chunk: slice) -> Tensor:
@@ -167,6 +173,12 @@ class SampledSoftmax(_Sampled):
         loss = _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD))
         # The added term is 0. It brings the gradient with respect to the targets' scores: d loss / d s = -share.
         return loss + (share_M * (fixed_M - target_M)).sum()
+
+    def _log_expected(self, items_I: Tensor, counts_V: Tensor) -> Tensor:
+        """log(N q) of each item: how often it is expected among the negatives."""
+        if self.power == 0:
+            return counts_V.new_full((len(items_I),), math.log(self.negatives / len(counts_V)), dtype=torch.float32)
+        return _masses(counts_V, self.power)[1][items_I] + math.log(self.negatives)
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,7 @@ class GBCE(_Sampled):
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         shard = shard_of(table_VD)
-        negatives_N = shard.of_first(_draw(self.negatives, counts_V, 0.0)[0])
+        negatives_N = shard.of_first(_draw(self.negatives, counts_V, 0.0))
         share = min(self.negatives / max(len(counts_V) - 1, 1), 1.0)
         beta = share * (self.calibration * (1 - 1 / share) + 1 / share)
 
@@ -315,17 +327,15 @@ def _softmax_(scores_CV: Tensor) -> Tensor:
     return (max_C1 - scores_CV.amax(1, keepdim=True).log())[:, 0]
 
 
-def _draw(n: int, counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """n items with replacement, and the log of each one's probability."""
+def _draw(n: int, counts_V: Tensor, power: float) -> Tensor:
+    """n items with replacement, in proportion to count ** power."""
     n_items = len(counts_V)
     if power == 0:
-        drawn_N = torch.randint(n_items, (n,), device=counts_V.device)
-        return drawn_N, counts_V.new_full((n,), -math.log(n_items), dtype=torch.float32)
-    upto_V, log_q_V = _masses(counts_V, power)
+        return torch.randint(n_items, (n,), device=counts_V.device)
+    upto_V, _ = _masses(counts_V, power)
     # Not multinomial: it refuses more than 2^24 items.
     places_N = torch.rand(n, dtype=torch.float64, device=counts_V.device) * upto_V[-1]
-    drawn_N = torch.searchsorted(upto_V, places_N, right=True).clamp(max=n_items - 1)
-    return drawn_N, log_q_V[drawn_N]
+    return torch.searchsorted(upto_V, places_N, right=True).clamp(max=n_items - 1)
 
 
 @lru_cache(maxsize=1)

@@ -85,8 +85,9 @@ class SequentialRecommender(StoredModel):
             architecture: Parts of a block.
             parametrisation: scaled: the best learning rate of a small network is also the best rate of wider and deeper
                 networks; standard: one rate for all parameters, whatever the shape.
-            loss: Training loss: FullSoftmax, NextItems (weights), SampledSoftmax (negatives, power, logq), GBCE
-                (negatives, calibration), or a Loss of your own. With any loss, evaluation is over the whole catalogue.
+            loss: Training loss: FullSoftmax, NextItems (weights), SampledSoftmax (negatives, power, logq, target_logq),
+                GBCE (negatives, calibration), or a Loss of your own. With any loss, evaluation is over the whole
+                catalogue.
             optimizer: AdamW with its schedule, and SGD after a switch; a class of torch.optim, with a constant rate; or
                 an OptimizerConfig of your own.
             top_k: Number of items in the lists of predict.
