@@ -67,6 +67,7 @@ def windows_of(folder: Path, run: str, of: str = "windows") -> pl.DataFrame:
     return pl.read_parquet(folder / "backtests" / "backtest" / "runs" / run / f"{of}.parquet")
 
 
+@pytest.mark.slow
 def test_a_backtest_says_what_age_and_updates_bring(
     tested: Path, refused: Callable[..., str], log: pl.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ def test_other_windows_after_the_same_origin_are_tested_anew(log: pl.DataFrame, 
     assert windows_of(tmp_path, run).filter(window=2).select(figures).equals(third.select(figures))
 
 
+@pytest.mark.slow
 def test_the_future_changes_nothing(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
     """Other items and users after the first window leave its networks and baselines as they are."""
     last = log["time"].max()

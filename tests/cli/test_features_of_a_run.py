@@ -81,6 +81,7 @@ def first(found: pl.DataFrame) -> list[str]:
     return [items[0] for items in found["items"].to_list()]
 
 
+@pytest.mark.slow
 def test_features_are_learned_where_they_decide(run: Path) -> None:
     """Without features eight items are equally likely, a loss of 2.08."""
     assert json.loads((run / "metrics.json").read_text())["model"]["loss"] < 0.6

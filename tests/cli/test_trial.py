@@ -35,6 +35,7 @@ def figures(run: Path) -> dict[str, float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_limit_of_one_batch_holds_and_is_reported(run: Path, lrec: Callable[..., str]) -> None:
     test = ["test", "--config", run / "config.yaml"]
     whole = lrec(*test), figures(run)

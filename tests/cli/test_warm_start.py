@@ -75,6 +75,7 @@ def test_rows_are_kept_by_raw_id_and_new_ones_begin_near_their_mean(early: Path,
             torch.testing.assert_close(dict(grown.net.named_parameters())[name], parameter, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_warm_start_learns_faster_and_later_commands_do_without_the_old_run(
     early: Path, lrec: Callable[..., str], refused: Callable[..., str]
 ) -> None:

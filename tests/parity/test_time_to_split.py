@@ -51,6 +51,7 @@ def before_the_test(split: Split) -> np.ndarray:
     return np.add.reduceat(split.store.times_N < TEST_FROM, split.store.offsets_U1[:-1], dtype=np.int64)
 
 
+@pytest.mark.slow
 def test_counts(data: MovieLensDataModule) -> None:
     split = cut(data, targets="all")
     statistics = split.store.statistics

@@ -220,6 +220,7 @@ def test_shares_of_the_data_tell_where_size_stops_paying() -> None:
     assert less.predicted > told.curve([8e5])[0]
 
 
+@pytest.mark.slow
 def test_movielens_with_shares_is_predicted_within_half_a_percent() -> None:
     """Two to five of nine sizes are hidden. The law of size is off by 1.9 %, the no-gain baseline by 0.9 %."""
     points = read_points([ML_1M], shares=True)

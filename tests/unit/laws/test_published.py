@@ -146,6 +146,7 @@ def test_chinchillas_runs_with_overshooting_ten_times_as_bad() -> None:
         assert fitted.parameters[name] == pytest.approx(published[name], rel=tolerance)
 
 
+@pytest.mark.slow
 def test_least_absolute_deviations_are_least_to_nine_digits() -> None:
     """For given exponents a linear program finds the least sum; a simplex searches the exponents."""
     points = table("kyotakano_llm_df.csv")

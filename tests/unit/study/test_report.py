@@ -141,6 +141,7 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
             assert "markov (0.8k, 1.7k, 3k, 6.9k)" in first
 
 
+@pytest.mark.slow
 def test_a_ladder_may_lose_to_n_grams_too(tmp_path: Path) -> None:
     """Only if the largest size loses to them too, because small networks cannot hold what n-gram tables hold."""
     for name, beyond, losing in (("all", -0.01, True), ("but the largest", 0.01, False)):

@@ -23,6 +23,7 @@ def test_every_study_with_committed_points_is_in_the_table(results: dict[str, An
     assert [study.page for study in results["STUDIES"] if f"[{study.name}]({study.page})" not in shown] == []
 
 
+@pytest.mark.slow
 def test_what_was_committed_stands_beside_what_is_refitted_today(results: dict[str, Any]) -> None:
     shown = results["TABLE"].search(results["PAGE"].read_text()).group().split("\n\n")[1].splitlines()
     assert "committed before training" in shown[0]
