@@ -215,11 +215,11 @@ decide.
   lower NDCG@10 on MovieLens-1M and Globo.
 - Multi-token heads pay on all three sets, but a step takes 1.7 to 2.1 times as long. Except on Globo, the window brings
   more. So lrec has no such heads. The class is in `target_classes.py`.
-- A logQ of the target brings much on Globo, where few articles have most clicks. So `SampledSoftmax` has the option
-  `target_logq`, off by default: it does not always pay. With 1,024 negatives and one pass (three seeds), it changes the
-  loss by -0.0071 [-0.0126, -0.0020] on all clicks of Globo, by -0.0048 [-0.0120, +0.0039] on decks (NDCG@10 by +0.0013
-  [+0.0002, +0.0023]), and by +0.0825 [+0.0532, +0.1153] on tokens of Python code (113,575 items), where it is worse.
-  More negatives bring more: with 256, the losses of clicks are 0.3 nats higher.
+- A logQ of the target pays on Globo and decks, and does no harm on the three other sets. So `SampledSoftmax` has it as an
+  option, `target_logq`. It is off by default, because it can do harm: with 1,024 negatives and one pass (three seeds),
+  it changes the loss by -0.0071 [-0.0126, -0.0020] on all clicks of Globo, by -0.0048 [-0.0120, +0.0039] on decks
+  (NDCG@10 by +0.0013 [+0.0002, +0.0023]), but by +0.0825 [+0.0532, +0.1153] on tokens of Python code (113,575 items).
+  More negatives bring more: with 256, the loss of these clicks is 0.3 nats higher.
 - The feedback head pays on no set: on MovieLens-1M, Ciao and tennis, all its intervals include 0. So lrec has no such
   head.
 
