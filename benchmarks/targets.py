@@ -13,7 +13,8 @@ the other is not on its bad side.
 
 The last column is the equivalent size of what is compared with the next item: how many times the parameters in blocks
 would lower the test loss as much, by a ladder of networks of widths 8 to 128 (`lrec.laws.equivalents`). It is "more" if
-no network of the ladder, and none up to ten times its largest, would.
+no network of the ladder, and none up to ten times its largest, would; if a smaller network has the lowest loss of the
+ladder, size does not pay.
 
 - window: the target is the mean of the next three items (`NextItems`); with falling weights, those after the next have
   0.3.
@@ -215,8 +216,8 @@ decide.
   lower NDCG@10 on MovieLens-1M and Globo.
 - Multi-token heads pay on all three sets, but a step takes 1.7 to 2.1 times as long. Except on Globo, the window brings
   more. So lrec has no such heads. The class is in `target_classes.py`.
-- A logQ of the target pays on Globo and decks, and does no harm on the three other sets. So `SampledSoftmax` has it as an
-  option, `target_logq`. It is off by default, because it can do harm: with 1,024 negatives and one pass (three seeds),
+- A logQ of the target pays on Globo and decks, and does no harm on the three other sets. So `SampledSoftmax` has the
+  option `target_logq`. It is off by default, because it can do harm: with 1,024 negatives and one pass (three seeds),
   it changes the loss by -0.0071 [-0.0126, -0.0020] on all clicks of Globo, by -0.0048 [-0.0120, +0.0039] on decks
   (NDCG@10 by +0.0013 [+0.0002, +0.0023]), but by +0.0825 [+0.0532, +0.1153] on tokens of Python code (113,575 items).
   More negatives bring more: with 256, the loss of these clicks is 0.3 nats higher.
@@ -229,7 +230,7 @@ decide.
 -(1 - P), and the negatives share 1 - P by their corrected scores, where P is the probability of the target among itself
 and the negatives. The two differ in how P is estimated: `SampledSoftmax` divides by all negatives that were drawn, the
 paper by those that are not the target. With random scores and the same negatives, the gradients differ by {apart:.1e}
-of their norm. A run of MovieLens-1M differs by 0.0004 nats. So there is nothing to add.
+of their norm. Runs of MovieLens-1M differ by 0.0001 nats. So there is nothing to add.
 
 ## What the classes lack
 
