@@ -105,7 +105,7 @@ def to_interactions(
     units = TimeUnits()
     keys = ["user", "item", "time", "event", "domain", *["rating"] * (min_rating is not None)]
     wanted = {key: getattr(columns, key) for key in keys if getattr(columns, key) is not None}
-    exact = [wanted[key] for key in ("user", "item", "event") if key in wanted]
+    exact = [wanted[key] for key in ("user", "item", "event", "time") if key in wanted]
 
     def frames() -> Iterator[pl.DataFrame]:
         kept, known = 0, dict[str, None]()
@@ -118,7 +118,7 @@ def to_interactions(
                 raw = table.column_or_nulls(name, "that is named as a feature")
                 checked[f"{FEATURE}{name}"] = feature_of(raw, is_number, table.name, table.first_row)
             if "time" in checked:
-                checked[REST] = _rest(table, exact, wanted["time"], checked["time"])
+                checked[REST] = _rest(table, exact)
             frame = pl.DataFrame([series.alias(key) for key, series in checked.items()])
             if min_rating is not None:
                 frame = frame.filter(pl.col("rating") >= min_rating).drop("rating")
@@ -154,18 +154,13 @@ def _agreeing(tables: Iterable[Table]) -> Iterator[Table]:
         yield table
 
 
-def _rest(table: Table, exact: list[str], time_column: str, times: pl.Series) -> pl.Series:
-    """A 64-bit hash of each row's columns except `exact`, to find rows that are identical in every column. The hash is
-    a sum over columns: a missing key of a JSON object equals null, and the order of keys does not matter."""
+def _rest(table: Table, exact: list[str]) -> pl.Series:
+    """A 64-bit hash of each row's columns except `exact`, to find rows that are equal in every column. The hash is a
+    sum over columns: a missing key of a JSON object equals null, and the order of keys does not matter."""
     total = np.zeros(table.frame.height, dtype=np.uint64)
     for column, raw in table.frame.to_dict().items():
         if column in exact or raw.dtype == pl.Null:
             continue
-        if column == time_column:
-            if raw.dtype != pl.String:
-                continue
-            # Two spellings of one number are different texts; only the usual spelling is left out of the hash.
-            raw = raw.set(raw == times.cast(pl.String), None)
         seed = zlib.crc32(column.encode())
         hashes = (raw.cast(pl.Float64) if raw.dtype.is_float() else raw).hash(seed)
         if raw.dtype.is_numeric() and raw.dtype != pl.Int64:

@@ -146,11 +146,12 @@ def test_rows_from_a_user_s_own_class_are_refused(tmp_path: Path) -> None:
         append_to(store, {}, lambda: RawInteractions(frame), tmp_path)
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
 @pytest.mark.parametrize("dtype", [pl.Datetime("us"), pl.Date, pl.Float64])
-def test_a_store_keeps_dates_and_numbers_whole(tmp_path: Path, dtype: pl.DataType) -> None:
-    log = LOG.with_columns(timestamp=pl.int_range(6).cast(dtype))
-    log.write_parquet(tmp_path / "log.parquet")
-    store = append_file(prepared(tmp_path, tmp_path / "log.parquet"), tmp_path / "log.parquet", tmp_path)
+def test_a_store_keeps_dates_and_numbers_whole(tmp_path: Path, dtype: pl.DataType, ending: str) -> None:
+    path = tmp_path / f"log{ending}"
+    WRITE[ending](LOG.with_columns(timestamp=pl.int_range(6).cast(dtype)), path)
+    store = append_file(prepared(tmp_path, path), path, tmp_path)
     assert (store.statistics["interactions"], store.statistics["duplicates_dropped"]) == (6, 6)
 
 
