@@ -332,7 +332,7 @@ class StoreWriter:
                 with path.open("r+b") as file:
                     _write_header(file, dtype, len(lengths_U) + 1 if name == "offsets" else interactions)
         statistics: dict[str, Any] = {"users": len(lengths_U), "items": n_items, "interactions": interactions}
-        statistics["density"] = interactions / (len(lengths_U) * n_items)
+        statistics["density"] = (interactions - self._repeats) / (len(lengths_U) * n_items)
         statistics |= {"mean_length": float(lengths_U.mean()), "median_length": float(np.median(lengths_U))}
         statistics |= {"max_length": int(lengths_U.max()), "repeats": self._repeats}
         if self._times:

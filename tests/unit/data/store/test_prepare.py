@@ -55,6 +55,7 @@ def test_store_equals_the_reference(make_store, rows: list[tuple], k: int) -> No
     pairs = [(user, item) for user, sequence in expected.items() for _, item in sequence]
     assert store.statistics["interactions"] == len(pairs)
     assert store.statistics["repeats"] == len(pairs) - len(set(pairs))
+    assert store.statistics["density"] == len(set(pairs)) / (len(expected) * len(raw_items))
     ties = sum(a[0] == b[0] for s in expected.values() for a, b in pairwise(s))
     assert store.statistics["ties"] == ties
 
