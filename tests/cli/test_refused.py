@@ -74,7 +74,7 @@ REFUSED = {
     "fit with an option that is none": (["fit", "--trainer.max_epohcs=2"], "max_epohcs"),
     "validate another network": (["validate", "--model.size=3k"], "the checkpoint has width"),
     "test another network": (["test", "--model.size=3k"], "the checkpoint has width"),
-    "test on other data": (["test", "--data.k_core=3"], "trained on other data"),
+    "test on other data": (["test", "--data.k_core=3"], "another reduction: give the same; if the log has changed"),
     "predict without a checkpoint": (["predict", "--ckpt_path={other}.none"], "no such checkpoint"),
     "predict for another network": (["predict", "--model.size=3k"], "the checkpoint has width"),
 }

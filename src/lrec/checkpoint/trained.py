@@ -70,7 +70,8 @@ def refuse_other_network(
 ) -> None:
     """Raise UserError if a trained network has another shape than the config, or was trained on other data."""
     if data_hash is not None and trained["data_hash"] != data_hash:
-        raise UserError(f"{named} was trained on other data, another split or another reduction")
+        way_out = "give the same; if the log has changed, name the store of its old rows (--data.store)"
+        raise UserError(f"{named} was trained on other data, another split or another reduction: {way_out}")
     for name, value in config.to_dict().items():
         if trained[name] != value:
             raise UserError(f"{named} has {name} {trained[name]}, the config {value}: give the same")
