@@ -150,9 +150,9 @@ class Model:
         if fallback and self.counts_V is not None and not read_B.all():
             order_C = np.argsort(-self.counts_V[candidates_C], kind="stable")
             popular_K = candidates_C[order_C[: items_BK.shape[1]]]
-            with np.errstate(divide="ignore"):  # items without a training interaction
-                shares_K = np.log(self.counts_V[popular_K] / self.counts_V.sum())
-            items_BK[read_B == 0], scores_BK[read_B == 0] = popular_K, shares_K
+            popular_K = popular_K[self.counts_V[popular_K] > 0]  # new items have no training interaction
+            slots = np.ix_(read_B == 0, range(len(popular_K)))
+            items_BK[slots], scores_BK[slots] = popular_K, np.log(self.counts_V[popular_K] / self.counts_V.sum())
         # Batches of similar lengths; histories without a known item come first in the order, and are cut off.
         order_B = np.argsort(read_B, kind="stable")[int((read_B == 0).sum()) :]
         batches = [order_B[rows] for rows in batch_slices(read_B[order_B], np.ones_like(order_B))]
