@@ -34,7 +34,9 @@ def test_entries_of_a_dictionary_add_up(
     columns = [f"--options.data.{column}_column={name}" for column, name in names.items()]
     study = ("scaling", "study", "--config=study/csv.yaml", "--options.data.path", log_csv, *columns)
     sizes = ("--sizes=[0.8k,1.7k]", "--holdout=0", "--law=null", "--rules.model.optimizer.lr=[0.1,-0.5]")
-    lrec(*study, "--options.data.time_column", "when", *sizes, "--dry_run")
+    said = lrec(*study, "--options.data.time_column", "when", *sizes, "--options.model.optimizer.lr=0.3", "--dry_run")
+    assert f"not used: --data.path interactions.csv, because of --options.data.path {log_csv}" in said
+    assert "not used: --options.model.optimizer.lr 0.3, because of --rules.model.optimizer.lr" in said
     assert len(list((tmp_path / "data").glob("log-*"))) == 1
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from lrec.common.files import check_folder, locked, write_json
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
+from lrec.run import dotted
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators
 from lrec.study.dial import as_text, plan_of, with_plan
@@ -34,6 +35,12 @@ def run_study(study: Study) -> None:
         check_folder(study.folder, "--out")
     if not (study.dry_run or study.status or study.cluster):
         start_server()
+    given = study.given
+    for option, value in dotted({"data": study.data}).items():
+        if given[option] != value:
+            print(f"not used: --{option} {value}, because of --options.{option} {given[option]}")
+    for option in sorted(given.keys() & dotted(study.rules).keys()):
+        print(f"not used: --options.{option} {given[option]}, because of --rules.{option}")
     plan = plan_of(study) if study.sizes is None else None
     if plan is not None:
         print(as_text(plan), flush=True)
