@@ -131,6 +131,7 @@ STUDY = {
             ["--options.trainer.strategy=fsdp"], "lrec trains with auto, ddp, or fsdp2", marks=pytest.mark.slow
         ),
         (['--restart=["2k-seed1"]'], "2k-seed1 is none of the study's runs"),
+        (['--restart=["0.8k-seed1"]', '--skip=["0.8k-seed1"]'], "0.8k-seed1 is named by --restart and by --skip"),
         pytest.param(["--budget_hours=1e-9"], "--budget_hours", marks=pytest.mark.slow),
         (["--law=lsrm"], "needs at least"),
     ],

@@ -52,6 +52,8 @@ def run_study(study: Study) -> None:
     trials = tuner.runs_so_far if tuner else []
     if unknown := ({*study.restart} - {run.name for run in trials} | {*study.skip}) - record.state.keys():
         raise UserError(f"{min(unknown)} is none of the study's runs: --status true lists them")
+    if both := {*study.restart} & {*study.skip}:
+        raise UserError(f"{min(both)} is named by --restart and by --skip, which would only remove it: name it once")
     check_accelerators(study, [*trials, *record.runs])
     if study.status:
         if tuner and trials:
