@@ -169,6 +169,13 @@ def test_a_store_that_was_cut_or_edited(
             "targets_per_step",
         ),
         ([*FIT, "--model.dropout.residual.first=2"], "dropout.residual.first"),
+        ([*FIT, "--model.loss=null"], "--model.loss"),
+        ([*FIT, "--model.parametrisation=null"], "--model.parametrisation"),
+        ([*FIT, "--data.split=null"], "--data.split"),
+        (
+            [*FIT, "--model.loss=lrec.Loss"],
+            "--model.loss: lrec.Loss is abstract: your class must define every abstract",
+        ),
         ([*FIT, "--trainer.devices=0"], "devices"),
         (
             [*FIT, "--checkpoint.monitor=val/NDGC@10"],
@@ -197,6 +204,25 @@ def test_a_misspelt_key_in_a_yaml(tmp_path: Path, refused: Callable[..., str]) -
     path.write_text("trainer:\n  max_epohcs: 3\n")
     error = refused("fit", f"--config={path}", "--data=lrec.SyntheticDataModule", "--model.size=98k")
     assert "max_epohcs" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "option"),
+    [
+        ("model: {dropout: {residual: 0.1}}", "--model.dropout.residual: 0.1"),
+        ("model: {dropout: 0.1}", "--model.dropout: 0.1"),
+        ("data: {reduction: 0.5}", "--data.reduction: 0.5"),
+        ("model: {size: 98k}\ntrainer:", "--trainer: null"),
+        ("model: {size: 98k}\ncheckpoint:", "--checkpoint: null"),
+    ],
+)
+def test_a_value_in_place_of_a_group_of_options(
+    text: str, option: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    path = tmp_path / "value.yaml"
+    path.write_text(text)
+    error = refused("fit", "--data=lrec.SyntheticDataModule", f"--config={path}", "--trainer.max_epochs=1")
+    assert f"{option} is no mapping of options" in error
 
 
 def test_too_few_points(tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import jsonargparse
 import yaml
-from jsonargparse import Namespace, _typehints
+from jsonargparse import Namespace, _actions, _typehints
 
 from lrec.errors import UserError
 from lrec.options.class_paths import NO_MODULE
@@ -85,6 +85,18 @@ class OneLineParser(jsonargparse.ArgumentParser):
             begins += "\nAll options:\n\n"
         return f"{begins}{super().format_help(*arguments)}"
 
+    def validate(self, namespace: Namespace, *arguments: Any, **options: Any) -> None:
+        """Refuse null, too, for an option that needs a value: after the options that are missing have their message."""
+        super().validate(namespace, *arguments, **options)
+        super().validate(namespace, *arguments, **options | {"skip_unset": False})
+
+    def _check_value_key(self, action: Any, value: Any, key: str, *arguments: Any, **options: Any) -> Any:
+        """Refuse a value in place of a group of options, too, such as an empty section of a file."""
+        if isinstance(action, _actions._ActionConfigLoad) and not isinstance(value, str | dict | Namespace):
+            given = "null" if value is None else value
+            raise TypeError(f'Parser key "{key}": {given} is no mapping of options, such as NAME: VALUE')
+        return super()._check_value_key(action, value, key, *arguments, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UserError that names the option as the user gave it."""
         message = " ".join(message.split())
@@ -139,7 +151,10 @@ _IN_OUR_WORDS = (
     (r"Option '([\w.]+)' is not accepted", r"no option '\1'"),
     (r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"--\1: no option '\2'"),
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is no subclass of \2"),
-    (r"Expected an instantiatable class, but is abstract", "your class must define every abstract method of its base"),
+    (
+        r"Expected an instantiatable class, but (\S+) is abstract",
+        r"\1 is abstract: your class must define every abstract method of its base",
+    ),
     (r"Problem with given class_path '(\S+)': ", r"\1: "),
     NO_MODULE,
     (
