@@ -70,7 +70,7 @@ class UserResamples:
         return dict(zip(runs[0], draws_RM.T, strict=True))
 
     def coverage(self, top_CK: np.ndarray, users_C: np.ndarray, n_items: int) -> np.ndarray:
-        """Draws of the share of the catalogue that is in at least one list.
+        """Draws of the share of the catalogue that is in at least one list; nan if a draw has no list.
 
         A resample has fewer distinct users than the sample, so it covers fewer items. The draws are shifted so that
         their mean is the coverage itself.
@@ -80,8 +80,8 @@ class UserResamples:
         shape = (len(self._users_U), len(listed_V))
         listed_UV = sparse.csr_matrix((np.ones(len(rows_C), dtype=np.float32), (rows_C, columns.ravel())), shape)
         draws_R = np.concatenate([((times.astype(np.float32) @ listed_UV) > 0).sum(1) for times in self._blocks])
-        draws_R = draws_R / n_items
-        draws_R[1:] += draws_R[0] - draws_R[1:].mean()
+        draws_R = np.where(draws_R > 0, draws_R / n_items, np.nan)
+        draws_R[1:] += draws_R[0] - np.nanmean(draws_R[1:])
         return draws_R.clip(0, 1)
 
 

@@ -71,6 +71,14 @@ def test_coverage_counts_items_once_and_its_interval_holds_it() -> None:
     assert estimate(draws_R).low < draws_R[0] < estimate(draws_R).high
 
 
+def test_a_draw_without_a_list_has_no_coverage() -> None:
+    """Of 40 users, 5 or 1 have a case of the group, and always the same list."""
+    for cases, ends in (5, 0.25), (1, np.nan):
+        draws_R = UserResamples(np.arange(40), 0).coverage(np.arange(cases * 2).reshape(-1, 2) % 2, np.arange(cases), 8)
+        assert np.isnan(draws_R).any()
+        assert estimate(draws_R) == pytest.approx((0.25, ends, ends), nan_ok=True)
+
+
 def test_a_ratio_over_zero_is_unbounded_and_zero_over_zero_undefined() -> None:
     draws_R = gain("ratio", np.array([0.0, *[2.0, 1.0] * 20, 0.0]), np.array([1.0, *[1.0, 2.0] * 20, 0.0]))
     assert estimate(draws_R) == (np.inf, 0.5, 2.0)
