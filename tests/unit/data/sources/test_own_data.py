@@ -141,7 +141,10 @@ def test_a_split_rule_cuts_trains_and_is_found_again(csv: list[str], folder: Pat
     [
         (["my_wrong.NotARule"], "--data.split: my_wrong.NotARule is no subclass of SplitRule"),
         (["my_wrong.Missing"], "--data.split: my_wrong.Missing: module 'my_wrong' has no attribute 'Missing'"),
-        (["my_wrong.NoCut"], "--data.split: Expected an instantiatable class, but my_wrong.NoCut is abstract"),
+        (
+            ["my_wrong.NoCut"],
+            "--data.split: my_wrong.NoCut is abstract: your class must define every abstract method of its base",
+        ),
         (["my_wrong.NotFrozen"], "split NotFrozen: make it a frozen dataclass"),
         (["my_split.LastShare", "--data.split.share=0.5"], "split.share must lie between 0 and 0.5, not 0.5"),
         (["my_split.LastShare", "--data.split.part=0.5"], "--data.split: no option 'part'"),
@@ -193,7 +196,10 @@ def test_a_data_module_is_read_trained_on_and_tested(folder: Path, lrec: Callabl
     ("options", "says"),
     [
         (["my_wrong.NotData"], "--data: my_wrong.NotData is no subclass of SequenceDataModule"),
-        (["my_wrong.NoRead"], "--data: Expected an instantiatable class, but my_wrong.NoRead is abstract"),
+        (
+            ["my_wrong.NoRead"],
+            "--data: my_wrong.NoRead is abstract: your class must define every abstract method of its base",
+        ),
         (
             ["my_nowhere.Data"],
             "--data: my_nowhere.Data: No module named 'my_nowhere': is my_nowhere.py in the current folder?",
