@@ -51,7 +51,7 @@ class Record:
         """Add the runs to the study, delete what `restart` names (None: the command has no --restart), and return all
         runs except those in `skip`. UserError, with nothing changed, if a run began with other options or other data
         than it has now, or if a run in `restart` is being trained."""
-        again, restart = restart is not None, restart or ()
+        can_restart, restart = restart is not None, restart or ()
         for run in self.runs:
             if run.name in restart and is_running(self.trained(run).folder):
                 raise UserError(f"--restart {run.name}: it is under way: wait for its end, or stop it")
@@ -65,7 +65,9 @@ class Record:
             if (source := begun.get("starts_from", "")) != run.starts_from:
                 changes = f"starts from {source or 'no other run'}, now from {run.starts_from or 'no other run'}"
             if changes:
-                way_out = "choose another --out" + f", or --restart '[{run.name}]' to train it again" * again
+                way_out = "choose another --out"
+                if can_restart:
+                    way_out += f", or --restart '[{run.name}]' to train it again"
                 raise UserError(f"{self.study.folder} has run {run.name} with other options ({changes}): {way_out}")
         entered = [run for run in self.runs if run.name not in skip]
         self.check_data(entered, restart)
