@@ -15,7 +15,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import docstring_parser
 from jsonargparse import ActionConfigFile
 
 from lrec import __version__
@@ -153,10 +152,13 @@ def own_command(arguments: list[str]) -> tuple[Callable[..., None], OneLineParse
         parser.add_function_arguments(command, as_positional=positional, skip=paths, sub_configs=True)
     else:
         parser.add_class_arguments(settings, skip=paths, sub_configs=True)
-    documented = docstring_parser.parse((settings or command).__doc__ or "").params
-    meanings: dict[str | int, str | None] = {each.arg_name: each.description for each in documented}
-    for key in paths:  # several files after one option
-        parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help=meanings[key])
+    if paths:  # several files after one option
+        from docstring_parser import parse
+
+        documented = parse((settings or command).__doc__ or "").params
+        meanings: dict[str | int, str | None] = {each.arg_name: each.description for each in documented}
+        for key in paths:
+            parser.add_argument(f"--{key}", type=Path, nargs="+", required=True, help=meanings[key])
     return command, parser, _as_jsonargparse_reads(arguments[len(name.split()) :], hints)
 
 
