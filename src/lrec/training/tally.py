@@ -52,8 +52,11 @@ def ends_step(trainer: Trainer, batch_idx: int) -> bool:
 
 def steps_per_epoch(trainer: Trainer, n_steps: int) -> int:
     """Optimizer steps of an epoch if a whole one has `n_steps`, as the limit of batches allows."""
-    every = trainer.accumulate_grad_batches
-    return limited(n_steps * every, trainer.limit_train_batches) // every
+    return _batches_per_epoch(trainer, n_steps) // trainer.accumulate_grad_batches
+
+
+def _batches_per_epoch(trainer: Trainer, n_steps: int) -> int:
+    return limited(n_steps * trainer.accumulate_grad_batches, trainer.limit_train_batches)
 
 
 def end_with_a_step(trainer: Any, n_steps: int) -> None:
@@ -61,7 +64,7 @@ def end_with_a_step(trainer: Any, n_steps: int) -> None:
     take a last step of fewer micro-batches, whose number of targets is not known. Log a training loss in each epoch.
     UserError if an epoch has no batch, or if evaluations are further apart than an epoch."""
     every, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
-    batches = limited(n_steps * every, limit)
+    batches = _batches_per_epoch(trainer, n_steps)
     if batches == 0:
         raise UserError(f"--trainer.limit_train_batches {limit} takes none of the {n_steps * every:,} batches")
     if batches % every:

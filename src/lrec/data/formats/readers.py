@@ -79,11 +79,15 @@ def read_columns(
     """Some columns of a file. `wanted` holds, for each key, the name of a column (None: the first of the file), what
     tells the user why it is needed, and whether it is a feature of numbers; None: ids."""
     known, found = dict[str, None](), []
+
+    def name_or_first(name: str | None) -> str:
+        return name or next(iter(known), "of ids")  # a file without any column is refused: it has no column of ids
+
     for table in read_table(path, file_format):
         known |= dict.fromkeys(table.frame.columns)
         columns = {}
         for key, (name, said, is_number) in wanted.items():
-            raw = table.column_or_nulls(name or next(iter(known), "of ids"), said)
+            raw = table.column_or_nulls(name_or_first(name), said)
             if is_number is None:
                 refuse_types(raw, table.name)
                 columns[key] = ids_of(raw)
@@ -91,7 +95,7 @@ def read_columns(
                 columns[key] = feature_of(raw, is_number, table.name, table.first_row)
         found.append(pl.DataFrame(columns))
     for name, said, _ in wanted.values():
-        _refuse_absent(name or next(iter(known), "of ids"), said, known, str(path))
+        _refuse_absent(name_or_first(name), said, known, str(path))
     return pl.concat(found, how="vertical_relaxed")
 
 
