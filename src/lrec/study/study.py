@@ -35,12 +35,7 @@ def run_study(study: Study) -> None:
         check_folder(study.folder, "--out")
     if not (study.dry_run or study.status or study.cluster):
         start_server()
-    given = study.given
-    for option, value in dotted({"data": study.data}).items():
-        if given[option] != value:
-            print(f"not used: --{option} {value}, because of --options.{option} {given[option]}")
-    for option in sorted(given.keys() & dotted(study.rules).keys()):
-        print(f"not used: --options.{option} {given[option]}, because of --rules.{option}")
+    _say_what_is_replaced(study)
     plan = plan_of(study) if study.sizes is None else None
     if plan is not None:
         print(as_text(plan), flush=True)
@@ -80,6 +75,16 @@ def run_study(study: Study) -> None:
         if plan is not None:
             write_json(study.folder / PLAN, plan)
         _carry_out(study, tuner, record, Work(study))
+
+
+def _say_what_is_replaced(study: Study) -> None:
+    """Name the options that others replace: those of the data under --options, and these under --rules."""
+    given = study.given
+    for option, value in dotted({"data": study.data}).items():
+        if given[option] != value:
+            print(f"not used: --{option} {value}, because of --options.{option} {given[option]}")
+    for option in sorted(given.keys() & dotted(study.rules).keys()):
+        print(f"not used: --options.{option} {given[option]}, because of --rules.{option}")
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:
