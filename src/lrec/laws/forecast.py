@@ -171,13 +171,12 @@ class Forecast:
         """1 and the fall in x, in units of the fall over `AHEAD`. With data samples, also both times ln u. With lengths
         also the fall in d, alone and times ln x: the effect of data on the fall in x does not fade at large x."""
         k_G1, stop_G1, exponent_G1, of_d_G1 = (shape_GH[:, h : h + 1] for h in range(4))
-        size_GP = np.broadcast_to(place_PV[:, 0], (len(shape_GH), len(place_PV)))
         data_P = place_PV[:, 1] if len(self.columns) > 1 else np.zeros(len(place_PV))
-        if self._stops:
-            stop_GP = np.where(np.isinf(stop_G1), 1e3, stop_G1) + exponent_G1 * data_P
-            size_GP = -np.logaddexp(-2 * size_GP, -2 * stop_GP) / 2
-        fall_GP = _fall(k_G1, size_GP)
-        columns = [np.ones_like(fall_GP), -fall_GP]
+        stop_G1 = np.where(np.isinf(stop_G1), 1e3, stop_G1)
+        size_GP = -np.logaddexp(-2 * place_PV[:, 0], -2 * (stop_G1 + exponent_G1 * data_P)) / 2
+        fall_GP, largest_G1 = _fall(k_G1, size_GP), _fall(k_G1, -np.logaddexp(0, -2 * stop_G1) / 2)
+        # The falls begin at the largest x. If a curve stops long before it, they would else be nearly equal and huge.
+        columns = [np.ones_like(fall_GP), largest_G1 - fall_GP]
         if self._lengths:
             of_d_GP = _fall(of_d_G1, np.broadcast_to(data_P, fall_GP.shape))
             columns += [-of_d_GP, -size_GP / AHEAD * of_d_GP]

@@ -264,3 +264,10 @@ def test_a_curve_flattens_faster_if_all_sizes_have_the_same_data() -> None:
     assert unknown == grows
     assert fixed == alike
     assert fixed.predicted > unknown.predicted
+
+
+def test_a_noisy_curve_of_many_sizes_may_span_eighteen_e_folds() -> None:
+    """Curves that stop near the smallest of these sizes are flat at all others."""
+    x = np.exp(np.linspace(0, 18, 13))
+    (p,) = Forecast(points_of(noisy(2 + 8 * x**-0.2, 0.05), x, may_stop=True)).predict([10 * x[-1]])
+    assert p.low < 2 + 8 * (10 * x[-1]) ** -0.2 < p.high
