@@ -237,14 +237,16 @@ def test_a_run_that_stopped_early_does_not_train_on(run: Path, tmp_path: Path, l
     options = [*OPTIONS, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     options += ["--trainer.max_epochs=20", "--model.optimizer.lr=1e-9", "--early_stopping.min_delta=1"]
     options += ["--early_stopping.patience=2"]
-    lrec("fit", *options)
+    advice = "val/loss was the best at the last evaluation: see --early_stopping\n"
+    assert advice in lrec("fit", *options)
     stopped = [json.loads(line) for line in (tmp_path / "run" / "points.jsonl").read_text().splitlines()]
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == stopped[-1]["step"], "no evaluation is lost"
     written = last.stat().st_mtime_ns
-    lrec("fit", *options, "--ckpt_path=last")
+    assert advice in lrec("fit", *options, "--ckpt_path=last")
     assert len((tmp_path / "run" / "points.jsonl").read_text().splitlines()) == len(stopped) == 3
     assert last.stat().st_mtime_ns == written
+    assert advice in lrec("test", "--config", tmp_path / "run" / "config.yaml")
 
 
 def test_an_exported_run_recommends_what_predict_does(run: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:

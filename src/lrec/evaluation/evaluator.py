@@ -205,10 +205,12 @@ def verdict(
     monitor: str,
     before: Sequence[float],
     metrics: Sequence[Metric] = METRICS,
+    stopped: bool = False,
 ) -> str | None:
     """One line that compares the model with the best baseline on the monitored metric, with advice if the model is not
-    better. `before` has the metric's values at the run's evaluations. None if no baseline has the metric, or if neither
-    low nor high values are good."""
+    better. `before` has the metric's values at the run's evaluations, and `stopped` says whether the best network's
+    evaluation stopped the training early. None if no baseline has the metric, or if neither low nor high values are
+    good."""
     metric = monitor.removeprefix("val/")
     best_end = best_is(metric, metrics)
     baselines = {name: row.get(metric, math.nan) for name, row in figures.items() if name != "model"}
@@ -224,7 +226,8 @@ def verdict(
     values = [value for value in before if math.isfinite(value)]
     advice = f"try another --model.optimizer.lr, --model.dropout or --model.size, and choose by {monitor}"
     if values and choose(values) == values[-1]:
-        advice = f"{monitor} was the best at the last evaluation: raise --trainer.max_epochs, max_steps or max_time"
+        change = "see --early_stopping" if stopped else "raise --trainer.max_epochs, max_steps or max_time"
+        advice = f"{monitor} was the best at the last evaluation: {change}"
     return f"no better {line}; {advice}"
 
 

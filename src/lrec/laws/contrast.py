@@ -35,7 +35,7 @@ class Contrast:
     crossing: float | None  # None if they do not cross between the smallest size and ten times the largest
     crossing_low: float | None  # 0 if below the smallest size
     crossing_high: float | None  # inf if beyond ten times the largest size
-    lower_before: bool  # whether the first curve is the lower one before the crossing, or everywhere
+    lower_before: bool | None  # whether the first curve is lower before the crossing, or everywhere; None if equal
     share: float  # share of the refits in which the curves cross
     reached: float  # the largest size that both curves reach
     times: float  # the second curve needs times * reached for the first's loss; 0 if below 1/100, inf if above 100
@@ -64,7 +64,8 @@ def contrast(one: Fit, two: Fit) -> Contrast:
     exponents = _with_ends(np.exp(one_BT[:, exponent]) - np.exp(two_BT[:, exponent]), "linear")
     crossings: tuple[float | None, float | None, float | None] = _with_ends(at_B) if cross_B[0] else (None, None, None)
     times = _with_ends(_crossings(excess_BP, times_P, before=1.0))
-    return Contrast(*exponents, *crossings, bool(before < 0), float(cross_B[1:].mean()), reached, *times)
+    lower_before = bool(before < 0) if before else None
+    return Contrast(*exponents, *crossings, lower_before, float(cross_B[1:].mean()), reached, *times)
 
 
 def _with_ends(value_B: Array, method: Literal["linear", "nearest"] = "nearest") -> tuple[float, float, float]:

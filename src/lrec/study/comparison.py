@@ -89,16 +89,18 @@ def compare(
 def _in_words(found: Contrast, exponent: str, x: str) -> str:
     difference = f"{found.exponent:+.3g} [{found.exponent_low:.3g}, {found.exponent_high:.3g}]"
     exponents = f"{exponent} differs by {difference}, {'' if found.told_apart else 'not '}distinguishable from 0"
-    first = "lower" if found.lower_before else "higher"
-    where = f"at every size; the curves cross in {found.share:.0%} of the refits"
+    first = "The first is lower" if found.lower_before else "The first is higher"
+    where = f"{first} at every size; the curves cross in {found.share:.0%} of the refits"
     if found.crossing is not None:
         low = "below the sizes" if not found.crossing_low else f"{found.crossing_low:.3g}"
         high = "beyond ten times the largest" if found.crossing_high == math.inf else f"{found.crossing_high:.3g}"
-        where = f"up to {x} {found.crossing:.3g} [{low}, {high}], but not above"
+        where = f"{first} up to {x} {found.crossing:.3g} [{low}, {high}], but not above"
+    elif found.lower_before is None:
+        where = "The curves are equal"
     not_found = {0.0: f"below {1 / FURTHEST:g}", math.inf: f"above {FURTHEST:g}"}
     times, low, high = (not_found.get(n, f"{n:.2f}") for n in (found.times, found.times_low, found.times_high))
     reached = f"For the loss that the first has at {x} {found.reached:.3g}, the second needs {times} times the {x}"
-    return f"{exponents}. The first is {first} {where}. {reached} [{low}, {high}]"
+    return f"{exponents}. {where}. {reached} [{low}, {high}]"
 
 
 def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point], set[str]]]:

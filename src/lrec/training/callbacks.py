@@ -242,7 +242,7 @@ class EvaluationReport(Announcer):
             self.message += f"\n{named} outside the catalogue: left out of the loss, counted as misses in the ranking"
         monitor = getattr(best_of(trainer), "monitor", None) or "val/loss"
         before = [point.metric(monitor) for point in run_of(trainer).points]
-        if line := verdict(figures, monitor, before, model.metrics):
+        if line := verdict(figures, monitor, before, model.metrics, trainer.should_stop):
             self.message += f"\n{line}"
         _, sample = model.data.evaluated(stage)
         written = {

@@ -213,8 +213,7 @@ class LastCheckpoint(Callback):
             counts.update({name: number - extra for name, number in counts.items()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == "fit":
-            trainer.should_stop = checkpoint.get("lrec_stopped", False)
+        trainer.should_stop = checkpoint.get("lrec_stopped", False)  # after a test, for the advice
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: Any) -> None:
         self._listening.close()

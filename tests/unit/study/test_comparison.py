@@ -48,6 +48,17 @@ def test_exponents_and_the_crossing_stand_side_by_side(tmp_path: Path, capsys: p
     assert "not distinguishable" not in said
 
 
+def test_a_copy_is_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [file.read_text() for file in study(tmp_path / "study").glob("runs/plain-*/points.jsonl")]
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for file in files:
+        file.write_text("".join(lines))
+    compare(files, out=tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "not distinguishable from 0. The curves are equal. For the loss that the first has" in said
+    assert "the second needs 1.00 times the N_body" in said
+
+
 def test_ladders_on_other_data_are_said_to_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
