@@ -189,6 +189,7 @@ def test_the_command_recommends_from_files_with_times(
     arguments = ["recommend", f"--ckpt_path={run}", f"--histories={tmp_path}/h.jsonl", f"--out={tmp_path}/o.jsonl"]
     lrec(*arguments, f"--now={BEGIN + WEEK}")
     assert first(pl.read_ndjson(tmp_path / "o.jsonl")) == ["i5", "i5"]
+    (tmp_path / "h.jsonl").write_text("not read\n")
     assert "give now" in refused(*arguments)
     arguments[2] = f"--histories={logs['request']}"
     lrec(*arguments, "--now=2021-01-01", "--exclude_seen=false")

@@ -1,12 +1,14 @@
 """The option split: LastItems by its fields, any other rule by its class, in YAML and on the command line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import yaml
+from fit_arguments import fit_arguments
 
 from lrec.data.datasets import datamodule_of
 from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
@@ -108,3 +110,16 @@ def test_fit_by_time_tests_every_target(log_csv: Path, tmp_path: Path, lrec, ref
     assert "must lie before" in refused(
         "data", "prepare", *arguments, early[1], "--data.split.validate_from=2003-01-01"
     )
+
+
+def test_a_test_without_a_target_is_refused_before_the_training(
+    tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    """Every user's last item is of the other domain."""
+    rows = [(f"u{user}", f"{'aaaab'[n]}{(user + n) % 3}", n, "aaaab"[n]) for user in range(40) for n in range(5)]
+    pl.DataFrame(rows, ["user", "item", "timestamp", "domain"], orient="row").write_csv(tmp_path / "log.csv")
+    options = {"data__domain_column": "domain", "data__only_domain": "a", "trainer__max_epochs": 1}
+    arguments = fit_arguments(tmp_path / "run", tmp_path / "log.csv", **options)
+    assert "no user has a test target" in refused(*arguments)
+    assert not (tmp_path / "run").exists()
+    lrec(*arguments, "--points.test=false")

@@ -159,6 +159,18 @@ def test_new_types_of_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lre
     assert len(package.load("run-updated/updated").net.events.weight) == 3
 
 
+@pytest.mark.parametrize("of", ["data.item_features", pytest.param("model.item_vectors", marks=pytest.mark.slow)])
+def test_rows_that_began_with_vectors(of: str, desk: Path, lrec: Callable[..., str]) -> None:
+    """The features and vectors set only the first rows of the run: those of its update are trained rows."""
+    items = pl.DataFrame({"item": [f"i{n}" for n in range(20)]}).with_row_index("kind")
+    items.with_columns(vector=pl.concat_list(pl.col("kind") % 4, 1.0)).write_parquet("items.parquet")
+    value = {"data.item_features": "{numbers: [kind], id_column: item, path: items.parquet}"}.get(of, "items.parquet")
+    options = {"model__item_vectors_use": "initial", "model__size": "0.8k", "trainer__max_epochs": 1}
+    lrec(*fit_arguments(desk / "first", desk / "old.csv", **options), f"--{of}={value}")
+    lrec("update", "first", "--data", "new.csv", "--steps", 1)
+    assert record("first-updated")["diverged"] == []
+
+
 NEW = pl.DataFrame({"user": ["u1"] * 40, "item": ["i1", "i2"] * 20, "timestamp": range(1_700_000_000, 1_700_000_040)})
 REFUSED: dict[str, tuple[pl.DataFrame, list[str], str]] = {
     "another column": (NEW.rename({"item": "thing"}), [], "no column item"),

@@ -88,6 +88,7 @@ def recommend(
             raise UserError(f"--out {out} is the file of --{lost[0]}: it would be lost")
         check_writable(out, "--out")
     model = load(ckpt_path, trust=trust, item_vectors=item_vectors)
+    model.request_seconds(now)  # refused before the file is read
     if torch.cuda.is_available():
         model.net.to("cuda")
     names = None if titles is None else read_titles(titles, title_item_column, title_column)

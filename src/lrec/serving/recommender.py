@@ -88,17 +88,10 @@ class Model:
             UserError: `histories` has another form; k is not a whole number of at least 1; no allowed item is in the
                 catalogue; times that the network needs are missing.
         """
-        k = _whole(k)
+        k, seconds = _whole(k), self.request_seconds(now)
         if not isinstance(histories, Histories):
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)
-        if self.net.reads_request and now is None:
-            raise UserError("the network reads the time of the request (architecture.time request): give now")
-        if not self.net.reads_request and now is not None:
-            raise UserError("now is only for networks that read the time of the request (architecture.time request)")
-        now = now.item() if isinstance(now, np.generic) else now  # Polars does not know numpy's dates
-        now = str(now) if str(now) == "NaT" else now  # nor pandas's missing date
-        seconds = int(in_seconds(pl.Series([now]), "now")[0]) if self.net.reads_request else 0
         request = (k, exclude_seen, self._candidates(allowed, exclude), fallback, seconds)
         blocks = [*histories.blocks()] or [histories]  # a block without users has the columns too
         return pl.concat([self._of_block(block, *request) for block in blocks])
@@ -128,6 +121,17 @@ class Model:
             top = top_items(directions_VD[itself_B], directions_VD, rows_B, itself_B, k)
         lists = lists_of(self.item_ids, top.items_BK.cpu().numpy(), top.scores_BK.cpu().numpy())
         return pl.DataFrame({"item": raw, **lists})
+
+    def request_seconds(self, now: Any) -> int:
+        """`now` in whole seconds; 0 if the network does not read the time of the request. UserError if it is missing,
+        not needed or no time."""
+        if self.net.reads_request and now is None:
+            raise UserError("the network reads the time of the request (architecture.time request): give now")
+        if not self.net.reads_request and now is not None:
+            raise UserError("now is only for networks that read the time of the request (architecture.time request)")
+        now = now.item() if isinstance(now, np.generic) else now  # Polars does not know numpy's dates
+        now = str(now) if str(now) == "NaT" else now  # nor pandas's missing date
+        return int(in_seconds(pl.Series([now]), "now")[0]) if self.net.reads_request else 0
 
     def _of_block(
         self, block: Histories, k: int, exclude_seen: bool, candidates_C: np.ndarray, fallback: bool, now: int

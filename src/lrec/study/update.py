@@ -235,7 +235,6 @@ def trained_on(
     in_batches = config.value("trainer.accumulate_grad_batches", 1)
     changes: dict[str, Any] = {
         "data.reduction": {"users": replay, "since": since, "before": config.value("data.max_len")},
-        "model.item_vectors": None,
         "model.optimizer.lr": lr or LR_SHARE * float(rate),
         "trainer.max_time": None,
         "trainer.max_epochs": 1 if steps is None else -1,
@@ -244,6 +243,8 @@ def trained_on(
         "trainer.val_check_interval": None if steps is None else steps * in_batches,
         "trainer.check_val_every_n_epoch": 1 if steps is None else None,
     }
+    if config.value("model.item_vectors_use") == "initial":  # the rows are the network's own by now
+        changes |= {"model.item_vectors": None, "model.item_vectors_use": "added", "data.item_features": None}
     if "model.optimizer.switch.lr" in config.flat:
         changes["model.optimizer.switch"] = None
     return changes

@@ -243,6 +243,8 @@ def fit(cli: CommandLine) -> None:
         cli.model.warm_start = None  # it was done before the checkpoint
     cli.datamodule.prepare_data()
     cli.datamodule.setup("fit")
+    if cli.config.points.test and cli.trial is None and len(cli.datamodule.cuts.test_targets.users_T) == 0:
+        raise UserError("no user has a test target: choose another split, more data or --points.test false")
     for line in warnings_of(cli.config, cli.datamodule, cli.model.loss):
         rank_zero_only(print)(line)
     with cli.alone:
