@@ -124,7 +124,8 @@ def test_the_metric_is_that_of_the_better_lists_and_a_changed_step_is_refused(
     command = ["scaling", "exchange", f"--study={study}", "--size=1x16"]
     assert "HR@10_unseen 0.5000" in lrec(*command, f"--steps={json.dumps({'nothing': STEPS['nothing']})}")
     found = json.loads((study.with_name("known-exchange") / "exchange.json").read_text())
-    assert (found["HR@10_unseen"], found["steps"]["nothing"]["metric_more"]) == (0.5, None)
+    assert (found["metric"], found["HR@10_unseen"]) == ("HR@10_unseen", 0.5)
+    assert found["steps"]["nothing"]["metric_more"] is None
     refusal = refused(*command, "--steps={nothing: {model.optimizer.weight_decay: 0.3}}")
     assert refusal.rstrip().endswith("(model.optimizer.weight_decay 0.02, now 0.3): choose another --out")
 

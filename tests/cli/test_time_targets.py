@@ -85,6 +85,8 @@ def test_one_run_is_tested_in_several_ways(lrec, refused, log: Path, tmp_path: P
     assert days["targets"] <= 80
     assert "  recall  " in said
     assert f"{days['popularity/NDCG@10']:.4f}" in said
+    lrec("export", "--ckpt_path", run, "--out", tmp_path / "model", "--card")
+    assert " 40 validation, 40 test sets, " in (tmp_path / "model" / "model.md").read_text()
     assert tested()[0] == last
     others = refused("test", f"--config={run / 'config.yaml'}", "--data.split.validate_by=last_item")
     assert "the checkpoint was trained on other data, another split" in others

@@ -32,8 +32,5 @@ def prepare(data: SequenceDataModule) -> None:
     describe(store.path)
     split = data.cut(store)
     shown = {name: f"{count:,}" for name, count in split.counts.items()}
-    for part, are_sets in zip(("validation", "test"), split.sets_2, strict=True):
-        if are_sets:
-            shown[part] += " sets of a user's interactions"
     print()
     print_rows([("split", repr(data.split)), *shown.items()])

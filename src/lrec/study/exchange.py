@@ -215,7 +215,8 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     ladder, base = rates.ladder, rates.base
     steps = {name: step._asdict() | {"worth": step.worth._asdict()} for name, step in rates.steps.items()}
     content: dict[str, Any] = {"study": ladder.name, "size": ladder.size, "N_body": ladder.n_body}
-    content |= {"targets": len(base.tables[0]), "loss": base.loss, ladder.metric: base.metric, "hours": rates.hours}
+    content |= {"targets": len(base.tables[0]), "loss": base.loss, "hours": rates.hours}
+    content |= {"metric": ladder.metric, ladder.metric: base.metric}
     content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest}
     content["combinations"] = rates.combined(together)
     write_json(rates.folder / "exchange.json", finite(content))
@@ -225,7 +226,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
         finding = f"Buy {rates.cheapest} next: {gain:.3f} nats for {counted(hours, 'hour')}"
     figure = exchange_figure({name: step.worth for name, step in rates.steps.items()}, finding, rates.cheapest)
     save_figure(rates.folder / "exchange.png", figure)
-    shown = {"found": content, "metric": ladder.metric, "finding": finding, "alt": alt_text(figure)}
+    shown = {"found": content, "finding": finding, "alt": alt_text(figure)}
     report = rendered("study", "exchange.md.j2", shown, times=lambda n: BEYOND.get(n, f"{n:.3g}"))
     write_text(rates.folder / "exchange.md", report)
     return report

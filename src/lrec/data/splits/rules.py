@@ -272,12 +272,14 @@ class Split:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of interactions in each part, of targets (a set is one), catalogue items and held-out users."""
+        """Number of interactions in the training part and the trajectories, of targets or sets of targets, of catalogue
+        items and of held-out users."""
+        sets = [" sets" * bool(are_sets) for are_sets in self.sets_2]
         last_U = (np.diff(self.store.offsets_U1) - self.trajectory_U) * (self.trajectory_U >= 0)
         return {
             "training": int(self.train_U.sum()),
-            "validation": len(self.val_targets.users_T),
-            "test": len(self.test_targets.users_T),
+            f"validation{sets[0]}": len(self.val_targets.users_T),
+            f"test{sets[1]}": len(self.test_targets.users_T),
             "trajectory": int(last_U[~self.held_out_U].sum()),
             "catalogue": len(self.catalogue_V),
             "held-out users": int(self.held_out_U.sum()),
