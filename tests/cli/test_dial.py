@@ -151,13 +151,26 @@ def test_passes_may_be_a_matter_of_variants(planned: Callable[..., tuple[Study, 
 def test_a_plan_says_what_limits_it(planned: Callable[..., tuple[Study, str]]) -> None:
     text = planned(0.2)[1]
     assert ": what the hours allow." in text
-    assert "At most 2,000 users test." in text
+    assert "users test" not in text, "all 1,000 do"
     assert " 30 passes over all users. " in planned(20)[1]
     given = planned(2, fractions=(0.5,), holdout=1, data=LOG | {"test_users": "all"})[1]
     assert "over 0.5 of the users" in given
     assert re.search(r"5 sizes from [\d,]+ to [\d,]+ parameters are fitted, and [\d,]+ held out", given)
     assert "users test" not in given
     assert "targets a parameter" not in planned(0.05)[1], "the sizes are the smallest"
+
+
+def test_many_users_are_tested_by_a_sample(planned: Callable[..., tuple[Study, str]]) -> None:
+    rows = [f"{user},{(user + step) % 100},{step}" for user in range(2001) for step in range(5)]
+    Path("log.csv").write_text("\n".join(["user,item,time", *rows]))
+    assert "At most 2,000 users test." in planned(0.2)[1]
+
+
+def test_a_log_of_one_item_has_no_plan(planned: Callable[..., tuple[Study, str]]) -> None:
+    rows = [f"{user},0,{step}" for user in range(100) for step in range(20)]
+    Path("log.csv").write_text("\n".join(["user,item,time", *rows]))
+    with pytest.raises(UserError, match="the training part has one item"):
+        planned(0.2)
 
 
 def test_a_plan_is_of_one_log(planned: Callable[..., tuple[Study, str]]) -> None:

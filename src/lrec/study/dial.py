@@ -93,6 +93,8 @@ def _choose(study: Study) -> dict[str, Any]:
 
     example = _example(study)
     data, gpus = example.open_data(), study.placement(example.config).gpus
+    if data.n_items < 2:
+        raise UserError("--hours: the training part has one item, there is nothing to predict: see --data.item_column")
     jobs = study.jobs or (max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores)
     plan = _longest(study, example, data, jobs)
     chosen = _choices(plan, data, jobs, study)
@@ -235,7 +237,8 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     said |= {"targets": round(plan.epochs * share * data.U), "share": share * study.most, "of_all": of_all}
     said |= {"limited": share < 1 or plan.epochs < most, "per_parameter": 1 / PER_TARGET, "few_users": few_users}
     said |= {"lacks_data": PER_TARGET * plan.targets > LEAST_LARGEST}
-    said |= {"tested": study.given.get("data.test_users") is None and tested}
+    sampled = study.given.get("data.test_users") is None and tested < len(data.cuts.test_users)
+    said |= {"tested": sampled and tested}
     reasons = rendered("study", "plan.md.j2", said).splitlines()
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
     fractions = [share * each for each in plan.shares]
