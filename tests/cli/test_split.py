@@ -103,8 +103,9 @@ def test_fit_by_time_tests_every_target(log_csv: Path, tmp_path: Path, lrec, ref
     for part, begin, end in (("validation", first, second), ("test", second, 2**40)):
         expected = rows(log["when"], begin, end) - rows(begins, begin, end)
         assert f"\n{part:<14}  {expected:,}\n" in printed
-    assert "sets of" not in printed
-    assert "sets of" in lrec("data", "prepare", *arguments, "--data.split.test_targets=window").partition("\ntest ")[2]
+    printed = lrec("data", "prepare", *arguments, "--data.split.test_targets=window")
+    assert "\ntest sets " in printed
+    assert "\nvalidation  " in printed
     early = ["--data.split.validate_from=2001-01-01", "--data.split.test_from=2002-01-01"]
     assert "leaves no validation target" in refused("data", "prepare", *arguments, *early)
     assert "must lie before" in refused(
