@@ -52,17 +52,18 @@ def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
     return counted[id(node)]
 
 
-def with_shipped_configs(arguments: list[str]) -> list[str]:
+def with_shipped_configs(arguments: list[str], data_is_class: bool = True) -> list[str]:
     """Replace each --config path that does not exist by the file of that name in lrec; UserError if there is none, or
-    if --data names a file that is no configuration."""
+    if --data, which describes a data set unless `data_is_class` is false, names a file that is no configuration."""
     result = list(arguments)
     for index, (before, argument) in enumerate(pairwise(["", *arguments])):
         if before in ("-c", "--config"):
             result[index] = str(find_config(argument))
         elif argument.startswith("--config="):
             result[index] = f"--config={find_config(argument.removeprefix('--config='))}"
-        elif (before == "--data" or argument.startswith("--data=")) and isfile(argument.removeprefix("--data=")):
-            read_config(Path(argument.removeprefix("--data=")))
+        data = argument if before == "--data" else argument.partition("--data=")[2]
+        if data_is_class and isfile(data):
+            read_config(Path(data))
     return result
 
 

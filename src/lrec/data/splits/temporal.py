@@ -134,8 +134,9 @@ def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) 
     if isinstance(cut, float):
         place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
         return int(np.partition(store.times_N, place)[place])
-    if isinstance(cut, int):
+    if isinstance(cut, int) and not (store.time_unit == "us" and 19_000_101 <= cut <= 20_991_231):
         return cut
+    cut = str(cut)  # 20140131 is a date, as it is in the log
     if store.time_unit not in TIME_UNITS:
         raise UserError(f"{option}={cut}: the data's times are no dates; give a share or a number")
     per_second = TIME_UNITS[store.time_unit]
