@@ -121,7 +121,8 @@ def _run(arguments: list[str]) -> None:
         run_lightning(with_shipped_configs(arguments))
     else:
         command, parser, options = own_command(arguments)
-        values = parser.instantiate(parser.parse_args(with_shipped_configs(options))).as_dict()
+        options = with_shipped_configs(options, data_is_class=arguments[0] not in ("update", "sizes"))
+        values = parser.instantiate(parser.parse_args(options)).as_dict()
         values.pop("config", None)
         for name, value in values.items():
             if isinstance(value, dict):

@@ -122,6 +122,20 @@ def test_other_windows_after_the_same_origin_are_tested_anew(log: pl.DataFrame, 
     assert windows_of(tmp_path, run).filter(window=2).select(figures).equals(third.select(figures))
 
 
+def test_the_class_of_the_data_may_be_among_the_options(
+    log: pl.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options that are not given keep the values of the configuration, such as time_column; options of --data that are
+    not used are named."""
+    monkeypatch.chdir(tmp_path)
+    log.write_csv("log.csv")
+    given = {"data": {"class_path": "lrec.InteractionsDataModule", "init_args": {"path": "log.csv"}}}
+    main(["backtest", "--sizes=[0.8k]", "--folds=2", f"--options={json.dumps(given)}", "--dry_run"])
+    assert "0.8k-full-2-seed1" in capsys.readouterr().out
+    main(["backtest", *TINY, "--data.path=other.csv", "--options.data.path=log.csv", "--dry_run"])
+    assert "not used: --data.path other.csv, because of --options.data.path log.csv" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_the_future_changes_nothing(tested: Path, log: pl.DataFrame, tmp_path: Path) -> None:
     """Other items and users after the first window leave its networks and baselines as they are."""
@@ -171,6 +185,8 @@ def test_training_begins_at_a_time(log: pl.DataFrame, tmp_path: Path) -> None:
         (["--train_from=2020-11-09"], "must lie before the first origin"),
         (["--options.data.k_core=5"], "a backtest needs data.k_core 0"),
         (["--data.time_column=null"], "a backtest needs times"),
+        (["--options.data.split.targets=first"], "data.split.targets: a backtest sets data.split itself"),
+        (["--train_from=2020-10-01", "--data.reduction.users=0.5"], "sets data.split and data.reduction itself"),
         (["--update=[cold]"], "--update"),
         (["--restart=[0.8k]"], "--restart: 0.8k is none of the backtest's runs"),
         (

@@ -116,6 +116,21 @@ def test_what_is_no_configuration(
     assert says in error
 
 
+@pytest.mark.parametrize("given", ["--config=log.csv", "--data=log.csv", "--data log.csv"])
+@pytest.mark.parametrize("command", [["fit"], ["data", "prepare"]], ids=["fit", "own"])
+def test_a_log_is_no_configuration(
+    command: list[str], given: str, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """YAML would read a log for minutes, and the error would have all of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "log.csv").write_text("user,item,time\n" * 100_000)
+    error = refused(*command, *given.split())
+    assert error.endswith(
+        "log.csv is no configuration, whose name ends in .yaml: to read a log, write "
+        "--config data/csv.yaml --data.path log.csv"
+    )
+
+
 def test_a_stored_configuration_that_contains_itself(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.ckpt").touch()

@@ -33,6 +33,7 @@ def backtest(options: Backtest) -> None:
     store, types = open_store(options)
     windows = windows_of(options, store, types)
     study, runs = planned(options, store, windows)
+    study.say_what_is_replaced()
     record = Record(study, runs)
     if unknown := {*options.restart} - record.state.keys():
         raise UserError(f"--restart: {min(unknown)} is none of the backtest's runs: --status true lists them")

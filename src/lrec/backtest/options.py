@@ -64,6 +64,10 @@ class Backtest(Runs):
         check_cut("--until", self.until)
         check_cut("--train_from", self.train_from)
         study = self.study({})  # checks the options that it shares with a study
+        own = ["data.split", *["data.reduction"] * (self.train_from is not None)]
+        for option in study.given:
+            if f"{option}.".startswith(tuple(f"{each}." for each in own)):
+                raise UserError(f"{option}: a backtest sets {' and '.join(own)} itself: leave this option out")
         object.__setattr__(self, "sizes", study.ladder)  # from the smallest to the largest, however they were given
 
     @property

@@ -38,6 +38,8 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     method, details = (rendered("backtest", f"{part}.md.j2", given, lasting=lasting) for part in ("method", "details"))
     report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
+    for old in out.glob("*by_age*"):  # the picture and its event file, perhaps of sizes that the backtest no longer has
+        old.unlink()
     if gains:
         figure = _age_figure(backtest, gains)
         save_figure(out / "by_age.png", figure)

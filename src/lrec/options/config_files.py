@@ -1,6 +1,7 @@
 """The files of --config: finds them, and reads them as YAML of plain values."""
 
 from itertools import pairwise
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ _KNOWN = {*yaml.SafeLoader.yaml_constructors, "tag:yaml.org,2002:merge"}
 
 def read_config(path: Path) -> Any:
     """The values in a file, None if it is empty. UserError if it cannot be read, is no YAML, names a class by a tag,
-    contains itself, or has more than MOST_VALUES values with its aliases written out."""
+    contains itself, or has more than MOST_VALUES values with its aliases written out. A log is refused by its name,
+    because the YAML parser would take minutes."""
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        wrong = f"{path} is no configuration, whose name ends in .yaml"
+        raise UserError(f"{wrong}: to read a log, write --config data/csv.yaml --data.path {path}")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if root is not None and _count(root, {}, path) > MOST_VALUES:
@@ -47,14 +52,18 @@ def _count(node: yaml.Node, counted: dict[int, int], path: Path) -> int:
     return counted[id(node)]
 
 
-def with_shipped_configs(arguments: list[str]) -> list[str]:
-    """Replace each --config path that does not exist by the file of that name in lrec; UserError if there is none."""
+def with_shipped_configs(arguments: list[str], data_is_class: bool = True) -> list[str]:
+    """Replace each --config path that does not exist by the file of that name in lrec; UserError if there is none, or
+    if --data, which describes a data set unless `data_is_class` is false, names a file that is no configuration."""
     result = list(arguments)
     for index, (before, argument) in enumerate(pairwise(["", *arguments])):
         if before in ("-c", "--config"):
             result[index] = str(find_config(argument))
         elif argument.startswith("--config="):
             result[index] = f"--config={find_config(argument.removeprefix('--config='))}"
+        data = argument if before == "--data" else argument.partition("--data=")[2]
+        if data_is_class and isfile(data):
+            read_config(Path(data))
     return result
 
 

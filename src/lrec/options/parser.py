@@ -73,8 +73,8 @@ class OneLineParser(jsonargparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         jsonargparse.set_loader("yaml", _value, (yaml.YAMLError,))
-        # If a study's options name a class, its runs make the object, not the study.
-        jsonargparse.set_parsing_settings(instantiate_subclass_spec_in_any=False)
+        # If a study's options name a class, its runs make the object and set its other options, not the study.
+        _typehints.adapt_classes_any = lambda value, *_, **__: value
         _typehints.discard_init_args_on_class_path_change = _discard_defaults  # there is no setting for this
         super().__init__(*arguments, **{"formatter_class": _WithoutSphinx, **options})
 

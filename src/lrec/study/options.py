@@ -226,6 +226,15 @@ class Study(Runs):
         needed = {DECAY: "wsd"} if len(self.horizons) > 1 else {}
         return needed | dotted({"data": self.data}) | dotted(self.options)
 
+    def say_what_is_replaced(self) -> None:
+        """Print the options that others replace: those of the data under --options, and these under --rules."""
+        given = self.given
+        for option, value in dotted({"data": self.data}).items():
+            if given[option] != value:
+                print(f"not used: --{option} {value}, because of --options.{option} {given[option]}")
+        for option in sorted(given.keys() & dotted(self.rules).keys()):
+            print(f"not used: --options.{option} {given[option]}, because of --rules.{option}")
+
     @property
     def every_variant(self) -> dict[str, dict[str, Any]]:
         """The options of every variant with every combination of the grid, named after both, such as `both-lr-0.01`."""

@@ -9,7 +9,6 @@ from contextlib import suppress
 from lrec.common.files import check_folder, locked, write_json
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
-from lrec.run import dotted
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators
 from lrec.study.dial import as_text, plan_of, with_plan
@@ -35,7 +34,7 @@ def run_study(study: Study) -> None:
         check_folder(study.folder, "--out")
     if not (study.dry_run or study.status or study.cluster):
         start_server()
-    _say_what_is_replaced(study)
+    study.say_what_is_replaced()
     plan = plan_of(study) if study.sizes is None else None
     if plan is not None:
         print(as_text(plan), flush=True)
@@ -75,16 +74,6 @@ def run_study(study: Study) -> None:
         if plan is not None:
             write_json(study.folder / PLAN, plan)
         _carry_out(study, tuner, record, Work(study))
-
-
-def _say_what_is_replaced(study: Study) -> None:
-    """Name the options that others replace: those of the data under --options, and these under --rules."""
-    given = study.given
-    for option, value in dotted({"data": study.data}).items():
-        if given[option] != value:
-            print(f"not used: --{option} {value}, because of --options.{option} {given[option]}")
-    for option in sorted(given.keys() & dotted(study.rules).keys()):
-        print(f"not used: --options.{option} {given[option]}, because of --rules.{option}")
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:

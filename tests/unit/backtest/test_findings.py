@@ -109,6 +109,16 @@ def test_an_age_whose_targets_are_all_outside_the_catalogue_has_no_point(tmp_pat
     assert [path.name for path in (backtest.folder / "ages").iterdir()] == ["0"]
 
 
+def test_no_picture_of_earlier_sizes_stays(tmp_path: Path) -> None:
+    every = served("full-1", "3k", {1: [2.0], 2: [2.0]}) | served("full-1", "98k", {1: [1.0], 2: [1.0]})
+    beside = {1: figures_of(targets(1, [4.0])).with_columns(scorer=pl.lit("popularity"))}
+    store: Any = SimpleNamespace(time_unit="order")
+    for sizes, pictures in ((SIZES, 2), (["3k"], 0)):  # the picture, and TensorBoard's event file with it
+        backtest = Backtest(sizes=sizes, folds=2, update=("none",), out=tmp_path)
+        write_report(store, {1: (0, 5), 2: (5, 9)}, Findings(backtest, every), beside)
+        assert len([*tmp_path.glob("*by_age*")]) == pictures
+
+
 def test_windows_show_the_newest_networks_in_whatever_order_updates_are_named(tmp_path: Path) -> None:
     backtest = Backtest(sizes=["3k"], folds=2, update=("warm", "none"), out=tmp_path, train_from=2)
     every = served("full-1", "3k", {1: [1.0], 2: [11.0]}) | served("warm-2", "3k", {2: [1.0]})

@@ -39,7 +39,7 @@ class Table:
     def column(self, name: str, said: str) -> pl.Series:
         """One of its columns; UserError if it has none of that name. `said` tells the user what needs the column."""
         if name not in self.frame.columns:
-            there = ", ".join(self.frame.columns)
+            there = ", ".join(each if each == each.strip() else repr(each) for each in self.frame.columns)
             raise UserError(f"{self.name} has no column {name} {said}; its columns are {there}")
         return self.frame[name]
 

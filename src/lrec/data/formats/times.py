@@ -18,22 +18,30 @@ _UNITS = ("s", "ms", "us", "ns")
 _ANY_UNIT = 10**8  # a smaller number may be a time in any unit: a year has 3e7 seconds
 _IN_WORDS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 _TOO_FINE = r"\.\d{6}\d*[1-9]"
+_DIGITS = r"^(19|20)\d{6}(\d{4}(\d\d)?)?$"  # a date such as 20140131, 201401312359 or 20140131235959
 
 
 def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
     """Times as int64 (dates in microseconds), and their kind. A time is null if it cannot be read as this kind, or if
-    it is finer than a microsecond. `kind` says what text contains; None: the kind that leaves the fewest nulls."""
+    it is finer than a microsecond. `kind` says what text contains; None: the kind that leaves the fewest nulls.
+    Numbers of which most are dates such as 20140131 are dates: as seconds, most would be of one month of 1970."""
     if isinstance(raw.dtype, _DATES):
         times = raw.cast(pl.Datetime("us"), strict=False).dt.epoch("us")
         if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_unit == "ns":
             times = times.set(raw.dt.epoch("ns") % 1000 != 0, None)
         return times, "date"
+    times = _whole(raw) if raw.dtype.is_numeric() else pl.Series([None] * len(raw), dtype=pl.Int64)
+    found: Kind = "number"
     if raw.dtype == pl.String:
         kinds: tuple[Kind, ...] = (kind,) if kind else get_args(Kind)
-        found = [(_read(raw.str.strip_chars(), each), each) for each in kinds]
-        return min(found, key=lambda times_kind: times_kind[0].null_count())  # of equals, the first
-    numbers = _whole(raw) if raw.dtype.is_numeric() else pl.Series([None] * len(raw), dtype=pl.Int64)
-    return numbers, "number"
+        read = [(_read(raw.str.strip_chars(), each), each) for each in kinds]
+        times, found = min(read, key=lambda times_kind: times_kind[0].null_count())  # of equals, the first
+    middle = times.quantile(0.5, "nearest") if found == "number" and kind is None else None
+    if (found == "number" and kind == "date") or (middle is not None and re.match(_DIGITS, f"{middle:.0f}")):
+        dates = _read(times.cast(pl.String), "date")
+        if kind == "date" or 2 * dates.null_count() < len(dates):
+            return dates, "date"
+    return times, found
 
 
 def in_seconds(raw: pl.Series, what: str) -> np.ndarray:
@@ -55,6 +63,8 @@ def not_a_time(raw: pl.Series, row: int, kind: Kind) -> str:
     if kind != "number" and parse_times(raw[row : row + 1], None)[1] not in ("number", kind):
         has, other = ("no", "one") if kind == "date with an offset" else ("an", "none")
         return f"has {has} offset from UTC where other dates have {other}: give one to all dates or to none"
+    if kind == "date" and re.fullmatch(r"-?\d+(\.0*)?", str(raw[row]).strip()):
+        return "is a number where other times are dates (20140131 is a date): correct or drop the row"
     return "is neither a whole number of seconds or milliseconds nor an ISO date"
 
 
@@ -73,6 +83,10 @@ def _read(text: pl.Series, kind: Kind) -> pl.Series:
     for pattern in patterns[1:]:
         if dates.null_count() > spaced.null_count():  # most columns have dates of one form
             dates = dates.fill_null(parsed(pattern))
+    if zone is None and dates.null_count() > spaced.null_count():
+        spaced = spaced.set(~spaced.str.contains(_DIGITS), None)  # the patterns would also accept fewer digits
+        for pattern in ("%Y%m%d", "%Y%m%d%H%M", "%Y%m%d%H%M%S"):
+            dates = dates.fill_null(spaced.str.to_datetime(pattern, time_unit="us", strict=False))
     return dates.dt.epoch("us")
 
 

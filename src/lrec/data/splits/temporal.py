@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from lrec.data.splits.rules import Split, SplitRule, user_hashes
-from lrec.data.store.store import TIME_UNITS, Store, seconds_in
+from lrec.data.store.store import TIME_UNITS, Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
 
 Which = Literal["first", "last", "random", "all", "window"]
@@ -91,7 +91,9 @@ class GlobalTemporal(SplitRule):
         split = Split(store, train_U, *val, *test, none_U, nobody_U, sets_2=sets_2)
         for name, targets_U in (("validation", split.val_targets_U), ("test", split.test_targets_U)):
             if not targets_U.any():
-                raise UserError(f"the split leaves no {name} target: cut elsewhere than at {times}")
+                cuts = ", ".join(f"{each} {time_text(time, store.time_unit)}" for each, time in times.items())
+                many = "or take users with several interactions"
+                raise UserError(f"the split leaves no {name} target: cut elsewhere than at {cuts}, {many}")
         split.check_times(validation=self.validate_by == "time")
         return split
 
@@ -134,8 +136,9 @@ def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) 
     if isinstance(cut, float):
         place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
         return int(np.partition(store.times_N, place)[place])
-    if isinstance(cut, int):
+    if isinstance(cut, int) and not (store.time_unit == "us" and 19_000_101 <= cut <= 20_991_231):
         return cut
+    cut = str(cut)  # 20140131 is a date, as it is in the log
     if store.time_unit not in TIME_UNITS:
         raise UserError(f"{option}={cut}: the data's times are no dates; give a share or a number")
     per_second = TIME_UNITS[store.time_unit]

@@ -272,6 +272,11 @@ def test_a_file_without_columns_is_refused(write) -> None:
         read_titles(write("empty.jsonl", "{}\n"))
 
 
+def test_blanks_around_the_name_of_a_column_are_shown(write) -> None:
+    with pytest.raises(UserError, match=r"has no column item .* its columns are user, ' item', 'timestamp '$"):
+        prepare(write("log.csv", "user, item,timestamp \nu, a,1\n"))
+
+
 def test_an_infinite_number_is_refused(write) -> None:
     path = write("log.csv", "user,item,timestamp,price\nu,a,1,2\nu,b,2,\nu,c,3,-inf\n")
     with pytest.raises(UserError, match=r"log\.csv, row 4: price is not a finite number: -inf"):

@@ -120,6 +120,41 @@ def test_dates_without_their_seconds_are_read(offset: str, hours: int) -> None:
     assert in_seconds(pl.Series(times), "times").tolist() == [start, start + 90]
 
 
+DAYS = [f"2020-01-3{row % 2} " for row in range(9)]
+
+
+@pytest.mark.parametrize("dtype", [pl.Int64, pl.Float64, pl.String])
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+@pytest.mark.parametrize("time", ["", "23:59", "23:59:58"])
+def test_dates_without_separators_are_dates(
+    time: str, name: str, dtype: pl.DataType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As seconds, 20200131 would be a day of 1970, and as milliseconds, 20200131235958 one of 2610."""
+    monkeypatch.setattr("lrec.data.formats.parsing._BATCH", 2)
+    digits = pl.Series([re.sub(r"\D", "", day + time) for day in DAYS]).cast(pl.Int64).cast(dtype)
+    mine = prepared(log(digits), tmp_path, name)
+    dashes = log([(day + time).strip() for day in DAYS])
+    in_order = prepared(dashes, tmp_path, "dashes.csv")
+    assert mine.facts == in_order.facts == {"time_unit": "us"}
+    assert np.array_equal(mine.times_N, in_order.times_N)  # type: ignore[arg-type]
+    assert np.array_equal(in_seconds(digits, "times"), in_seconds(dashes["timestamp"], "times"))
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+@pytest.mark.parametrize("other", [0, 20200230, 99999999, 1600000000])
+def test_a_number_among_dates_is_refused_with_its_row(other: int, name: str, tmp_path: Path) -> None:
+    row = 5 + (name == "log.csv")
+    with pytest.raises(UserError, match=rf"{name}, row {row}: timestamp is a number where other times are dates"):
+        prepared(log([*[20200131] * 4, other, *[20200131] * 4]), tmp_path, name)
+
+
+def test_seconds_of_1970_are_seconds(tmp_path: Path) -> None:
+    seconds = [20_190_000 + 977 * row for row in range(9)]
+    store = prepared(log(seconds), tmp_path)
+    assert store.facts["time_unit"] == "s"
+    assert in_seconds(pl.Series(seconds), "times").tolist() == seconds
+
+
 NAIVE, OFFSET = (
     [f"2020-01-0{row + 1} 10:00:00" for row in range(9)],
     [f"2020-01-0{row + 1}T10:00:00Z" for row in range(9)],
