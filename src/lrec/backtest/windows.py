@@ -56,9 +56,7 @@ def tested(run: Run, windows: Windows, of: Callable[[Run, SequenceDataModule], S
         if run.diverged:
             raise UserError(f"{run.folder} diverged at once: choose a smaller model.optimizer.lr, and another --out")
         raise UserError(f"{run.folder} has no checkpoint to test: --restart '[{run.name}]' trains it again")
-    data = datamodule_of(run.config.options)
-    data.prepare_data()
-    data.setup("test")
+    data = datamodule_of(run.config.options, "test")
     table = _ranked(data, windows, of(run, data))
     with replacing(file) as temporary:
         table.write_parquet(temporary)

@@ -16,9 +16,14 @@ __all__ = ["AmazonDataModule", "GlobalTemporal", "InteractionsDataModule", "Last
 __all__ += ["SequenceDataModule", "SyntheticDataModule", "UserSplit", "datamodule_of", "prepare"]
 
 
-def datamodule_of(config: dict[str, Any]) -> SequenceDataModule:
-    """The DataModule that a run's configuration names; UserError if its options do not fit it."""
-    return from_config(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
+def datamodule_of(config: dict[str, Any], stage: str | None = None) -> SequenceDataModule:
+    """The DataModule that a run's configuration names; with `stage`, its store is prepared, and it is set up for this
+    stage. UserError if its options do not fit it."""
+    data = from_config(config, "data", SequenceDataModule)  # type: ignore[type-abstract]
+    if stage is not None:
+        data.prepare_data()
+        data.setup(stage)
+    return data
 
 
 def prepare(data: SequenceDataModule) -> None:

@@ -56,10 +56,7 @@ class PlannedRun:
     def open_data(self) -> "SequenceDataModule":
         from lrec.data.datasets import datamodule_of
 
-        data = datamodule_of(self.options)
-        data.prepare_data()
-        data.setup("fit")
-        return data
+        return datamodule_of(self.options, "fit")
 
     def network(self, n_items: int) -> TransformerConfig:
         return self.model.network_config(n_items, self.config.value("data.max_len"))

@@ -4,7 +4,6 @@ Shape suffixes: B rows, L positions, M targets, D width, V catalogue, K list len
 """
 
 import math
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,13 +128,13 @@ class SequentialRecommender(StoredModel):
     ) -> TransformerConfig:
         """The network's shape on a catalogue of `n_items` and inputs of up to `max_len` items. `vector_width` is the
         width of the items' vectors; by default, that of the file `item_vectors`."""
-        shape = TransformerConfig(n_items, max_len, *self.shape, self.dropout, self.architecture, self.parametrisation)
         if self.item_vectors_use == "initial":
-            return replace(shape, event_types=event_types)
-        if vector_width is None and self.item_vectors is not None:
+            vector_width = None
+        elif vector_width is None and self.item_vectors is not None:
             vector_width = read_width(self.item_vectors)
         own_rows = vector_width is None or self.item_vectors_use == "added"
-        return replace(shape, event_types=event_types, vector_width=vector_width, own_rows=own_rows)
+        shape = (n_items, max_len, *self.shape, self.dropout, self.architecture, self.parametrisation)
+        return TransformerConfig(*shape, vector_width, own_rows, event_types)
 
     @property
     def counts_V(self) -> Tensor:

@@ -30,9 +30,7 @@ def main(folder: Path) -> None:
     """Write RUN/target_losses.parquet, and means and standard errors into the run's best point. The column step is 0
     for a test target, and 1, 2, ... along the trajectory. Targets outside the catalogue are left out."""
     run = Run(folder)
-    module = datamodule_of(run.config.options)
-    module.prepare_data()
-    module.setup("test")
+    module = datamodule_of(run.config.options, "test")
     net = load(run.best, trust=True, new_items=False).net.float()  # the training has run the code of its classes anyway
     cases = cases_before(module.cuts, *targets(module.cuts, module.evaluated("test")[0]), module.max_len)
     first_C = module.cuts.trajectory_U[cases.users_C]

@@ -2,7 +2,7 @@
 suffixes: U users, L items of a user, B histories, V items of the process, F feature pairs."""
 
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -222,19 +222,17 @@ class SyntheticDataModule(SequenceDataModule):
     @property
     def floor(self) -> dict[str, float]:
         """Bayes-optimal loss of the split's validation and test targets, in nats."""
-        samples = tuple(self.evaluated(stage)[1] for stage in ("val", "test"))
+        evaluated = {stage: self.evaluated(stage) for stage in ("val", "test")}
+        samples = tuple(sample for _, sample in evaluated.values())
         if self.split == LastItems() and not any(samples):
             return dict(self.store.facts["floor"])
         if samples not in self._floors:  # with validation_users auto, the sample depends on the command
-            self._floors[samples] = self._floor()
+            numbers_I = self.store.item_table["raw_id"].cast(pl.Int64).to_numpy()
+            items_UL = numbers_I[self.store.items_N].reshape(self.n_users, self.length)
+            catalogue_V = np.isin(np.arange(self.process.n_items), numbers_I[self.cuts.catalogue_V])
+            loss = partial(self.process.bayes_loss, items_UL, catalogue_V=catalogue_V)
+            self._floors[samples] = {stage: loss(targets) for stage, (targets, _) in evaluated.items()}
         return self._floors[samples]
-
-    def _floor(self) -> dict[str, float]:
-        numbers_I = self.store.item_table["raw_id"].cast(pl.Int64).to_numpy()
-        items_UL = numbers_I[self.store.items_N].reshape(self.n_users, self.length)
-        catalogue_V = np.isin(np.arange(self.process.n_items), numbers_I[self.cuts.catalogue_V])
-        targets = {part: self.evaluated(part)[0] for part in ("val", "test")}
-        return {part: self.process.bayes_loss(items_UL, each, catalogue_V) for part, each in targets.items()}
 
 
 def _raw_ids(n: int) -> pl.Series:

@@ -7,7 +7,6 @@ more time and memory and do not give the row number of a mistake (benchmarks/pre
 interactions, U users, I items, K ids."""
 
 import errno
-import io
 import json
 import re
 import shutil
@@ -350,8 +349,10 @@ class StoreWriter:
             texts = {name: ids[name].ids.to_list() if name in ids else None for name in self._features}
             meta = meta | {"features": {name.removeprefix(FEATURE): each for name, each in texts.items()}}
         item_ids = ids["item"].ids.filter(pl.Series(self._kept_I))
-        self._write_table("items", {"raw_id": item_ids, "count": self._counts_I, "domain": domain})
-        self._write_table("users", {"raw_id": ids["user"].ids.filter(pl.Series(self._kept_U))})
+        table = pl.DataFrame({"raw_id": item_ids, "count": self._counts_I, "domain": domain})
+        table.write_parquet(self._folder / "items.parquet")
+        users = pl.DataFrame({"raw_id": ids["user"].ids.filter(pl.Series(self._kept_U))})
+        users.write_parquet(self._folder / "users.parquet")
         files: dict[str, dict[str, Any]] = {}
         for path in sorted(self._folder.iterdir()):
             files[path.name] = {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns}
@@ -365,11 +366,6 @@ class StoreWriter:
             if file.tell() == 0:
                 _write_header(file, dtype, 0)
             file.write(np.ascontiguousarray(values_N, dtype=dtype).data)
-
-    def _write_table(self, name: str, columns: dict[str, Any]) -> None:
-        buffer = io.BytesIO()  # so that a full disk is an OSError, not one of Polars' errors
-        pl.DataFrame(columns).write_parquet(buffer)
-        (self._folder / f"{name}.parquet").write_bytes(buffer.getbuffer())
 
 
 def _write_header(file: IO[bytes], dtype: Any, length: int) -> None:
