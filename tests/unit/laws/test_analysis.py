@@ -195,6 +195,13 @@ def test_one_of_two_inside_with_half_of_naives_error_holds_in_part() -> None:
     assert "1 of 2 are within the 90 % interval." in said
 
 
+def test_a_forecast_of_equal_losses_is_not_said_to_fail() -> None:
+    points = points_of(np.full(8, 3.0))
+    found = Analysis(*holdout_report(None, points, 2), points, {"x": "N_body", "y": "test_loss"}, with_others=False)
+    assert "The forecast holds in part over" in found.verdict[0]
+    assert "the mean error is 0.00 % (no-gain baseline: 0.00 %)" in found.verdict[0]
+
+
 @pytest.mark.parametrize("law", [None, pytest.param(LSRM, marks=pytest.mark.slow)])
 def test_no_figure_ahead_contradicts_larger_sizes_or_a_known_floor(law: Law | None) -> None:
     names = {"x": "N_body", "y": "test_loss"}
