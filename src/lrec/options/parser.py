@@ -148,7 +148,7 @@ _IN_OUR_WORDS = (
     (r'Parser key "([^"]+)":', r"--\1:"),
     (r"(--[\w.]+): --(?=\w)", r"\1."),
     (r"(--[\w.]+): Not of type .* not NestedArg", r"\1 is one value and has no options: \1 VALUE"),
-    (r"[Uu]nrecognized arguments: (?!-)(.+)", r"\1: a value needs the name of its option before it; --help lists the options"),
+    (r"[Uu]nrecognized arguments: (?!-)(.+)", r"\1: a value needs the name of its option before it: see --help"),
     (r"Option '([\w.]+)' is not accepted", r"no option '\1'"),
     (r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"--\1: no option '\2'"),
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", r"\1 is no subclass of \2"),
