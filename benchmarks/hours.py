@@ -102,9 +102,7 @@ def baselines(out: Path) -> dict[str, dict[str, float]]:
     run = recipe(out, lambda each: Run(out / "runs" / each["name"]).result is not None)[0]
     assert run.result is not None
     hits = {name: run.result.metric(f"test/{name}/HR@10") for name in LISTED}
-    data = datamodule_of(run.config.options)
-    data.prepare_data()
-    data.setup("fit")
+    data = datamodule_of(run.config.options, "fit")
     known = {name: hit for name, hit in hits.items() if hit is not None and np.isfinite(hit)}
     return {"HR@10": known, "loss": losses_of_test(data)}
 

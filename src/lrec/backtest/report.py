@@ -13,7 +13,7 @@ from lrec.backtest.findings import CONFIDENCE, METRIC, Findings, Gain, Z, mean_o
 from lrec.backtest.options import Backtest, Windows, network_of
 from lrec.common.files import write_json, write_text
 from lrec.common.pages import as_html, rendered, within_a_page
-from lrec.common.pictures import BLUE, GREY, alt_text, draw_frame, new_figure, save_figure
+from lrec.common.pictures import BLUE, GREY, alt_text, draw_frame, new_figure, remove_figure, save_figure
 from lrec.common.text_tables import lasting, rows_table
 from lrec.data.store.store import Store, time_text
 from lrec.evaluation.standard_errors import standard_error
@@ -38,12 +38,12 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
     method, details = (rendered("backtest", f"{part}.md.j2", given, lasting=lasting) for part in ("method", "details"))
     report = f"# Backtest {backtest.name}\n\n**{verdict}**\n\n{method}\n\n{details}"
     shown: dict[str, Any] = {"name": backtest.name, "verdict": verdict, "method": method, "details": as_html(details)}
-    for old in out.glob("*by_age*"):  # the picture and its event file, perhaps of sizes that the backtest no longer has
-        old.unlink()
     if gains:
         figure = _age_figure(backtest, gains)
         save_figure(out / "by_age.png", figure)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}
+    else:  # there may be one of sizes that the backtest no longer has
+        remove_figure(out / "by_age.png")
     shutil.rmtree(out / "ages", ignore_errors=True)  # some may be of ages that the backtest no longer has
     for age, points in _points_by_age(found).items():
         Run(out / "ages" / str(age)).write_points(points)

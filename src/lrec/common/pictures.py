@@ -84,6 +84,12 @@ def save_figure(path: Path, figure: "Figure") -> None:
     _write_event(path, image=image, metadata=SummaryMetadata(summary_description=alt_text(figure)))
 
 
+def remove_figure(path: Path) -> None:
+    """Remove a picture of earlier results, if there is one, and its event file."""
+    path.unlink(missing_ok=True)
+    _remove_event(path)
+
+
 def show_text(path: Path, markdown: str) -> None:
     """Write an event file with which TensorBoard shows a text under scaling/; `path` gives its folder and name."""
     from tensorboard.plugins.text.metadata import create_summary_metadata
@@ -98,10 +104,13 @@ def _write_event(path: Path, **shown: Any) -> None:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    suffix = f".{path.stem}"
-    for old in path.parent.glob(f"events.out.tfevents.*{suffix}"):
-        old.unlink()
-    writer = EventFileWriter(str(path.parent), filename_suffix=suffix)
+    _remove_event(path)
+    writer = EventFileWriter(str(path.parent), filename_suffix=f".{path.stem}")
     summary = Summary(value=[Summary.Value(tag=f"scaling/{path.stem}", **shown)])
     writer.add_event(Event(wall_time=time.time(), step=0, summary=summary))
     writer.close()
+
+
+def _remove_event(path: Path) -> None:
+    for old in path.parent.glob(f"events.out.tfevents.*.{path.stem}"):
+        old.unlink()

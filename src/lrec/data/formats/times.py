@@ -37,11 +37,16 @@ def parse_times(raw: pl.Series, kind: Kind | None) -> tuple[pl.Series, Kind]:
         read = [(_read(raw.str.strip_chars(), each), each) for each in kinds]
         times, found = min(read, key=lambda times_kind: times_kind[0].null_count())  # of equals, the first
     middle = times.quantile(0.5, "nearest") if found == "number" and kind is None else None
-    if (found == "number" and kind == "date") or (middle is not None and re.match(_DIGITS, f"{middle:.0f}")):
+    if (found == "number" and kind == "date") or (middle is not None and is_like_a_date(int(middle))):
         dates = _read(times.cast(pl.String), "date")
         if kind == "date" or 2 * dates.null_count() < len(dates):
             return dates, "date"
     return times, found
+
+
+def is_like_a_date(number: int) -> bool:
+    """Whether a number has the form of 20140131, 201401312359 or 20140131235959."""
+    return re.match(_DIGITS, str(number)) is not None
 
 
 def in_seconds(raw: pl.Series, what: str) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The split by time. Shape suffixes and positions: see `rules`."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -7,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from lrec.data.formats.times import is_like_a_date
 from lrec.data.splits.rules import Split, SplitRule, user_hashes
 from lrec.data.store.store import TIME_UNITS, Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
@@ -136,9 +138,9 @@ def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) 
     if isinstance(cut, float):
         place = min(int(cut * len(store.times_N) + 1e-9), len(store.times_N) - 1)
         return int(np.partition(store.times_N, place)[place])
-    if isinstance(cut, int) and not (store.time_unit == "us" and 19_000_101 <= cut <= 20_991_231):
+    if isinstance(cut, int) and not (store.time_unit == "us" and is_like_a_date(cut)):
         return cut
-    cut = str(cut)  # 20140131 is a date, as it is in the log
+    cut = str(cut)  # it is a date, as in the log
     if store.time_unit not in TIME_UNITS:
         raise UserError(f"{option}={cut}: the data's times are no dates; give a share or a number")
     per_second = TIME_UNITS[store.time_unit]
@@ -150,7 +152,7 @@ def cut_time(store: Store, option: str, cut: int | float | str, since: int = 0) 
 
 def _instant(option: str, cut: str) -> datetime:
     try:
-        instant = datetime.fromisoformat(cut)
+        instant = datetime.fromisoformat(re.sub(r"^(\d{8})(\d{4}|\d{6})$", r"\1T\2", cut))
     except ValueError:
         duration = ", and no duration such as 7d or 12h" if option == "split.test_until" else ""
         raise UserError(f"{option}={cut} is no ISO date such as 2014-01-31 or 2014-01-31T12:00{duration}") from None

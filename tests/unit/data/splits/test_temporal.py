@@ -148,7 +148,9 @@ def test_dates_in_every_unit(tmp_path: Path) -> None:
             GlobalTemporal("2013-12-31 23:59:59.5", "2014-01-02", "all"),
             GlobalTemporal(1388534400 * factor, 1388620800 * factor, "all"),
             GlobalTemporal("2014-01-01", 0.67, "all"),
+            GlobalTemporal("20140101", "20140102000000", "all"),
             *[GlobalTemporal(20140101, 20140102, "all")] * (unit == "us"),  # the unit of dates
+            *[GlobalTemporal(201401010000, 20140102000000, "all")] * (unit == "us"),
         ):
             split = rule(store)
             assert (split.train_U.tolist(), split.val_U.tolist(), split.test_U.tolist()) == ([1], [1], [4])
