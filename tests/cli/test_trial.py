@@ -70,8 +70,14 @@ def test_a_limited_epoch_ends_with_a_step(
 
 
 def test_a_trial_leaves_nothing(
-    run: Path, tmp_path: Path, lrec: Callable[..., str], recwarn: pytest.WarningsRecorder
+    run: Path,
+    tmp_path: Path,
+    lrec: Callable[..., str],
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     fit = ["fit", *QUICK, f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
     printed = lrec(*fit, "--trainer.fast_dev_run=true", "--trainer.limit_val_batches=1")
     assert "a trial; nothing is kept" in printed
@@ -80,5 +86,6 @@ def test_a_trial_leaves_nothing(
     before = snapshot(run)
     for command in ("fit", "test", "predict"):
         lrec(command, "--config", run / "config.yaml", "--trainer.fast_dev_run=2")
+        assert [*(tmp_path / "temporary").glob("lrec-*")] == []
     assert snapshot(run) == before
     assert not [warning for warning in recwarn if "batch indices" in str(warning.message)]

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,8 +59,9 @@ _PARSERS = dict[str, LightningArgumentParser]()  # by command
 def run_lightning(arguments: Sequence[str]) -> None:
     command, *options = arguments
     try:
-        run = fit if command == "fit" else evaluate
-        run(CommandLine(command, options))
+        run, cli = fit if command == "fit" else evaluate, CommandLine(command, options)
+        with cli.trial or nullcontext():  # the temporary folder of a trial
+            run(cli)
     except MisconfigurationException as error:
         raise UserError(str(error)) from error
     except SystemExit as error:
