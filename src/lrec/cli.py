@@ -18,6 +18,7 @@ from typing import Any
 from jsonargparse import ActionConfigFile
 
 from lrec import __version__
+from lrec.common import hardware
 from lrec.common.start_stop import importing
 from lrec.errors import UserError
 from lrec.options.config_files import read_config, with_shipped_configs
@@ -74,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     # twice the time when no other process works (benchmarks/waiting_threads.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # In a container that may use only some cores, torch would start a thread for each core of the machine.
+    if (n_cores := hardware.cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(n_cores))
     # For the user's own classes. By its full path, because jsonargparse reads a configuration from within its folder.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)

@@ -32,6 +32,12 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("log.csv").write_text("\n".join(["user,item,time", *rows]))
 
 
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other program works."""
+    monkeypatch.setattr("lrec.study.dial.free_share", lambda n: 1.0)
+
+
 @pytest.fixture
 def planned(log: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Study, str]]:
     """The planned study and the text about it; a core takes 1e-7 * (width ** 2 + 5000) s for a target."""
@@ -134,6 +140,21 @@ def test_a_study_on_gpus_plans_a_run_for_each_gpu(planned: Callable[..., tuple[S
     assert planned(0.5, cores=16)[0].jobs == 16
     assert planned(0.5, cores=16, jobs=1)[0].jobs == 1
     assert planned(0.5, cores=16, gpus=(0, 1), options=gpus)[0].jobs == 2
+
+
+def test_a_busy_machine_trains_on_less(
+    planned: Callable[..., tuple[Study, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, alone = planned(0.25)[0], planned(0.5)
+    assert "Other programs" not in alone[1]
+    monkeypatch.setattr("lrec.study.dial.free_share", lambda n: 0.5)
+    busy = planned(0.5)
+    assert (busy[0].ladder, busy[0].options) == (half.ladder, half.options)
+    assert "lrec gets 50% of the cores" in busy[1]
+    with pytest.raises(UserError, match=r"the smallest study takes [\d.]+ on a machine this busy"):
+        planned(0.001)
+    on_gpus = {"gpus": (0, 1), "options": {"trainer.accelerator": "gpu", "trainer.devices": 1}}
+    assert "Other programs" not in planned(0.5, **on_gpus)[1]
 
 
 def test_a_plan_reads_long_histories(planned: Callable[..., tuple[Study, str]]) -> None:

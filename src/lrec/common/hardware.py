@@ -1,9 +1,15 @@
-"""This machine: CPU or GPU, bfloat16, free memory, a clock for work, and the freed memory that a process keeps."""
+"""This machine: CPU or GPU, bfloat16, cores and their load, free memory, a clock for work, and the freed memory that a
+process keeps."""
 
 import ctypes
+import hashlib
+import math
 import os
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +17,7 @@ from lrec.errors import UserError
 
 Kind = Literal["cpu", "cuda"]
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+LOAD_S = 1.0  # time to measure the load
 
 
 def kind_of(accelerator: str) -> Kind:
@@ -46,6 +53,33 @@ def has_bfloat16(kind: Kind) -> bool:
     return any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
+def cores() -> int:
+    """CPU cores that this process may use: those of its affinity, or fewer if a control group has a quota, as in
+    containers and on clusters."""
+    counts = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    for group, is_v1 in _groups("cpu"):
+        with suppress(OSError, ValueError):  # without a quota: -1 or "max"
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if is_v1 else ("cpu.max",)
+            quota, period = " ".join((group / file).read_text() for file in files).split()
+            counts += [math.ceil(int(quota) / int(period))] if int(quota) > 0 else []
+    return min(counts)
+
+
+@cache
+def free_share(n: int) -> float:
+    """The share of n cores that this process gets if it works on all of them: less than 1 if other programs work too.
+    Measured once, in a second."""
+    began, worked, block = time.perf_counter(), time.process_time(), bytes(2**20)
+
+    def work(_: int) -> None:
+        while time.perf_counter() - began < LOAD_S:
+            hashlib.blake2b(block)  # other threads work meanwhile
+
+    with ThreadPoolExecutor(n) as pool:
+        list(pool.map(work, range(n)))
+    return min((time.process_time() - worked) / (n * (time.perf_counter() - began)), 1.0)
+
+
 def available_gib() -> float:
     """Memory in GiB that can be used without swapping: what the machine has, or less if a control group has a limit, as
     in containers and on clusters. 4 if the system does not say."""
@@ -57,22 +91,25 @@ def available_gib() -> float:
 
 
 def _left_in_groups() -> list[int]:
-    """Bytes left up to the limit of each control group of this process (v2 or v1), and of each group above it."""
+    """Bytes left up to the limit of each control group of this process."""
     left = []
-    v1 = GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-    v2 = GROUPS, "memory.max", "memory.current", "inactive_file"
+    for group, is_v1 in _groups("memory"):
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_v1 else ("memory.max", "memory.current")
+        # The folders above GROUPS, and in a container above its own group, are no groups. Without a limit: "max".
+        with suppress(OSError, ValueError, KeyError):
+            stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+            cached = int(stat["total_inactive_file" if is_v1 else "inactive_file"])
+            left.append(int((group / limit).read_text()) - int((group / used).read_text()) + cached)
+    return left
+
+
+def _groups(controller: str) -> Iterator[tuple[Path, bool]]:
+    """The folder of each control group of this process and of each group above it, and whether it has version 1."""
     for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else []:
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top, limit, used, cache = v1 if controllers else v2
-        group = top / path.lstrip("/")
-        for each in (group, *group.parents):
-            # The folders above `top`, and in a container above its own group, are no groups. Without a limit: "max".
-            with suppress(OSError, ValueError, KeyError):
-                stat = dict(row.split() for row in (each / "memory.stat").read_text().splitlines())
-                left.append(int((each / limit).read_text()) - int((each / used).read_text()) + int(stat[cache]))
-    return left
+        if not controllers or controller in controllers.split(","):
+            group = (GROUPS / controller if controllers else GROUPS) / path.lstrip("/")
+            yield from ((each, bool(controllers)) for each in (group, *group.parents))
 
 
 def seconds(kind: str) -> float:

@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrec.common.files import read_json
+from lrec.common.hardware import free_share
 from lrec.common.pages import rendered
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
@@ -41,6 +42,7 @@ RUN_S = 3.0  # to start and end a run
 # SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets.
 LOSS, NEGATIVES, MORE_TARGETS = "model.loss", 1024, 2
 SAMPLED = {f"{LOSS}.class_path": "lrec.SampledSoftmax", f"{LOSS}.negatives": NEGATIVES, f"{LOSS}.power": 1.0}
+BUSY = 0.9  # a smaller share of the cores is said
 PLANNED = 0.95  # of the hours; studies take two thirds to three quarters of this (benchmarks/hours.md)
 
 
@@ -54,6 +56,7 @@ class Plan(NamedTuple):
     tune: list[str]
     step: int  # targets in a step of the first trial
     hours: dict[str, float]  # by part, on the clock
+    free: float  # share of the cores that other programs leave
 
 
 def plan_of(study: Study) -> dict[str, Any]:
@@ -132,7 +135,8 @@ def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs
     low, high = (_plan(each, study, example, data, jobs) for each in (LEAST_TARGETS, most))
     allowed = PLANNED * study.hours
     if (least := sum(low.hours.values())) > allowed:
-        raise UserError(f"--hours {study.hours:g}: the smallest study takes {math.ceil(100 * least / PLANNED) / 100:g}")
+        takes = f"the smallest study takes {math.ceil(100 * least / PLANNED) / 100:g}"
+        raise UserError(f"--hours {study.hours:g}: {takes}{' on a machine this busy' if low.free < BUSY else ''}")
     if sum(high.hours.values()) <= allowed:
         return high
     while high.targets / low.targets > 1.02:
@@ -180,8 +184,10 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
 
     clock_s = {"trials": trials / jobs if tune else 0.0, "fitted sizes": samples * clock(ladder_s, len(study.seeds))}
     clock_s["held-out sizes"] = clock(held_out_s, len(study.holdout_seeds))
-    hours = {part: value / 3600 for part, value in clock_s.items()}
-    return Plan(targets, epochs, sizes, shares, tune, first, hours)
+    # GPUs and clusters are the study's alone.
+    free = 1.0 if study.placement(example.config).gpus or not study.is_here else free_share(jobs)
+    hours = {part: value / 3600 / free for part, value in clock_s.items()}
+    return Plan(targets, epochs, sizes, shares, tune, first, hours, free)
 
 
 def _passes(study: Study) -> int | None:
@@ -238,7 +244,7 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     said |= {"limited": share < 1 or plan.epochs < most, "per_parameter": 1 / PER_TARGET, "few_users": few_users}
     said |= {"lacks_data": PER_TARGET * plan.targets > LEAST_LARGEST}
     sampled = study.given.get("data.test_users") is None and tested < len(data.cuts.test_users)
-    said |= {"tested": sampled and tested}
+    said |= {"tested": sampled and tested, "busy": plan.free < BUSY}
     reasons = rendered("study", "plan.md.j2", said).splitlines()
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
     fractions = [share * each for each in plan.shares]

@@ -1,7 +1,6 @@
 """The options of a study: one frozen dataclass, whose docstring is the help of `lrec scaling study`."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+from lrec.common import hardware
 from lrec.errors import UserError, check_range
 from lrec.laws.forecast import LEAST_SIZES, Forecast
 from lrec.laws.predict import method_named
@@ -37,7 +37,7 @@ class Runs:
         size_options: More options for single sizes.
         jobs: Number of runs at the same time, each with an equal share of cores; by default 1, or what a study with
             --hours plans.
-        cores: Cores for all runs together; by default all cores.
+        cores: Cores for all runs together; by default all that lrec may use.
         gpus: Numbers of the GPUs for all runs together, if they train on GPUs; by default all GPUs. A run gets the
             number in its trainer.devices, or an equal share if that is auto, and waits until they are free.
         memory_gib: Memory for all runs together, in GiB, estimated as in --dry_run; a run waits until enough is free.
@@ -198,8 +198,7 @@ class Study(Runs):
 
     @property
     def n_cores(self) -> int:
-        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self.cores or here or 1
+        return self.cores or hardware.cores()
 
     @property
     def threads(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 
 from lrec.checkpoint.reading import STATE
+from lrec.common import hardware
 from lrec.common.files import check_folder, file_hash, locked, read_json, remove, sibling, write_json, write_text
 from lrec.common.pages import rendered
 from lrec.common.text_tables import on_terminal
@@ -253,7 +254,7 @@ def trained_on(
 def carry_out(folder: Path, options: dict[str, Any]) -> Point:
     """Train a run as a study does; return its best evaluation, or its last if it diverged. UserError if it failed."""
     planned = PlannedRun(folder.name, "", 0, 1.0, "", "", False, options)
-    training = Training(planned, folder, "update", int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    training = Training(planned, folder, "update", int(os.environ.get("OMP_NUM_THREADS") or hardware.cores()))
     try:
         outcome = training.carry_out()
     except BaseException:
