@@ -157,6 +157,13 @@ def test_a_busy_machine_trains_on_less(
     assert "Other programs" not in planned(0.5, **on_gpus)[1]
 
 
+def test_more_cores_than_a_walk_has_trials_do_not_shorten_it(planned: Callable[..., tuple[Study, str]]) -> None:
+    def hours_of_trials(cores: int) -> float:
+        return float(re.findall(r"trials \| ([\d.]+)", planned(0.5, cores=cores, fractions=(1.0,))[1])[0])
+
+    assert hours_of_trials(64) == hours_of_trials(16)
+
+
 def test_a_plan_reads_long_histories(planned: Callable[..., tuple[Study, str]]) -> None:
     """Longer than half of the configured step."""
     assert planned(2, data=LOG | {"max_len": 3000})[0].options[STEP] == 6000

@@ -39,6 +39,7 @@ LONG_STEP = 2**30  # longer than two histories
 LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of test users for each training target
 STEP_S = 0.004  # seconds of a step without its arithmetic
 RUN_S = 3.0  # to start and end a run
+AT_ONCE = 3  # trials of a walk that can train at the same time: the next ones depend on them
 # SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets.
 LOSS, NEGATIVES, MORE_TARGETS = "model.loss", 1024, 2
 SAMPLED = {f"{LOSS}.class_path": "lrec.SampledSoftmax", f"{LOSS}.negatives": NEGATIVES, f"{LOSS}.power": 1.0}
@@ -182,8 +183,11 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     def clock(each_s: list[float], seeds: int) -> float:
         return times * max(len(study.every_variant) * seeds * sum(each_s) / jobs, max(each_s))
 
-    clock_s = {"trials": trials / jobs if tune else 0.0, "fitted sizes": samples * clock(ladder_s, len(study.seeds))}
-    clock_s["held-out sizes"] = clock(held_out_s, len(study.holdout_seeds))
+    clock_s = {
+        "trials": trials / min(jobs, AT_ONCE) if tune else 0.0,
+        "fitted sizes": samples * clock(ladder_s, len(study.seeds)),
+        "held-out sizes": clock(held_out_s, len(study.holdout_seeds)),
+    }
     # GPUs and clusters are the study's alone.
     free = 1.0 if study.placement(example.config).gpus or not study.is_here else free_share(jobs)
     hours = {part: value / 3600 / free for part, value in clock_s.items()}
