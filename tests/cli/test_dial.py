@@ -164,6 +164,15 @@ def test_more_cores_than_a_walk_has_trials_do_not_shorten_it(planned: Callable[.
     assert hours_of_trials(64) == hours_of_trials(16)
 
 
+def test_runs_at_once_fit_into_the_free_memory(
+    planned: Callable[..., tuple[Study, str]], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrec.study.dial.available_gib", lambda: 0.5)
+    assert planned(0.5)[0].memory_gib == 0.5
+    assert planned(0.5, memory_gib=3)[0].memory_gib == 3
+    assert re.search(r"--memory_gib 0\.5: run .* alone needs 1\.\d GiB", refused(*COMMAND[:4], "--hours", "0.5"))
+
+
 def test_a_plan_reads_long_histories(planned: Callable[..., tuple[Study, str]]) -> None:
     """Longer than half of the configured step."""
     assert planned(2, data=LOG | {"max_len": 3000})[0].options[STEP] == 6000

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lrec.common.files import read_json
-from lrec.common.hardware import free_share
+from lrec.common.hardware import available_gib, free_share
 from lrec.common.pages import rendered
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
@@ -253,4 +253,5 @@ def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) ->
     options = {EPOCHS: plan.epochs, STEP: plan.step, "data.test_users": tested, "trainer.enable_progress_bar": False}
     fractions = [share * each for each in plan.shares]
     choices = {"sizes": plan.sizes, "fractions": fractions, "reduce": reduce, "tune": plan.tune, "jobs": jobs}
+    choices |= {"memory_gib": round(available_gib(), 1)} if study.is_here else {}
     return {"choices": choices, "options": options, "reasons": reasons, "parts": plan.hours}
