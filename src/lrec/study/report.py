@@ -206,6 +206,8 @@ def _tuning(runs: list[PlannedRun], tuned: Tuned) -> tuple[list[str], list[str]]
     if not min(tried) <= step <= max(tried):
         had = f"trials had {min(tried):,} to {max(tried):,} targets per step, not {step:,}"
         cost += f" This cost is extrapolated: {had}."
+    if tuned.left_out:
+        cost += f" The hours left no time for trials of {', '.join(tuned.left_out)}."
     missed = [run for run in whole if tuned.cost(run) > MISTUNED and tuned.is_off(run)]
     named = ", ".join(f"{run.name} (by {tuned.cost(run):.2f} nats)" for run in missed)
     why = "Their losses describe the rate or the step, not the size: leave them out (--skip)."

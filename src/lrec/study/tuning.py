@@ -92,6 +92,7 @@ class Tuned:
     targets: int  # D of a run of the ladder
     scaled: bool  # whether the model has the scaled parametrisation, whose best rate hardly depends on the size
     trials: list[Trial]
+    left_out: Sequence[str] = ()  # sizes without trials of their own, for which the study's hours had no time
 
     def applied_to(self, study: Study) -> Study:
         return replace(study, rules=study.rules | self.rules, options=dotted(study.options) | self.options)
@@ -244,15 +245,16 @@ class Tuner:
         return json_hash([self._whole_of(small).config.trained_with, self.study.most, self.study.tune, ladder])
 
     def _tune(self, work: Work) -> Tuned:
-        """Train the trials that are not finished, and derive rules and dropout from all trials."""
-        at = self._start
+        """Train the trials that are not finished, and derive rules and dropout from all trials. Trials of a large size
+        for which the study's hours have no time are left out: smaller sizes also tell its rate."""
+        at, left_out = self._start, list[str]()
         for size, share in self._walks:
-            if size != self._small:
-                # The smaller of the two steps gives a trial more steps.
-                step, law = min(at.targets_per_step, self._start.targets_per_step), law_of(self._trials, self._scaled)
-                lr = law.choose(ladder_n_body(size), share * self._targets, step).rate
-                at = replace(at, lr=lr, targets_per_step=step)
-            at = self._walk(work, size, share, at)
+            start = at if size == self._small else self._start_of(size, share, at)
+            if size != self._small and not self._has_time(work, size, share, start):
+                print(f"left out, as --hours {self.study.hours:g} leave no time: trials of {size}", flush=True)
+                left_out.append(size)
+            else:
+                at = self._walk(work, size, share, start)
         least, most = self._least_step, self._targets / WANTED_STEPS
         if "targets_per_step" not in self.study.tune:
             least = most = at.targets_per_step
@@ -262,7 +264,19 @@ class Tuner:
         if "targets_per_step" not in self.study.tune:
             del rules[STEP]
         options = dict.fromkeys(self._dropouts, at.dropout)
-        return Tuned(rules, options, self._targets, self._scaled, self._trials)
+        return Tuned(rules, options, self._targets, self._scaled, self._trials, left_out)
+
+    def _start_of(self, size: str, share: float, at: Setting) -> Setting:
+        """Where the walk of a large size starts, after walks that ended at `at`."""
+        step = min(at.targets_per_step, self._start.targets_per_step)  # the smaller one gives a trial more steps
+        law = law_of(self._trials, self._scaled)
+        return replace(at, lr=law.choose(ladder_n_body(size), share * self._targets, step).rate, targets_per_step=step)
+
+    def _has_time(self, work: Work, size: str, share: float, start: Setting) -> bool:
+        """Whether the study's hours leave time for the walk and for the ladder after it."""
+        trials = self._planned(size, share, start, Place().and_around(self._axes(size, share)))
+        fitted, held_out = ([run for run in planned_runs(self.study) if run.held_out == is_so] for is_so in (0, 1))
+        return work.has_time_for((self.study_of_trials, trials), (self.study, fitted), (self.study, held_out))
 
     def _axes(self, size: str, share: float) -> list[str]:
         """What a walk tunes. With few users, the largest fitted size overfits as a larger one does with all users."""

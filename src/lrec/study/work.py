@@ -1,8 +1,9 @@
 """Trains the runs of a study, here or on a cluster, and prints their progress."""
 
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -38,7 +39,7 @@ class Work:
         known = [(run, outcome) for run in runs if (outcome := outcome_of(record.trained(run))) is not None]
         names = {run.name for run, _ in known}
         waiting = [run for run in runs if run.name not in names]
-        left_s, spent_s, of_s, failed, done = self._expected(record, waiting), 0.0, 0.0, list[str](), 0
+        left_s, spent_s, of_s, failed, done = self._expected(record.study, waiting), 0.0, 0.0, list[str](), 0
         for run, outcome in chain(known, self._start(record, waiting)):
             record.note(run, outcome)
             became, expected_s = outcome.status, left_s.pop(run.name, None)
@@ -72,16 +73,26 @@ class Work:
             why = f"--budget_hours {self.study.budget_hours:g} are spent" if self._budget_is_spent() else "told to stop"
             raise UserError(f"{why}: {left}")
 
-    def _expected(self, record: Record, runs: list[PlannedRun]) -> dict[str, float]:
+    def _expected(self, study: Study, runs: list[PlannedRun]) -> dict[str, float]:
         """Seconds that each run is expected to take; empty if the study has no --hours."""
-        costs = [] if self.study.hours is None else budget.plan(record.study, runs)
+        costs = [] if self.study.hours is None else budget.plan(study, runs)
         return {cost.run.name: 3600 * cost.hours / (cost.gpus or self.study.threads) for cost in costs}
+
+    def _fit_in(self, *parts: Collection[float]) -> bool:
+        """Whether the study's hours leave time for these expected seconds of runs, one part after the other."""
+        left_s = LATEST * 3600 * (self.study.hours or math.inf) - (time.monotonic() - self._began)
+        longest = (max(*each_s, sum(each_s) / self.study.n_jobs) for each_s in parts if each_s)
+        return self._slower * sum(longest) <= left_s
+
+    def has_time_for(self, *parts: tuple[Study, list[PlannedRun]]) -> bool:
+        """Whether the study's hours leave time for the runs of these studies, one part after the other."""
+        return self._fit_in(*(self._expected(study, runs).values() for study, runs in parts))
 
     def too_long(self, record: Record, runs: list[PlannedRun]) -> list[str]:
         """Names of the largest runs, for which the study's hours leave too little time, and of runs that need them."""
-        left_s, late = self._expected(record, [run for run in runs if record.trained(run).result is None]), list[str]()
-        allowed_s = LATEST * 3600 * (self.study.hours or 0) - (time.monotonic() - self._began)
-        while left_s and self._slower * max(*left_s.values(), sum(left_s.values()) / self.study.n_jobs) > allowed_s:
+        to_train, late = [run for run in runs if record.trained(run).result is None], list[str]()
+        left_s = self._expected(record.study, to_train)
+        while not self._fit_in(left_s.values()):
             late.append(max(left_s, key=left_s.__getitem__))
             for run in sorted(runs, key=lambda run: run.wave):
                 if {run.starts_from, run.goes_on_from} & {*late} and run.name not in late:

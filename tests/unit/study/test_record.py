@@ -45,7 +45,7 @@ def test_a_run_that_leaves_the_grid_unfinished_returns_with_the_same_options(tmp
 
 
 def test_a_source_is_restarted_with_the_runs_that_start_from_it(tmp_path: Path) -> None:
-    study = study_in(tmp_path, starts_from={"b": "a"})
+    study = study_in(tmp_path, starts_from={"b": "a"}, hours=0.5)
     entered(study)
     with pytest.raises(UserError, match="--restart 3k-a-seed1: 3k-b-seed1 started from it: restart both"):
         entered(study, restart=("3k-a-seed1",))
@@ -89,6 +89,6 @@ def test_a_run_is_not_trained_on_another_log_than_finished_ladders(
 
 def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Work, "_expected", lambda _, __, runs: {run.name: 3600.0 for run in runs})
-    study = study_in(tmp_path, starts_from={"b": "a"})
+    study = study_in(tmp_path, starts_from={"b": "a"}, hours=0.5)
     record = Record(study, planned_runs(study))
     assert Work(study).too_long(record, record.runs) == ["3k-a-seed1", "3k-b-seed1"]

@@ -163,6 +163,34 @@ def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(step
     assert (extrapolated in report) == (step == 16)
 
 
+def test_trials_of_large_sizes_are_left_out_if_the_hours_leave_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"data.n_users": 200, "data.n_items": 20, "trainer.max_epochs": 1}
+    ladder: dict[str, Any] = {"sizes": ["3k", "4.8k", "6.9k", "12k", "49k", "221k"], "holdout": 2}
+    ladder |= {"configs": ["data/synthetic.yaml", "trainer/laptop.yaml"], "options": options}
+    walked = list[str]()
+
+    def walk_of(tuner: Tuner, _: Work, size: str, share: float, start: Setting) -> Setting:
+        walked.append(size)
+        tuner._trials += trials_about(RATE, {size: ladder_n_body(size)})
+        return start
+
+    monkeypatch.setattr(Tuner, "_walk", walk_of)
+    monkeypatch.setattr(Work, "_expected", lambda _, __, runs: {run.name: 60.0 for run in runs})
+    study = Study(**ladder, tune=("lr",), hours=1, jobs=1, out=tmp_path / "study")
+    assert Tuner(study).tuned(Work(study)).left_out == []
+    assert {*walked} == {"3k", "6.9k", "12k", "49k", "221k"}
+    walked.clear()
+    # Not enough for six runs and three trials of a minute each.
+    late = replace(study, hours=0.1, out=tmp_path / "late")
+    tuned = Tuner(late).tuned(Work(late))
+    assert tuned.left_out == ["12k", "6.9k", "49k", "221k"]
+    assert {*walked} == {"3k"}
+    assert Tuner(late).kept == tuned, "read from its file"
+
+
 def test_a_trial_that_is_trained_again_ends_the_earlier_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the study is stopped before the tuning ends."""
     monkeypatch.chdir(tmp_path)
