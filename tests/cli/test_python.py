@@ -13,7 +13,9 @@ import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 import lrec
 from lrec import EvaluationReport, InteractionsDataModule, ScalingPoints, SequentialRecommender
@@ -21,6 +23,7 @@ from lrec.errors import UserError
 from lrec.model.config import Architecture, Dropout, OverDepth
 from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
 from lrec.training.optim import Optimizer, Switch
+from lrec.training.refused import refuse_trainer
 from small_checkpoints import write_by_hand
 
 
@@ -153,6 +156,36 @@ class Frozen(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.objects = gc.get_freeze_count()
+
+
+UNFIT: dict[str, Callable[[], dict[str, Any]]] = {
+    "overfit_batches: the loader of lrec has a plan": lambda: {"overfit_batches": 2},
+    "reload_dataloaders_every_n_epochs: the loader": lambda: {"reload_dataloaders_every_n_epochs": 1},
+    "strategy DDPStrategy: the network stays in the processes that it spawns": lambda: {
+        "strategy": DDPStrategy(start_method="spawn")
+    },
+    "strategy ModelParallelStrategy: lrec trains with": lambda: {"strategy": ModelParallelStrategy()},
+    "callbacks GradientAccumulationScheduler: use": lambda: {"callbacks": [GradientAccumulationScheduler({0: 2})]},
+    "callbacks StochasticWeightAveraging: it reads": lambda: {"callbacks": [StochasticWeightAveraging(0.1)]},
+    "callbacks ModelPruning: it reads": lambda: {"callbacks": [ModelPruning("l1_unstructured")]},
+}
+
+
+@pytest.mark.parametrize("refusal", UNFIT)
+def test_a_trainer_with_which_lrec_would_train_something_else_is_refused(refusal: str, tmp_path: Path) -> None:
+    unfit = trainer(tmp_path, logger=False, **UNFIT[refusal]())
+    with pytest.raises(UserError, match=f"--trainer.{refusal}"):
+        refuse_trainer(unfit)
+
+
+def test_a_model_asks_for_a_data_module_and_looks_at_its_trainer(log_csv: Path, stores: Path, tmp_path: Path) -> None:
+    model, loaders = SequentialRecommender(size="3k"), data_of(log_csv, stores)
+    with pytest.raises(
+        UserError, match=r"give the trainer a DataModule of lrec, not loaders: trainer.fit\(model, data"
+    ):
+        trainer(tmp_path, logger=False).fit(model, loaders.train_dataloader(), loaders.val_dataloader())
+    with pytest.raises(UserError, match=r"--trainer\.overfit_batches"):
+        trainer(tmp_path, logger=False, overfit_batches=2).fit(model, loaders)
 
 
 def test_garbage_collection_passes_over_what_is_imported_while_a_trainer_works(

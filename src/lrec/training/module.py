@@ -37,6 +37,7 @@ from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
+from lrec.training.refused import refuse_trainer
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
 from lrec.training.stored_model import StoredModel
 from lrec.training.tally import end_with_a_step, ends_step, logs_now
@@ -170,10 +171,12 @@ class SequentialRecommender(StoredModel):
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
-        """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if a callback monitors a
-        metric that these data do not have, or takes its worst value for the best."""
+        """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if the trainer has what
+        lrec cannot train with, or if a callback monitors a metric that these data do not have, or takes its worst value
+        for the best."""
         self._evaluator.forget_baselines("test" if stage == "test" else "val")
         if stage == "fit":
+            refuse_trainer(self.trainer)
             # With max_steps, Lightning would count the epoch that a checkpoint ends with once more.
             self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
             callbacks = self.trainer.callbacks  # type: ignore[attr-defined]

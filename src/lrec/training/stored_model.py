@@ -54,9 +54,10 @@ class StoredModel(LightningModule):
 
     @property
     def data(self) -> SequenceDataModule:
-        """The DataModule of the attached trainer."""
+        """The DataModule of the attached trainer; UserError if it has none of lrec."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, SequenceDataModule)
+        if not isinstance(datamodule, SequenceDataModule):
+            raise UserError("give the trainer a DataModule of lrec, not loaders: trainer.fit(model, datamodule=data)")
         return datamodule
 
     @classmethod
