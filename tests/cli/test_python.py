@@ -278,6 +278,73 @@ def test_a_model_and_a_loss_of_one_s_own(log_csv: Path, stores: Path, tmp_path: 
     assert Own.load_from_checkpoint(path, loss=tripled).loss is tripled
 
 
+class WithHead(SequentialRecommender):
+    """The user's own model, with parameters beside the network."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.head = torch.nn.Linear(2, 1)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) + self.head.weight.square().sum()
+
+
+class Late(WithHead):
+    """Its parameters exist only in training."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.head
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.head = torch.nn.Linear(2, 1)
+
+
+def test_parameters_beside_the_network_are_trained_saved_and_loaded(
+    log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    def saved(model: SequentialRecommender) -> Path:
+        fitted = trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=False)
+        fitted.fit(model, data(log_csv, stores))
+        fitted.save_checkpoint(tmp_path / "own.ckpt")
+        return tmp_path / "own.ckpt"
+
+    model = WithHead(size="3k")
+    before = model.head.weight.detach().clone()
+    path = saved(model)
+    assert not torch.equal(model.head.weight, before)
+    loaded = WithHead.load_from_checkpoint(path)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    served = lrec.load(path).net.state_dict()  # the network alone
+    assert all(torch.equal(served[name], value) for name, value in model.net.state_dict().items())
+    with pytest.raises(UserError, match=r"own.ckpt has head.bias, which a new Late has not: make it in __init__"):
+        Late.load_from_checkpoint(saved(Late(size="3k")))
+
+
+def test_a_model_of_one_s_own_that_would_not_be_trained_or_counted_is_refused(
+    log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    class Untrained(WithHead):
+        configure_optimizers = SequentialRecommender.configure_optimizers
+
+    class Uncounted(SequentialRecommender):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.loss_sum(batch)
+
+    for kind, refusal in (
+        (Untrained, r"lrec's optimizers train the network, not head\.weight: override configure_optimizers"),
+        (Uncounted, r"Uncounted\.training_step does not count the targets: call super\(\)\.training_step"),
+    ):
+        with pytest.raises(UserError, match=refusal):
+            trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=False).fit(
+                kind(size="3k"), data(log_csv, stores)
+            )
+
+
 def test_what_does_not_fit_is_refused(
     trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lrec.checkpoint.trained import refuse_other_network
+from lrec.checkpoint.trained import NETWORK, refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
@@ -237,6 +237,10 @@ class SequentialRecommender(StoredModel):
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule of the network; UserError if the model has parameters beside it."""
+        if beside := [n for n, p in self.named_parameters() if p.requires_grad and not n.startswith(NETWORK)]:
+            way_out = "override configure_optimizers, or set its requires_grad to False"
+            raise UserError(f"lrec's optimizers train the network, not {beside[0]}: {way_out}")
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
             check_touched_rows(self.config, self.loss, self.trainer)
         steps = schedule_steps(self.trainer)
@@ -301,7 +305,11 @@ class SequentialRecommender(StoredModel):
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         """Log the mean training loss since the last log, and the next step's learning rate (the largest of all
-        parameter groups). This happens only when Lightning logs, to avoid a sync in each step."""
+        parameter groups). This happens only when Lightning logs, to avoid a sync in each step. UserError if
+        `training_step` has counted no targets."""
+        if ends_step(self.trainer, batch_idx) and self.D == 0:
+            why = "call super().training_step(batch, batch_idx), or override loss_sum instead"
+            raise UserError(f"{type(self).__name__}.training_step does not count the targets: {why}")
         if logs_now(self.trainer, batch_idx):
             train_loss = self._since_logged.mean(self.trainer.strategy)
             self.log("train/loss", train_loss, prog_bar=True)

@@ -83,6 +83,11 @@ class StoredModel(LightningModule):
         stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         check_trusted(stored, trust, path)
         model = from_plain(cls, stored, changed)
+        beside = {n: t for n, t in checkpoint["state_dict"].items() if not n.startswith(trained.NETWORK)}
+        if unknown := beside.keys() - model.state_dict().keys():
+            raise UserError(f"{path} has {min(unknown)}, which a new {cls.__name__} has not: make it in __init__")
+        trained.check_parameters(beside, model.state_dict(), path)
+        model.load_state_dict(beside)
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
         width = about["vector_width"] if has_vectors else None
