@@ -13,7 +13,12 @@ import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelPruning, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
@@ -216,6 +221,35 @@ def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
     begun = SequentialRecommender.load_from_checkpoint(path, optimizer=Optimizer(lr=0.0001))
     trainer(tmp_path, max_epochs=1).fit(begun, data(log_csv, stores))
     assert begun.evaluations["val"]["loss"] < figures["test/loss"] + 0.5
+
+
+class Stops(Callback):
+    """Fails at the start of a micro-batch."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.at:
+            raise KeyError("stopped")
+
+
+@pytest.mark.parametrize(("at", "every"), [(3, 1), (9, 2), (12, 2), (0, 1)])
+def test_training_goes_on_exactly_from_a_checkpoint_saved_within_a_step(
+    at: int, every: int, log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    def fitted(ckpt_path: Path | None = None, **options: Any) -> SequentialRecommender:
+        torch.manual_seed(0)
+        model, limits = SequentialRecommender(size="0.8k"), {"max_epochs": 2, "limit_val_batches": 0, "logger": False}
+        whole = trainer(tmp_path, accumulate_grad_batches=every, limit_train_batches=8, **limits, **options)
+        whole.fit(model, data(log_csv, stores), ckpt_path=ckpt_path)
+        return model
+
+    with pytest.raises(KeyError, match="stopped"):
+        fitted(callbacks=[OnExceptionCheckpoint(tmp_path, "stopped"), Stops(at)])
+    uninterrupted, resumed = fitted(), fitted(tmp_path / "stopped.ckpt")
+    assert all(torch.equal(*pair) for pair in zip(uninterrupted.parameters(), resumed.parameters(), strict=True))
+    assert (resumed.D, resumed.flops) == (uninterrupted.D, uninterrupted.flops)
 
 
 def test_a_folder_of_shards_is_as_good(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:

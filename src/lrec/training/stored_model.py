@@ -142,6 +142,7 @@ class StoredModel(LightningModule):
             _refuse_other("optimizer", made_with, self.optimizer, kept)
             _refuse_other("loss", made_with, self.loss)
             self._refuse_other_epochs(checkpoint, path)
+            self._go_back_to_a_step(checkpoint)
             self.diverged = saved["diverged"]
             self._since_evaluation = LossSum.restored(saved["train_loss"], self.trainer)
             self._since_logged = LossSum.restored(saved.get("logged_loss", []), self.trainer)
@@ -158,6 +159,19 @@ class StoredModel(LightningModule):
         if whole_epochs and before != mine and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             way_out = "give the same --trainer.limit_train_batches and accumulate_grad_batches"
             raise UserError(f"{path} has epochs of {counted(before, 'step')}, this run of {mine:,}: {way_out}")
+
+    def _go_back_to_a_step(self, checkpoint: dict[str, Any]) -> None:
+        """If the checkpoint was saved within a step, as after an exception, go on from the end of the step before:
+        Lightning would go on in the middle of the step, whose batches the loader has handed over already."""
+        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        steps, within = divmod(counts["current"]["processed"], self.trainer.accumulate_grad_batches)
+        if within == 0 and counts["current"]["ready"] == counts["current"]["processed"]:
+            return
+        for count in (counts["current"], counts["total"]):
+            done = count["processed"] - within
+            # As in a checkpoint of a callback that saves after a step.
+            count |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+        checkpoint[type(self.data).__qualname__]["step"] = steps
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
