@@ -379,6 +379,32 @@ def test_a_model_of_one_s_own_that_would_not_be_trained_or_counted_is_refused(
             )
 
 
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"loss": "SampledSoftmax"}, r"model\.loss must be an object of the class Loss, got 'SampledSoftmax'"),
+        ({"loss": SampledSoftmax}, r"model\.loss must be an object of the class Loss, got <class"),
+        ({"dropout": 0.1}, r"model\.dropout must be an object of the class Dropout, got 0\.1"),
+        ({"architecture": "modern"}, r"model\.architecture must be an object of the class Architecture"),
+        ({"architecture": Architecture(mlp=lrec.MLP)}, r"a class by its path, such as my_parts\.Mine"),  # type: ignore[arg-type]
+        ({"split": lrec.GlobalTemporal}, r"data\.split must be an object of the class SplitRule, got <class"),
+        ({"reduction": 0.5}, r"data\.reduction must be an object of the class Reduction, got 0\.5"),
+        ({"optimizer": 0.1}, r"model\.optimizer must be an lrec\.Optimizer or a class of torch\.optim, got 0\.1"),
+    ],
+)
+def test_values_of_another_kind_are_refused(
+    options: dict[str, Any], refusal: str, log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    def fit() -> None:
+        of_data = options.keys() & {"split", "reduction"}
+        model = SequentialRecommender(size="3k", **({} if of_data else options))
+        chosen = data(log_csv, stores, **(options if of_data else {}))
+        trainer(tmp_path, max_steps=1, logger=False).fit(model, chosen)
+
+    with pytest.raises(UserError, match=refusal):
+        fit()
+
+
 def test_what_does_not_fit_is_refused(
     trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
 ) -> None:

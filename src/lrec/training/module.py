@@ -22,7 +22,7 @@ from lrec.checkpoint.trained import NETWORK, refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.errors import UserError, check_range
+from lrec.errors import UserError, check_kinds, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
 from lrec.evaluation.metrics import BY_USER, Metric, best_is, with_own
 from lrec.model import cost, parallelize
@@ -108,6 +108,11 @@ class SequentialRecommender(StoredModel):
         """
         super().__init__()
         self.save_hyperparameters(logger=False)  # the arguments of a subclass too
+        check_kinds(
+            ("model.dropout", dropout, Dropout),
+            ("model.architecture", architecture, Architecture),
+            ("model.loss", loss, Loss),
+        )
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
         check_range("model.top_k", top_k, at_least=1)

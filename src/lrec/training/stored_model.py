@@ -164,14 +164,15 @@ class StoredModel(LightningModule):
         """If the checkpoint was saved within a step, as after an exception, go on from the end of the step before:
         Lightning would go on in the middle of the step, whose batches the loader has handed over already."""
         counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        steps, within = divmod(counts["current"]["processed"], self.trainer.accumulate_grad_batches)
+        loader = checkpoint.get(type(self.data).__qualname__) or {"accumulation": 1}
+        steps, within = divmod(counts["current"]["processed"], loader["accumulation"])
         if within == 0 and counts["current"]["ready"] == counts["current"]["processed"]:
             return
         for count in (counts["current"], counts["total"]):
             done = count["processed"] - within
             # As in a checkpoint of a callback that saves after a step.
             count |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
-        checkpoint[type(self.data).__qualname__]["step"] = steps
+        loader["step"] = steps
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:
