@@ -19,3 +19,10 @@ def check_range(option: str, value: float | None, **bounds: float) -> None:
     if value is not None and not (value < inf and all(_HOLDS[name](value, bound) for name, bound in bounds.items())):
         words = [f"{name.replace('_', ' ')} {bound}" for name, bound in bounds.items()] + ["finite"] * (value == inf)
         raise UserError(f"{option} must be {' and '.join(words)}, got {value}")
+
+
+def check_kinds(*given: tuple[str, object, type]) -> None:
+    """Raise a UserError that names the first option whose value is not of its kind. Each has a name, value and kind."""
+    for option, value, kind in given:
+        if not isinstance(value, kind):
+            raise UserError(f"{option} must be an object of the class {kind.__name__}, got {value!r}")

@@ -13,7 +13,14 @@ import polars as pl
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    ModelPruning,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 import lrec
 from lrec import EvaluationReport, InteractionsDataModule, ScalingPoints, SequentialRecommender
@@ -21,6 +28,7 @@ from lrec.errors import UserError
 from lrec.model.config import Architecture, Dropout, OverDepth
 from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
 from lrec.training.optim import Optimizer, Switch
+from lrec.training.refused import refuse_trainer
 from small_checkpoints import write_by_hand
 
 
@@ -155,6 +163,36 @@ class Frozen(Callback):
         self.objects = gc.get_freeze_count()
 
 
+UNFIT: dict[str, Callable[[], dict[str, Any]]] = {
+    "overfit_batches: the loader of lrec has a plan": lambda: {"overfit_batches": 2},
+    "reload_dataloaders_every_n_epochs: the loader": lambda: {"reload_dataloaders_every_n_epochs": 1},
+    "strategy DDPStrategy: the network stays in the processes that it spawns": lambda: {
+        "strategy": DDPStrategy(start_method="spawn")
+    },
+    "strategy ModelParallelStrategy: lrec trains with": lambda: {"strategy": ModelParallelStrategy()},
+    "callbacks GradientAccumulationScheduler: use": lambda: {"callbacks": [GradientAccumulationScheduler({0: 2})]},
+    "callbacks StochasticWeightAveraging: it reads": lambda: {"callbacks": [StochasticWeightAveraging(0.1)]},
+    "callbacks ModelPruning: it reads": lambda: {"callbacks": [ModelPruning("l1_unstructured")]},
+}
+
+
+@pytest.mark.parametrize("refusal", UNFIT)
+def test_a_trainer_with_which_lrec_would_train_something_else_is_refused(refusal: str, tmp_path: Path) -> None:
+    unfit = trainer(tmp_path, logger=False, **UNFIT[refusal]())
+    with pytest.raises(UserError, match=f"--trainer.{refusal}"):
+        refuse_trainer(unfit)
+
+
+def test_a_model_asks_for_a_data_module_and_looks_at_its_trainer(log_csv: Path, stores: Path, tmp_path: Path) -> None:
+    model, loaders = SequentialRecommender(size="3k"), data_of(log_csv, stores)
+    with pytest.raises(
+        UserError, match=r"give the trainer a DataModule of lrec, not loaders: trainer.fit\(model, data"
+    ):
+        trainer(tmp_path, logger=False).fit(model, loaders.train_dataloader(), loaders.val_dataloader())
+    with pytest.raises(UserError, match=r"--trainer\.overfit_batches"):
+        trainer(tmp_path, logger=False, overfit_batches=2).fit(model, loaders)
+
+
 def test_garbage_collection_passes_over_what_is_imported_while_a_trainer_works(
     log_csv: Path, stores: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +221,35 @@ def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
     begun = SequentialRecommender.load_from_checkpoint(path, optimizer=Optimizer(lr=0.0001))
     trainer(tmp_path, max_epochs=1).fit(begun, data(log_csv, stores))
     assert begun.evaluations["val"]["loss"] < figures["test/loss"] + 0.5
+
+
+class Stops(Callback):
+    """Fails at the start of a micro-batch."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.at:
+            raise KeyError("stopped")
+
+
+@pytest.mark.parametrize(("at", "every"), [(3, 1), (9, 2), (12, 2), (0, 1)])
+def test_training_goes_on_exactly_from_a_checkpoint_saved_within_a_step(
+    at: int, every: int, log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    def fitted(ckpt_path: Path | None = None, **options: Any) -> SequentialRecommender:
+        torch.manual_seed(0)
+        model, limits = SequentialRecommender(size="0.8k"), {"max_epochs": 2, "limit_val_batches": 0, "logger": False}
+        whole = trainer(tmp_path, accumulate_grad_batches=every, limit_train_batches=8, **limits, **options)
+        whole.fit(model, data(log_csv, stores), ckpt_path=ckpt_path)
+        return model
+
+    with pytest.raises(KeyError, match="stopped"):
+        fitted(callbacks=[OnExceptionCheckpoint(tmp_path, "stopped"), Stops(at)])
+    uninterrupted, resumed = fitted(), fitted(tmp_path / "stopped.ckpt")
+    assert all(torch.equal(*pair) for pair in zip(uninterrupted.parameters(), resumed.parameters(), strict=True))
+    assert (resumed.D, resumed.flops) == (uninterrupted.D, uninterrupted.flops)
 
 
 def test_a_folder_of_shards_is_as_good(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
@@ -243,6 +310,99 @@ def test_a_model_and_a_loss_of_one_s_own(log_csv: Path, stores: Path, tmp_path: 
         Own.load_from_checkpoint(path)
     tripled = Tripled()
     assert Own.load_from_checkpoint(path, loss=tripled).loss is tripled
+
+
+class WithHead(SequentialRecommender):
+    """The user's own model, with parameters beside the network."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.head = torch.nn.Linear(2, 1)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch, batch_idx) + self.head.weight.square().sum()
+
+
+class Late(WithHead):
+    """Its parameters exist only in training."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        del self.head
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.head = torch.nn.Linear(2, 1)
+
+
+def test_parameters_beside_the_network_are_trained_saved_and_loaded(
+    log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    def saved(model: SequentialRecommender) -> Path:
+        fitted = trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=False)
+        fitted.fit(model, data(log_csv, stores))
+        fitted.save_checkpoint(tmp_path / "own.ckpt")
+        return tmp_path / "own.ckpt"
+
+    model = WithHead(size="3k")
+    before = model.head.weight.detach().clone()
+    path = saved(model)
+    assert not torch.equal(model.head.weight, before)
+    loaded = WithHead.load_from_checkpoint(path)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    served = lrec.load(path).net.state_dict()  # the network alone
+    assert all(torch.equal(served[name], value) for name, value in model.net.state_dict().items())
+    with pytest.raises(UserError, match=r"own.ckpt has head.bias, which a new Late has not: make it in __init__"):
+        Late.load_from_checkpoint(saved(Late(size="3k")))
+
+
+def test_a_model_of_one_s_own_that_would_not_be_trained_or_counted_is_refused(
+    log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    class Untrained(WithHead):
+        configure_optimizers = SequentialRecommender.configure_optimizers
+
+    class Uncounted(SequentialRecommender):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self.loss_sum(batch)
+
+    for kind, refusal in (
+        (Untrained, r"lrec's optimizers train the network, not head\.weight: override configure_optimizers"),
+        (Uncounted, r"Uncounted\.training_step does not count the targets: call super\(\)\.training_step"),
+    ):
+        with pytest.raises(UserError, match=refusal):
+            trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=False).fit(
+                kind(size="3k"), data(log_csv, stores)
+            )
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"loss": "SampledSoftmax"}, r"model\.loss must be an object of the class Loss, got 'SampledSoftmax'"),
+        ({"loss": SampledSoftmax}, r"model\.loss must be an object of the class Loss, got <class"),
+        ({"dropout": 0.1}, r"model\.dropout must be an object of the class Dropout, got 0\.1"),
+        ({"architecture": "modern"}, r"model\.architecture must be an object of the class Architecture"),
+        ({"architecture": Architecture(mlp=lrec.MLP)}, r"a class by its path, such as my_parts\.Mine"),  # type: ignore[arg-type]
+        ({"split": lrec.GlobalTemporal}, r"data\.split must be an object of the class SplitRule, got <class"),
+        ({"reduction": 0.5}, r"data\.reduction must be an object of the class Reduction, got 0\.5"),
+        ({"optimizer": 0.1}, r"model\.optimizer must be an lrec\.Optimizer or a class of torch\.optim, got 0\.1"),
+    ],
+)
+def test_values_of_another_kind_are_refused(
+    options: dict[str, Any], refusal: str, log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    def fit() -> None:
+        of_data = options.keys() & {"split", "reduction"}
+        model = SequentialRecommender(size="3k", **({} if of_data else options))
+        chosen = data(log_csv, stores, **(options if of_data else {}))
+        trainer(tmp_path, max_steps=1, logger=False).fit(model, chosen)
+
+    with pytest.raises(UserError, match=refusal):
+        fit()
 
 
 def test_what_does_not_fit_is_refused(

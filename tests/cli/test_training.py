@@ -164,10 +164,11 @@ def test_hparams_begin_with_what_runs_differ_in(run: Path) -> None:
     of_runs = context.hparams_metadata(RequestContext(), "")
     experiment = context.experiment_from_metadata(RequestContext(), "", True, of_runs, [])
     names = [info.name for info in experiment.hparam_infos]
-    assert set(names[:5]) == {"size", "N_body", "lr", "dropout", "epochs"}
+    assert set(names[:5]) == {"N_body", "N_total", "lr", "dropout", "epochs"}
     assert {"data.max_len", "model.optimizer.lr", "model.dropout.attention.first"} <= set(names[5:])
     row = metadata.parse_session_start_info_plugin_data(of_runs["run"][metadata.SESSION_START_INFO_TAG]).hparams
-    assert row["size"].string_value == "3k"
+    n_total = points_of(run)[0]["N_total"]
+    assert row["N_total"].number_value == n_total, "a number, by which TensorBoard can sort and draw"
     assert [row[name].number_value for name in ("N_body", "lr", "dropout", "epochs")] == [3072, 0.01, 0.1, 6]
     compared = [info.name.tag for info in experiment.metric_infos]
     assert compared[:4] == [

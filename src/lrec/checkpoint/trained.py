@@ -19,6 +19,7 @@ from lrec.model.transformer import Transformer
 CATALOGUE = IDS, ENDS, COUNTS = "item_ids", "item_ends", "item_counts"
 # If a network makes rows from vectors, ITEMS also has the items with a vector that are not in the catalogue.
 NEW_IDS, NEW_ENDS, NEW_VECTORS = "new_item_ids", "new_item_ends", "new_item_vectors"
+NETWORK = "net."  # prefix of the network's parameters in a checkpoint
 _AGAIN = "it is damaged, or was edited; export it again, or train again"
 
 
@@ -33,9 +34,11 @@ class Trained(NamedTuple):
 
 
 def trained_in(checkpoint: dict[str, Any]) -> Trained:
+    """The network of a checkpoint, without parameters that a model of the user has beside it."""
+    of_network = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.startswith(NETWORK)}
     return Trained(
         checkpoint["lrec"] | {"step": checkpoint["global_step"]},
-        {name.removeprefix("net."): tensor for name, tensor in checkpoint["state_dict"].items()},
+        {name.removeprefix(NETWORK): tensor for name, tensor in of_network.items()},
         *items_of(checkpoint[ITEMS]),
     )
 

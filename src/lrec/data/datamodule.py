@@ -26,7 +26,7 @@ from lrec.data.store.made_once import Arrays, arrays_of, made_if_large, shared_f
 from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.store.store import TIME_UNITS, Store, seconds_in
-from lrec.errors import UserError, check_range
+from lrec.errors import UserError, check_kinds, check_range
 
 
 class SequenceDataModule(LightningDataModule, ABC):
@@ -120,6 +120,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         super().__init__()
         self._features = Chosen(event_features, user_features, item_features)
         self.feature_columns = self._features.columns_of_log()
+        check_kinds(("data.split", split, SplitRule), ("data.reduction", reduction, Reduction))
         check_range("max_len", max_len, at_least=1)
         check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):

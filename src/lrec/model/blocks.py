@@ -284,9 +284,9 @@ PARTS: dict[str, tuple[type[nn.Module], int, int]] = {
 
 def part_class(architecture: Architecture, part: str) -> Any:
     """The class of a part, None if the part is left out; UserError if there is no such class or it does not fit."""
-    name: str = getattr(architecture, part)
+    name: Any = getattr(architecture, part)
     own, base, option = OWN_PARTS[part], PARTS[part][0], f"model.architecture.{part}"
-    if name not in own and "." not in name:
+    if name not in own and not (isinstance(name, str) and "." in name):
         raise UserError(f"{option} {name}: choose {', '.join(own)} or a class by its path, such as my_parts.Mine")
     path = own.get(name, name)
     if path is None:

@@ -35,6 +35,7 @@ from lrec.training.callbacks import EvaluationReport, Progress, RunFiles, Scalin
 from lrec.training.checkpoint_callbacks import BestAndLast, LastCheckpoint, best_of
 from lrec.training.lightning_options import HelpAll, LightningParser, add_trainer, as_list, check_options, warnings_of
 from lrec.training.module import SequentialRecommender
+from lrec.training.refused import refuse_trainer
 from lrec.training.schedule import StopAfterSwitch, mode_of
 from lrec.training.strategies import FSDP2, CheckpointFiles, is_loss_of_a_process
 from lrec.training.table_writers import PredictionWriter
@@ -228,6 +229,7 @@ class CommandLine(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError) as error:  # Lightning's words for a wrong name or number
             raise error if isinstance(error, UserError) else UserError(f"--trainer: {error}") from error
+        refuse_trainer(trainer)
         if isinstance(trainer.strategy, DDPStrategy) and trainer.strategy._timeout == default_pg_timeout:
             trainer.strategy._timeout = timedelta(minutes=PATIENCE_MINUTES)
         return trainer

@@ -4,14 +4,12 @@ import argparse
 import math
 import os
 from collections.abc import Iterator
-from itertools import product
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lrec.common.hardware import has_bfloat16, kind_of
 from lrec.common.text_tables import counted
@@ -22,7 +20,7 @@ from lrec.options.class_paths import imported
 from lrec.options.parser import OneLineParser, beginning
 from lrec.training.module import SequentialRecommender
 from lrec.training.optim import Optimizer
-from lrec.training.strategies import FSDP2
+from lrec.training.refused import is_a, refuse
 
 # The types of matrix products; the parameters stay in float32.
 TRAINS_IN = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
@@ -32,12 +30,6 @@ HALF = ("bf16-true", "16-true")
 FEW_STEPS, MORE_STEPS, LEAST_TARGETS = 2000, 3000, 64
 MANY_ITEMS = 50_000
 LIGHTNINGS_EPOCHS = 1000  # Lightning's default if neither epochs nor steps are limited
-_NOT_LREC_S = {
-    callbacks.LearningRateFinder: "the rate is --model.optimizer.lr, which this callback cannot set",
-    callbacks.BatchSizeFinder: "the size of a step is --data.targets_per_step, which this callback cannot set",
-    callbacks.GradientAccumulationScheduler: "use --trainer.accumulate_grad_batches, which holds for all epochs",
-    callbacks.StochasticWeightAveraging: "it copies the model before its network is there: use WeightAveraging",
-}
 
 # Lightning's own types would read a limit of 1 (one batch) as 1.0 (all batches), and do not have precision `auto`.
 _LIMIT = "How many batches to take (1 is one), or which share of them (1.0 is all)."
@@ -102,12 +94,6 @@ def check_options(command: str, options: Namespace) -> None:
     if started and devices.isdecimal() and int(devices) * trainer.num_nodes != started:
         given = f"--trainer.devices {trainer.devices} and --trainer.num_nodes {trainer.num_nodes}"
         raise UserError(f"{given}: torchrun started {started} processes in all, and each process is one device")
-    strategy = _class_or_name(trainer.strategy)
-    # Others leave the network unsharded, do not synchronise gradients, or cannot save the network.
-    fits = strategy in ("auto", "fsdp2") or str(strategy).startswith("ddp")
-    if not (fits or _is_a(strategy, (SingleDeviceStrategy, DDPStrategy, FSDP2))):
-        name = getattr(strategy, "__name__", strategy)
-        raise UserError(f"--trainer.strategy {name}: lrec trains with auto, ddp, or fsdp2 for sharded parameters")
     precisions = (*TRAINS_IN, *HALF, "auto")
     if trainer.precision is not None and str(trainer.precision) not in precisions:
         raise UserError(f"--trainer.precision {trainer.precision}: choose one of {', '.join(precisions)}")
@@ -115,16 +101,9 @@ def check_options(command: str, options: Namespace) -> None:
         raise UserError("--trainer.barebones true: a run needs checkpoints and figures, which this option leaves out")
     if trainer.accelerator == "mps":
         raise UserError("--trainer.accelerator mps: metrics need float64, which Apple's GPUs do not have: choose cpu")
-    for name in ("overfit_batches", "reload_dataloaders_every_n_epochs"):
-        if trainer[name]:
-            raise UserError(f"--trainer.{name}: the loader of lrec has a plan for every epoch; leave it at 0")
     kinds = [_class_or_name(each) for each in as_list(trainer.callbacks)]
-    sharded = strategy == "fsdp2" or _is_a(strategy, FSDP2)
-    not_sharded = {callbacks.WeightAveraging: "it cannot average sharded parameters: use --trainer.strategy ddp"}
-    for kind, (refused, why) in product(kinds, (_NOT_LREC_S | (not_sharded if sharded else {})).items()):
-        if _is_a(kind, refused):
-            raise UserError(f"--trainer.callbacks {kind.__name__}: {why}")
-    timed = trainer.max_time is not None or any(_is_a(kind, callbacks.Timer) for kind in kinds)
+    refuse(trainer, _class_or_name(trainer.strategy), kinds)
+    timed = trainer.max_time is not None or any(is_a(kind, callbacks.Timer) for kind in kinds)
     if command == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not timed:
         raise UserError("--trainer.max_epochs -1 never ends: give --trainer.max_steps or --trainer.max_time too")
 
@@ -179,10 +158,6 @@ def few_steps(max_steps: int | None, max_epochs: float | None, data: SequenceDat
 def _class_or_name(chosen: Any) -> Any:
     """The class that a parsed option names by its path; any other option as it is."""
     return imported(chosen.class_path, "--trainer") if isinstance(chosen, Namespace) else chosen
-
-
-def _is_a(chosen: Any, kind: type | tuple[type, ...]) -> bool:
-    return isinstance(chosen, type) and issubclass(chosen, kind)
 
 
 def as_list(value: Any) -> list[Any]:

@@ -18,11 +18,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lrec.checkpoint.trained import refuse_other_network
+from lrec.checkpoint.trained import NETWORK, refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.errors import UserError, check_range
+from lrec.errors import UserError, check_kinds, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
 from lrec.evaluation.metrics import BY_USER, Metric, best_is, with_own
 from lrec.model import cost, parallelize
@@ -37,6 +37,7 @@ from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
 from lrec.training.optim import OfParameters, Optimizer, OptimizerConfig, build
 from lrec.training.process import ProcessSetup
+from lrec.training.refused import refuse_trainer
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
 from lrec.training.stored_model import StoredModel
 from lrec.training.tally import end_with_a_step, ends_step, logs_now
@@ -107,6 +108,11 @@ class SequentialRecommender(StoredModel):
         """
         super().__init__()
         self.save_hyperparameters(logger=False)  # the arguments of a subclass too
+        check_kinds(
+            ("model.dropout", dropout, Dropout),
+            ("model.architecture", architecture, Architecture),
+            ("model.loss", loss, Loss),
+        )
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)
         check_range("model.top_k", top_k, at_least=1)
@@ -170,10 +176,12 @@ class SequentialRecommender(StoredModel):
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
-        """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if a callback monitors a
-        metric that these data do not have, or takes its worst value for the best."""
+        """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if the trainer has what
+        lrec cannot train with, or if a callback monitors a metric that these data do not have, or takes its worst value
+        for the best."""
         self._evaluator.forget_baselines("test" if stage == "test" else "val")
         if stage == "fit":
+            refuse_trainer(self.trainer)
             # With max_steps, Lightning would count the epoch that a checkpoint ends with once more.
             self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
             callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -234,6 +242,10 @@ class SequentialRecommender(StoredModel):
         self._counts_V = torch.as_tensor(self.data.item_counts_V)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule of the network; UserError if the model has parameters beside it."""
+        if beside := [n for n, p in self.named_parameters() if p.requires_grad and not n.startswith(NETWORK)]:
+            way_out = "override configure_optimizers, or set its requires_grad to False"
+            raise UserError(f"lrec's optimizers train the network, not {beside[0]}: {way_out}")
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
             check_touched_rows(self.config, self.loss, self.trainer)
         steps = schedule_steps(self.trainer)
@@ -298,7 +310,11 @@ class SequentialRecommender(StoredModel):
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         """Log the mean training loss since the last log, and the next step's learning rate (the largest of all
-        parameter groups). This happens only when Lightning logs, to avoid a sync in each step."""
+        parameter groups). This happens only when Lightning logs, to avoid a sync in each step. UserError if
+        `training_step` has counted no targets."""
+        if ends_step(self.trainer, batch_idx) and self.D == 0:
+            why = "call super().training_step(batch, batch_idx), or override loss_sum instead"
+            raise UserError(f"{type(self).__name__}.training_step does not count the targets: {why}")
         if logs_now(self.trainer, batch_idx):
             train_loss = self._since_logged.mean(self.trainer.strategy)
             self.log("train/loss", train_loss, prog_bar=True)

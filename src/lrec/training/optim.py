@@ -85,6 +85,8 @@ def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_ste
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise UserError(f"model.optimizer {type(optimizer).__name__}: build returns no optimizer and scheduler")
         return pair
+    if not callable(optimizer):
+        raise UserError(f"model.optimizer must be an lrec.Optimizer or a class of torch.optim, got {optimizer!r}")
     groups: dict[float, list[nn.Parameter]] = defaultdict(list)
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:

@@ -54,9 +54,10 @@ class StoredModel(LightningModule):
 
     @property
     def data(self) -> SequenceDataModule:
-        """The DataModule of the attached trainer."""
+        """The DataModule of the attached trainer; UserError if it has none of lrec."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(datamodule, SequenceDataModule)
+        if not isinstance(datamodule, SequenceDataModule):
+            raise UserError("give the trainer a DataModule of lrec, not loaders: trainer.fit(model, datamodule=data)")
         return datamodule
 
     @classmethod
@@ -82,6 +83,11 @@ class StoredModel(LightningModule):
         stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         check_trusted(stored, trust, path)
         model = from_plain(cls, stored, changed)
+        beside = {n: t for n, t in checkpoint["state_dict"].items() if not n.startswith(trained.NETWORK)}
+        if unknown := beside.keys() - model.state_dict().keys():
+            raise UserError(f"{path} has {min(unknown)}, which a new {cls.__name__} has not: make it in __init__")
+        trained.check_parameters(beside, model.state_dict(), path)
+        model.load_state_dict(beside)
         model._trained, model.D, model.flops = about, about["D"], about["flops"]
         has_vectors = model.item_vectors is not None or any(each.of == "item" for each in vocabularies_of(about))
         width = about["vector_width"] if has_vectors else None
@@ -136,6 +142,7 @@ class StoredModel(LightningModule):
             _refuse_other("optimizer", made_with, self.optimizer, kept)
             _refuse_other("loss", made_with, self.loss)
             self._refuse_other_epochs(checkpoint, path)
+            self._go_back_to_a_step(checkpoint)
             self.diverged = saved["diverged"]
             self._since_evaluation = LossSum.restored(saved["train_loss"], self.trainer)
             self._since_logged = LossSum.restored(saved.get("logged_loss", []), self.trainer)
@@ -152,6 +159,20 @@ class StoredModel(LightningModule):
         if whole_epochs and before != mine and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             way_out = "give the same --trainer.limit_train_batches and accumulate_grad_batches"
             raise UserError(f"{path} has epochs of {counted(before, 'step')}, this run of {mine:,}: {way_out}")
+
+    def _go_back_to_a_step(self, checkpoint: dict[str, Any]) -> None:
+        """If the checkpoint was saved within a step, as after an exception, go on from the end of the step before:
+        Lightning would go on in the middle of the step, whose batches the loader has handed over already."""
+        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        loader = checkpoint.get(type(self.data).__qualname__) or {"accumulation": 1}
+        steps, within = divmod(counts["current"]["processed"], loader["accumulation"])
+        if within == 0 and counts["current"]["ready"] == counts["current"]["processed"]:
+            return
+        for count in (counts["current"], counts["total"]):
+            done = count["processed"] - within
+            # As in a checkpoint of a callback that saves after a step.
+            count |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+        loader["step"] = steps
 
     @cached_property
     def _items_as_tensors(self) -> dict[str, Tensor]:

@@ -59,8 +59,8 @@ class RunTable(Callback):
             return
         model, options = recommender(pl_module), run.config.flat
         leading = {
-            "size": model.size,
             "N_body": cost.n_body(model.config),
+            "N_total": cost.n_total(model.config),
             "lr": options.get("model.optimizer.lr"),
             "dropout": max((rate for name, rate in options.items() if name.startswith("model.dropout.")), default=None),
             "epochs": options.get("trainer.max_epochs"),
