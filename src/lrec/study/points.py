@@ -22,6 +22,9 @@ RUN = "study", "run", "data_hash"
 NO_METRICS = re.compile(r"test/(.*/.*|(coverage|popularity)@.*|loss|targets.*|.*_(se|by_user|warm))|(?!test/).*")
 # The largest size, amount of data or loss; 1 / LARGEST is the smallest. Laws multiply powers of these numbers.
 LARGEST = 1e100
+# Numbers that lrec's own points may lack. Those that are positive if they are known.
+_POSITIVE = "N_body", "D", "U", "flops", "wall_s", "horizon"
+_NUMBERS = *_POSITIVE, "seed", "step", "val_loss"
 # A run is over-fitted if its last validation loss is more than this many times its best one.
 ROSE = 1.001
 # With more passes over the data than this, a run counts as one with repeated data: up to four passes are nearly as
@@ -58,11 +61,11 @@ def read_points(
     columns = {name: column for name, column in (("x", x), ("y", y), ("d", d), ("u", u)) if column is not None}
     frames = [_read_file(file, columns) for file in _files(paths)]
     points = pl.concat([frame for frame, _ in frames], how="diagonal")
+    if points.is_empty():
+        raise UserError(f"{paths[0]}: no usable point: wait until a run has finished without divergence")
     _check_data(points)
     if d is None and all(own for _, own in frames):
         points = _comparable(_of_lengths(points, x, shares), x, shares and _may_stop(points, x))
-    if points.is_empty():
-        raise UserError(f"{paths[0]}: no usable point: wait until a run has finished without divergence")
     points = points.with_columns(may_stop=_may_stop(points, x))
     known = [name for name in points.columns if points[name].null_count() < len(points) and name not in HELPERS]
     return points.select(known).sort("x", "y", "file", "row")
@@ -94,6 +97,7 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
     if own and file.suffix in {".csv", ".tsv"}:  # where every value is text
         way_out = f"keep a row for each run, and leave out the columns {', '.join(sorted(OWN_COLUMNS))}"
         raise UserError(f"{file}: lrec's own points are read from .jsonl or .parquet files; or {way_out}")
+    rows = [(number, _checked(f"{file}, row {number}", row)) for number, row in rows] if own else rows
     last_of_run = {tuple(map(row.get, RUN)): row for _, row in rows} if own else {}
     points = []
     for number, row in rows:
@@ -119,6 +123,24 @@ def _own(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
     point["overfitted"] = None if best is None or last_val_loss is None else last_val_loss > ROSE * best
     tested = {name: value for name, value in metrics.items() if not NO_METRICS.fullmatch(name)}
     return point | {name.removeprefix("test/"): value for name, value in tested.items()}
+
+
+def _checked(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    """One of lrec's own points with None for numbers that are not finite, or not positive where only positive ones
+    count. UserError if a field has no number or no text where it should."""
+    if not isinstance(metrics := row.get("metrics") or {}, dict):
+        raise UserError(f"{place}: metrics is no JSON object; correct or remove the row")
+    texts = {name: None if row[name] is None else str(row[name]) for name in RUN if name in row}
+    numbers = {name: _known(place, name, row[name]) for name in _NUMBERS if name in row}
+    return row | texts | numbers | {"metrics": {name: _known(place, name, metrics[name]) for name in metrics}}
+
+
+def _known(place: str, column: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{place}: {column} is {value!r}, not a number; correct or remove the row")
+    return float(value) if abs(value) <= LARGEST and (value >= 1 / LARGEST or column not in _POSITIVE) else None
 
 
 def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -182,6 +182,30 @@ def test_runs_without_a_usable_point_are_refused(tmp_path: Path) -> None:
         read_points([tmp_path])
 
 
+def test_runs_of_a_known_length_without_a_usable_point_are_refused(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "points.jsonl", [own_row(10, None, best=False, horizon=1.0)])
+    with pytest.raises(UserError, match="no usable point"):
+        read_points([file], shares=True)
+
+
+@pytest.mark.parametrize("wrong", ["5", True, [], {}])
+@pytest.mark.parametrize("field", ["D", "U", "flops", "wall_s", "seed", "val_loss", "HR"])
+def test_own_points_with_another_kind_of_value_are_refused(field: str, wrong: object, tmp_path: Path) -> None:
+    rows = [own_row(10, 5.0), own_row(20, 4.0, metrics={"test/HR@10": wrong}, **{field: wrong})]
+    file = write_lines(tmp_path / "points.jsonl", rows)
+    with pytest.raises(UserError, match=r"points\.jsonl, row 2: .* is .*, not a number"):
+        read_points([file])
+
+
+def test_own_points_whose_numbers_are_none_lack_them(tmp_path: Path) -> None:
+    """JSON of other programs may have NaN and Infinity, or 0 for what is not known."""
+    nan, inf = float("nan"), float("inf")
+    rows = [own_row(n, 5.0, flops=0, U=inf, D=nan, metrics={"test/HR@10": nan, "test/NDCG@10": 0.5}) for n in (1, 2)]
+    points = read_points([write_lines(tmp_path / "points.jsonl", rows)])
+    assert {"flops", "u", "d", "HR@10"}.isdisjoint(points.columns)
+    assert points["NDCG@10"].to_list() == [0.5, 0.5]
+
+
 def test_a_law_of_data_sees_every_amount_of_data(tmp_path: Path) -> None:
     rows = [own_row(n, 5.0, U=u, D=2 * u) for n in (10, 20) for u in (500, 1000)]
     points = read_points([write_lines(tmp_path / "points.jsonl", rows)], d="D", u="U")
