@@ -271,6 +271,16 @@ def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
         assert trained > 2 * with_all
 
 
+def test_a_plan_counts_the_update_of_a_large_table(log: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained() -> int:
+        text = as_text(plan_of(Study(hours=0.2, jobs=2, data=LOG)))
+        return int(re.findall(r"trains on ([\d,]+) targets", text)[0].replace(",", ""))
+
+    without = trained()
+    monkeypatch.setattr("lrec.study.dial.update_seconds", lambda n, kind: 0.1)
+    assert trained() < without / 2
+
+
 def test_few_users_with_long_histories_have_samples_of_their_latest_events(
     planned: Callable[..., tuple[Study, str]],
 ) -> None:

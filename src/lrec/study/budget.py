@@ -30,7 +30,7 @@ STARTING_S = 10
 PROCESS_GIB = 1.0
 
 # Limits of the network and of the steps that measure the speed, so that this takes only a fraction of a second.
-BLOCKS, MOST_ITEMS, SECONDS = 2, 20_000, 0.3
+BLOCKS, MOST_ITEMS, MOST_PARAMETERS, SECONDS = 2, 20_000, 2**24, 0.3
 MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}
 
 
@@ -65,7 +65,8 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
             rate = training_rate(config, run.model.loss, _positions(run.config, place), place.precision, place.kind)
             of_target, of_step = flops_of(run, config, data)
             flops = (1 + BESIDE_STEPS) * data.U * of_target + data.steps_per_epoch * of_step
-            hours = (STARTING_S * place.ranks + epochs * flops / rate) / 3600
+            update_s = data.steps_per_epoch * update_seconds(cost.n_total(config), place.kind)
+            hours = (STARTING_S * place.ranks + epochs * (flops / rate + update_s)) / 3600
         takes = (hours, *gib_of(config, run.config, place), place.gpus * place.nodes)
         costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))
     return costs
@@ -140,6 +141,35 @@ def training_rate(
             net.zero_grad()
             seconds.append(hardware.seconds(kind) - began)
         return rows * of_row / median(seconds[1:])
+
+
+def update_seconds(n_total: int, kind: hardware.Kind = "cpu") -> float:
+    """Seconds of one core for the gradients of n parameters and AdamW, in each step, however few its targets. With a
+    large catalogue and a sampled loss, this is most of a step. 0 on a GPU, where it takes little."""
+    if kind == "cuda":
+        return 0.0
+    measured = min(2 ** (n_total - 1).bit_length(), MOST_PARAMETERS)
+    return _update_seconds(measured) * n_total / measured
+
+
+@cache
+def _update_seconds(n: int) -> float:
+    import torch
+    from torch.nn.utils import clip_grad_norm_
+
+    from lrec.common.cpu_threads import one_core
+
+    hardware.keep_freed_memory()  # as in training
+    with one_core():
+        parameter = torch.nn.Parameter(torch.zeros(n))
+        optimizer, seconds = torch.optim.AdamW([parameter], fused=True), list[float]()
+        for _ in range(4):  # the first step also makes the moments
+            began = hardware.seconds("cpu")
+            parameter.grad = torch.zeros(n)
+            clip_grad_norm_([parameter], 1.0)
+            optimizer.step()
+            seconds.append(hardware.seconds("cpu") - began)
+    return median(seconds[1:])
 
 
 def plan_table(costs: list[Cost], study: Study) -> str:

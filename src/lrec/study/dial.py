@@ -15,9 +15,10 @@ from lrec.common.hardware import available_gib, free_share
 from lrec.common.pages import rendered
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
+from lrec.model import cost
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
-from lrec.study.budget import BESIDE_STEPS, flops_of, training_rate
+from lrec.study.budget import BESIDE_STEPS, flops_of, training_rate, update_seconds
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
@@ -226,7 +227,8 @@ def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tu
     rate = math.exp((below + 1 - octave) * log_rate(2**below) + (octave - below) * log_rate(2 ** (below + 1)))
     own = replace(network, layers=shape.layers, width=shape.width, heads=shape.heads)
     of_target, of_step = flops_of(example, own, data)
-    return (1 + BESIDE_STEPS) * of_target / rate, of_step / rate + STEP_S
+    update_s = update_seconds(cost.n_total(own), place.kind)
+    return (1 + BESIDE_STEPS) * of_target / rate, of_step / rate + update_s + STEP_S
 
 
 def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:

@@ -157,6 +157,14 @@ def test_a_measured_step_is_no_faster_than_its_matrix_products() -> None:
     assert rates[0] < rates[1] < 1e12
 
 
+def test_a_step_updates_every_parameter() -> None:
+    """A large table takes time in every step, although few of its rows are targets."""
+    few, many, most = (budget.update_seconds(n) for n in (100_000, 5_000_000, 2**26))
+    assert 0 < 5 * few < many < most
+    assert most == pytest.approx(4 * budget.update_seconds(2**24))
+    assert budget.update_seconds(2**26, "cuda") == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [{"architecture": Architecture(time="past")}, {"vector_width": 5, "own_rows": False}],
