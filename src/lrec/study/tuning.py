@@ -214,9 +214,13 @@ class Tuner:
         """The trials that are certain: those of walks whose start is the best place."""
         runs = list[PlannedRun]()
         for size, share in self._walks:
-            places = [p for p in Place().and_around(self._axes(size, share)) if self._allowed(p, self._start, share)]
-            runs += self._planned(size, share, self._start, places)
+            runs += self._first_of(size, share, self._start)
         return runs
+
+    def _first_of(self, size: str, share: float, start: Setting) -> list[PlannedRun]:
+        """The trials of a walk that are certain."""
+        places = Place().and_around(self._axes(size, share))
+        return self._planned(size, share, start, [place for place in places if self._allowed(place, start, share)])
 
     @property
     def kept(self) -> Tuned | None:
@@ -274,7 +278,7 @@ class Tuner:
 
     def _has_time(self, work: Work, size: str, share: float, start: Setting) -> bool:
         """Whether the study's hours leave time for the walk and for the ladder after it."""
-        trials = self._planned(size, share, start, Place().and_around(self._axes(size, share)))
+        trials = self._first_of(size, share, start)
         fitted, held_out = ([run for run in planned_runs(self.study) if run.held_out == is_so] for is_so in (0, 1))
         return work.has_time_for((self.study_of_trials, trials), (self.study, fitted), (self.study, held_out))
 

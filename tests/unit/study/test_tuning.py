@@ -167,7 +167,8 @@ def test_trials_of_large_sizes_are_left_out_if_the_hours_leave_no_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = {"data.n_users": 200, "data.n_items": 20, "trainer.max_epochs": 1}
+    options = {"data.n_users": 2000, "data.n_items": 20, "trainer.max_epochs": 1}
+    options |= {"data.max_len": 16, "data.targets_per_step": 32}  # half of it would be too short for max_len
     ladder: dict[str, Any] = {"sizes": ["3k", "4.8k", "6.9k", "12k", "49k", "221k"], "holdout": 2}
     ladder |= {"configs": ["data/synthetic.yaml", "trainer/laptop.yaml"], "options": options}
     walked = list[str]()
@@ -178,8 +179,13 @@ def test_trials_of_large_sizes_are_left_out_if_the_hours_leave_no_time(
         return start
 
     monkeypatch.setattr(Tuner, "_walk", walk_of)
-    monkeypatch.setattr(Work, "_expected", lambda _, __, runs: {run.name: 60.0 for run in runs})
-    study = Study(**ladder, tune=("lr",), hours=1, jobs=1, out=tmp_path / "study")
+
+    def expected(_: Work, __: Study, runs: list[PlannedRun]) -> dict[str, float]:
+        assert all(run.open_data().U for run in runs), "a run that is refused here would end the study"
+        return {run.name: 60.0 for run in runs}
+
+    monkeypatch.setattr(Work, "_expected", expected)
+    study = Study(**ladder, tune=("lr", "targets_per_step"), hours=1, jobs=1, out=tmp_path / "study")
     assert Tuner(study).tuned(Work(study)).left_out == []
     assert {*walked} == {"3k", "6.9k", "12k", "49k", "221k"}
     walked.clear()
