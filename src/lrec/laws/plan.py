@@ -85,6 +85,8 @@ def plan_command(
             choice = chooser.for_flops(flops)
         except UserError as error:
             raise UserError(f"--{option} {value:g}: {error}") from None
+        if isinstance(chooser, SizeChooser):
+            choice = _that_pays(chooser, choice)
     elif size is not None:
         choice = chooser.for_size(size)
     else:
@@ -163,6 +165,15 @@ def _at_size(predictor: Predictor, loss: Prediction) -> Prediction:
     return replace(loss, predicted=bound, low=min(loss.low, bound), mean_low=min(loss.mean_low, bound))
 
 
+def _that_pays(chooser: SizeChooser, choice: Choice) -> Choice:
+    """The choice, or the best trained size up to it if no lower loss is expected of the choice."""
+    (loss,) = chooser.predictor.predict(np.array([choice.place]))
+    expected = _at_size(chooser.predictor, loss).predicted
+    means = points_of_most_data(chooser.predictor.points).group_by("x").agg(pl.col("y").mean())
+    best = means.filter(pl.col("x") <= choice.size, pl.col("y") <= expected).sort("y", "x")["x"].to_list()
+    return chooser.for_size(best[0]) if best else choice
+
+
 def _size_for(chooser: Chooser, option: str, wanted: float) -> float:
     """The smallest size with at least the `wanted` value of the option's metric, measured or expected."""
     metric = HIT_RATES[option]
@@ -192,7 +203,7 @@ def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:
     reach = float(stdtrit(fit.profile.dof, 0.95)) * fit.profile.sigma * unit
     curve, run = reach / math.sqrt(n), reach * math.sqrt(1 + 1 / n)
     lows = {"mean_low": max(mean - curve, 0.0), "low": max(mean - run, 0.0)}  # no loss is below zero
-    return replace(loss, predicted=mean, mean_high=mean + curve, high=mean + run, **lows)
+    return replace(loss, predicted=mean, cautious=None, mean_high=mean + curve, high=mean + run, **lows)
 
 
 def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, loss: Prediction) -> list[str]:
@@ -227,7 +238,7 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     rows.append([f"{content['y']}{source}", *(f"{each:.4f}" for each in losses)])
     rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
     rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
-    if loss["cautious"] is not None and not runs:
+    if loss["cautious"] is not None:
         rows.append(["  a cautious value", f"{loss['cautious']:.4f}"])
     for name in of_ten(result["metrics"]):
         each = result["metrics"][name]

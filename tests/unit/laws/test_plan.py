@@ -287,6 +287,17 @@ def test_a_loss_that_was_reached_is_planned_with_the_smallest_trained_size(tmp_p
         assert plan["loss"]["predicted"] <= loss
 
 
+@pytest.mark.parametrize("losses", [[5.0] * 7, TURNED])
+def test_a_budget_is_not_spent_on_a_size_that_gains_nothing(tmp_path: Path, losses: list[float]) -> None:
+    fit, points = of_losses(tmp_path, losses)
+    plan_command(fit, hours=1e6)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    best = losses.index(min(losses))
+    assert (plan["N"], plan["measured_runs"], plan["loss"]["cautious"]) == (points["x"][best], 1, None)
+    assert plan["loss"]["predicted"] == pytest.approx(losses[best])
+    assert any("of the budget is left" in note for note in plan["notes"])
+
+
 def test_a_loss_that_turned_is_planned_as_the_fit_expects_it(tmp_path: Path) -> None:
     fit, _ = of_losses(tmp_path, TURNED, (0.5, 1.0))
     plan_command(fit, size=1e7)
