@@ -92,7 +92,7 @@ class Work:
         """Names of the largest runs, for which the study's hours leave too little time, and of runs that need them."""
         to_train, late = [run for run in runs if record.trained(run).result is None], list[str]()
         left_s = self._expected(record.study, to_train)
-        while not self._fit_in(left_s.values()):
+        while left_s and not self._fit_in(left_s.values()):
             late.append(max(left_s, key=left_s.__getitem__))
             for run in sorted(runs, key=lambda run: run.wave):
                 if {run.starts_from, run.goes_on_from} & {*late} and run.name not in late:
