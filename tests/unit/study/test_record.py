@@ -93,4 +93,4 @@ def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monk
     study = study_in(tmp_path, starts_from={"b": "a"}, hours=0.5)
     record = Record(study, planned_runs(study))
     assert Work(study).too_long(record, record.runs) == ["3k-a-seed1", "3k-b-seed1"]
-    assert Work(replace(study, hours=1e-9)).too_long(record, []) == []
+    assert Work(replace(study, hours=1e-12)).too_long(record, []) == []
