@@ -46,7 +46,7 @@ def test_a_run_that_leaves_the_grid_unfinished_returns_with_the_same_options(tmp
 
 
 def test_a_source_is_restarted_with_the_runs_that_start_from_it(tmp_path: Path) -> None:
-    study = study_in(tmp_path, starts_from={"b": "a"}, hours=0.5)
+    study = study_in(tmp_path, starts_from={"b": "a"})
     entered(study)
     with pytest.raises(UserError, match="--restart 3k-a-seed1: 3k-b-seed1 started from it: restart both"):
         entered(study, restart=("3k-a-seed1",))
