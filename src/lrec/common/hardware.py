@@ -2,12 +2,10 @@
 process keeps."""
 
 import ctypes
-import hashlib
 import math
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -69,6 +67,9 @@ def cores() -> int:
 def free_share(n: int) -> float:
     """The share of n cores that this process gets if it works on all of them: less than 1 if other programs work too.
     Measured once, in a second."""
+    import hashlib  # here, because every command imports this module
+    from concurrent.futures import ThreadPoolExecutor
+
     began, worked, block = time.perf_counter(), time.process_time(), bytes(2**20)
 
     def work(_: int) -> None:
@@ -95,7 +96,7 @@ def _left_in_groups() -> list[int]:
     left = []
     for group, is_v1 in _groups("memory"):
         limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if is_v1 else ("memory.max", "memory.current")
-        # The folders above GROUPS, and in a container above its own group, are no groups. Without a limit: "max".
+        # Without a limit: "max".
         with suppress(OSError, ValueError, KeyError):
             stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
             cached = int(stat["total_inactive_file" if is_v1 else "inactive_file"])
@@ -104,7 +105,8 @@ def _left_in_groups() -> list[int]:
 
 
 def _groups(controller: str) -> Iterator[tuple[Path, bool]]:
-    """The folder of each control group of this process and of each group above it, and whether it has version 1."""
+    """The folder of each control group of this process and of each group above it, and whether it has version 1. The
+    folders above GROUPS, and in a container above its own group, are no groups and lack the files of one."""
     for line in OWN_GROUPS.read_text(encoding="utf-8").splitlines() if OWN_GROUPS.exists() else []:
         _, controllers, path = line.split(":", 2)
         if not controllers or controller in controllers.split(","):

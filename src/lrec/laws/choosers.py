@@ -15,7 +15,7 @@ from lrec.errors import UserError
 from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.predict import Predictor, outlook
-from lrec.laws.table import flops_per_interaction, points_of_most_data
+from lrec.laws.table import flops_per_interaction, means_by_size, points_of_most_data
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _passes(points: pl.DataFrame) -> Array:
 
 def _least(predictor: Predictor, loss: float) -> float:
     """The smallest trained x that reaches a loss or, if none does, the smallest larger x that is expected to."""
-    means = points_of_most_data(predictor.points).group_by("x").agg(pl.col("y").mean()).sort("x")
+    means = means_by_size(predictor.points)
     if reached := means.filter(pl.col("y") <= loss)["x"].to_list():
         return float(reached[0])
     found = _bisect(lambda times: outlook(predictor, times=times).predicted - loss, 1.0, 1e6)

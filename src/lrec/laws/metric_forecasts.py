@@ -19,7 +19,7 @@ from lrec.errors import UserError
 from lrec.laws.forecast import Beliefs, Forecast
 from lrec.laws.intervals import Expected, Judged, Prediction, came
 from lrec.laws.law import Array
-from lrec.laws.table import has_lengths, longest, metrics_in, points_of_most_data
+from lrec.laws.table import has_lengths, longest, means_by_size, metrics_in, points_of_most_data
 
 # Metrics that are better if higher. Another metric is better if lower only if it falls when the loss falls.
 RISING = ("HR@", "NDCG@", "MRR@", "recall@", "micro_recall@", "precision@", "MAP@")
@@ -79,7 +79,7 @@ def outlook_metrics(
 
 def best_measured(points: pl.DataFrame, metric: str) -> float:
     """The metric of the best size, as the mean over its runs."""
-    means = points_of_most_data(points).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean())[metric].to_numpy()
+    means = means_by_size(points, metric)[metric].to_numpy()
     return float(means.max() if is_better_high(points, metric) else means.min())
 
 

@@ -20,7 +20,7 @@ from lrec.laws.intervals import Prediction
 from lrec.laws.law import MEANINGFUL, Array
 from lrec.laws.metric_forecasts import outlook_metrics
 from lrec.laws.predict import Predictor, above_floor, outlook, turns
-from lrec.laws.table import metrics_in, points_of_most_data
+from lrec.laws.table import means_by_size, metrics_in
 
 HIT_RATES = {"hr10": "HR@10", "hr10_unseen": "HR@10_unseen"}  # options, and their metrics
 FAR = 100.0  # a plan has a note if its size or data are this many times above the largest fitted, or below the smallest
@@ -157,8 +157,8 @@ def _expected(
 
 def _at_size(predictor: Predictor, loss: Prediction) -> Prediction:
     """The loss: beyond all sizes that of the `outlook`, else no higher than the measured losses of smaller sizes."""
-    points = points_of_most_data(predictor.points)
-    means, largest = points.group_by("x").agg(pl.col("y").mean()), float(points["x"].to_numpy().max())
+    means = means_by_size(predictor.points)
+    largest = float(means["x"][-1])
     if loss.x > largest:
         return outlook(predictor, times=loss.x / largest)
     bound = min([loss.predicted, *means.filter(pl.col("x") <= loss.x)["y"]])
@@ -169,7 +169,7 @@ def _that_pays(chooser: SizeChooser, choice: Choice) -> Choice:
     """The choice, or the best trained size up to it if no lower loss is expected of the choice."""
     (loss,) = chooser.predictor.predict(np.array([choice.place]))
     expected = _at_size(chooser.predictor, loss).predicted
-    means = points_of_most_data(chooser.predictor.points).group_by("x").agg(pl.col("y").mean())
+    means = means_by_size(chooser.predictor.points)
     best = means.filter(pl.col("x") <= choice.size, pl.col("y") <= expected).sort("y", "x")["x"].to_list()
     return chooser.for_size(best[0]) if best else choice
 
@@ -179,9 +179,8 @@ def _size_for(chooser: Chooser, option: str, wanted: float) -> float:
     metric = HIT_RATES[option]
     if not isinstance(chooser, SizeChooser) or metric not in chooser.predictor.points.columns:
         raise UserError(f"--{option} needs a forecast, or a law of size alone, from points with {metric}")
-    predictor, points = chooser.predictor, points_of_most_data(chooser.predictor.points)
-    means = points.drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
-    if found := means.filter(pl.col(metric) >= wanted)["x"].to_list():
+    predictor = chooser.predictor
+    if found := means_by_size(predictor.points, metric).filter(pl.col(metric) >= wanted)["x"].to_list():
         return float(found[0])
     times_G = np.geomspace(1, FAR, 60)[1:]
     losses = [outlook(predictor, times=times) for times in times_G]
@@ -193,7 +192,7 @@ def _size_for(chooser: Chooser, option: str, wanted: float) -> float:
     if not (expected_G >= wanted).any():
         most = f"only {expected_G[-1]:.4g} is expected at {FAR:g} times the largest size"
         raise UserError(f"--{option} {wanted:g}: {most}")
-    return float(points["x"].to_numpy().max() * times_G[(expected_G >= wanted).argmax()])
+    return float(means_by_size(predictor.points)["x"][-1] * times_G[(expected_G >= wanted).argmax()])
 
 
 def _of_runs(loss: Prediction, fit: Fit, measured: Array) -> Prediction:

@@ -93,6 +93,11 @@ def points_of_most_data(points: pl.DataFrame) -> pl.DataFrame:
     return points.filter(pl.col("u") == pl.col("u").max()) if known else points
 
 
+def means_by_size(points: pl.DataFrame, name: str = "y") -> pl.DataFrame:
+    """Each x, in order, and the mean of a column over its points with the most data that have it."""
+    return points_of_most_data(points).drop_nulls(name).group_by("x").agg(pl.col(name).mean()).sort("x")
+
+
 def flops_per_interaction(points: pl.DataFrame) -> Callable[[Array | float], Any]:
     """Training FLOPs per interaction as a function of N: 6 N + h N^g, or 6 N if the points do not determine h and g.
     The first term is for the matrices that N counts, forward and backward. The second term is fitted to the FLOPs of

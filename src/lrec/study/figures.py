@@ -30,7 +30,7 @@ from lrec.laws.fit import Fit
 from lrec.laws.law import Array
 from lrec.laws.metric_forecasts import best_measured, outlook_metrics
 from lrec.laws.predict import outlook, turns
-from lrec.laws.table import points_of_most_data
+from lrec.laws.table import means_by_size
 from lrec.run import Point
 from lrec.study.answer import TIMES
 
@@ -48,8 +48,7 @@ def answer_figure(analysis: Analysis, metric: str, finding: str) -> "Figure":
     its interval up to the largest size of the answer, and a line for no gain."""
     alt = f"{finding}. {metric} against the number of parameters: measured, no gain, and forecast with 90 % interval"
     every, judged, total = analysis.points, analysis.tested(metric), analysis.names["x"] == "N_total"
-    means = points_of_most_data(every).drop_nulls(metric).group_by("x").agg(pl.col(metric).mean()).sort("x")
-    x_S, value_S = means.to_numpy().T
+    x_S, value_S = means_by_size(every, metric).to_numpy().T
     losses = [outlook(analysis.of_all, times=times) for times in np.geomspace(1, TIMES[-1], 12)]
     ahead = outlook_metrics(every, losses, turns(analysis.of_all, outlook(analysis.of_all)), [metric])[metric]
     x_P, middle_P, low_P, high_P = np.array([(p.x, p.predicted, p.low, p.high) for p in ahead]).T

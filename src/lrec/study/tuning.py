@@ -279,7 +279,8 @@ class Tuner:
     def _has_time(self, work: Work, size: str, share: float, start: Setting) -> bool:
         """Whether the study's hours leave time for the walk and for the ladder after it."""
         trials = self._first_of(size, share, start)
-        fitted, held_out = ([run for run in planned_runs(self.study) if run.held_out == is_so] for is_so in (0, 1))
+        ladder = planned_runs(self.study)
+        fitted, held_out = ([run for run in ladder if run.held_out == is_so] for is_so in (False, True))
         return work.has_time_for((self.study_of_trials, trials), (self.study, fitted), (self.study, held_out))
 
     def _axes(self, size: str, share: float) -> list[str]:
