@@ -31,7 +31,7 @@ from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, STEP, Study
 from lrec.study.points import read_points
 from lrec.study.prediction import LadderFit, by_ladder
-from lrec.study.tuning import Tuned
+from lrec.study.tuning import LR, Tuned
 
 # Names of lrec's own metrics, of baselines and of validation. All other metrics are the user's own.
 LRECS = r".*/|(HR|NDCG|MRR|coverage|popularity|(micro_)?recall|precision|MAP)@\d+(_\w+)?$|(loss(_se)?|targets\w*)$"
@@ -61,7 +61,9 @@ def write_report(
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     mistuned, of_tuning = _tuning(runs, tuned) if tuned else ([], [])
-    warned = [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points), *mistuned]
+    diverged = [run.name for run in runs if points[run.name].diverged]
+    warned = [f"**Diverged and left out: {', '.join(diverged)}.** A lower {LR} may help."] if diverged else []
+    warned += [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points), *mistuned]
     if late:
         again = f"they would take more than --hours {study.hours:g}. Start the same study again to train them."
         warned.append(f"**Not trained: {', '.join(late)}**, as {again}")
@@ -266,15 +268,13 @@ def _runs_table(runs: list[PlannedRun], points: Mapping[str, Point]) -> str:
 
 
 def _findings(runs: list[PlannedRun], points: Mapping[str, Point], floor: float | None) -> str:
-    """The table in words: whether the loss falls with size, the best size, the diverged runs, and the floor."""
+    """The table in words: whether the loss falls with size, the best size, and the floor."""
     means, findings = _mean_losses(runs, points), list[str]()
     if len(means) > 1:
         rises = [f"{small} to {large}" for small, large in pairwise(means) if means[large] >= means[small]]
         course = f"rises with size from {', '.join(rises)}: not monotone" if rises else "falls with every step in size"
         best = min(means, key=means.__getitem__)
         findings = [f"- The mean test loss {course}.", f"- Best size: {best}, mean test loss {means[best]:.4f}."]
-    if diverged := [run.name for run in runs if points[run.name].diverged]:
-        findings.append(f"- Diverged and left out: {', '.join(diverged)}.")
     if means and floor is not None:
         below = ", ".join(run.name for run in runs if (points[run.name].test_loss or floor) < floor)
         what = f"Floor (Bayes-optimal loss on the same targets with the same context): {floor:.4f}"

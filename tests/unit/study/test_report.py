@@ -199,10 +199,10 @@ def test_what_went_wrong_is_said(tmp_path: Path) -> None:
     runs.append(make_run(tmp_path, "49k", 1.0, status="diverged"))
     report = write_report(study_in(tmp_path), runs, [ladder(1.0)], {})
     assert "rises with size from 3k to 6.9k: not monotone" in report
-    assert report.splitlines()[2].startswith("**Out of line: 6.9k** of fraction-1 is")
+    assert report.splitlines()[2].startswith("**Diverged and left out: 49k-1.0.**")
+    assert report.splitlines()[4].startswith("**Out of line: 6.9k** of fraction-1 is")
     assert report.count("Out of line") == 1
     assert "below it: 12k-1.0" in report
-    assert "Diverged and left out: 49k-1.0" in report
     assert json.loads((tmp_path / "fit" / "fraction-1" / "fit.json").read_text())["holdout"] is None
 
 
