@@ -13,7 +13,7 @@ from lrec.common.files import write_json
 from lrec.errors import UserError
 from lrec.model.losses import FullSoftmax, SampledSoftmax
 from lrec.model.network_sizes import find_size
-from lrec.study.dial import as_text, plan_of, with_plan
+from lrec.study.dial import TOUCHED_ROWS, as_text, plan_of, with_plan
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.tuning import LR, shares_of_trials
@@ -265,10 +265,35 @@ def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
     assert ("SampledSoftmax" in as_text(plan)) == draws
     (run, *_) = planned_runs(chosen)
     assert isinstance(run.model.loss, SampledSoftmax) == draws
+    assert run.config.value(TOUCHED_ROWS) == draws == ("optimizer.touched_rows" in as_text(plan))
     if draws:
         assert run.model.loss == SampledSoftmax(negatives=1024, power=1)
         trained, with_all = (int(each.replace(",", "")) for each in re.findall(r"([\d,]+) targets[,.]", as_text(plan)))
         assert trained > 2 * with_all
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {TOUCHED_ROWS: False},
+        {"trainer.precision": "16-mixed", "trainer.accelerator": "cpu"},
+        {"trainer.devices": 2, "trainer.accelerator": "cpu"},
+        {"trainer.strategy": "ddp", "trainer.devices": 1, "trainer.accelerator": "cpu"},
+        {"trainer.gradient_clip_algorithm": "value"},
+        {"model.optimizer": "torch.optim.AdamW"},
+    ],
+)
+def test_all_rows_are_updated_if_the_run_needs_it(
+    options: dict[str, Any], log: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(_: str, example: PlannedRun, __: Any) -> tuple[float, float]:
+        return (0.02 if example.model.loss == FullSoftmax() else 0.002), 0.004
+
+    monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
+    plan = plan_of(Study(hours=0.2, jobs=2, data=LOG, options=options))
+    assert plan["options"]["model.loss.class_path"] == "lrec.SampledSoftmax"
+    assert TOUCHED_ROWS not in plan["options"]
+    assert "touched_rows" not in as_text(plan)
 
 
 def test_a_plan_counts_the_update_of_a_large_table(log: None, monkeypatch: pytest.MonkeyPatch) -> None:

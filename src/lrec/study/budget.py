@@ -65,7 +65,8 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
             rate = training_rate(config, run.model.loss, _positions(run.config, place), place.precision, place.kind)
             of_target, of_step = flops_of(run, config, data)
             flops = (1 + BESIDE_STEPS) * data.U * of_target + data.steps_per_epoch * of_step
-            update_s = data.steps_per_epoch * update_seconds(cost.n_total(config), place.kind)
+            n_updated = parameters_updated(run, config, _positions(run.config, place))
+            update_s = data.steps_per_epoch * update_seconds(n_updated, place.kind)
             hours = (STARTING_S * place.ranks + epochs * (flops / rate + update_s)) / 3600
         takes = (hours, *gib_of(config, run.config, place), place.gpus * place.nodes)
         costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))
@@ -143,13 +144,22 @@ def training_rate(
         return rows * of_row / median(seconds[1:])
 
 
-def update_seconds(n_total: int, kind: hardware.Kind = "cpu") -> float:
+def parameters_updated(run: PlannedRun, config: TransformerConfig, positions: int) -> int:
+    """Parameters that a step on this many positions updates; with optimizer.touched_rows, of the item table only the
+    rows of inputs, targets and negatives, as if each were another item."""
+    n_items = config.n_items
+    if run.config.value("model.optimizer.touched_rows", False):
+        n_items = min(2 * positions + getattr(run.model.loss, "negatives", n_items), n_items)
+    return cost.n_total(replace(config, n_items=n_items))
+
+
+def update_seconds(n: int, kind: hardware.Kind = "cpu") -> float:
     """Seconds of one core for the gradients of n parameters and AdamW, in each step, however few its targets. With a
-    large catalogue and a sampled loss, this is most of a step. 0 on a GPU, where it takes little."""
+    large catalogue and a sampled loss on all rows, this is most of a step. 0 on a GPU, where it takes little."""
     if kind == "cuda":
         return 0.0
-    measured = min(2 ** (n_total - 1).bit_length(), MOST_PARAMETERS)
-    return _update_seconds(measured) * n_total / measured
+    measured = min(2 ** (n - 1).bit_length(), MOST_PARAMETERS)
+    return _update_seconds(measured) * n / measured
 
 
 @cache

@@ -15,10 +15,9 @@ from lrec.common.hardware import available_gib, free_share
 from lrec.common.pages import rendered
 from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
-from lrec.model import cost
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
-from lrec.study.budget import BESIDE_STEPS, flops_of, training_rate, update_seconds
+from lrec.study.budget import BESIDE_STEPS, flops_of, parameters_updated, training_rate, update_seconds
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
@@ -41,8 +40,9 @@ LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of t
 STEP_S = 0.004  # seconds of a step without its arithmetic
 RUN_S = 3.0  # to start and end a run
 AT_ONCE = 3  # trials of a walk that can train at the same time: the next ones depend on them
-# SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets.
-LOSS, NEGATIVES, MORE_TARGETS = "model.loss", 1024, 2
+# SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets. Then each step
+# updates only the rows that it uses, where the run's other options allow it: this is faster, and the loss is lower.
+LOSS, NEGATIVES, MORE_TARGETS, TOUCHED_ROWS = "model.loss", 1024, 2, "model.optimizer.touched_rows"
 SAMPLED = {f"{LOSS}.class_path": "lrec.SampledSoftmax", f"{LOSS}.negatives": NEGATIVES, f"{LOSS}.power": 1.0}
 BUSY = 0.9  # a smaller share of the cores is said
 PLANNED = 0.95  # of the hours; studies take two thirds to three quarters of this (benchmarks/hours.md)
@@ -106,15 +106,21 @@ def _choose(study: Study) -> dict[str, Any]:
     given = [option for each in (study.given, *study.every_variant.values()) for option in dotted(each)]
     chosen_loss = any(option.startswith(LOSS) for option in given) or example.model.loss != FullSoftmax()
     if plan.targets < data.U and not chosen_loss:
-        drawing = replace(study, options=SAMPLED | dotted(study.options))
+        touched = TOUCHED_ROWS not in given and _allows_touched_rows(example)
+        sampled = SAMPLED | ({TOUCHED_ROWS: True} if touched else {})
+        drawing = replace(study, options=sampled | dotted(study.options))
         longer = _longest(drawing, _example(drawing), data, jobs)
         if longer.targets > MORE_TARGETS * plan.targets:
             chosen = _choices(longer, data, jobs, study)
-            chosen["options"] |= SAMPLED
+            chosen["options"] |= sampled
             chosen["reasons"].append(
                 f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
                 f"{data.n_items:,} the hours would allow {plan.targets:,} targets. Evaluation ranks all items."
             )
+            if touched:
+                chosen["reasons"].append(
+                    "A step updates only the rows of the item table that it uses (optimizer.touched_rows)."
+                )
     return {"hours": study.hours, "store": data.store.hash} | chosen
 
 
@@ -126,6 +132,19 @@ def _example(study: Study) -> PlannedRun:
     if epochs_alone(example.config) is None:
         raise UserError(f"--hours: say by --options.{EPOCHS}, and nothing else, how long a run is, or leave it open")
     return example
+
+
+def _allows_touched_rows(example: PlannedRun) -> bool:
+    """Whether the run may update only the touched rows; see `training.touched_rows.check_touched_rows`."""
+    value = example.config.value
+    return (
+        value("trainer.strategy") == "auto"
+        and placement(example.config).ranks == 1
+        and value(TOUCHED_ROWS) is not None  # lrec's optimizer
+        and example.network(1).vector_width is None
+        and str(value("trainer.precision")) not in ("16", "16-mixed")
+        and value("trainer.gradient_clip_algorithm") != "value"
+    )
 
 
 def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
@@ -216,10 +235,10 @@ def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tu
     """Seconds of one core or one GPU to train a size on a target, and seconds of a step beside those of its targets:
     FLOPs, at the measured rate of the powers of two below and above its width."""
     shape, place, network = find_size(size), placement(example.config), example.network(data.n_items)
+    positions = max(FIRST_STEP, 2 * data.max_len)
 
     def log_rate(width: int) -> float:
         near = replace(network, layers=2, width=width, heads=max(width // HEAD_WIDTH, 1))
-        positions = max(FIRST_STEP, 2 * data.max_len)
         return math.log(training_rate(near, example.model.loss, positions, place.precision, place.kind))
 
     octave = math.log2(shape.width)
@@ -227,7 +246,7 @@ def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tu
     rate = math.exp((below + 1 - octave) * log_rate(2**below) + (octave - below) * log_rate(2 ** (below + 1)))
     own = replace(network, layers=shape.layers, width=shape.width, heads=shape.heads)
     of_target, of_step = flops_of(example, own, data)
-    update_s = update_seconds(cost.n_total(own), place.kind)
+    update_s = update_seconds(parameters_updated(example, own, positions), place.kind)
     return (1 + BESIDE_STEPS) * of_target / rate, of_step / rate + update_s + STEP_S
 
 

@@ -165,6 +165,23 @@ def test_a_step_updates_every_parameter() -> None:
     assert budget.update_seconds(2**26, "cuda") == 0
 
 
+def test_touched_rows_are_all_that_a_step_updates_of_the_item_table() -> None:
+    config = TransformerConfig(10_000, 20, 1, 16, 1)
+
+    def updated(touched_rows: bool, positions: int = 100) -> int:
+        study = Study(
+            configs=["data/synthetic.yaml"],
+            sizes=["3k"],
+            holdout=0,
+            law=None,
+            options=DATA | {"model.loss": "SampledSoftmax", "model.optimizer.touched_rows": touched_rows},
+        )
+        return budget.parameters_updated(planned_runs(study)[0], config, positions)
+
+    assert updated(False) - updated(True) == (10_000 - 100 - 100 - 256) * 16  # inputs, targets, negatives
+    assert updated(True, positions=10_000) == updated(False)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"architecture": Architecture(time="past")}, {"vector_width": 5, "own_rows": False}],
