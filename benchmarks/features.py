@@ -1,13 +1,19 @@
-"""Features of events and of items on three sets: what they bring to the test loss and to NDCG@10, and a step's cost.
+"""Features of events, items and users on seven sets: what they bring to the test loss and NDCG@10, and a step's cost.
 
-    python benchmarks/features.py --data FOLDER [--epochs 5] [--seeds 0 1 2] [--runs runs/features]
+    python benchmarks/features.py --data FOLDER [--epochs 5] [--seeds 0 1 2] [--runs runs/features] [--sets NAME ...]
 
 On MovieLens-1M (a tenth of the users train, all are tested), events have the rating and items the genres as features.
 On Ciao (10-core), events have the rating and items have the category. On Go (a 64th of the games), items are points of
-the board, with row and column. The split is leave-one-out. The same network (one layer of width 32, histories of 50) is
-trained with neither kind of feature and with each: same seeds, same epochs, no choice of an epoch. Differences from the
-network with neither are paired over users; 90 % intervals draw users and seeds again, together. A lower loss and a
-higher NDCG@10 are better. These sets have no features of users.
+the board, with row and column. On MovieLens-100K (the files of RecBole), events have the rating, items the genres and
+the year, and users the age, gender and occupation. The others have features of events only, which the log itself tells:
+on decks (a 128th of the players), how many cards of the deck came before; on news clicks (Globo, 5-core, a 20th of the
+users), the hour of the day and how many clicks came before within the session, which ends after half an hour without
+clicks; on tennis (a quarter of the players), whether a match was won.
+
+The split is leave-one-out, but by time for tennis (20,000 of the test targets, sampled softmax). The same network (one
+layer of width 32, histories of 50) is trained with no features and with each kind: same seeds, same epochs, no choice
+of an epoch. Differences from the network with neither are paired over test targets; 90 % intervals draw targets and
+seeds again, together. A lower loss and a higher NDCG@10 are better.
 
 The last column is the equivalent size: how many times the parameters in blocks would lower the test loss as much, by a
 ladder of networks with neither, of widths 8 to 128 (`lrec.laws.equivalents`). It is "more" if no network of the ladder,
@@ -19,6 +25,7 @@ import lzma
 import platform
 import re
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,18 +38,22 @@ from lrec.common.files import write_text
 
 HERE = Path(__file__).parent
 SIDE = 19  # points of a side of the board
+SESSION_MS = 30 * 60 * 1000
 
 
-class Set(NamedTuple):
+@dataclass(frozen=True)
+class Set:
     """A data set: its options, and those of each kind of feature."""
 
     options: dict[str, object]
-    event: dict[str, object]
-    item: dict[str, object]
+    event: dict[str, object] = field(default_factory=dict)
+    item: dict[str, object] = field(default_factory=dict)
+    user: dict[str, object] = field(default_factory=dict)
+    most: int | None = None  # test targets
 
     @property
     def arms(self) -> list[str]:
-        features = [arm for arm in ("event", "item") if getattr(self, arm)]
+        features = [arm for arm in ("event", "item", "user") if getattr(self, arm)]
         return ["neither", *features, *(f"width {width}" for width in LADDER)]
 
 
@@ -55,11 +66,11 @@ def main() -> None:
     parser.add_argument(
         "--finished", action="store_true", help="Train nothing more: seeds of which all runs are there."
     )
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="Others keep their rows.")
     options = parser.parse_args()
     options.runs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    sets = {"MovieLens-1M": movielens(options.data, options.runs), "Ciao": ciao(options.data)}
-    sets["Go"] = go(options.data, options.runs)
+    sets = {name: SETS[name](options.data, options.runs) for name in options.sets}
     found = {
         (name, arm, seed): measured(name, sets[name], arm, seed, options)
         for seed in options.seeds
@@ -86,7 +97,7 @@ def movielens(data: Path, runs: Path) -> Set:
     )
 
 
-def ciao(data: Path) -> Set:
+def ciao(data: Path, _: Path) -> Set:
     """The category is a column of the log."""
     return Set(
         {"data.path": data / "ciao_ratings.csv.gz", "data.time_column": "timestamp", "data.k_core": 10},
@@ -105,6 +116,75 @@ def go(data: Path, runs: Path) -> Set:
         {},
         {"data.item_features.categories": "[row, column]", "data.item_features.path": points},
     )
+
+
+def movielens_100k(data: Path, runs: Path) -> Set:
+    """The files of RecBole, whose columns are named name:type."""
+    log, films, people = runs / "ml-100k.csv", runs / "films-100k.csv", runs / "people.csv"
+    for name, made in ("inter", log), ("item", films), ("user", people):
+        table = pl.read_csv(data / f"ml-100k.{name}", separator="\t", infer_schema=False, quote_char=None)
+        table = table.rename({column: column.split(":")[0] for column in table.columns})
+        table = table.rename({"user_id": "user", "item_id": "item", "class": "genres"}, strict=False)
+        if name == "item":
+            table = table.with_columns(pl.col("genres").str.replace_all(" ", "|"))
+        table.write_csv(made)
+    return Set(
+        {"data.path": log, "data.time_column": "timestamp"},
+        {"data.event_features.categories": "[rating]"},
+        {
+            "data.item_features.lists": "[genres]",
+            "data.item_features.categories": "[release_year]",
+            "data.item_features.path": films,
+        },
+        {
+            "data.user_features.numbers": "[age]",
+            "data.user_features.categories": "[gender, occupation]",
+            "data.user_features.path": people,
+        },
+    )
+
+
+def decks(data: Path, runs: Path) -> Set:
+    """How many cards of the deck came before."""
+    log, place = runs / "decks.parquet", pl.int_range(pl.len()).over("user", "time")
+    pl.read_parquet(data / "mtg_decks.parquet").with_columns(place=place).write_parquet(log)
+    return Set(
+        {"data.path": log, "data.time_column": "time", "data.reduction.users": 1 / 128},
+        {"data.event_features.numbers": "[place]"},
+    )
+
+
+def clicks(data: Path, runs: Path) -> Set:
+    """The hour, and how many clicks of the session came before."""
+    log = runs / "clicks.parquet"
+    names = {"user_id": "user", "click_article_id": "item", "click_timestamp": "time"}
+    table = pl.read_parquet(data / "globo_clicks.parquet").rename(names).sort("user", "time", maintain_order=True)
+    begins = pl.col("time").diff().over("user").fill_null(SESSION_MS) >= SESSION_MS
+    table = table.with_columns(hour=pl.col("time") // 3_600_000 % 24, session=begins.cast(pl.Int32).cum_sum())
+    table.with_columns(place=pl.int_range(pl.len()).over("session")).drop("session").write_parquet(log)
+    return Set(
+        {"data.path": log, "data.time_column": "time", "data.k_core": 5, "data.reduction.users": 0.05},
+        {"data.event_features.numbers": "[place]", "data.event_features.categories": "[hour]"},
+    )
+
+
+def tennis(data: Path, _: Path) -> Set:
+    """Whether the match was won."""
+    by_time = {"data.split": "GlobalTemporal", "data.split.validate_from": 0.9, "data.split.test_from": 0.95}
+    sampled = {"model.loss": "SampledSoftmax", "model.loss.negatives": 1024, "model.loss.power": 1}
+    options = {"data.path": data / "tennis.parquet", "data.time_column": "time", "data.reduction.users": 0.25}
+    return Set(options | by_time | sampled, {"data.event_features.categories": "[event]"}, most=20_000)
+
+
+SETS = {
+    "MovieLens-1M": movielens,
+    "Ciao": ciao,
+    "Go": go,
+    "MovieLens-100K": movielens_100k,
+    "Decks": decks,
+    "News clicks": clicks,
+    "Tennis": tennis,
+}
 
 
 class Measured(NamedTuple):
@@ -126,10 +206,10 @@ def measured(name: str, data: Set, arm: str, seed: int, options: argparse.Namesp
     """Train a run, unless it is there, and test its best checkpoint by target."""
     kept = kept_file(name, arm, seed, options)
     if not kept.exists():
-        of_arm = {"event": data.event, "item": data.item}
+        of_arm = {"event": data.event, "item": data.item, "user": data.user}
         of_arm |= {f"width {width}": {"model.width": width} for width in LADDER}
         given = data.options | of_arm.get(arm, {})
-        tested = trained(kept.with_suffix(""), given, seed, options.epochs)
+        tested = trained(kept.with_suffix(""), given, seed, options.epochs, data.most)
         assert tested.run.result is not None
         cost = np.array([tested.step_ms, tested.run.result.N_total])
         np.savez(kept, users=tested.users_C, loss=tested.loss_C, ndcg=tested.ndcg_C, cost=cost)
@@ -155,10 +235,12 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
         "| times the size |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, arm in sorted({(name, arm): None for name, arm, _ in found}, key=lambda each: each[0], reverse=True):
+    kept = (HERE / "features.md").read_text().splitlines()
+    lines += [row for row in kept if row.split(" | ")[0].removeprefix("| ") in SETS.keys() - set(options.sets)]
+    for name, arm in {(name, arm): None for name, arm, _ in found}:
         seeds = [seed for seed in options.seeds if (name, arm, seed) in found]
         mine, plain = ([found[name, each, seed] for seed in seeds] for each in (arm, "neither"))
-        loss_SC, ndcg_SC = (np.stack([getattr(run, field) for run in mine]) for field in ("loss_C", "ndcg_C"))
+        loss_SC, ndcg_SC = (np.stack([getattr(run, each) for run in mine]) for each in ("loss_C", "ndcg_C"))
         known_C = ~np.isnan(loss_SC).any(0)
         beside, worth = ["", ""], ""
         if arm != "neither":

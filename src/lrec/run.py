@@ -101,7 +101,7 @@ def read_points_file(path: Path) -> list[Point]:
         try:
             points.append(Point(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise UserError(f"{path}, row {number}: not a point that lrec wrote") from error
+            raise UserError(f"{path}, row {number}: not a point that lrec wrote; correct or remove the row") from error
     return points
 
 

@@ -280,6 +280,8 @@ def test_what_no_run_can_go_on_from(
         error = refused(command, *options, f"--ckpt_path={folder}")
         assert f"--ckpt_path {folder}: not a checkpoint that lrec wrote, or a damaged one" in error
     assert "has no last checkpoint" in refused("validate", *options, "--ckpt_path=last")
+    says = "--out model.pt: name a .safetensors or .onnx file, or a folder"
+    assert says in refused("export", f"--ckpt_path={tmp_path}", "--out=model.pt")
     assert "no such checkpoint" in refused("export", f"--ckpt_path={tmp_path / 'no.ckpt'}", f"--out={tmp_path / 'out'}")
     assert "every_n_steps must be at least 0, got -1" in refused("fit", *options, "--last.every_n_steps=-1")
     options += ["--trainer.strategy=lrec.FSDP2"]

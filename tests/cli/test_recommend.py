@@ -429,6 +429,9 @@ def test_the_length_of_a_list_is_a_whole_number(k: Any, model: Model) -> None:
     for lists in (lambda: model.recommend([["item-3"]], k=k), lambda: model.similar_items(["item-3"], k=k)):
         with pytest.raises(UserError, match="k must be a whole number, got "):
             lists()
+    for option in ("exclude_seen", "fallback"):  # as from a request over HTTP
+        with pytest.raises(UserError, match=rf"^{option} must be True or False, got 'no'"):
+            model.recommend([["item-3"]], **{option: "no"})
     assert model.recommend([["item-3"]], k=np.uint8(2)).equals(model.recommend([["item-3"]], k=2))
 
 

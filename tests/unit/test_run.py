@@ -78,7 +78,7 @@ def test_missing_fields_of_a_point_have_their_defaults(tmp_path: Path) -> None:
 def test_a_line_that_is_no_point_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "points.jsonl"
     path.write_text(json.dumps(Point(run="a").to_dict()) + "\n" + line + "\n")
-    with pytest.raises(UserError, match=r"points.jsonl, row 2: not a point that lrec wrote"):
+    with pytest.raises(UserError, match=r"points.jsonl, row 2: not a point that lrec wrote; correct or remove the row"):
         read_points_file(path)
 
 

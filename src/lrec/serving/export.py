@@ -45,6 +45,8 @@ def export(
             run's study, and limits. The checkpoint must be in the folder of its run.
     """
     check_range("--k", k, at_least=1)
+    if Path(out).suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise UserError(f"--out {out}: name a .safetensors or .onnx file, or a folder")
     file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
     check_writable(file, "--out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)

@@ -85,10 +85,14 @@ class Model:
             training data).
 
         Raises:
-            UserError: `histories` has another form; k is not a whole number of at least 1; no allowed item is in the
+            UserError: `histories` has another form; k is not a whole number of at least 1; exclude_seen or
+                fallback is no bool; no allowed item is in the
                 catalogue; times that the network needs are missing.
         """
         k, seconds = _whole(k), self.request_seconds(now)
+        for name, value in {"exclude_seen": exclude_seen, "fallback": fallback}.items():
+            if not isinstance(value, bool):
+                raise UserError(f"{name} must be True or False, got {value!r}")
         if not isinstance(histories, Histories):
             columns = [each.column for each in self.features]
             histories = histories_of(histories, self.net.reads_times, self.reads_types, columns)

@@ -59,7 +59,7 @@ def compare(
                     points = points.with_columns(x=points["flops"])
                 ladders[name] = fit_points(chosen, points), held_out
             except UserError as error:
-                raise UserError(f"{name}: {error}") from error
+                raise UserError(str(error) if str(error).startswith(f"{files[0]}") else f"{name}: {error}") from error
     contrasts, said = list[dict[str, Any]](), list[str]()
     for one, two in combinations(ladders, 2):
         try:
