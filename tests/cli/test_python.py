@@ -111,6 +111,8 @@ def test_a_loaded_model_tests_and_predicts_as_the_trained_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, figures = trained
+    elsewhere = SequentialRecommender.load_from_checkpoint(path, map_location="meta")
+    assert {each.device.type for each in (elsewhere, *elsewhere.net.parameters())} == {"meta"}
     model = SequentialRecommender.load_from_checkpoint(str(path))
     assert (model.size, model.optimizer, model.D) == ("3k", Optimizer(lr=0.01), 2 * data_of(log_csv, stores).U)
     reports = trainer(tmp_path, callbacks=[EvaluationReport()])

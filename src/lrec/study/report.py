@@ -304,7 +304,7 @@ def _out_of_line(runs: list[PlannedRun], points: Mapping[str, Point]) -> list[st
             excess = losses[size] - (1 - place) * losses[small] - place * losses[large]
             above = f"**Out of line: {size}**{ladder and f' of {ladder}'} is {excess:.2f} nats above its neighbours."
             if excess > OUT_OF_LINE:
-                warned.append(f"{above} The cause is its training, not its size.")
+                warned.append(f"{above} The cause is its seed or an option, not its size: see docs/study.md.")
     return warned
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import polars as pl
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, device
 
 from lrec.checkpoint import trained
 from lrec.checkpoint.reading import ITEMS, read
@@ -61,12 +61,19 @@ class StoredModel(LightningModule):
         return datamodule
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, trust: bool = False, **changed: Any) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        trust: bool = False,
+        map_location: str | device = "cpu",
+        **changed: Any,
+    ) -> Self:
         """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
 
         Args:
             checkpoint_path: A file or a folder of shards.
             trust: Import classes that the checkpoint names and that are not lrec's own.
+            map_location: Device of the network.
             changed: Arguments of the model that replace those it was made with.
 
         Raises:
@@ -94,7 +101,7 @@ class StoredModel(LightningModule):
         model.config = model.network_config(about["n_items"], about["max_len"], about["event_types"], width)
         trained.refuse_other_network(about, model.config)
         model.net, model._new_items = trained.build_network(model.config, parameters, path), new_items
-        return model
+        return model.to(map_location)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add targets and FLOPs so far, the data's description, the items' raw ids, and the model's arguments."""
