@@ -265,11 +265,25 @@ def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
     assert ("SampledSoftmax" in as_text(plan)) == draws
     (run, *_) = planned_runs(chosen)
     assert isinstance(run.model.loss, SampledSoftmax) == draws
-    assert run.config.value(TOUCHED_ROWS) == draws == ("optimizer.touched_rows" in as_text(plan))
+    assert not run.config.value(TOUCHED_ROWS)
     if draws:
         assert run.model.loss == SampledSoftmax(negatives=1024, power=1)
         trained, with_all = (int(each.replace(",", "")) for each in re.findall(r"([\d,]+) targets[,.]", as_text(plan)))
         assert trained > 2 * with_all
+
+
+@pytest.mark.parametrize(("update_s", "touched"), [(1.0, True), (0.004, False)])
+def test_only_touched_rows_are_updated_where_the_table_takes_most_of_a_step(
+    update_s: float, touched: bool, log: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(_: str, example: PlannedRun, __: Any) -> tuple[float, float]:
+        of_target = 0.02 if example.model.loss == FullSoftmax() else 0.001
+        return of_target, 0.004 if example.config.value(TOUCHED_ROWS) else update_s
+
+    monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
+    plan = plan_of(Study(hours=0.2, jobs=2, data=LOG))
+    assert plan["options"]["model.loss.class_path"] == "lrec.SampledSoftmax"
+    assert plan["options"].get(TOUCHED_ROWS, False) == touched == ("optimizer.touched_rows" in as_text(plan))
 
 
 @pytest.mark.parametrize(
@@ -287,9 +301,10 @@ def test_all_rows_are_updated_if_the_run_needs_it(
     options: dict[str, Any], log: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seconds(_: str, example: PlannedRun, __: Any) -> tuple[float, float]:
-        return (0.02 if example.model.loss == FullSoftmax() else 0.002), 0.004
+        return (0.02 if example.model.loss == FullSoftmax() else 0.001), 0.004
 
     monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
+    monkeypatch.setattr("lrec.study.dial.MORE_TARGETS", 0.5)  # nothing but these options speaks against it
     plan = plan_of(Study(hours=0.2, jobs=2, data=LOG, options=options))
     assert plan["options"]["model.loss.class_path"] == "lrec.SampledSoftmax"
     assert TOUCHED_ROWS not in plan["options"]

@@ -40,8 +40,8 @@ LEAST_TESTED, MOST_TESTED, OF_TRAINING = 2000, 10_000, 0.1  # users; events of t
 STEP_S = 0.004  # seconds of a step without its arithmetic
 RUN_S = 3.0  # to start and end a run
 AT_ONCE = 3  # trials of a walk that can train at the same time: the next ones depend on them
-# SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets. Then each step
-# updates only the rows that it uses, where the run's other options allow it: this is faster, and the loss is lower.
+# SampledSoftmax is used if a full pass takes too long and it allows more than twice as many targets. With it, a step
+# updates only the rows that it uses if this allows more than twice as many again, as with several 100,000 items.
 LOSS, NEGATIVES, MORE_TARGETS, TOUCHED_ROWS = "model.loss", 1024, 2, "model.optimizer.touched_rows"
 SAMPLED = {f"{LOSS}.class_path": "lrec.SampledSoftmax", f"{LOSS}.negatives": NEGATIVES, f"{LOSS}.power": 1.0}
 BUSY = 0.9  # a smaller share of the cores is said
@@ -106,21 +106,21 @@ def _choose(study: Study) -> dict[str, Any]:
     given = [option for each in (study.given, *study.every_variant.values()) for option in dotted(each)]
     chosen_loss = any(option.startswith(LOSS) for option in given) or example.model.loss != FullSoftmax()
     if plan.targets < data.U and not chosen_loss:
-        touched = TOUCHED_ROWS not in given and _allows_touched_rows(example)
-        sampled = SAMPLED | ({TOUCHED_ROWS: True} if touched else {})
-        drawing = replace(study, options=sampled | dotted(study.options))
-        longer = _longest(drawing, _example(drawing), data, jobs)
-        if longer.targets > MORE_TARGETS * plan.targets:
-            chosen = _choices(longer, data, jobs, study)
-            chosen["options"] |= sampled
-            chosen["reasons"].append(
-                f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
-                f"{data.n_items:,} the hours would allow {plan.targets:,} targets. Evaluation ranks all items."
-            )
-            if touched:
-                chosen["reasons"].append(
-                    "A step updates only the rows of the item table that it uses (optimizer.touched_rows)."
-                )
+        sampled = (
+            f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
+            f"{data.n_items:,} the hours would allow {plan.targets:,} targets. Evaluation ranks all items."
+        )
+        faster = [(SAMPLED, sampled)]
+        if TOUCHED_ROWS not in given and _allows_touched_rows(example):
+            touched = "A step updates only the rows of the item table that it uses (optimizer.touched_rows)."
+            faster.append((SAMPLED | {TOUCHED_ROWS: True}, f"{sampled} {touched}"))
+        for options, reason in faster:
+            drawing = replace(study, options=options | dotted(study.options))
+            longer = _longest(drawing, _example(drawing), data, jobs)
+            if longer.targets > MORE_TARGETS * plan.targets:
+                plan, chosen = longer, _choices(longer, data, jobs, study)
+                chosen["options"] |= options
+                chosen["reasons"].append(reason)
     return {"hours": study.hours, "store": data.store.hash} | chosen
 
 
