@@ -280,8 +280,8 @@ def gain_of_ten(largest: dict[str, Any], held_out: list[dict[str, Any]], of: str
 
 
 SUMMARY = """
-These are the studies of today's kind: those whose names have no suffix, "tried steps" and "moved law". Some of them
-train with AdamW alone (see below). Errors are means of absolute values. No gain predicts the best value of the fitted
+These are the studies of today's kind: those whose names have no suffix, "tried steps", "moved law" and "touched
+rows". Some train with AdamW alone (see below). Errors are means of absolute values. No gain predicts the best value of the fitted
 sizes.
 
 **The answer of a study is in the metric of the better lists.** If lists without the items that users had before have
