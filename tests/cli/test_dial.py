@@ -272,18 +272,21 @@ def test_items_are_drawn_where_a_pass_takes_too_long_with_all_of_them(
         assert trained > 2 * with_all
 
 
-@pytest.mark.parametrize(("update_s", "touched"), [(1.0, True), (0.004, False)])
+@pytest.mark.parametrize(
+    ("full_s", "update_s", "touched"), [(0.02, 1.0, True), (0.02, 0.004, False), (2.0, 0.004, False)]
+)  # with 2 s, the hours allow no study with all items
 def test_only_touched_rows_are_updated_where_the_table_takes_most_of_a_step(
-    update_s: float, touched: bool, log: None, monkeypatch: pytest.MonkeyPatch
+    full_s: float, update_s: float, touched: bool, log: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seconds(_: str, example: PlannedRun, __: Any) -> tuple[float, float]:
-        of_target = 0.02 if example.model.loss == FullSoftmax() else 0.001
+        of_target = full_s if example.model.loss == FullSoftmax() else 0.001
         return of_target, 0.004 if example.config.value(TOUCHED_ROWS) else update_s
 
     monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
     plan = plan_of(Study(hours=0.2, jobs=2, data=LOG))
     assert plan["options"]["model.loss.class_path"] == "lrec.SampledSoftmax"
     assert plan["options"].get(TOUCHED_ROWS, False) == touched == ("optimizer.touched_rows" in as_text(plan))
+    assert ("the hours would allow no study" in as_text(plan)) == (full_s == 2.0)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,10 @@ class Plan(NamedTuple):
     hours: dict[str, float]  # by part, on the clock
     free: float  # share of the cores that other programs leave
 
+    def fits(self, study: Study) -> bool:
+        assert study.hours is not None
+        return sum(self.hours.values()) <= PLANNED * study.hours
+
 
 def plan_of(study: Study) -> dict[str, Any]:
     """The plan of a study, from OUT/plan.json if the study has begun. UserError if the hours are too few for any study,
@@ -101,26 +105,30 @@ def _choose(study: Study) -> dict[str, Any]:
     if data.n_items < 2:
         raise UserError("--hours: the training part has one item, there is nothing to predict: see --data.item_column")
     jobs = study.jobs or (max(len(study.every_gpu) // gpus, 1) if gpus else study.n_cores)
-    plan = _longest(study, example, data, jobs)
-    chosen = _choices(plan, data, jobs, study)
+    plan, options, reason = _longest(study, example, data, jobs), dict[str, Any](), ""
     given = [option for each in (study.given, *study.every_variant.values()) for option in dotted(each)]
     chosen_loss = any(option.startswith(LOSS) for option in given) or example.model.loss != FullSoftmax()
     if plan.targets < data.U and not chosen_loss:
+        allowed = f"{plan.targets:,} targets" if plan.fits(study) else "no study"
         sampled = (
             f"Training compares a target with {NEGATIVES:,} items, drawn by popularity (SampledSoftmax); with all "
-            f"{data.n_items:,} the hours would allow {plan.targets:,} targets. Evaluation ranks all items."
+            f"{data.n_items:,} the hours would allow {allowed}. Evaluation ranks all items."
         )
         faster = [(SAMPLED, sampled)]
         if TOUCHED_ROWS not in given and _allows_touched_rows(example):
             touched = "A step updates only the rows of the item table that it uses (optimizer.touched_rows)."
             faster.append((SAMPLED | {TOUCHED_ROWS: True}, f"{sampled} {touched}"))
-        for options, reason in faster:
-            drawing = replace(study, options=options | dotted(study.options))
+        for each in faster:
+            drawing = replace(study, options=each[0] | dotted(study.options))
             longer = _longest(drawing, _example(drawing), data, jobs)
-            if longer.targets > MORE_TARGETS * plan.targets:
-                plan, chosen = longer, _choices(longer, data, jobs, study)
-                chosen["options"] |= options
-                chosen["reasons"].append(reason)
+            if longer.fits(study) and not (plan.fits(study) and longer.targets <= MORE_TARGETS * plan.targets):
+                plan, (options, reason) = longer, each
+    if not plan.fits(study):
+        takes = f"the smallest study takes {math.ceil(100 * sum(plan.hours.values()) / PLANNED) / 100:g}"
+        raise UserError(f"--hours {study.hours:g}: {takes}{' on a machine this busy' if plan.free < BUSY else ''}")
+    chosen = _choices(plan, data, jobs, study)
+    chosen["options"] |= options
+    chosen["reasons"] += [reason] if reason else []
     return {"hours": study.hours, "store": data.store.hash} | chosen
 
 
@@ -148,21 +156,16 @@ def _allows_touched_rows(example: PlannedRun) -> bool:
 
 
 def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs: int) -> Plan:
-    """The plan with the most targets that the hours allow."""
-    assert study.hours is not None
+    """The plan with the most targets that the hours allow, or the smallest plan if they allow none."""
     most = (_passes(study) or MOST_PASSES) * data.U
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
     low, high = (_plan(each, study, example, data, jobs) for each in (LEAST_TARGETS, most))
-    allowed = PLANNED * study.hours
-    if (least := sum(low.hours.values())) > allowed:
-        takes = f"the smallest study takes {math.ceil(100 * least / PLANNED) / 100:g}"
-        raise UserError(f"--hours {study.hours:g}: {takes}{' on a machine this busy' if low.free < BUSY else ''}")
-    if sum(high.hours.values()) <= allowed:
-        return high
+    if not low.fits(study) or high.fits(study):
+        return high if high.fits(study) else low
     while high.targets / low.targets > 1.02:
         plan = _plan(math.isqrt(low.targets * high.targets), study, example, data, jobs)
-        low, high = (plan, high) if sum(plan.hours.values()) <= allowed else (low, plan)
+        low, high = (plan, high) if plan.fits(study) else (low, plan)
     return low
 
 
