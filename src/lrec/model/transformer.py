@@ -94,15 +94,18 @@ class Transformer(nn.Module):
             std /= math.sqrt(2 * self.config.layers * self.config.branch_scale)
         return _draw_normal_(rows, shape, std, f"{seed}/{drawn_as}", start)
 
-    def lr_multiplier(self, name: str, beside_muon: bool = False) -> float:
-        """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`."""
+    def lr_multiplier(self, name: str, beside_muon: bool = False, by_rows: bool = False) -> float:
+        """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`. `by_rows`: of
+        this table, a step updates only the rows that it uses."""
         if self.config.parametrisation == "standard":
             return 1.0
         narrower = BASE_WIDTH / self.config.width
         is_table = self.get_parameter(name).ndim >= 2 and not name.startswith("blocks.")
         if not is_table:
             return narrower
-        return TABLE_RATE_BESIDE_MUON * narrower if beside_muon else TABLE_RATE * narrower**0.5
+        if not beside_muon:
+            return TABLE_RATE * narrower**0.5
+        return TABLE_RATE_BESIDE_MUON * (1.0 if by_rows else narrower)
 
     def sgd_lr_multiplier(self, name: str) -> float:
         """The same for SGD, which must make up for the gradients of blocks: they shrink by L0/L, as their branches."""

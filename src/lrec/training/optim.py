@@ -165,7 +165,8 @@ class Optimizer(OptimizerConfig):
         for name, parameter in net.named_parameters():
             if parameter.requires_grad:
                 of_muon = self.muon if is_for_muon(name, parameter) else None
-                multiplier = of_muon or net.lr_multiplier(name, beside_muon=self.muon is not None)
+                by_rows = touched_of(parameter) is not None
+                multiplier = of_muon or net.lr_multiplier(name, self.muon is not None, by_rows)
                 of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, of_muon is not None
                 groups[of].append(parameter)
         # AdamW decays by lr * weight_decay. The division by the multiplier gives all groups the same decay per step.
