@@ -88,13 +88,9 @@ class InteractionsDataModule(SequenceDataModule):
     def read(self) -> RawInteractions:
         files = self._files()
         tables = chain.from_iterable(_read(file, file_format, self.columns) for file, file_format in files)
-        if files[0][1] == "lines":
-            named: dict[str, Any] = {"data.event_column": self.columns.event, "data.domain_column": self.columns.domain}
-            named |= {"data.min_rating": self.min_rating, "features of the log": self.feature_columns or None}
-            if asked := [option for option, value in named.items() if value is not None]:
-                raise UserError(f"{asked[0]}: one-user-per-line files have no columns")
-            return to_interactions(tables, Columns("user", "item"))
-        return to_interactions(tables, self.columns, self.min_rating, features=self.feature_columns)
+        are_lines = files[0][1] == "lines"
+        columns = replace(self.columns, user="user", item="item", time=None) if are_lines else self.columns
+        return to_interactions(tables, columns, self.min_rating, features=self.feature_columns)
 
     def _files(self) -> list[tuple[Path, Format]]:
         parts = self.path.parts

@@ -409,11 +409,12 @@ def test_options_that_do_not_fit(write, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="min_rating=3 leaves"):
         prepare(write("r.csv", "user,item,timestamp,stars\nu,a,1,2\n"), min_rating=3.0, rating_column="stars")
     for name, options in {
-        "data.event_column": {"event_column": "stars"},
-        "data.domain_column": {"domain_column": "stars"},
-        "data.min_rating": {"min_rating": 3, "rating_column": "stars"},
+        "event_column": {"event_column": "stars"},
+        "domain_column": {"domain_column": "stars"},
+        "rating_column": {"min_rating": 3, "rating_column": "stars"},
     }.items():
-        with pytest.raises(UserError, match=f"^{name}: one-user-per-line files have no columns"):
+        wrong = rf"lines\.txt has no column stars \(option {name}\); its columns are user, item$"
+        with pytest.raises(UserError, match=wrong):
             prepare(write("lines.txt", "u a b\n"), **options)
     with pytest.raises(UserError, match="k_core=3"):
         prepare(write("k.csv", HEADER + "u,a,1\n"), k_core=3)
