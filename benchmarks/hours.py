@@ -281,8 +281,8 @@ def gain_of_ten(largest: dict[str, Any], held_out: list[dict[str, Any]], of: str
 
 SUMMARY = """
 These are the studies of today's kind: those whose names have no suffix, "tried steps", "moved law" and "touched
-rows". Some train with AdamW alone (see below). Errors are means of absolute values. No gain predicts the best value of the fitted
-sizes.
+rows". Some train with AdamW alone (see below). Errors are means of absolute values. No gain predicts the best value of
+the fitted sizes.
 
 **The answer of a study is in the metric of the better lists.** If lists without the items that users had before have
 more hits in the validation of the best network, this metric is HR@10_unseen, else HR@10. It is HR@10 for tennis and
