@@ -103,6 +103,18 @@ def test_a_card_tells_what_its_study_forecast(
     assert "run of the study shoes. The forecast holds." in card
 
 
+def test_no_export_leaves_the_card_of_an_earlier_one_beside_it(
+    run: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
+) -> None:
+    card_of(run, tmp_path, lrec)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    export = ("export", "--ckpt_path", run, "--out", tmp_path)
+    assert "model.md is the card of an earlier export: write a new one with --card" in refused(*export)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    (tmp_path / "model.md").write_text("# Notes of mine")
+    lrec(*export)
+
+
 @pytest.mark.slow
 def test_an_export_that_is_refused_writes_no_card(
     run: Path, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch

@@ -27,6 +27,7 @@ from lrec.study.cluster import train_on_cluster
 from lrec.study.grid import PlannedRun, planned_runs
 from lrec.study.launch import Outcome, Training, is_running, lock_of, train
 from lrec.study.options import Study
+from lrec.study.prediction import LadderFit, fit_ladder
 from lrec.study.record import Record
 from lrec.study.tuning import Setting, Trial, Tuner, law_of
 from lrec.study.work import Work
@@ -125,6 +126,22 @@ def test_without_a_terminal_a_study_says_what_is_under_way(folder: Path, lrec: C
     assert re.fullmatch(rf"0.8k-seed1: ({doing}), {figures}", evaluated)
     assert ended.startswith("[1/1 fitted] 0.8k-seed1: test loss ")
     assert report == "writing the report"
+
+
+def test_a_signal_while_no_run_is_under_way_stops_a_study_too(
+    folder: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit_and_stop(*arguments: Any) -> LadderFit:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return fit_ladder(*arguments)
+
+    monkeypatch.setattr("lrec.study.study.fit_ladder", fit_and_stop)
+    ladder = ("--sizes", '["0.8k", "1.7k", "3k", "4.8k", "12k"]', "--holdout", "1", "--law", "lsrm")
+    with pytest.raises(SystemExit) as stop:
+        lrec("scaling", "study", "--config", "runs.yaml", *ladder)
+    assert stop.value.code == 75
+    assert (folder / "prediction.json").exists()
+    assert not (folder / "runs" / "12k-seed1").exists()
 
 
 UNDER_WAY = "another study is under way in studies/runs: wait for its end, or choose another --out"

@@ -74,10 +74,10 @@ def test_missing_fields_of_a_point_have_their_defaults(tmp_path: Path) -> None:
     assert Run(tmp_path).result == Point(run="a", N_body=768, val_loss=5.0, best=True, status="finished")
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "7", '{"run": "a"', '{"size_": "a"}', "\x00"])
+@pytest.mark.parametrize("line", ["{", "[1]", "7", '{"run": "a"', '{"size_": "a"}', "\x00", "\udcff"])
 def test_a_line_that_is_no_point_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "points.jsonl"
-    path.write_text(json.dumps(Point(run="a").to_dict()) + "\n" + line + "\n")
+    path.write_text(json.dumps(Point(run="a").to_dict()) + "\n" + line + "\n", errors="surrogateescape")
     with pytest.raises(UserError, match=r"points.jsonl, row 2: not a point that lrec wrote; correct or remove the row"):
         read_points_file(path)
 

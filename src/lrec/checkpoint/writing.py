@@ -207,7 +207,7 @@ class Saver:
                 save.discard()
             reason = "another process failed" if failure is None else str(failure).splitlines()[0]
             way_out = "free some space" if os.strerror(errno.ENOSPC) in reason else "correct that"
-            refusal = f"the checkpoint {save.path} could not be written ({reason}): the one before it is kept"
+            refusal = f"the checkpoint {save.path} could not be written ({reason}): an earlier one, if any, is kept"
             raise UserError(f"{refusal}; {way_out} and go on with --ckpt_path=last") from failure
 
 

@@ -15,6 +15,7 @@ from lrec.serving.recommender import Model
 
 METRICS = ("loss", "HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 SCORERS = ("model", "popularity", "recent-popularity", "repeat-last", "markov", "item-graph")
+MARK = "trained and tested by lrec."  # in every card
 OF_90 = 1.645  # standard errors on either side of a 90 % interval
 
 

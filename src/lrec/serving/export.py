@@ -26,7 +26,7 @@ from lrec.model.item_vectors import same_vectors, scaled, vectors_of
 from lrec.model.sharded_table import OWN_ROWS, PROJECTION, VECTORS, rows_of_vectors, whole_table
 from lrec.options.class_paths import check_trusted
 from lrec.run import Run, served
-from lrec.serving.card import card_of
+from lrec.serving.card import MARK, card_of
 from lrec.serving.recommender import Model
 
 
@@ -49,6 +49,8 @@ def export(
         raise UserError(f"--out {out}: name a .safetensors or .onnx file, or a folder")
     file = Path(out) if Path(out).suffix in (".safetensors", ".onnx") else Path(out) / "model.safetensors"
     check_writable(file, "--out")
+    if not card and (page := file.with_suffix(".md")).is_file() and MARK in page.read_text("utf-8", "replace"):
+        raise UserError(f"{page} is the card of an earlier export: write a new one with --card, or remove it")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
     step, about_it = model.about["step"], card_of(model, Path(ckpt_path)) if card else None
     if file.suffix == ".onnx":

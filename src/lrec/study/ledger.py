@@ -74,7 +74,7 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
 def _read(ledger: Path) -> list[Entry]:
     """The entries of a ledger, none if the file does not exist; UserError if a line is not an entry."""
     entries = []
-    lines = ledger.read_text(encoding="utf-8").splitlines() if ledger.exists() else []
+    lines = ledger.read_bytes().splitlines() if ledger.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(Entry(**json.loads(line)))

@@ -143,6 +143,14 @@ def _known(place: str, column: str, value: Any) -> float | None:
     return float(value) if abs(value) <= LARGEST and (value >= 1 / LARGEST or column not in _POSITIVE) else None
 
 
+def read_target_losses(file: Path) -> pl.DataFrame:
+    """A run's losses by target; UserError if the file is damaged."""
+    try:
+        return pl.read_parquet(file, glob=False)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{file} is damaged ({error}): restore or remove it") from error
+
+
 def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         if file.suffix == ".jsonl":

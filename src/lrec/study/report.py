@@ -29,7 +29,7 @@ from lrec.study.dial import as_text
 from lrec.study.figures import answer_figure, compute_figure, iso_flop_figure, repetition_figure
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import PLAN, STEP, Study
-from lrec.study.points import read_points
+from lrec.study.points import read_points, read_target_losses
 from lrec.study.prediction import LadderFit, by_ladder
 from lrec.study.tuning import LR, Tuned
 
@@ -223,7 +223,7 @@ def _noise(out: Path, runs: list[PlannedRun], points: Mapping[str, Point]) -> li
     for run in sorted(runs, key=lambda run: points[run.name].N_body):
         path = run_of_study(out, run.name).target_losses_file
         if not points[run.name].diverged and path.is_file():
-            losses[run.size].append(pl.read_parquet(path, glob=False))
+            losses[run.size].append(read_target_losses(path))
     if len(losses) < 2:
         return []
     parts = {"test": pl.col("step") == 0}

@@ -18,7 +18,7 @@ from lrec.run import run_of_study
 from lrec.study.answer import metric_of, wider
 from lrec.study.grid import PlannedRun, of_all_data
 from lrec.study.options import EPOCHS, as_argument, ladder_n_body
-from lrec.study.points import REPEATED
+from lrec.study.points import REPEATED, read_target_losses
 from lrec.study.tuning import LR
 
 LENGTH, USERS, TIME, SIZE = "data.max_len", "data.reduction.users", "model.architecture.time", "model.size"
@@ -92,7 +92,7 @@ class Ladder:
             file = run.target_losses_file
             if not file.is_file():
                 raise UserError(f"{file} is missing, but steps are compared target by target: train the study here")
-            table = pl.read_parquet(file, glob=False)
+            table = read_target_losses(file)
             tables.append(table if self.y == "trajectory_loss" else table.filter(pl.col("step") == 0))
         loss_R = np.array([table["loss"].to_numpy().mean() for table in tables])
         metric = float(np.mean([point.metric(f"test/{self.metric}") for point in points]))

@@ -70,10 +70,11 @@ def run_study(study: Study) -> None:
     if study.dry_run:
         return
     taken = f"another study is under way in {study.folder}: wait for its end, or choose another --out"
-    with locked(lock_of(study.folder), taken):
+    work = Work(study)
+    with locked(lock_of(study.folder), taken), work.noting_signals():
         if plan is not None:
             write_json(study.folder / PLAN, plan)
-        _carry_out(study, tuner, record, Work(study))
+        _carry_out(study, tuner, record, work)
 
 
 def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) -> None:

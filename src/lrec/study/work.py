@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 from threading import Event
@@ -32,6 +32,10 @@ class Work:
         self.records: dict[Path, Record] = {}  # the latest of each folder
         self._began, self._slower = time.monotonic(), 1.0  # time that runs took / time that was expected
         self._tried = 0  # trials so far; their final number is not known yet
+
+    def noting_signals(self) -> AbstractContextManager[None]:
+        """Let a signal stop the runs, and between runs keep the next ones from starting."""
+        return on_signals(lambda *_: self.interrupted.set()) if self.study.is_here else nullcontext()
 
     def train(self, record: Record, runs: list[PlannedRun], kind: str) -> None:
         """Train the runs that are not finished. UserError if a run failed or was stopped; exit code 75 on a signal."""
@@ -108,7 +112,7 @@ class Work:
             return not (self.interrupted.is_set() or self._budget_is_spent())
 
         jobs = as_local_jobs(study) if here and study.cluster else None
-        with on_signals(lambda *_: self.interrupted.set()) if here else nullcontext():
+        with self.noting_signals():
             for ended in train(study, runs, watch, jobs) if here else train_on_cluster(study, runs, live.show):
                 live.clear()
                 yield ended

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lrec.errors import UserError
 from lrec.laws.fit import fit
 from lrec.laws.forecast import Forecast
 from lrec.laws.loss_laws import LAWS
@@ -220,6 +221,16 @@ def test_a_study_of_one_size_says_nothing_about_size(tmp_path: Path) -> None:
     assert "every run lies above it" in report
     assert "step in size" not in report
     assert "Best size" not in report
+
+
+def test_damaged_losses_by_target_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "3k", 1.0)
+    file = tmp_path / "runs" / run.name / "target_losses.parquet"
+    file.write_bytes(b"PAR1 cut off")
+    with pytest.raises(UserError, match=rf"{file} is damaged .*: restore or remove it"):
+        write_report(study_in(tmp_path), [run], [], {})
+    file.unlink()
+    write_report(study_in(tmp_path), [run], [], {})
 
 
 @pytest.mark.parametrize(("law", "why"), [(None, "no law was fitted"), ("lsrm", "too few sizes, or not the largest,")])
