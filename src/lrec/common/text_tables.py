@@ -8,9 +8,13 @@ from pathlib import Path
 
 def rows_table(rows: list[list[str]], text: Collection[int] = ()) -> str:
     """A Markdown table whose first row is the header; columns in `text` are aligned left, others right."""
-    head, *others = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    head, *others = ["| " + " | ".join(map(as_cell, row)) + " |" for row in rows]
     rules = ["---" if i in text else "---:" for i in range(len(rows[0]))]
     return "\n".join([head, "|" + "|".join(rules) + "|", *others])
+
+
+def as_cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def on_terminal(markdown: str, folder: Path = Path()) -> str:

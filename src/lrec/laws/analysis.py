@@ -5,11 +5,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from lrec.common.text_tables import counted, rows_table
+from lrec.common.pages import rendered
+from lrec.common.text_tables import rows_table
 from lrec.errors import UserError
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
@@ -151,85 +153,34 @@ def unidentified(fit: Predictor) -> list[str]:
 
 def warnings(fit: Fit, holdout: Comparison | None, predicts: bool = True) -> list[str]:
     """Warnings from the points and, if the fit also `predicts`, from its search, intervals and held-out sizes."""
-    found, points = [], fit.points
-    if where := rises(points, fit.columns):
-        same = " at the same data" if len(fit.columns) > 1 else ""
-        found.append(f"not monotone: the mean loss rises with x{same} from {where}")
-    if (n_sizes := points["x"].n_unique()) < 5:
-        few = f"only {counted(n_sizes, 'size')}: the exponent is hardly determined"
-        found.append(f"{few}; trust the intervals, not the point")
-    if "overfitted" in points.columns and (count := int(points["overfitted"].sum())):
-        rose = f"the validation loss of {count} of {len(points)} runs rose again after its best value"
-        other = "with stronger regularisation, the curve may be different"
-        found.append(f"over-fitting: {rose}, which the fit uses; {other}")
-    if not predicts:
-        return found
-    hits = fit.diagnostics.bound_hits
-    if hits:
-        found.append(f"not identified: {', '.join(hits)} ended on a bound")
-    for name in unidentified(fit)[len(hits) :]:
-        between = "may have any value between {:.3g} and {:.3g}".format(*fit.profile.parameters[name])
-        found.append(f"not identified: {name} {between}; report predictions with their intervals, not the parameter")
-    if off := fit.profile.outliers:
-        far = f"are over {2 * OUTLYING:g} standard deviations off the fit and have little weight in its intervals"
-        found.append(f"outliers: {off} of {len(fit.points)} points {far}; look at the residuals")
-    if holdout is not None and holdout.extrapolation_factor > 100:
-        found.append(f"the law is extrapolated {holdout.extrapolation_factor:.0f} times beyond its largest size")
-    return found
+    points, shown = fit.points, dict[str, Any](rises=rises(fit.points, fit.columns), n_columns=len(fit.columns))
+    shown |= {"n_sizes": points["x"].n_unique(), "n": len(points), "overfitted": 0}
+    if "overfitted" in points.columns:
+        shown["overfitted"] = int(points["overfitted"].sum())
+    if predicts:
+        hits, ends = fit.diagnostics.bound_hits, fit.profile.parameters
+        shown |= {"hits": hits, "loose": {name: ends[name] for name in unidentified(fit)[len(hits) :]}}
+        shown |= {"off": fit.profile.outliers, "far": 2 * OUTLYING, "holdout": holdout}
+    return rendered("laws", "warnings.md.j2", shown).splitlines()
 
 
 def verdict(
     predictor: Predictor, holdout: Comparison | None, methods: Sequence[Method], ahead: Prediction, x: str
 ) -> list[str]:
     """Sentences on the held-out sizes, the `outlook`, the roll-outs, and the parameters that are `unidentified`."""
-    sentences = [_held(predictor, holdout, x), _expected(ahead, x)]
-    if len(predictor.columns) == 1:
-        later = [] if holdout is None else [(p.x, p.actual) for p in holdout.points]
-        every = pl.DataFrame([*predictor.points.select("x", "y").rows(), *later], schema=["x", "y"], orient="row")
-        if where := rises(every, ["x"]):
-            sentences.append(f"The mean loss rises with {x} from {where}: a power law can only describe the trend.")
-    if steps := next((method.rollout for method in methods if method.name == predictor.name), None):
-        errors = f"the mean error is {steps.mape:.2f} % (no-gain baseline: {steps.naive_mape:.2f} %)"
-        errors += f", and {steps.inside} of {len(steps.points)} are within their interval"
-        sentences.append(f"In roll-outs, which predict each size from the smaller ones, {errors}.")
-    rolled = [method for method in methods if method.rollout]
+    sizes_N, y_N = predictor.points.select("x", "y").to_numpy().T
+    later = [] if holdout is None else [(p.x, p.actual) for p in holdout.points]
+    every = pl.DataFrame([*predictor.points.select("x", "y").rows(), *later], schema=["x", "y"], orient="row")
+    rolled, fitted = [method for method in methods if method.rollout], [method for method in methods if method.fit]
+    shown: dict[str, Any] = {"x": x, "ahead": ahead, "times": AHEAD, "fails": FAILS, "mostly": MOSTLY}
+    shown |= {"holdout": holdout, "decades": np.log10(sizes_N.max() / sizes_N.min())}
+    if holdout is not None:
+        shown["reached"] = shown["decades"] + np.log10(holdout.extrapolation_factor)
+        # A single loss that is far too low makes the no-gain baseline, which expects this loss, as bad as the forecast.
+        shown["median_mape"] = np.mean([abs(100 * (np.median(y_N) / actual - 1)) for _, actual in later])
+    shown["what"] = "law" if isinstance(predictor, Fit) else predictor.name
+    shown["rises"] = rises(every, ["x"]) if len(predictor.columns) == 1 else ""
+    shown["rolled"] = next((method.rollout for method in methods if method.name == predictor.name), None)
     if len(rolled) > 1:
-        by_bic = min((method for method in methods if method.fit), key=lambda method: method.fit.bic)  # type: ignore[union-attr]
-        agree = "and BIC agrees" if rolled[0] is by_bic else f"but BIC prefers {by_bic.name}"
-        sentences.append(f"Of the methods compared, {rolled[0].name} predicts the next size best, {agree}.")
-    if unsure := unidentified(predictor):
-        plural = "are" if len(unsure) > 1 else "is"
-        sentences.append(f"{', '.join(unsure)} {plural} not identified: use predictions with their intervals instead.")
-    return sentences
-
-
-def _held(predictor: Predictor, holdout: Comparison | None, x: str) -> str:
-    sizes_N = predictor.points["x"].to_numpy()
-    decades = np.log10(sizes_N.max() / sizes_N.min())
-    what = "law" if isinstance(predictor, Fit) else predictor.name
-    if holdout is None:
-        rests = f"The {what} is fitted to {decades:.1f} decades of {x}"
-        return f"{rests}; nothing was held out, so it is unknown whether it holds for larger sizes."
-    inside, n = holdout.inside, len(holdout.points)
-    figures = f"for held-out sizes up to {holdout.extrapolation_factor:.3g} times the largest fitted size, "
-    figures += f"the mean error is {holdout.mape:.2f} % (no-gain baseline: {holdout.naive_mape:.2f} %), "
-    figures += f"and {inside} of {n} are within the 90 % interval"
-    if round(holdout.mape, 2) > round(holdout.naive_mape, 2):  # as printed: for equal losses, both are about 1e-14
-        return f"The {what} {FAILS}: {figures}. The no-gain baseline is better."
-    # A single loss that is far too low makes the no-gain baseline, which expects this loss, as bad as the forecast.
-    median = float(np.median(predictor.points["y"].to_numpy()))
-    median_mape = float(np.mean([abs(100 * (median / p.actual - 1)) for p in holdout.points]))
-    if round(holdout.mape, 2) > round(median_mape, 2):
-        return f"The {what} {FAILS}: {figures}; the median loss of the small sizes is off by only {median_mape:.2f} %."
-    well, mostly = holdout.mape <= holdout.naive_mape / 2, inside >= MOSTLY * n
-    if not (mostly or (well and inside >= n / 2)):
-        return f"The {what} {FAILS}: {figures}, which are too few."
-    reached = decades + np.log10(holdout.extrapolation_factor)
-    return f"The {what} holds{'' if well and mostly else ' in part'} over {reached:.1f} decades of {x}: {figures}."
-
-
-def _expected(p: Prediction, x: str) -> str:
-    data = ", ".join(f"{name} {value:.4g}" for name, value in (("D", p.d), ("U", p.u)) if value is not None)
-    where = f"At {AHEAD:g} times the largest {x}{' with ' + data if data else ''}"
-    sentence = f"{where}, if all sizes are fitted, expect {p.predicted:.4g} [{p.low:.4g}, {p.high:.4g}] for a new run"
-    return sentence + ("." if p.cautious is None else f"; a cautious value is {p.cautious:.4g}.")
+        shown |= {"best": rolled[0].name, "by_bic": min(fitted, key=lambda method: method.fit.bic).name}  # type: ignore[union-attr]
+    return rendered("laws", "verdict.md.j2", shown | {"unsure": unidentified(predictor)}).splitlines()

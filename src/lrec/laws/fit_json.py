@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 
 from lrec.common.files import json_hash, write_json
-from lrec.common.text_tables import counted, rows_table
+from lrec.common.pages import rendered
+from lrec.common.text_tables import as_cell, counted
 from lrec.errors import UserError
 from lrec.laws.analysis import Analysis, Method
 from lrec.laws.descent import Objective
@@ -94,93 +95,22 @@ def read_fit(path: Path, trust: bool = False) -> tuple[Fit, Predictor, dict[str,
 
 
 def table(content: dict[str, Any]) -> str:
-    """The content of fit.json as Markdown tables and the verdict."""
-    parameters = [["parameter", "value", "90 % low", "90 % high"]]
-    for name, p in content["parameters"].items():
-        ends = [parameter_text(p[end], UNBOUNDED) for end in ("low", "high")]
-        parameters.append([name, parameter_text(p["value"]), *ends])
-    blocks = [rows_table(parameters, text=(0,))]
-    if content["holdout"]:
-        blocks += [*_held_out(content), *_metrics(content)]
-    if len(content["comparison"]) > 1:
-        rows = [["method", "parameters", "roll-out error", "no gain", "within", "held-out error", "AICc", "BIC"]]
-        blocks.append(rows_table(rows + [_method_row(method) for method in content["comparison"]], text=(0,)))
-    blocks.append(" ".join(content["verdict"]))
-    blocks += [f"Warning: {warning}." for warning in content["diagnostics"]["warnings"]]
-    return "\n\n".join(blocks)
+    """The content of fit.json as Markdown tables and the verdict. Of metrics, only those at k = 10 are shown."""
+    shown: dict[str, Any] = {"fit": content, "cautious": content["method"] == Forecast.name, "unbounded": UNBOUNDED}
+    shown["places"] = [name for name in ("x", "d", "u") if name in content]
+    shown["metrics"] = {name: content["metrics"][name] for name in of_ten(content["metrics"])}
+    return rendered("laws", "fit_table.md.j2", shown, parameter=parameter_text, cell=as_cell).rstrip()
 
 
-def _held_out(content: dict[str, Any]) -> list[str]:
-    holdout, cautious = content["holdout"], ["cautious"] if content["method"] == Forecast.name else []
-    places = [name for name in ("x", "d", "u") if name in content]
-    judged = [(["" if p[name] is None else f"{p[name]:.4g}" for name in places], p) for p in holdout["points"]]
-    return [
-        rows_table(_judged([content[name] for name in places], judged, *cautious)),
-        f"Mean absolute error: {holdout['mape']:.2f} %. The no-gain baseline, which expects the loss of the best "
-        f"small model, has an error of {holdout['naive_mape']:.2f} %. The largest held-out size is "
-        f"{holdout['extrapolation_factor']:.1f} times the largest fitted size.",
-    ]
-
-
-def _metrics(content: dict[str, Any]) -> list[str]:
-    """A table of predicted and actual metrics at the held-out sizes: only k = 10, only each size's most data."""
-    judged, shown = [], of_ten(content["metrics"])
-    for name in shown:
-        by_data = sorted(content["metrics"][name], key=lambda p: (p["d"] or 0, p["u"] or 0))
-        most = {p["x"]: p for p in by_data}
-        judged += [([name, f"{x:.4g}"], most[x]) for x in sorted(most)]
-    return [rows_table(_judged(["metric", content["x"]], judged), text=(0,))] if shown else []
-
-
-def _judged(places: list[str], judged: list[tuple[list[str], dict[str, Any]]], *more: str) -> list[list[str]]:
-    """The rows of a table: names of places, then each place with its prediction, actual value and errors."""
-    rows = [[*places, "predicted", "90 % low", "90 % high", *more, "actual", "error", "within", "no-gain error"]]
-    for place, p in judged:
-        figures = [f"{p[key]:.4f}" for key in ("predicted", "low", "high", *more, "actual")]
-        errors = [f"{p['error_pct']:+.2f} %", "yes" if p["inside"] else "no", f"{p['naive_error_pct']:+.2f} %"]
-        rows.append([*place, *figures, *errors])
-    return rows
+def markdown(content: dict[str, Any], alt: str) -> str:
+    """A short report of the content of fit.json. It includes fit.png; `alt` says what this figure shows."""
+    shown = {"fit": content, "forecasts": content["method"] == Forecast.name, "points": points_of(content), "alt": alt}
+    return rendered("laws", "fit.md.j2", shown | {"table": table(content)})
 
 
 def of_ten(metrics: Iterable[str]) -> list[str]:
     """The metrics at k = 10, and all metrics without a k."""
     return [name for name in metrics if "@" not in name or re.search("@10(_|$)", name)]
-
-
-def _method_row(method: dict[str, Any]) -> list[str]:
-    rolled, held_out, steps = method["rollout"], method["holdout_mape"], ["", "", ""]
-    if rolled:
-        inside = f"{rolled['inside']} of {len(rolled['steps'])}"
-        steps = [f"{rolled['mape']:.2f} %", f"{rolled['naive_mape']:.2f} %", inside]
-    criteria = ["" if method[key] is None else f"{method[key]:.1f}" for key in ("aicc", "bic")]
-    missed = "" if held_out is None else f"{held_out:.2f} %"
-    return [method["law"], str(method["n_parameters"] or ""), *steps, missed, *criteria]
-
-
-def markdown(content: dict[str, Any], alt: str) -> str:
-    """A short report of the content of fit.json. It includes fit.png; `alt` says what this figure shows."""
-    d, title, law = content["diagnostics"], content["formula"], f"Fitted: {content['formula']}"
-    if content["method"] == Forecast.name:
-        title = "Forecast"
-        law = "The forecast does not use a single law; the parameters belong to "
-        law += f"{content['formula']}, which describes the points"
-    # It is infinite, and so null in fit.json, if the points say nothing about a parameter.
-    condition = "infinite" if d["condition_number"] is None else f"{d['condition_number']:.3g}"
-    return f"""# {title}
-
-{law}.
-
-{content["y"]} by {content["x"]}: {points_of(content)}, objective {content["objective"]}, \
-R² {content["r2"]:.4f}. All intervals are 90 % intervals. The intervals of predictions are for a new run.
-
-![{alt}](fit.png)
-
-{table(content)}
-
-Search: {d["share_agreeing"]:.0%} of {d["starts"]} starts agree; gradient {d["gradient_norm"]:.1e}; condition number \
-{condition}. \
-The noise of a run is {100 * content["noise"]["sigma"]:.2f} % ({content["noise"]["dof"]} degrees of freedom).
-"""
 
 
 def points_of(content: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ import polars as pl
 from scipy.special import stdtrit
 
 from lrec.common.files import check_writable, write_json
-from lrec.common.text_tables import counted, on_terminal, rows_table
+from lrec.common.pages import rendered
+from lrec.common.text_tables import as_cell, counted, on_terminal
 from lrec.errors import UserError, check_range
 from lrec.laws.analysis import FAILS
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
@@ -225,25 +226,8 @@ def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, 
 
 def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     """The plan as Markdown."""
-    loss, cheapest, runs = result["loss"], result["cheapest"] or {}, result["measured_runs"]
-    rows = [["", "plan", "cheapest within 0.1 % of it"]]
     labels = {"N": content["x"], "D": "interactions processed, D", "U": "unique interactions, U", "epochs": "epochs"}
     labels |= {"flops": "training FLOPs", "hours": f"hours {result['speed']}", "price": "price"}
-    for key, label in labels.items():
-        if result[key] is not None:
-            rows.append([label, *(f"{each[key]:.4g}" for each in (result, cheapest) if key in each)])
-    source = f", measured by {counted(runs, 'run')}" if runs else ""
-    losses = (each["loss"]["predicted"] for each in (result, cheapest) if each)
-    rows.append([f"{content['y']}{source}", *(f"{each:.4f}" for each in losses)])
-    rows.append(["  90 % of the curve", f"{loss['mean_low']:.4f} to {loss['mean_high']:.4f}"])
-    rows.append(["  90 % of a new run", f"{loss['low']:.4f} to {loss['high']:.4f}"])
-    if loss["cautious"] is not None:
-        rows.append(["  a cautious value", f"{loss['cautious']:.4f}"])
-    for name in of_ten(result["metrics"]):
-        each = result["metrics"][name]
-        told = "measured" if each["low"] is None else f"{each['low']:.4f} to {each['high']:.4f}"
-        rows.append([name, f"{each['predicted']:.4f} ({told})"])
-    for what, doubled in (result["doubled"] or {}).items():
-        rows.append([f"with twice the {what}", f"{doubled:.4f} ({doubled - loss['predicted']:+.4f})"])
-    rows = [[*row, ""][: 3 if cheapest else 2] for row in rows]
-    return "\n\n".join([rows_table(rows, text=(0,)), *(f"Note: {note.removesuffix('.')}." for note in result["notes"])])
+    metrics = {name: result["metrics"][name] for name in of_ten(result["metrics"])}
+    shown = {"plan": result, "labels": labels, "y": content["y"], "metrics": metrics}
+    return rendered("laws", "planned_run.md.j2", shown, cell=as_cell).rstrip()

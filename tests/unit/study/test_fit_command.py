@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lrec.errors import UserError
 from lrec.laws.figures import fit_figure
 from lrec.laws.fit import fit
-from lrec.laws.fit_json import _metrics
+from lrec.laws.fit_json import table
 from lrec.laws.loss_laws import LAWS
 from lrec.laws.predict import compare
 from lrec.laws.table import source_hash
@@ -125,8 +125,10 @@ def test_the_table_of_metrics_has_every_held_out_size_with_its_most_data() -> No
     shared = {"predicted": 0.1, "low": 0.09, "high": 0.11, "actual": 0.1, "error_pct": 0, "naive_error_pct": 0}
     places = [(1e5, 96e3, 5e4), (1e5, 38e4, 2e5), (1e6, 95e3, 5e4), (1e6, 37e4, 2e5)]  # a larger size may stop earlier
     judged = [shared | {"inside": True, "actual": d, **dict(zip("xdu", (x, d, u), strict=True))} for x, d, u in places]
-    (table,) = _metrics({"x": "N_body", "metrics": {"HR@10": judged}})
-    assert re.findall(r"HR@10 \| (\S+) .* (\d+)\.0000 ", table) == [("1e+05", "380000"), ("1e+06", "370000")]
+    holdout = {"points": [], "mape": 0.0, "naive_mape": 0.0, "extrapolation_factor": 1.0}
+    content = {"method": "lsrm", "x": "N_body", "parameters": {}, "holdout": holdout, "metrics": {"HR@10": judged}}
+    shown = table(content | {"comparison": [], "verdict": [], "diagnostics": {"warnings": []}})
+    assert re.findall(r"HR@10 \| (\S+) .* (\d+)\.0000 ", shown) == [("1e+05", "380000"), ("1e+06", "370000")]
 
 
 @pytest.mark.parametrize(
