@@ -98,7 +98,8 @@ def table(content: dict[str, Any]) -> str:
     """The content of fit.json as Markdown tables and the verdict. Of metrics, only those at k = 10 are shown."""
     shown: dict[str, Any] = {"fit": content, "cautious": content["method"] == Forecast.name, "unbounded": UNBOUNDED}
     shown["places"] = [name for name in ("x", "d", "u") if name in content]
-    shown["metrics"] = {name: content["metrics"][name] for name in of_ten(content["metrics"])}
+    by_data = {name: sorted(mine, key=lambda p: (p["d"] or 0, p["u"] or 0)) for name, mine in content["metrics"].items()}
+    shown["metrics"] = {name: by_data[name] for name in of_ten(by_data)}
     return rendered("laws", "fit_table.md.j2", shown, parameter=parameter_text, cell=as_cell).rstrip()
 
 
