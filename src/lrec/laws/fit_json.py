@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def table(content: dict[str, Any]) -> str:
     """The content of fit.json as Markdown tables and the verdict. Of metrics, only those at k = 10 are shown."""
     shown: dict[str, Any] = {"fit": content, "cautious": content["method"] == Forecast.name, "unbounded": UNBOUNDED}
     shown["places"] = [name for name in ("x", "d", "u") if name in content]
-    by_data = {name: sorted(mine, key=lambda p: (p["d"] or 0, p["u"] or 0)) for name, mine in content["metrics"].items()}
-    shown["metrics"] = {name: by_data[name] for name in of_ten(by_data)}
+    by_data = partial(sorted, key=lambda p: (p["d"] or 0, p["u"] or 0))
+    shown["metrics"] = {name: by_data(content["metrics"][name]) for name in of_ten(content["metrics"])}
     return rendered("laws", "fit_table.md.j2", shown, parameter=parameter_text, cell=as_cell).rstrip()
 
 
