@@ -11,10 +11,12 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from lrec.common.start_stop import SIGNALS
 
 IMPORTED = ["torch.utils.tensorboard", "lrec.training.lightning_cli"]  # by the server
 
@@ -24,9 +26,15 @@ _READS_EXIT_CODES = threading.Lock()
 
 
 def start_server() -> None:
-    """Start the server that processes are forked from, unless it runs already. It imports in the background."""
+    """Start the server that processes are forked from, unless it runs already. It imports in the background. Signals,
+    which may go to a whole group of processes, are blocked in it: without it, exit codes would be lost."""
     multiprocessing.set_forkserver_preload(IMPORTED)
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # it would unblock some
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Processes:
@@ -90,6 +98,7 @@ def _become(
     arguments: list[str], environment: dict[str, str], files: list[tuple[int, Connection]], end_with: Sequence[int]
 ) -> None:
     """Do what `python -m` does with arguments, in a forked process. The files stay open until it ends."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     import torch
 
     gc.freeze()  # so that the collector leaves alone the memory that all processes share

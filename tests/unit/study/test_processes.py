@@ -1,11 +1,14 @@
 """Processes that a study forks."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from lrec.common.files import locked
+from lrec.common.start_stop import SIGNALS
 from lrec.study.processes import IMPORTED, Processes
 
 
@@ -28,6 +31,8 @@ def test_a_process_that_has_begun_is_told_to_stop(tmp_path: Path, monkeypatch: p
         code = threads.submit(processes.run, ["waits"], Path("log"), 1, lock)
         while not Path("begun").exists():
             assert not code.done(), Path("log").read_text()
+        for number in SIGNALS:  # to the whole group of processes
+            os.kill(forkserver._forkserver._forkserver_pid, number)
         processes.stop()
         assert code.result() == -15
         assert processes.run(["waits"], Path("log"), 1, lock) == -15
