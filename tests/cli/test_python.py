@@ -252,6 +252,8 @@ def test_training_goes_on_exactly_from_a_checkpoint_saved_within_a_step(
     uninterrupted, resumed = fitted(), fitted(tmp_path / "stopped.ckpt")
     assert all(torch.equal(*pair) for pair in zip(uninterrupted.parameters(), resumed.parameters(), strict=True))
     assert (resumed.D, resumed.flops) == (uninterrupted.D, uninterrupted.flops)
+    fit = resumed.trainer
+    assert fit.fit_loop.epoch_loop._batches_that_stepped == fit.global_step, "curves are written at the same steps"
 
 
 def test_a_folder_of_shards_is_as_good(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> None:

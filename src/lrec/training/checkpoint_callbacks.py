@@ -204,13 +204,8 @@ class LastCheckpoint(Callback):
         self._training = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Record whether the run has stopped early; the end of its time does not count, as it may get more time. If
-        time ends within a step, the whole step is repeated: checkpoints do not hold accumulated gradients."""
+        """Record whether the run has stopped early; the end of its time does not count, as it may get more time."""
         checkpoint["lrec_stopped"] = trainer.should_stop and share_of_time(trainer) != 1
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        extra = 0 if progress["is_last_batch"] else progress["current"]["ready"] % trainer.accumulate_grad_batches
-        for counts in (progress["current"], progress["total"]) if extra else ():
-            counts.update({name: number - extra for name, number in counts.items()})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         trainer.should_stop = checkpoint.get("lrec_stopped", False)  # after a test, for the advice

@@ -168,8 +168,8 @@ class StoredModel(LightningModule):
             raise UserError(f"{path} has epochs of {counted(before, 'step')}, this run of {mine:,}: {way_out}")
 
     def _go_back_to_a_step(self, checkpoint: dict[str, Any]) -> None:
-        """If the checkpoint was saved within a step, as after an exception, go on from the end of the step before:
-        Lightning would go on in the middle of the step, whose batches the loader has handed over already."""
+        """If the checkpoint was saved within a step, as after an exception or at the end of the time, repeat the step:
+        checkpoints do not hold accumulated gradients, and the loader has handed over the step's batches already."""
         counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         loader = checkpoint.get(type(self.data).__qualname__) or {"accumulation": 1}
         steps, within = divmod(counts["current"]["processed"], loader["accumulation"])
@@ -179,6 +179,8 @@ class StoredModel(LightningModule):
             done = count["processed"] - within
             # As in a checkpoint of a callback that saves after a step.
             count |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+        # Lightning adds the step before, from whose end it goes on, but it is counted already.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
         loader["step"] = steps
 
     @cached_property
