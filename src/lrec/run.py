@@ -97,7 +97,7 @@ class Point:
 def read_points_file(path: Path) -> list[Point]:
     """The points in a file, of one run or of several; UserError if a line is not a point."""
     points = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             points.append(Point(**json.loads(line)))
         except (ValueError, TypeError) as error:
