@@ -203,7 +203,7 @@ class Profile:
         while width.max() > 1e-9:
             near_GH = np.clip(best_H + width * directions, self._low_H, self._high_H)
             best = int(self._best(near_GH)[0].argmin())
-            best_H, width = near_GH[best], width / (1 if best else 4)
+            best_H, width = near_GH[best], width * (2 if best else 0.25)  # longer steps along a valley
         return best_H
 
     def _shapes(self, best_H: Array) -> Array:

@@ -75,6 +75,8 @@ def plan_command(
     check_range("--mfu", mfu, above=0, at_most=1)
     out = out or fit.with_name("plan.json")
     check_writable(out, "--out")
+    if out.resolve() == fit.resolve():
+        raise UserError(f"--out {out}: the plan would replace its own fit; name another file")
     fitted, predictor, content = read_fit(fit, trust)
     chooser = chooser_of(predictor, content["x"], unique, epochs)
     speed, source = _speed(fitted.points, mfu, peak_flops)
@@ -99,6 +101,8 @@ def plan_command(
     planned |= {**_of(choice, speed), "flops_per_second": speed, "speed": source}
     planned["price"] = None if price_per_hour is None else price_per_hour * planned["hours"]
     planned |= _expected(fitted, predictor, content, chooser, choice)
+    if not all(math.isfinite(loss) for loss in planned["loss"].values() if loss is not None):
+        raise UserError(f"--{option} {value:g}: no finite loss is expected so far from the fitted runs; choose another")
     if flops is not None:
         if isinstance(chooser, DataChooser) and not planned["measured_runs"]:  # the law does not know what was measured
             nearly = planned["loss"]["predicted"] * NEARLY

@@ -10,7 +10,6 @@ from lrec.laws.analysis import Analysis
 from lrec.laws.descent import Kind, Objective, Residuals
 from lrec.laws.figures import agreement_figure, fit_figure
 from lrec.laws.fit_json import markdown, points_of, table, write_fit
-from lrec.laws.law import MEANINGFUL
 from lrec.laws.predict import holdout_report, method_named
 from lrec.study.points import read_points
 
@@ -50,10 +49,10 @@ def fit_command(
     """
     method = method_named(law)
     check_writable(out / "fit.json", "--out")
-    check_range("--floor", floor, at_least=0, below=MEANINGFUL)
     variables = 1 if method is None else len(method.variables)
     of_law = (d if variables > 1 else None, u if variables > 2 else None)
     table_read = read_points(points, x, y, *of_law, shares=method is None)
+    check_range("--floor", floor, at_least=0, at_most=float(table_read["y"].to_numpy().min()))
     predictor, held_out = holdout_report(method, table_read, holdout, Objective(objective, residuals))
     names = {"x": x, "d": d, "u": u, "y": y}
     analysis = Analysis(predictor, held_out, table_read, names, compare, floor)

@@ -6,6 +6,7 @@
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class Entry(Expected):
     measured: float | None = None
     no_gain: float | None = None  # of the no-gain baseline: the lowest loss of the fitted sizes
 
+    def __post_init__(self) -> None:
+        known = [self.x, *(each for each in (self.d, self.u, self.measured, self.no_gain) if each is not None)]
+        if not (0 <= self.low <= self.predicted <= self.high < inf and all(0 < each < inf for each in known)):
+            raise ValueError("no forecast")  # or a TypeError above, if one of them is no number
+
 
 def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
     """Add the forecasts of a study to a ledger, before its large runs; and after these, what they reached.
@@ -39,7 +45,8 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
         study: Folder of the study, with its prediction.json. The ledger has it by the name of this folder.
         ledger: File of the ledger. A page with the same name and the ending .md shows it. Commit both.
     """
-    check_writable(ledger, "--ledger")
+    for file in (ledger, ledger.with_suffix(".md")):
+        check_writable(file, "--ledger")
     if ledger.suffix == ".md":
         raise UserError(f"--ledger {ledger}: the page has this name; choose one such as {ledger.with_suffix('.jsonl')}")
     prediction = read_json(study / "prediction.json")
@@ -56,17 +63,22 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
             stated["commit"] = (commit_of(Path()) or "")[:12]
             grid = read_json(study / "study.json", {"grid": {"runs": []}})["grid"]["runs"]
             ladder_of = {run["name"]: run["ladder"] for run in grid}
-            for ladder in prediction["ladders"]:
-                stated["ladder"] = of = ladder["ladder"]
-                mine = {run for run in prediction["held_out_runs"] if ladder_of.get(run, of) == of}
-                reached = {getattr(p, ladder["x"]) for p in results if p.run in mine}
-                for p in ladder["predictions"]:
-                    expected = {field.name: p[field.name] for field in fields(Expected)}
-                    entries.append(Entry(**expected, **stated, before=p["x"] not in reached))
+            try:
+                for ladder in prediction["ladders"]:
+                    stated["ladder"] = of = ladder["ladder"]
+                    mine = {run for run in prediction["held_out_runs"] if ladder_of.get(run, of) == of}
+                    reached = {getattr(p, ladder["x"]) for p in results if p.run in mine}
+                    for p in ladder["predictions"]:
+                        expected = {field.name: p[field.name] for field in fields(Expected)}
+                        entries.append(Entry(**expected, **stated, before=p["x"] not in reached))
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"--study {study}: its prediction.json is damaged, or was edited: restore it"
+                ) from error
         mine = {file_hash(path) for path in study.glob("prediction*.json")}  # with those that were replaced
         entries = [_measured(each, study) if each.sha256 in mine else each for each in entries]
-        write_text(ledger, "".join(json.dumps(asdict(each)) + "\n" for each in entries))
         text = page(entries)
+        write_text(ledger, "".join(json.dumps(asdict(each)) + "\n" for each in entries))
         write_text(ledger.with_suffix(".md"), text)
     print(on_terminal(text))
 
@@ -79,7 +91,9 @@ def _read(ledger: Path) -> list[Entry]:
         try:
             entries.append(Entry(**json.loads(line)))
         except (ValueError, TypeError):
-            raise UserError(f"--ledger {ledger}, row {number}: not a forecast that lrec registered") from None
+            raise UserError(
+                f"--ledger {ledger}, row {number}: not a forecast that lrec registered; restore it"
+            ) from None
     return entries
 
 

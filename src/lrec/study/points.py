@@ -1,5 +1,6 @@
 """Scaling points: reads tables of (size, loss) from lrec's own runs or from anywhere else."""
 
+import csv
 import json
 import math
 import re
@@ -102,7 +103,7 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
     points = []
     for number, row in rows:
         if not own or (row.get("best") is True and row.get("status") != "diverged"):
-            point = _own(row, last_of_run[*map(row.get, RUN)]) if own else {"run": row.get("run")}
+            point = _own(row, last_of_run[*map(row.get, RUN)]) if own else {"run": row.get("run") and str(row["run"])}
             point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
             points.append(point | {"file": str(file), "row": number})
     metrics = dict.fromkeys(name for point in points for name in point if name not in {*COLUMNS, *HELPERS})
@@ -154,21 +155,29 @@ def read_target_losses(file: Path) -> pl.DataFrame:
 def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
     try:
         if file.suffix == ".jsonl":
-            lines = file.read_text(encoding="utf-8").split("\n")  # texts may hold the other line breaks of Unicode
+            lines = file.read_text(encoding="utf-8-sig").split("\n")  # texts may hold the other line breaks of Unicode
             return [(number, _json_object(file, number, line)) for number, line in enumerate(lines, 1) if line.strip()]
         if file.suffix == ".parquet":
             return [*enumerate(pl.read_parquet(file, glob=False).iter_rows(named=True), start=1)]
         if file.suffix in {".csv", ".tsv"}:
-            separator = "\t" if file.suffix == ".tsv" else ","
-            frame = pl.read_csv(file, separator=separator, infer_schema=False, glob=False, raise_if_empty=False)
-            return [*enumerate(frame.iter_rows(named=True), start=2)]
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
+            with file.open(encoding="utf-8-sig", newline="") as text:
+                table = csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+                if len(names := table.fieldnames or ()) > len({*names}):
+                    raise UserError(f"{file}: two columns have the same name; remove or rename one")
+                return [(table.line_num, _texts(file, table.line_num, row)) for row in table]
+    except (pl.exceptions.PolarsError, csv.Error, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not readable as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
 
 
+def _texts(file: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
+    if None in row:
+        raise UserError(f"{file}, row {number}: more values than columns; correct or remove the row")
+    return {name.strip(): value or None for name, value in row.items()}
+
+
 def _json_object(file: Path, number: int, line: str) -> dict[str, Any]:
-    with suppress(json.JSONDecodeError):
+    with suppress(ValueError, RecursionError):
         if isinstance(row := json.loads(line), dict):
             return row
     raise UserError(f"{file}, row {number}: not a JSON object")

@@ -131,6 +131,15 @@ def test_tight_tolerances_bring_the_starts_together_and_the_gradient_to_zero() -
     assert 1 < d.condition_number < 1e6
 
 
+def test_a_long_valley_of_the_shape_is_followed_to_its_end() -> None:
+    """Steps of one length would take an hour here."""
+    x = np.array([(n, d) for n in (1e6, 1e7) for d in (1e8, 1e9, 1e10)])
+    profile = fit(
+        LAWS["kaplan"], x, LAWS["chinchilla"].loss({"E": 1.7, "A": 400, "B": 410, "a": 0.34, "b": 0.28}, x)
+    ).profile
+    assert profile.dof == 2, "aN ends on its bound, and costs no degree of freedom"
+
+
 def test_too_few_sizes_are_refused_however_many_seeds() -> None:
     x = np.repeat([1e5, 1e6, 1e7], 5)
     with pytest.raises(UserError, match="needs at least 4 distinct sizes, but there are 3"):

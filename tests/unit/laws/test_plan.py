@@ -298,6 +298,13 @@ def test_a_budget_is_not_spent_on_a_size_that_gains_nothing(tmp_path: Path, loss
     assert any("of the budget is left" in note for note in plan["notes"])
 
 
+def test_a_size_so_small_that_its_loss_overflows_has_no_plan(tmp_path: Path) -> None:
+    fit, _ = of_losses(tmp_path, [5.0, 4.8, 4.65, 4.52, 4.4, 4.3, 4.2])
+    with pytest.raises(UserError, match="--size 1e-29: no finite loss is expected"), np.errstate(over="ignore"):
+        plan_command(fit, size=1e-29)
+    assert not (tmp_path / "plan.json").exists()
+
+
 def test_a_loss_that_turned_is_planned_as_the_fit_expects_it(tmp_path: Path) -> None:
     fit, _ = of_losses(tmp_path, TURNED, (0.5, 1.0))
     plan_command(fit, size=1e7)
@@ -485,6 +492,8 @@ def test_files_that_are_no_fit_are_refused(tmp_path: Path) -> None:
         plan_command(of_size(tmp_path), size=1e6, out=tmp_path / "fit.json" / "plan.json")
     with pytest.raises(UserError, match="--mfu must be above 0 and at most 1"):
         plan_command(of_size(tmp_path), size=1e6, mfu=40)
+    with pytest.raises(UserError, match="replace its own fit; name another file"):
+        plan_command(of_size(tmp_path), size=1e6, out=tmp_path / "fit.json")
 
 
 def test_what_lies_far_from_what_was_fitted_is_said(tmp_path: Path) -> None:

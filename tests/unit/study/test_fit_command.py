@@ -142,6 +142,7 @@ def test_the_table_of_metrics_has_every_held_out_size_with_its_most_data() -> No
         ({"holdout": -1}, "--holdout"),
         ({"x": "N"}, "no column 'N'"),
         ({"floor": float("nan")}, "--floor must be at least 0"),
+        ({"floor": 6.0}, r"--floor must be at least 0 and at most 4\.\d+, got 6"),
     ],
 )
 def test_bad_requests_leave_nothing_behind(tmp_path: Path, options: dict[str, Any], said: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lrec.errors import UserError
 from lrec.run import Point, Run
 from lrec.study import ledger
 from lrec.study.ledger import register
@@ -27,6 +28,40 @@ def test_a_result_of_one_ladder_is_none_of_another(tmp_path: Path, monkeypatch: 
     assert {entry["ladder"]: entry["before"] for entry in entries} == {"a": False, "b": True}
     register(study.rename(tmp_path / "copy"))
     assert [json.loads(line) for line in Path("ledger.jsonl").read_text().splitlines()] == entries
+
+
+@pytest.mark.parametrize(
+    "edited", [{"low": "2.9"}, {"predicted": None}, {"high": float("nan")}, {"low": 3.05}, {"x": 0}]
+)
+def test_an_edited_forecast_changes_no_ledger(edited: dict[str, object], tmp_path: Path) -> None:
+    expected = {"x": 100, "d": None, "u": None, "predicted": 3.0, "low": 2.9, "high": 3.1}
+    file, ledger = tmp_path / "prediction.json", tmp_path / "ledger.jsonl"
+
+    def predict(expected: dict[str, object]) -> None:
+        ladders = [{"ladder": "", "x": "N_body", "predictions": [expected]}]
+        file.write_text(json.dumps({"ladders": ladders, "held_out_runs": {}}))
+
+    predict(expected)
+    register(tmp_path, ledger)
+    line = ledger.read_text()
+    predict(expected | edited)
+    with pytest.raises(UserError, match=r"--study .*: its prediction\.json is damaged, or was edited: restore it"):
+        register(tmp_path, ledger)
+    assert ledger.read_text() == line
+    ledger.write_text(line + json.dumps(json.loads(line) | edited))
+    with pytest.raises(UserError, match=r"ledger\.jsonl, row 2: not a forecast that lrec registered; restore it"):
+        register(tmp_path, ledger)
+
+
+def test_a_ledger_that_is_no_text_or_whose_page_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prediction.json").write_text(json.dumps({"ladders": [], "held_out_runs": {}}))
+    (tmp_path / "ledger.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="row 1: not a forecast"):
+        register(tmp_path, tmp_path / "ledger.jsonl")
+    (tmp_path / "other.md").mkdir()
+    with pytest.raises(UserError, match=r"--ledger .*other\.md is a folder"):
+        register(tmp_path, tmp_path / "other.jsonl")
+    assert not (tmp_path / "other.jsonl").exists()
 
 
 def test_no_forecast_is_lost_if_three_studies_register_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

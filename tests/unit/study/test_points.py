@@ -126,6 +126,15 @@ def test_the_column_run_is_kept_for_other_tables_but_not_for_our_own_points(tmp_
     assert "run" not in read_points([own]).columns
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_tables_may_begin_with_a_mark_of_their_encoding_and_have_blank_lines(name: str, tmp_path: Path) -> None:
+    text = "N, L\r\n1, 2\r\n\r\n" if name == "t.csv" else '{"N": 1, "L": 2, "run": [3]}\r\n\r\n'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_points([tmp_path / name], "N", "L").select("x", "y", "row").rows() == [
+        (1.0, 2.0, 1 + (name == "t.csv"))
+    ]
+
+
 @given(st.permutations([(1.0, 4.0), (1.0, 4.1), (2.0, 3.5), (8.0, 3.0)]))
 def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[float, float]]) -> None:
     frame = pl.DataFrame(rows, schema=["x", "y"], orient="row")
@@ -148,6 +157,11 @@ def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[fl
         ("t.csv", "N,L\ninf,2\n", r"row 2: N is 'inf'"),
         ("t.csv", "", r"t\.csv: the file holds no rows"),
         ("t.csv", "N,L\n", r"t\.csv: the file holds no rows"),
+        ("t.csv", "N,L\n1,2\n\n3,4,5\n", r"t\.csv, row 4: more values than columns; correct or remove"),
+        ("t.csv", "N,L,L\n1,2,3\n", r"t\.csv: two columns have the same name"),
+        ("t.csv", 'N,L\n1,"2\n', r"t\.csv: not readable as csv"),
+        ("t.jsonl", "[" * 100_000, r"t\.jsonl, row 1: not a JSON object"),
+        ("t.jsonl", f'{{"N": 1{"0" * 5000}, "L": 2}}', r"t\.jsonl, row 1: not a JSON object"),
         ("t.jsonl", "", r"t\.jsonl: the file holds no rows"),
         ("t.jsonl", '{"N": 1, "L": 2}\n{"N": 1, "L"', r"t\.jsonl, row 2: not a JSON object"),
         ("t.jsonl", '{"N": 1, "L": NaN}\n', r"row 1: L is nan"),
