@@ -33,8 +33,9 @@ class Entry(Expected):
     no_gain: float | None = None  # of the no-gain baseline: the lowest loss of the fitted sizes
 
     def __post_init__(self) -> None:
-        known = [self.x, *(each for each in (self.d, self.u, self.measured, self.no_gain) if each is not None)]
-        if not (0 <= self.low <= self.predicted <= self.high < inf and all(0 < each < inf for each in known)):
+        known = [each for each in (self.d, self.u, self.measured, self.no_gain) if each is not None]
+        positive = [self.x, self.predicted, self.high, *known]
+        if not 0 <= self.low <= self.high or not all(0 < each < inf for each in positive):
             raise ValueError("no forecast")  # or a TypeError above, if one of them is no number
 
 

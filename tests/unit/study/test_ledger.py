@@ -31,7 +31,7 @@ def test_a_result_of_one_ladder_is_none_of_another(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "edited", [{"low": "2.9"}, {"predicted": None}, {"high": float("nan")}, {"low": 3.05}, {"x": 0}]
+    "edited", [{"low": "2.9"}, {"predicted": None}, {"high": float("nan")}, {"low": 3.15}, {"x": 0}]
 )
 def test_an_edited_forecast_changes_no_ledger(edited: dict[str, object], tmp_path: Path) -> None:
     expected = {"x": 100, "d": None, "u": None, "predicted": 3.0, "low": 2.9, "high": 3.1}
