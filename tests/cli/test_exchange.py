@@ -107,6 +107,7 @@ def test_a_study_is_named_also_in_its_own_folder(
     study: Path, lrec: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish_steps(study, **{"nothing-seed1": (3072, 3.0)})
+    write_json(study.with_name("known-exchange") / "exchange.json", {})  # of another program
     monkeypatch.chdir(study)
     steps = json.dumps({"nothing": STEPS["nothing"]})
     assert "Steps of known at 1x16" in lrec("scaling", "exchange", "--study=.", "--size=1x16", f"--steps={steps}")
@@ -244,6 +245,22 @@ def test_a_folder_without_a_study_or_its_losses_is_refused(
     assert "no study there" in refused("scaling", "exchange", f"--study={tmp_path / 'none'}")
     run_of_study(study, "1x8-users-0.5-seed1").target_losses_file.unlink()
     assert "compared target by target" in refused("scaling", "exchange", f"--study={study}")
+
+
+def test_losses_of_other_targets_are_refused(study: Path, refused: Callable[..., str]) -> None:
+    """A gain over the few targets that two tables share would be no gain of the step."""
+    file = run_of_study(study, "1x24-users-0.5-seed1").target_losses_file
+    table = pl.read_parquet(file)
+    for other in (table.head(100), table.with_columns(pl.col("user") + 1)):
+        other.write_parquet(file)
+        refusal = refused("scaling", "exchange", f"--study={study}")
+        assert "1x24-users-0.5-seed1/target_losses.parquet has other targets" in refusal
+
+
+@pytest.mark.parametrize("grid", [None, {}, {"runs": [], "y": "test_loss"}, {"runs": [{}]}])
+def test_a_damaged_record_is_refused(grid: object, study: Path, refused: Callable[..., str]) -> None:
+    write_json(study / "study.json", {"grid": grid})
+    assert "its study.json is damaged: start the study again" in refused("scaling", "exchange", f"--study={study}")
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point], set[str]]]:
     if record is None:
         raise UserError(f"--studies {path}: no study there (no study.json), and not a file of points either")
     ladders: dict[str, tuple[list[Path], list[Point], set[str]]] = {}
-    longest = max(run.get("horizon", 1.0) for run in record["grid"]["runs"])
+    longest = max((run.get("horizon", 1.0) for run in record["grid"]["runs"]), default=1.0)
     for run in record["grid"]["runs"]:
         trained = run_of_study(path, run["name"])
         if trained.result is not None:

@@ -128,8 +128,8 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
 
 def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[str, list[PlannedRun]]:
     """The runs of combinations that an earlier call trained with the same steps, and whose losses are still there."""
-    earlier = read_json(folder / "exchange.json")
-    if earlier is None or (earlier["study"], earlier["size"]) != (ladder.name, ladder.size):
+    earlier = read_json(folder / "exchange.json") or {}
+    if (earlier.get("study"), earlier.get("size")) != (ladder.name, ladder.size):
         return {}
     same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
     names = [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]

@@ -55,13 +55,15 @@ class Ladder:
         record = read_json(study / "study.json")
         if record is None:
             raise UserError(f"--study {study}: no study there (no study.json)")
-        grid = record["grid"]
-        every = [PlannedRun(**run) for run in grid["runs"]]
-        if every[0].starts_from:
+        try:
+            every = [PlannedRun(**run) for run in record["grid"]["runs"]]
+            self.name, self.y, source = study.absolute().name, record["grid"]["y"], every[0].starts_from
+        except (LookupError, TypeError) as error:
+            raise UserError(f"--study {study}: its study.json is damaged: start the study again") from error
+        if source:
             way_out = "name another one first in the study's --variants, and start the study again"
             first = f"its first variant, {every[0].variant}, starts from another, but steps train from the beginning"
             raise UserError(f"--study {study}: {first}: {way_out}")
-        self.name, self.y = study.absolute().name, grid["y"]
         by_size: dict[str, list[PlannedRun]] = {}
         results = {run.name: run_of_study(study, run.name).result for run in every}
         self.metric = metric_of(point for point in results.values() if point is not None)
@@ -74,6 +76,7 @@ class Ladder:
             raise UserError(f"--size {size}: {study} has finished runs of {', '.join(by_size) or 'no size'}")
         self.size = size or fitted[-1]
         self.runs, self.n_body = by_size[self.size], ladder_n_body(self.size)
+        self._targets: pl.DataFrame | None = None
         self.results = {size: self.results_of(study, runs) for size, runs in by_size.items()}
         self.sizes = np.array([ladder_n_body(size) for size in by_size], dtype=float)
         loss_S = np.array([results.loss for results in self.results.values()])
@@ -94,6 +97,10 @@ class Ladder:
                 raise UserError(f"{file} is missing, but steps are compared target by target: train the study here")
             table = read_target_losses(file)
             tables.append(table if self.y == "trajectory_loss" else table.filter(pl.col("step") == 0))
+            found = tables[-1].select("user", "step").sort("user", "step")
+            self._targets = found if self._targets is None else self._targets
+            if not found.equals(self._targets):
+                raise UserError(f"{file} has other targets than the runs of smaller sizes: train both on the same data")
         loss_R = np.array([table["loss"].to_numpy().mean() for table in tables])
         metric = float(np.mean([point.metric(f"test/{self.metric}") for point in points]))
         hours = float(np.mean([run.points[-1].wall_s for run in trained])) / 3600
