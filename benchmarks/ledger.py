@@ -1,12 +1,11 @@
-"""This page compares [forecasts](../laws.md#the-forecast) with measured test losses.
-
-A study writes its forecasts to the file `prediction.json` before it trains its largest sizes. A miss is a measured loss
-outside the 90 % [interval](../glossary.md#interval) of its forecast, which is then bold. The column "committed" has the
-commit that added the forecast, and its time. If the same commit added the measured loss, both are in brackets: only the
-study itself then says that the forecast came first. The last column has the file, and the first
-digits of its SHA-256. A second number after the parameters is the number of training targets: the forecast was made
-from runs on fewer. If a row names hours (1h), the study had [these hours](../study.md#step-2-a-study-of-so-many-hours).
-Keep such a ledger of your own studies with [`lrec scaling register`](../study.md#a-ledger-of-forecasts).
+"""A study writes its [forecasts](../laws.md#the-forecast) of test losses to the file `prediction.json` before it
+trains its largest sizes. A miss is a measured loss outside the 90 % [interval](../glossary.md#interval) of its
+forecast, which is then bold. The column "committed" has the commit that added the forecast, and its time. If the same
+commit added the measured loss, both are in brackets: only the study itself then says that the forecast came first. The
+last column has the file, and the first digits of its SHA-256. A second number after the parameters is the number of
+training targets: the forecast was made from runs on fewer. If a row names hours (1h), the study had [these
+hours](../study.md#step-2-a-study-of-so-many-hours). Keep such a ledger of your own studies with [`lrec scaling
+register`](../study.md#a-ledger-of-forecasts).
 
     python benchmarks/ledger.py        reads git's history
 """
@@ -183,7 +182,7 @@ def every(entries: list[Entry]) -> str:
 def main() -> None:
     """Write the page."""
     entries = [*of_studies(), *of_horizons(), *of_hours()]
-    title, method, commands = __doc__.rstrip().split("\n\n")
+    method, commands = __doc__.rstrip().split("\n\n")
     within = sum(each.within for each in entries)
     better = sum(abs(each.error) < abs(each.no_gain_error) for each in entries)
     said = (
@@ -191,7 +190,7 @@ def main() -> None:
         "have a smaller error than the [no-gain baseline](../glossary.md#no-gain-baseline), which predicts the lowest "
         "loss of the smaller sizes."
     )
-    parts = ["# A ledger of forecasts", title, method.replace("\n", " "), said, "## By data set", scoreboard(entries)]
+    parts = ["# A ledger of forecasts", method.replace("\n", " "), said, "## By data set", scoreboard(entries)]
     parts += ["## All of them, misses first", every(entries), "## How it is made", commands]
     write_text(PAGE, "\n\n".join(parts) + "\n")
 
