@@ -43,9 +43,6 @@ class Transformer(nn.Module):
         dimension, or for another tensor that a part holds."""
         super().__init__()
         self.config = config
-        self.reads_times = config.architecture.time != "none"  # whether `forward` needs the times of events
-        self.reads_request = config.architecture.time == "request"  # whether these include that of the request
-        self.reads_events = config.event_types > 0  # whether `forward` needs the types of events
         self.checkpoint_activations = False  # keep only the blocks' inputs for the backward pass
         self.items = ItemTable(config)
         self.positions = positions(config, "input")
@@ -168,6 +165,21 @@ class Transformer(nn.Module):
         if positions_M is not None:
             hidden_BLD = hidden_BLD.flatten(0, 1)[slice(None) if alone_B is not None else positions_M]
         return head(self.norm(hidden_BLD), table)
+
+    @property
+    def reads_times(self) -> bool:
+        """Whether `forward` needs the times of events."""
+        return self.config.architecture.time != "none"
+
+    @property
+    def reads_request(self) -> bool:
+        """Whether these times include that of the request."""
+        return self.config.architecture.time == "request"
+
+    @property
+    def reads_events(self) -> bool:
+        """Whether `forward` needs the types of events."""
+        return self.config.event_types > 0
 
     @property
     def attentions(self) -> list[Attention]:
