@@ -12,7 +12,7 @@ import polars as pl
 
 from lrec.common.files import json_hash, write_json
 from lrec.common.pages import rendered
-from lrec.common.text_tables import as_cell, counted
+from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.laws.analysis import Analysis, Method
 from lrec.laws.descent import Objective
@@ -101,7 +101,7 @@ def table(content: dict[str, Any]) -> str:
     shown["places"] = [name for name in ("x", "d", "u") if name in content]
     by_data = partial(sorted, key=lambda p: (p["d"] or 0, p["u"] or 0))
     shown["metrics"] = {name: by_data(content["metrics"][name]) for name in of_ten(content["metrics"])}
-    return rendered("laws", "fit_table.md.j2", shown, parameter=parameter_text, cell=as_cell).rstrip()
+    return rendered("laws", "fit_table.md.j2", shown, parameter=parameter_text).rstrip()
 
 
 def markdown(content: dict[str, Any], alt: str) -> str:

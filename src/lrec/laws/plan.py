@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from lrec.common.files import check_writable, write_json
 from lrec.common.pages import rendered
-from lrec.common.text_tables import as_cell, counted, on_terminal
+from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError, check_range
 from lrec.laws.analysis import FAILS
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
@@ -234,4 +234,4 @@ def table(result: dict[str, Any], content: dict[str, Any]) -> str:
     labels |= {"flops": "training FLOPs", "hours": f"hours {result['speed']}", "price": "price"}
     metrics = {name: result["metrics"][name] for name in of_ten(result["metrics"])}
     shown = {"plan": result, "labels": labels, "y": content["y"], "metrics": metrics}
-    return rendered("laws", "planned_run.md.j2", shown, cell=as_cell).rstrip()
+    return rendered("laws", "planned_run.md.j2", shown).rstrip()

@@ -15,7 +15,7 @@ from lrec.serving.recommender import Model
 
 METRICS = ("loss", "HR@10", "NDCG@10", "HR@10_unseen", "NDCG@10_unseen")
 SCORERS = ("model", "popularity", "recent-popularity", "repeat-last", "markov", "item-graph")
-MARK = "trained and tested by lrec."  # in every card
+MARK = "trained and tested by lrec."  # by which an export knows a card
 OF_90 = 1.645  # standard errors on either side of a 90 % interval
 
 
@@ -47,6 +47,7 @@ def card_of(model: Model, ckpt_path: Path) -> str:
         "n_new": n_new,
         "found": found,
         "statistics": in_words(data["statistics"], data["facts"]) if data else [],
+        "mark": MARK,
         "metrics": METRICS,
         "scorers": scorers,
         "ahead": [name for name, figures in scorers.items() if name != "model" and figures.get("HR@10", 0) >= most],

@@ -121,7 +121,8 @@ def _choose(study: Study) -> dict[str, Any]:
         for each in faster:
             drawing = replace(study, options=each[0] | dotted(study.options))
             longer = _longest(drawing, _example(drawing), data, jobs)
-            if longer.fits(study) and not (plan.fits(study) and longer.targets <= MORE_TARGETS * plan.targets):
+            is_worth_it = not plan.fits(study) or longer.targets > MORE_TARGETS * plan.targets
+            if longer.fits(study) and is_worth_it:
                 plan, (options, reason) = longer, each
     if not plan.fits(study):
         takes = f"the smallest study takes {math.ceil(100 * sum(plan.hours.values()) / PLANNED) / 100:g}"
@@ -161,9 +162,9 @@ def _longest(study: Study, example: PlannedRun, data: "SequenceDataModule", jobs
     if most < LEAST_TARGETS:
         raise UserError(f"--hours: {data.U:,} training targets are too few for a study")
     low, high = (_plan(each, study, example, data, jobs) for each in (LEAST_TARGETS, most))
-    if not low.fits(study) or high.fits(study):
-        return high if high.fits(study) else low
-    while high.targets / low.targets > 1.02:
+    if high.fits(study):
+        return high
+    while low.fits(study) and high.targets / low.targets > 1.02:
         plan = _plan(math.isqrt(low.targets * high.targets), study, example, data, jobs)
         low, high = (plan, high) if plan.fits(study) else (low, plan)
     return low
