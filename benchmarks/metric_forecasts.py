@@ -11,6 +11,7 @@ loss forecasts. Errors are means over a split's hidden sizes, in percent of the 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from lrec.errors import UserError
 from lrec.laws import metric_forecasts
 from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction
-from lrec.laws.metric_forecasts import against_loss, against_size, judged_metrics
+from lrec.laws.metric_forecasts import against_loss, against_size, expected_metrics, judged_metrics
 from lrec.laws.predict import hold_out
 from lrec.study.points import read_points
 
@@ -92,29 +93,27 @@ METHODS: dict[str, tuple[Part, ...]] = {
     "against the size": (against_size,),
     "against the loss": (against_loss,),
     "against the loss, a straight line": (straight_line,),
-    "**both**": (against_size, against_loss),
+    "both": (against_size, against_loss),
 }
+LREC = "**both, and no better than of unseen items**"
 
 
 def every_ladder() -> None:
     """A row for each method: its mean error on each set and over all, and how often its interval holds."""
-    found: dict[str, list[tuple[str, float, float, list[bool], float]]] = {name: [] for name in METHODS}
+    found: dict[str, list[tuple[str, float, float, list[bool], float]]] = {name: [] for name in [*METHODS, LREC]}
     for name, small, large in splits():
         losses = Forecast(small).predict(large["x"].unique().sort().to_list())
+        expected = expected_metrics(small, losses, METRICS)
         for metric in METRICS:
             of_odds = small.with_columns(loss=pl.col("y"), y=1 / pl.col(metric) - 1)
             actual_P = large.group_by("x").agg(pl.col(metric).mean()).sort("x")[metric].to_numpy()
             naive = np.abs(_metric(no_gain(of_odds, losses))[:, 0] / actual_P - 1).mean()
+            told = {LREC: np.array([[each.predicted, each.low, each.high] for each in expected[metric]]).T}
             for method, parts in METHODS.items():
-                try:
-                    curves = [part(of_odds, losses) for part in parts]
-                except UserError:
-                    continue
-                middle_P = _metric(np.mean([c[:, 0] for c in curves], axis=0))
-                high_P, low_P = (
-                    _metric(np.min([c[:, 1] for c in curves], 0)),
-                    _metric(np.max([c[:, 2] for c in curves], 0)),
-                )
+                with suppress(UserError):
+                    middle_CP, low_CP, high_CP = np.moveaxis(np.array([part(of_odds, losses) for part in parts]), -1, 0)
+                    told[method] = _metric(np.array([middle_CP.mean(0), high_CP.max(0), low_CP.min(0)]))
+            for method, (middle_P, low_P, high_P) in told.items():
                 inside = ((low_P <= actual_P) & (actual_P <= high_P) & (low_P < high_P)).tolist()
                 error, width = np.abs(middle_P / actual_P - 1).mean(), ((high_P - low_P) / actual_P / 2).mean()
                 found[method].append((name, 100 * error, 100 * naive, inside, 100 * width))

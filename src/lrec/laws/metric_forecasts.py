@@ -3,7 +3,9 @@
 The odds of a miss, (1 - m)/m for a metric m, are forecast twice as if they were a loss: from the size, and from the
 loss that is forecast for the size, because bad runs are farther from the first curve than from the second. The forecast
 is the mean of both in ln odds, and its interval spans both intervals. Nothing is tuned here: the constants are those
-of curves of losses. Results on measured ladders, and other methods that were tried: benchmarks/metric_forecasts.md.
+of curves of losses. If no measured network has better lists of all items than of unseen items, because users hardly
+ever have an item twice, then the forecast for all items is no better than the one for unseen items. Results on
+measured ladders, and other methods that were tried: benchmarks/metric_forecasts.md.
 
 Shapes: N points, P places, C curves.
 """
@@ -11,6 +13,7 @@ Shapes: N points, P places, C curves.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import polars as pl
@@ -33,10 +36,19 @@ def expected_metrics(
 ) -> dict[str, list[Expected]]:
     """The expected metrics, all or those in `names`, at the places of losses; without those of too few sizes."""
     found = {}
+    expected = cache(lambda metric: _expected(points, metric, losses))
     for metric in (name for name in metrics_in(points) if names is None or name in names):
         with suppress(UserError):
-            found[metric] = _expected(points, metric, losses)
+            found[metric] = expected(metric)
+            if metric.startswith(RISING) and (unseen := f"{metric}_unseen") in points.columns:
+                if (points[metric] <= points[unseen]).all():
+                    found[metric] = [_at_most(*each) for each in zip(found[metric], expected(unseen), strict=True)]
     return found
+
+
+def _at_most(each: Expected, limit: Expected) -> Expected:
+    middle = min(each.predicted, limit.predicted)
+    return replace(each, predicted=middle, low=min(each.low, middle), high=max(min(each.high, limit.high), middle))
 
 
 def judged_metrics(fitted: pl.DataFrame, losses: Sequence[Prediction], later: pl.DataFrame) -> dict[str, list[Judged]]:

@@ -87,3 +87,20 @@ def test_a_hit_rate_of_one_is_not_forecast_to_rise_above_it() -> None:
     points = points_of(SIZES, **{"HR@10": np.array([0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 1.0])})
     for each in expected_metrics(points, Forecast(points).predict(LARGER))["HR@10"]:
         assert each.low <= each.predicted <= each.high <= 1
+
+
+def test_lists_of_all_items_are_not_forecast_to_be_better_than_lists_of_unseen_items() -> None:
+    """Small networks list items that users never have again. Larger ones learn not to, and then gain no more by it."""
+    unseen = 0.35 + 0.02 * np.log10(SIZES / SIZES[0])
+    learnt = unseen * np.linspace(0.4, 0.97, len(SIZES))
+    points = points_of(SIZES, **{"NDCG@10": learnt, "NDCG@10_unseen": unseen})
+    losses = Forecast(points).predict(LARGER)
+    alone = expected_metrics(points.drop("NDCG@10_unseen"), losses)["NDCG@10"]
+    bound = expected_metrics(points, losses)
+    for each, limit, without in zip(bound["NDCG@10"], bound["NDCG@10_unseen"], alone, strict=True):
+        assert each.predicted == min(without.predicted, limit.predicted)
+        assert each.low <= each.predicted <= each.high <= without.high
+    assert bound["NDCG@10"][1].predicted < alone[1].predicted
+    assert expected_metrics(points, losses, ["NDCG@10"]) == {"NDCG@10": bound["NDCG@10"]}
+    repeated = points.with_columns(pl.col("NDCG@10_unseen") * 0.5)  # some targets are items that the users had before
+    assert expected_metrics(repeated, losses)["NDCG@10"] == alone
