@@ -40,9 +40,9 @@ def expected_metrics(
     for metric in (name for name in metrics_in(points) if names is None or name in names):
         with suppress(UserError):
             found[metric] = expected(metric)
-            if metric.startswith(RISING) and (unseen := f"{metric}_unseen") in points.columns:
-                if (points[metric] <= points[unseen]).all():
-                    found[metric] = [_at_most(*each) for each in zip(found[metric], expected(unseen), strict=True)]
+            unseen = f"{metric}_unseen" if metric.startswith(RISING) else ""
+            if unseen in points.columns and (points[metric] <= points[unseen]).all():
+                found[metric] = [_at_most(*each) for each in zip(found[metric], expected(unseen), strict=True)]
     return found
 
 
