@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from itertools import takewhile
 
-from lrec.common.hardware import Kind, kind_of
+from lrec.common.hardware import Kind, auto_precision, kind_of
 from lrec.errors import UserError
 from lrec.model.memory import Precision
 from lrec.run import RunConfig
@@ -44,6 +44,8 @@ def placement(config: RunConfig, gpus_per_run: int = 1) -> Placement:
     accumulation = config.value("trainer.accumulate_grad_batches", 1)
     checkpointing = bool(config.value("model.checkpoint_activations", False))
     named = str(config.value("trainer.precision", "32-true"))
+    if named == "auto":
+        named = auto_precision(kind) if kind == "cpu" or here() else "bf16-mixed"
     precision: Precision = "bf16-true" if named in ("bf16-true", "16-true") else "32-true"
     if config.value("trainer.strategy.param_dtype") is not None or named in ("bf16", "bf16-mixed", "16", "16-mixed"):
         precision = "bf16-mixed"

@@ -11,8 +11,10 @@ import torch
 
 from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
+from lrec.run import RunConfig
 from lrec.study.grid import planned_runs
 from lrec.study.options import Study
+from lrec.study.placement import placement
 from lrec.study.record import Record
 
 DECIDED = "LREC_PRECISION"
@@ -67,6 +69,13 @@ def test_all_runs_of_a_study_have_the_same_precision_and_keep_it(
         *[("auto", "bf16-mixed")] * 2,
         *[("other", "16-mixed")] * 2,
     ]
+
+
+def test_a_plan_measures_in_the_precision_that_its_runs_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunConfig({"trainer": {"accelerator": "cpu", "precision": "auto"}, "model": {}, "data": {}})
+    for precision in ("bf16-mixed", "32-true"):
+        monkeypatch.setenv(DECIDED, precision)
+        assert placement(run).precision == precision
 
 
 def test_a_cluster_s_processes_do_not_each_choose(
