@@ -140,10 +140,13 @@ def above_floor(predictor: Predictor, expected: Prediction, rise: float = 1.0) -
 
 def turns(predictor: Predictor, ahead: Prediction) -> bool:
     """Whether two sizes larger than the best size did worse, or a larger size is expected to be no better than the
-    best: a loss that has risen may not fall again. The many, noisy losses of a long curve are taken in groups."""
+    best: a loss that has risen may not fall again. A loss that fell more in the last step than in the one before has not
+    stopped, even if it is now below the curve. The many, noisy losses of a long curve are taken in groups."""
     losses = np.array(_reached(predictor)[1])
     means = [group.mean() for group in np.array_split(losses, min(len(losses), LADDER))]
-    return len(means) - int(np.argmin(means)) > 2 or ahead.predicted >= min(means)
+    falls = -np.diff(means)
+    still_falls = len(falls) > 1 and falls[-1] > max(falls[-2], 0)
+    return len(means) - int(np.argmin(means)) > 2 or (ahead.predicted >= min(means) and not still_falls)
 
 
 def _reached(predictor: Predictor) -> tuple[tuple[float, ...], list[float]]:

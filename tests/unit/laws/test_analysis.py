@@ -13,7 +13,7 @@ from lrec.laws.forecast import Forecast
 from lrec.laws.intervals import Prediction, Profile
 from lrec.laws.law import Array, Law
 from lrec.laws.loss_laws import LAWS
-from lrec.laws.predict import holdout_report, outlook, roll_out
+from lrec.laws.predict import holdout_report, outlook, roll_out, turns
 
 LSRM = LAWS["lsrm"]
 SIZES = np.geomspace(1e4, 1e7, 8)
@@ -148,6 +148,15 @@ def test_noise_on_a_long_curve_is_not_taken_for_a_loss_that_stopped_falling() ->
     rising = loss * np.maximum(size / 4e5, 1) ** 0.1
     ahead = outlook(Forecast(pl.DataFrame({"x": size, "y": rising, "may_stop": False})))
     assert ahead.predicted == pytest.approx(rising[-1])
+
+
+def test_a_largest_network_far_below_the_curve_does_not_mean_that_the_loss_stopped_falling() -> None:
+    """Large networks may learn something that small ones do not show, as in decks of cards."""
+    size = np.array([768, 3072, 4800, 12288, 23232, 49152, 221952, 836352.0])
+    loss = np.array([5.310, 4.894, 4.841, 4.747, 4.703, 4.636, 4.558, 4.341])
+    forecast = Forecast(pl.DataFrame({"x": size, "y": loss, "d": 3e6, "may_stop": False}))
+    assert forecast.predict([1e7])[0].predicted == pytest.approx(loss[-1])  # the curve of all sizes lies above it
+    assert not turns(forecast, outlook(forecast))
 
 
 def test_the_outlook_of_a_law_of_size_and_data_is_at_the_most_data() -> None:
