@@ -155,6 +155,7 @@ def warnings(fit: Fit, holdout: Comparison | None, predicts: bool = True) -> lis
     """Warnings from the points and, if the fit also `predicts`, from its search, intervals and held-out sizes."""
     points, shown = fit.points, dict[str, Any](rises=rises(fit.points, fit.columns), n_columns=len(fit.columns))
     shown |= {"n_sizes": points["x"].n_unique(), "n": len(points), "overfitted": 0}
+    shown |= {"hits": (), "loose": {}, "off": 0, "holdout": None}
     if "overfitted" in points.columns:
         shown["overfitted"] = int(points["overfitted"].sum())
     if predicts:
