@@ -14,7 +14,6 @@ from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.contrast import FURTHEST, Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.fit_json import finite
 from lrec.laws.law import UNBOUNDED, parameter_text
 from lrec.laws.loss_laws import law_named
 from lrec.run import Point, run_of_study
@@ -81,7 +80,7 @@ def compare(
             low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])
             rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
-    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": contrasts}))
+    write_json(out / "compare.json", about | {"ladders": content, "contrasts": contrasts})
     table = on_terminal(rows_table(rows, text=(0,)))
     print("\n\n".join([chosen.formula, table, *said, str(out / "compare.png")]))
 
@@ -112,16 +111,19 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point], set[str]]]:
     if record is None:
         raise UserError(f"--studies {path}: no study there (no study.json), and not a file of points either")
     ladders: dict[str, tuple[list[Path], list[Point], set[str]]] = {}
-    longest = max((run.get("horizon", 1.0) for run in record["grid"]["runs"]), default=1.0)
-    for run in record["grid"]["runs"]:
-        trained = run_of_study(path, run["name"])
-        if trained.result is not None:
-            files, large, hashes = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], [], set()))
-            hashes |= {trained.result.data_hash} - {""}
-            if not run["held_out"]:
-                files.append(trained.points_file)
-            elif run.get("horizon", 1.0) == longest:
-                large.append(trained.result)
+    try:
+        longest = max((run.get("horizon", 1.0) for run in record["grid"]["runs"]), default=1.0)
+        for run in record["grid"]["runs"]:
+            trained = run_of_study(path, run["name"])
+            if trained.result is not None:
+                files, large, hashes = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], [], set()))
+                hashes |= {trained.result.data_hash} - {""}
+                if not run["held_out"]:
+                    files.append(trained.points_file)
+                elif run.get("horizon", 1.0) == longest:
+                    large.append(trained.result)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"--studies {path}: its study.json is damaged: start the study again") from error
     if not ladders:
         raise UserError(f"--studies {path}: none of its runs is finished here: start the study again")
     return ladders
