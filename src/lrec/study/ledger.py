@@ -99,11 +99,15 @@ def _read(ledger: Path) -> list[Entry]:
 
 def _measured(entry: Entry, study: Path) -> Entry:
     """The entry with the loss that the study's report has at its place, as far as there is one."""
-    fit = read_json(study / "fit" / entry.ladder / "fit.json", {})
-    for point in (fit.get("holdout") or {"points": []})["points"]:
-        if (point["x"], point["d"], point["u"]) == (entry.x, entry.d, entry.u):
-            no_gain = point["actual"] * (1 + point["naive_error_pct"] / 100)
-            return replace(entry, measured=point["actual"], no_gain=no_gain)
+    try:
+        fit = read_json(study / "fit" / entry.ladder / "fit.json", {})
+        for point in (fit.get("holdout") or {"points": []})["points"]:
+            if (point["x"], point["d"], point["u"]) == (entry.x, entry.d, entry.u):
+                no_gain = point["actual"] * (1 + point["naive_error_pct"] / 100)
+                return replace(entry, measured=point["actual"], no_gain=no_gain)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"its fit.json of ladder '{entry.ladder}' is damaged, or was edited: start the study again"
+        raise UserError(f"--study {study}: {what}") from error
     return entry
 
 
