@@ -183,7 +183,7 @@ def _size_for(chooser: Chooser, option: str, wanted: float) -> float:
     """The smallest size with at least the `wanted` value of the option's metric, measured or expected."""
     metric = HIT_RATES[option]
     if not isinstance(chooser, SizeChooser) or metric not in chooser.predictor.points.columns:
-        raise UserError(f"--{option} needs a forecast, or a law of size alone, from points with {metric}")
+        raise UserError(f"--{option} needs a forecast by size, or a law of size alone, from points with {metric}")
     predictor = chooser.predictor
     if found := means_by_size(predictor.points, metric).filter(pl.col(metric) >= wanted)["x"].to_list():
         return float(found[0])

@@ -251,7 +251,7 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
     write_fit(tmp_path / "flops", Analysis(law, None, law.points, {"x": "flops", "y": "loss"}, with_others=False))
     with pytest.raises(UserError, match="not reached at 100 times the largest flops"):
         plan_command(tmp_path / "flops" / "fit.json", loss=4.02)
-    with pytest.raises(UserError, match="--hr10 needs a forecast"):
+    with pytest.raises(UserError, match="--hr10 needs a forecast by size, or a law"):
         plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
 
