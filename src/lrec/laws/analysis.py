@@ -152,13 +152,10 @@ def unidentified(fit: Predictor) -> list[str]:
 
 
 def warnings(fit: Fit, holdout: Comparison | None, predicts: bool = True, x: str = "x") -> list[str]:
-    """Warnings from the points and, if the fit also `predicts`, from its search, intervals and held-out sizes. `x` is
-    the caller's name of the first variable."""
+    """Warnings from the points, whose x is named `x`, and, if the fit `predicts`, its search and held-out sizes."""
     points, shown = fit.points, dict[str, Any](rises=rises(fit.points, fit.columns), n_columns=len(fit.columns), x=x)
-    shown |= {"n_sizes": points["x"].n_unique(), "n": len(points), "overfitted": 0}
-    shown |= {"hits": (), "loose": {}, "off": 0, "holdout": None}
-    if "overfitted" in points.columns:
-        shown["overfitted"] = int(points["overfitted"].sum())
+    shown |= {"n_sizes": points["x"].n_unique(), "n": len(points), "hits": (), "loose": {}, "off": 0, "holdout": None}
+    shown["overfitted"] = int(points["overfitted"].sum()) if "overfitted" in points.columns else 0
     if predicts:
         hits, ends = fit.diagnostics.bound_hits, fit.profile.parameters
         shown |= {"hits": hits, "loose": {name: ends[name] for name in unidentified(fit)[len(hits) :]}}
