@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lrec.common.files import json_hash, locked, read_json, write_text
+from lrec.common.files import finite, json_hash, locked, read_json, write_text
 from lrec.errors import UserError
 from lrec.options.config_files import read_config
 
@@ -229,7 +229,7 @@ class Run:
             write_text(self.progress_file, f"{doing}\n")
 
     def write_points(self, points: Sequence[Point]) -> None:
-        write_text(self.points_file, "".join(json.dumps(point.to_dict()) + "\n" for point in points))
+        write_text(self.points_file, "".join(json.dumps(finite(point.to_dict())) + "\n" for point in points))
 
 
 def served(folder: Path) -> Path:

@@ -37,7 +37,7 @@ ROOMS = {
     "training": "errors common options run data model ranking checkpoint evaluation serving",
     "tasks": "errors common options run data model ranking evaluation serving",
     "study": "errors common options run data model laws checkpoint evaluation serving training",
-    "backtest": "errors common run data laws ranking evaluation serving study",
+    "backtest": "errors common run data ranking evaluation serving study",
     "cli": "errors common options training",
     "__main__": "cli",
     "__init__": "",

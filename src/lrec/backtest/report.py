@@ -17,7 +17,6 @@ from lrec.common.pictures import BLUE, GREY, alt_text, draw_frame, new_figure, r
 from lrec.common.text_tables import lasting, rows_table
 from lrec.data.store.store import Store, time_text
 from lrec.evaluation.standard_errors import standard_error
-from lrec.laws.fit_json import finite
 from lrec.run import Point, Run
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def write_report(store: Store, windows: Windows, found: Findings, beside: Mappin
         "gain_of_size": {age: asdict(gain) for age, gain in gains.items()},
         "updates": updates,
     }
-    write_json(out / "backtest.json", finite(content))
+    write_json(out / "backtest.json", content)
     write_text(out / "report.md", report)
     write_text(out / "report.html", rendered("backtest", "report.html.j2", shown))
     return report

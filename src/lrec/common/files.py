@@ -125,8 +125,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write `value` to `path` as indented JSON, whole or not at all; see `finite`."""
+    write_text(path, json.dumps(finite(value), indent=2) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON can store it, with null for a number that is not finite."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def read_json(path: Path, default: Any = None) -> Any:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from lrec.common.text_tables import as_cell, counted
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def rendered(room: str, template: str, shown: dict[str, Any], **filters: Callable[..., str]) -> str:
-    """A template of the package lrec.`room` with the values `shown`. HTML templates may extend `page.html.j2` here. All
-    templates have the filters `counted` and `cell`, those for HTML also `unbroken`."""
+    """A template of the package lrec.`room` with the values `shown`; an unknown name is an error. HTML templates may
+    extend `page.html.j2` here. All templates have the filters `counted` and `cell`, those for HTML also `unbroken`."""
     rooms = ChoiceLoader([PackageLoader(f"lrec.{room}", "."), PackageLoader("lrec.common", ".")])
     escaping = select_autoescape(enabled_extensions=["html.j2"])
-    environment = Environment(loader=rooms, autoescape=escaping, trim_blocks=True)
+    environment = Environment(loader=rooms, autoescape=escaping, trim_blocks=True, undefined=StrictUndefined)
     environment.filters |= {"unbroken": unbroken, "counted": counted, "cell": as_cell, **filters}
     return environment.get_template(template).render(shown)
 

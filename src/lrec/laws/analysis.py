@@ -61,7 +61,7 @@ class Analysis:
         largest = points_of_most_data(predictor.points)
         self.fit = predictor if isinstance(predictor, Fit) else fit_points(LAWS[DESCRIBES], largest)
         is_law, self.unidentified = self.fit is predictor, unidentified(predictor)
-        self.warnings = warnings(self.fit, holdout, predicts=is_law)
+        self.warnings = warnings(self.fit, holdout, is_law, x)
         if holdout:
             self.of_all = predictor_of(self.fit.law if is_law else None, points, self.fit.problem.objective)
         self.methods = compare_methods(predictor, self.fit, holdout, points) if with_others else []
@@ -151,12 +151,11 @@ def unidentified(fit: Predictor) -> list[str]:
     return [*hits, *(name for name in names if name not in (*hits, *fit.law.tied))]
 
 
-def warnings(fit: Fit, holdout: Comparison | None, predicts: bool = True) -> list[str]:
-    """Warnings from the points and, if the fit also `predicts`, from its search, intervals and held-out sizes."""
-    points, shown = fit.points, dict[str, Any](rises=rises(fit.points, fit.columns), n_columns=len(fit.columns))
-    shown |= {"n_sizes": points["x"].n_unique(), "n": len(points), "overfitted": 0}
-    if "overfitted" in points.columns:
-        shown["overfitted"] = int(points["overfitted"].sum())
+def warnings(fit: Fit, holdout: Comparison | None, predicts: bool = True, x: str = "x") -> list[str]:
+    """Warnings from the points, whose x is named `x`, and, if the fit `predicts`, its search and held-out sizes."""
+    points, shown = fit.points, dict[str, Any](rises=rises(fit.points, fit.columns), n_columns=len(fit.columns), x=x)
+    shown |= {"n_sizes": points["x"].n_unique(), "n": len(points), "hits": (), "loose": {}, "off": 0, "holdout": None}
+    shown["overfitted"] = int(points["overfitted"].sum()) if "overfitted" in points.columns else 0
     if predicts:
         hits, ends = fit.diagnostics.bound_hits, fit.profile.parameters
         shown |= {"hits": hits, "loose": {name: ends[name] for name in unidentified(fit)[len(hits) :]}}

@@ -50,6 +50,8 @@ class DataChooser:
         self._most_data = np.inf if unique is None else unique * self.most_epochs
         # A plan has at least one parameter and one interaction; less if the points count in millions or billions.
         self._least_size, self._least_data = np.minimum(1.0, fit.x_NV[:, :2].min(0) / 1000)
+        if self._most_data < self._least_data:
+            raise UserError(f"--unique {unique:g}: too few to plan for")
         if epochs is None:
             return
         self.epochs = epochs / self.repeats

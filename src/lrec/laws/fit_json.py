@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from lrec.common.files import json_hash, write_json
+from lrec.common.files import finite, json_hash, write_json
 from lrec.common.pages import rendered
 from lrec.common.text_tables import counted
 from lrec.errors import UserError
@@ -119,8 +119,3 @@ def points_of(content: dict[str, Any]) -> str:
     """How many points there are, and at how many distinct places."""
     place = "setting" if "d" in content or "u" in content else "size"
     return f"{counted(content['n_points'], 'point')} of {counted(content['n_sizes'], place)}"
-
-
-def finite(value: Any) -> Any:
-    """The value as JSON can store it, with null for a number that is not finite."""
-    return json.loads(json.dumps(value), parse_constant=lambda _: None)

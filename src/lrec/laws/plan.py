@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 from scipy.special import stdtrit
 
-from lrec.common.files import check_writable, write_json
+from lrec.common.files import check_writable, finite, write_json
 from lrec.common.pages import rendered
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError, check_range
-from lrec.laws.analysis import FAILS
+from lrec.laws.analysis import FAILS, warnings
 from lrec.laws.choosers import Choice, Chooser, DataChooser, SizeChooser, chooser_of
 from lrec.laws.fit import Fit
-from lrec.laws.fit_json import finite, of_ten, read_fit
+from lrec.laws.fit_json import of_ten, read_fit
 from lrec.laws.intervals import Prediction
 from lrec.laws.law import MEANINGFUL, Array
 from lrec.laws.metric_forecasts import outlook_metrics
@@ -183,7 +183,7 @@ def _size_for(chooser: Chooser, option: str, wanted: float) -> float:
     """The smallest size with at least the `wanted` value of the option's metric, measured or expected."""
     metric = HIT_RATES[option]
     if not isinstance(chooser, SizeChooser) or metric not in chooser.predictor.points.columns:
-        raise UserError(f"--{option} needs a forecast, or a law of size alone, from points with {metric}")
+        raise UserError(f"--{option} needs a forecast by size, or a law of size alone, from points with {metric}")
     predictor = chooser.predictor
     if found := means_by_size(predictor.points, metric).filter(pl.col(metric) >= wanted)["x"].to_list():
         return float(found[0])
@@ -225,7 +225,7 @@ def _notes(fit: Fit, content: dict[str, Any], chooser: Chooser, choice: Choice, 
     if isinstance(chooser, SizeChooser):
         alone = "a law of size alone, or a forecast, holds only for these"
         notes.append(f"D, U and epochs are those of the fitted runs: {alone}")
-    return notes + list(content["diagnostics"]["warnings"])
+    return notes + warnings(fit, None, content["method"] == content["law"], content["x"])  # the plan is from all points
 
 
 def table(result: dict[str, Any], content: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from lrec.laws.law import Array
 
 COLUMNS = "x", "y", "d", "u", "processed", "horizon", "run", "flops", "wall_s", "overfitted", "may_stop", "file", "row"
 
+FEW = "add sizes"  # the way out if they are too few
 NARROWEST = 1.01  # if sizes span less than this factor, only rounding errors distinguish a power from a constant
 
 
@@ -35,11 +36,11 @@ def check_places(method: str, place_NV: Array, variables: Sequence[str], least: 
     if (there := len(np.unique(place_NV, axis=0))) < least:
         places = "sizes" if len(variables) == 1 else f"settings of {', '.join(variables)}"
         few = f"needs at least {least} distinct {places}, but there are {there}"
-        raise UserError(f"{method} {few}: add sizes or hold out fewer")
-    for variable, column in zip(variables[:2], place_NV.T, strict=False):
+        raise UserError(f"{method} {few}: {FEW}")
+    for what, column in zip(("sizes", "amounts of data"), place_NV.T, strict=False):
         if column.max() / column.min() < NARROWEST:
-            alike = f"all are within {NARROWEST - 1:.0%} of {column.min():.6g} in {variable}"
-            raise UserError(f"{method} needs sizes that differ; {alike}")
+            alike = f"all are within {NARROWEST - 1:.0%} of {column.min():.6g}"
+            raise UserError(f"{method} needs {what} that differ; {alike}")
 
 
 def metrics_in(points: pl.DataFrame) -> list[str]:

@@ -159,8 +159,10 @@ def _sure(metric: str, judged: Sequence[Judged], point: Point) -> list[str]:
     if judged:
         inside = sum(each.inside for each in judged)
         error, naive = mean(abs(j.error_pct) for j in judged), mean(abs(j.naive_error_pct) for j in judged)
+        lie = "network lies within its forecast 90 % interval"
+        lie = lie if len(judged) == 1 else "networks lie within their forecast 90 % intervals"
         said = [
-            f"{inside} of {len(judged)} large networks lie within their forecast 90 % intervals.",
+            f"{inside} of {len(judged)} large {lie}.",
             f"The forecast is off by {error:.1f} % on average, the no-gain baseline by {naive:.1f} %.",
         ]
     if math.isfinite(users):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 
 from lrec.common.files import check_folder, read_json, write_json
 from lrec.common.pictures import save_figure
@@ -14,10 +15,9 @@ from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
 from lrec.laws.contrast import FURTHEST, Contrast, contrast
 from lrec.laws.fit import Fit, fit_points
-from lrec.laws.fit_json import finite
 from lrec.laws.law import UNBOUNDED, parameter_text
 from lrec.laws.loss_laws import law_named
-from lrec.run import Point, run_of_study
+from lrec.run import run_of_study
 from lrec.study.figures import studies_figure
 from lrec.study.points import read_points
 
@@ -45,19 +45,15 @@ def compare(
     chosen = law_named(law)
     if len(chosen.variables) > 1:
         raise UserError(f"--law: {law!r} is not a law of the size alone")
+    if not studies:
+        raise UserError("--studies: name at least one study or file of points")
     ladders: dict[str, tuple[Fit, list[tuple[float, float]]]] = {}
     data: dict[str, set[str]] = {}
     for path in studies:
         for name, (files, large, data[name]) in _ladders(path).items():
-            reached = [(getattr(point, x), getattr(point, y)) for point in large]  # no loss: it diverged, or has no y
-            held_out = [(float(size), float(loss)) for size, loss in reached if loss is not None]
             try:
-                points = read_points(files, "N_body" if x == "flops" else x, y)
-                if x == "flops":  # every run counts, even if one with fewer FLOPs is better
-                    if "flops" not in points.columns:
-                        raise UserError(f"{files[0]}: --x flops is for points that lrec wrote")
-                    points = points.with_columns(x=points["flops"])
-                ladders[name] = fit_points(chosen, points), held_out
+                held_out = _points(large, x, y).select("x", "y").rows() if large else []
+                ladders[name] = fit_points(chosen, _points(files, x, y)), held_out
             except UserError as error:
                 raise UserError(str(error) if str(error).startswith(f"{files[0]}") else f"{name}: {error}") from error
     contrasts, said = list[dict[str, Any]](), list[str]()
@@ -81,7 +77,7 @@ def compare(
             low, high = (parameter_text(end, UNBOUNDED) for end in intervals[parameter])
             rows[-1].append(f"{parameter_text(value)} [{low}, {high}]")
     about = {"law": law, "formula": chosen.formula, "x": x, "y": y}
-    write_json(out / "compare.json", finite(about | {"ladders": content, "contrasts": contrasts}))
+    write_json(out / "compare.json", about | {"ladders": content, "contrasts": contrasts})
     table = on_terminal(rows_table(rows, text=(0,)))
     print("\n\n".join([chosen.formula, table, *said, str(out / "compare.png")]))
 
@@ -103,25 +99,37 @@ def _in_words(found: Contrast, exponent: str, x: str) -> str:
     return f"{exponents}. {where}. {reached} [{low}, {high}]"
 
 
-def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Point], set[str]]]:
-    """The ladders of a study or file, by name: files with the points to fit, the results of held-out runs, and the
-    hashes of the data as far as they are known."""
+def _points(files: list[Path], x: str, y: str) -> pl.DataFrame:
+    points = read_points(files, "N_body" if x == "flops" else x, y)
+    if x != "flops":
+        return points
+    if "flops" not in points.columns:
+        raise UserError(f"{files[0]}: --x flops is for points that lrec wrote")
+    return points.with_columns(x=points["flops"])  # every run counts, even if one with fewer FLOPs is better
+
+
+def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Path], set[str]]]:
+    """The ladders of a study or file, by name: files with the points to fit, files of held-out runs that did not
+    diverge, and the hashes of the data as far as they are known."""
     if path.is_file():
         return {str(path): ([path], [], set())}
     record = read_json(path / "study.json")
     if record is None:
         raise UserError(f"--studies {path}: no study there (no study.json), and not a file of points either")
-    ladders: dict[str, tuple[list[Path], list[Point], set[str]]] = {}
-    longest = max((run.get("horizon", 1.0) for run in record["grid"]["runs"]), default=1.0)
-    for run in record["grid"]["runs"]:
-        trained = run_of_study(path, run["name"])
-        if trained.result is not None:
-            files, large, hashes = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], [], set()))
-            hashes |= {trained.result.data_hash} - {""}
-            if not run["held_out"]:
-                files.append(trained.points_file)
-            elif run.get("horizon", 1.0) == longest:
-                large.append(trained.result)
+    ladders: dict[str, tuple[list[Path], list[Path], set[str]]] = {}
+    try:
+        longest = max((run.get("horizon", 1.0) for run in record["grid"]["runs"]), default=1.0)
+        for run in record["grid"]["runs"]:
+            trained = run_of_study(path, run["name"])
+            if trained.result is not None:
+                files, large, hashes = ladders.setdefault(f"{path} {run['ladder']}".rstrip(), ([], [], set()))
+                hashes |= {trained.result.data_hash} - {""}
+                if not run["held_out"]:
+                    files.append(trained.points_file)
+                elif run.get("horizon", 1.0) == longest and not trained.diverged:
+                    large.append(trained.points_file)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"--studies {path}: its study.json is damaged: start the study again") from error
     if not ladders:
         raise UserError(f"--studies {path}: none of its runs is finished here: start the study again")
     return ladders

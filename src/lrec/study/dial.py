@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lrec.common.files import read_json
 from lrec.common.hardware import available_gib, free_share
 from lrec.common.pages import rendered
-from lrec.common.text_tables import rows_table
+from lrec.common.text_tables import lasting, rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
@@ -92,8 +92,8 @@ def with_plan(study: Study, plan: dict[str, Any]) -> Study:
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """The reasons of the plan's choices, and the hours of each part."""
-    rows = [["part", "hours"], *([part, f"{hours:.2f}"] for part, hours in plan["parts"].items())]
+    """The reasons of the plan's choices, and the time of each part."""
+    rows = [["part", "time"], *([part, lasting(3600 * hours)] for part, hours in plan["parts"].items())]
     return f"{' '.join(plan['reasons'])}\n\n{rows_table(rows, text=(0,))}"
 
 

@@ -20,7 +20,6 @@ from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
 from lrec.laws.equivalents import REACH, Worth, noise_of
-from lrec.laws.fit_json import finite
 from lrec.run import dotted, run_of_study
 from lrec.study import budget
 from lrec.study.figures import exchange_figure
@@ -219,7 +218,7 @@ def _write(rates: Rates, together: Mapping[str, list[PlannedRun]]) -> str:
     content |= {"metric": ladder.metric, ladder.metric: base.metric}
     content |= {"noise": rates.noise._asdict(), "steps": steps, "cheapest": rates.cheapest}
     content["combinations"] = rates.combined(together)
-    write_json(rates.folder / "exchange.json", finite(content))
+    write_json(rates.folder / "exchange.json", content)
     finding = "No step has a gain that is surely above zero: buy none of them"
     if rates.cheapest is not None:
         gain, hours = rates.steps[rates.cheapest].gain, float(f"{rates.steps[rates.cheapest].hours_more:.2g}")

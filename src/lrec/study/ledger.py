@@ -62,9 +62,9 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             stated: dict[str, Any] = {"study": name, "sha256": sha256, "registered": now}
             stated["commit"] = (commit_of(Path()) or "")[:12]
-            grid = read_json(study / "study.json", {"grid": {"runs": []}})["grid"]["runs"]
-            ladder_of = {run["name"]: run["ladder"] for run in grid}
+            record = read_json(study / "study.json", {"grid": {"runs": []}})
             try:
+                ladder_of = {run["name"]: run["ladder"] for run in record["grid"]["runs"]}
                 for ladder in prediction["ladders"]:
                     stated["ladder"] = of = ladder["ladder"]
                     mine = {run for run in prediction["held_out_runs"] if ladder_of.get(run, of) == of}
@@ -73,9 +73,8 @@ def register(study: Path, ledger: Path = Path("ledger.jsonl")) -> None:
                         expected = {field.name: p[field.name] for field in fields(Expected)}
                         entries.append(Entry(**expected, **stated, before=p["x"] not in reached))
             except (LookupError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(
-                    f"--study {study}: its prediction.json is damaged, or was edited: restore it"
-                ) from error
+                what = "its prediction.json or study.json is damaged, or was edited: restore it"
+                raise UserError(f"--study {study}: {what}") from error
         mine = {file_hash(path) for path in study.glob("prediction*.json")}  # with those that were replaced
         entries = [_measured(each, study) if each.sha256 in mine else each for each in entries]
         text = page(entries)
@@ -100,11 +99,15 @@ def _read(ledger: Path) -> list[Entry]:
 
 def _measured(entry: Entry, study: Path) -> Entry:
     """The entry with the loss that the study's report has at its place, as far as there is one."""
-    fit = read_json(study / "fit" / entry.ladder / "fit.json", {})
-    for point in (fit.get("holdout") or {"points": []})["points"]:
-        if (point["x"], point["d"], point["u"]) == (entry.x, entry.d, entry.u):
-            no_gain = point["actual"] * (1 + point["naive_error_pct"] / 100)
-            return replace(entry, measured=point["actual"], no_gain=no_gain)
+    try:
+        fit = read_json(study / "fit" / entry.ladder / "fit.json", {})
+        for point in (fit.get("holdout") or {"points": []})["points"]:
+            if (point["x"], point["d"], point["u"]) == (entry.x, entry.d, entry.u):
+                no_gain = point["actual"] * (1 + point["naive_error_pct"] / 100)
+                return replace(entry, measured=point["actual"], no_gain=no_gain)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"its fit.json of ladder '{entry.ladder}' is damaged, or was edited: start the study again"
+        raise UserError(f"--study {study}: {what}") from error
     return entry
 
 

@@ -98,13 +98,13 @@ def _read_file(file: Path, columns: Mapping[str, str]) -> tuple[pl.DataFrame, bo
     if own and file.suffix in {".csv", ".tsv"}:  # where every value is text
         way_out = f"keep a row for each run, and leave out the columns {', '.join(sorted(OWN_COLUMNS))}"
         raise UserError(f"{file}: lrec's own points are read from .jsonl or .parquet files; or {way_out}")
-    rows = [(number, _checked(f"{file}, row {number}", row)) for number, row in rows] if own else rows
-    last_of_run = {tuple(map(row.get, RUN)): row for _, row in rows} if own else {}
+    known = [_checked(f"{file}, row {number}", row) if own else row for number, row in rows]
+    last_of_run = {tuple(map(row.get, RUN)): row for row in known} if own else {}
     points = []
-    for number, row in rows:
+    for (number, given), row in zip(rows, known, strict=True):
         if not own or (row.get("best") is True and row.get("status") != "diverged"):
             point = _own(row, last_of_run[*map(row.get, RUN)]) if own else {"run": row.get("run") and str(row["run"])}
-            point |= {name: _positive(file, number, column, row.get(column)) for name, column in columns.items()}
+            point |= {name: _positive(file, number, column, given.get(column)) for name, column in columns.items()}
             points.append(point | {"file": str(file), "row": number})
     metrics = dict.fromkeys(name for point in points for name in point if name not in {*COLUMNS, *HELPERS})
     numbers = ("x", "y", "d", "u", "processed", "horizon", "ended", "steps", "flops", "wall_s", *metrics, "N")
@@ -141,6 +141,8 @@ def _known(place: str, column: str, value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{place}: {column} is {value!r}, not a number; correct or remove the row")
+    if column == "seed" and abs(value) > 2**53:  # beyond it, two seeds may be one floating-point number
+        raise UserError(f"{place}: seed is {value}, beyond 2**53; correct or remove the row")
     return float(value) if abs(value) <= LARGEST and (value >= 1 / LARGEST or column not in _POSITIVE) else None
 
 
@@ -162,10 +164,12 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, Any]]]:
         if file.suffix in {".csv", ".tsv"}:
             with file.open(encoding="utf-8-sig", newline="") as text:
                 table = csv.DictReader(text, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
-                if len(names := table.fieldnames or ()) > len({*names}):
+                if len(names := table.fieldnames or ()) > len({name.strip() for name in names}):
                     raise UserError(f"{file}: two columns have the same name; remove or rename one")
                 return [(table.line_num, _texts(file, table.line_num, row)) for row in table]
-    except (pl.exceptions.PolarsError, csv.Error, OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text: save the table as UTF-8") from error
+    except (pl.exceptions.PolarsError, csv.Error, OSError) as error:
         raise UserError(f"{file}: not readable as {file.suffix[1:]}: {str(error).splitlines()[0]}") from error
     raise UserError(f"{file}: points are read from .jsonl, .csv, .tsv or .parquet files")
 

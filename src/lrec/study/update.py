@@ -34,7 +34,6 @@ from lrec.errors import UserError, check_range
 from lrec.evaluation.cases import Cases, Ranked, cases_before, rank_by_net, rank_by_popularity, values_of
 from lrec.evaluation.shared_scoring import device
 from lrec.evaluation.standard_errors import mean_or_nan, standard_error
-from lrec.laws.fit_json import finite
 from lrec.options.class_paths import check_trusted
 from lrec.options.objects import as_plain
 from lrec.run import UPDATE, Point, Run, RunConfig, served
@@ -118,7 +117,7 @@ def update(
         record |= {"store": str(store.absolute()), "trained_until": until, "options": config.options}
         record |= {"split": asdict(split), "recipe": recipe | {"lr": from_run["model.optimizer.lr"]}}
         record |= {"late_rows": late, "minutes": minutes, "diverged": sorted(minutes - folders.keys())}
-        write_json(out / UPDATE, finite(record))
+        write_json(out / UPDATE, record)
         text = rendered("study", "update.md.j2", record | {"run": base.run.folder, "figures": FIGURES})
         write_text(page, text)
     print(f"{on_terminal(text)}\n\n{page}")

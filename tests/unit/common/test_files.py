@@ -28,6 +28,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_json_has_null_for_numbers_that_it_cannot_store(tmp_path: Path) -> None:
+    write_json(tmp_path / "value.json", {"high": float("inf"), "losses": [float("nan"), 1.5]})
+    assert read_json(tmp_path / "value.json") == {"high": None, "losses": [None, 1.5]}
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "in Python"), RuntimeError("in Rust (os error 28)"), OSError("(os error 28)")]
 )

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from jinja2 import UndefinedError
 
+from lrec.common.pages import rendered
 from lrec.common.text_tables import counted, lasting, on_terminal, rows_table
 
 ROWS = [["size", "N_body", "test loss"], ["3k", "3,072", "5.1"], ["25k (held out)", "24,576", ""]]
@@ -69,3 +71,8 @@ def test_a_noun_follows_its_number(number: float, noun: str, said: str) -> None:
 
 def test_a_duration_has_a_unit_that_fits() -> None:
     assert [lasting(seconds) for seconds in (0.4, 89, 90, 3600, 5400)] == ["0 s", "89 s", "2 min", "60 min", "1.5 h"]
+
+
+def test_a_template_refuses_a_name_that_it_is_not_given() -> None:
+    with pytest.raises(UndefinedError, match="'known' is undefined"):
+        rendered("study", "ledger.md.j2", {"judged": [], "knwon": [], "better": 0})

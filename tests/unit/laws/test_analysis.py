@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lrec.errors import UserError
 from lrec.laws.analysis import Analysis, Method, compare_methods, unidentified, verdict, warnings
 from lrec.laws.fit import Fit, fit_points
 from lrec.laws.forecast import Forecast
@@ -202,6 +203,22 @@ def test_one_of_two_inside_with_half_of_naives_error_holds_in_part() -> None:
     said = words(points_of(loss))
     assert "The law holds in part over 3.0 decades" in said
     assert "1 of 2 are within the 90 % interval." in said
+
+
+def test_one_held_out_size_and_one_step_are_said_in_the_singular() -> None:
+    points = points_of(4 + 60 * SIZES**-0.4)[:5]
+    found = Analysis(*holdout_report(None, points, 1), points, {"x": "N_body", "y": "test_loss"}, with_others=True)
+    said = " ".join(found.verdict)
+    assert "and 1 of 1 is within the 90 % interval" in said
+    assert "and 1 of 1 is within its interval" in said
+
+
+@pytest.mark.parametrize(
+    ("held_out", "end"), [(0, "there are 3: add sizes$"), (1, "there are 2: add sizes or hold out")]
+)
+def test_fewer_sizes_can_be_held_out_only_if_some_are(held_out: int, end: str) -> None:
+    with pytest.raises(UserError, match=end):
+        holdout_report(None, points_of(4 + 60 * SIZES**-0.4)[:3], held_out)
 
 
 def test_a_forecast_of_equal_losses_is_not_said_to_fail() -> None:

@@ -251,7 +251,7 @@ def test_the_least_size_for_a_hit_rate(tmp_path: Path) -> None:
     write_fit(tmp_path / "flops", Analysis(law, None, law.points, {"x": "flops", "y": "loss"}, with_others=False))
     with pytest.raises(UserError, match="not reached at 100 times the largest flops"):
         plan_command(tmp_path / "flops" / "fit.json", loss=4.02)
-    with pytest.raises(UserError, match="--hr10 needs a forecast"):
+    with pytest.raises(UserError, match="--hr10 needs a forecast by size, or a law"):
         plan_command(written(tmp_path, chinchilla()), hr10=0.3)
 
 
@@ -500,3 +500,17 @@ def test_what_lies_far_from_what_was_fitted_is_said(tmp_path: Path) -> None:
     for size, said in ((1e9, "N_body is 1000 times the largest"), (10.0, "N_body is a 1000th of the smallest")):
         plan_command(of_size(tmp_path), size=size)
         assert any(said in note for note in json.loads((tmp_path / "plan.json").read_text())["notes"])
+
+
+def test_a_plan_warns_of_the_points_that_it_uses(tmp_path: Path) -> None:
+    points = size_alone().points[:6]
+    analysis = Analysis(*holdout_report(LAWS["lsrm"], points, 2), points, {"x": "N", "y": "loss"}, with_others=False)
+    write_fit(tmp_path, analysis)
+    assert any(each.startswith("only 4 sizes") for each in analysis.warnings)
+    plan_command(tmp_path / "fit.json", size=1e7)
+    assert not any("only 4 sizes" in note for note in json.loads((tmp_path / "plan.json").read_text())["notes"])
+
+
+def test_too_little_data_for_any_plan_is_said_of_the_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--unique 1e-29: too few to plan for$"):
+        plan_command(written(tmp_path, chinchilla()), flops=1e14, unique=1e-29)

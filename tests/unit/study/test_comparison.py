@@ -109,3 +109,27 @@ def test_flops_are_those_of_lrecs_own_points(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"^[^:]*table\.csv: --x flops is for points that lrec wrote"):
         compare([table], x="flops", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("record", [[], {}, {"grid": {"runs": [{"name": "plain-0"}]}}, {"grid": {"runs": 3}}])
+def test_a_damaged_record_is_refused(record: object, tmp_path: Path) -> None:
+    (study(tmp_path / "study") / "study.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"study: its study\.json is damaged: start the study again"):
+        compare([tmp_path / "study"], out=tmp_path / "out")
+
+
+def test_held_out_runs_are_read_like_fitted_ones(tmp_path: Path) -> None:
+    folder = study(tmp_path / "study")
+    record = json.loads((folder / "study.json").read_text())
+    for run in record["grid"]["runs"]:
+        run["held_out"] = run["name"].endswith("6")
+    (folder / "study.json").write_text(json.dumps(record))
+    compare([folder], out=tmp_path / "out")
+    ladders = json.loads((tmp_path / "out" / "compare.json").read_text())["ladders"].values()
+    assert [[size for size, _ in ladder["held_out"]] for ladder in ladders] == [[pytest.approx(3e6)]] * 2
+    points = folder / "runs" / "hstu-6" / "points.jsonl"
+    points.write_text(json.dumps(json.loads(points.read_text()) | {"N_body": -5}))
+    with pytest.raises(UserError, match=r"hstu-6/points\.jsonl, row 1: N_body is -5, not a positive number"):
+        compare([folder], out=tmp_path / "out")
+    with pytest.raises(UserError, match="--studies: name at least one"):
+        compare([], out=tmp_path / "out")

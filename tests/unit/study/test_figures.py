@@ -48,6 +48,11 @@ def test_an_answer_tests_the_forecast_of_the_longest_runs_alone(tmp_path: Path) 
     found = answer_of(study, analysis, [longest], {"large": Point(run="large", N_body=1_000_000)}, [])
     assert found is not None
     assert "2 of 2 large networks lie within their forecast 90 % intervals." in found.sure
+    small = points.filter(pl.col("x") < 9e5)
+    with_one = Analysis(*holdout_report(None, small, 1), small, names, with_others=False)
+    of_one = answer_of(study, with_one, [longest], {"large": Point(run="large", N_body=1_000_000)}, [])
+    assert of_one is not None
+    assert "1 of 1 large network lies within its forecast 90 % interval." in of_one.sure
     assert "failed its test" not in found.finding
     (axes,) = answer_figure(analysis, "HR@10", found.finding).axes
     drawn = [line for line in axes.lines if line.get_linewidth() == 5 and same_color(line.get_color(), ORANGE)]

@@ -45,12 +45,33 @@ def test_an_edited_forecast_changes_no_ledger(edited: dict[str, object], tmp_pat
     register(tmp_path, ledger)
     line = ledger.read_text()
     predict(expected | edited)
-    with pytest.raises(UserError, match=r"--study .*: its prediction\.json is damaged, or was edited: restore it"):
+    with pytest.raises(
+        UserError, match=r"--study .*: its prediction\.json or study\.json is damaged, or was edited: restore it"
+    ):
         register(tmp_path, ledger)
     assert ledger.read_text() == line
     ledger.write_text(line + json.dumps(json.loads(line) | edited))
     with pytest.raises(UserError, match=r"ledger\.jsonl, row 2: not a forecast that lrec registered; restore it"):
         register(tmp_path, ledger)
+
+
+def test_a_record_of_another_shape_changes_no_ledger(tmp_path: Path) -> None:
+    (tmp_path / "prediction.json").write_text(json.dumps({"ladders": [], "held_out_runs": {}}))
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(UserError, match=r"study\.json is damaged, or was edited: restore it"):
+        register(tmp_path, tmp_path / "ledger.jsonl")
+
+
+@pytest.mark.parametrize("fit", [[], {"holdout": {"points": [{"x": 100}]}}, {"holdout": {"points": 3}}])
+def test_a_damaged_fit_changes_no_ledger(fit: object, tmp_path: Path) -> None:
+    expected = {"x": 100, "d": None, "u": None, "predicted": 3.0, "low": 2.9, "high": 3.1}
+    ladders = [{"ladder": "", "x": "N_body", "predictions": [expected]}]
+    (tmp_path / "prediction.json").write_text(json.dumps({"ladders": ladders, "held_out_runs": {}}))
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit" / "fit.json").write_text(json.dumps(fit))
+    with pytest.raises(UserError, match=r"its fit\.json of ladder '' is damaged, or was edited"):
+        register(tmp_path, tmp_path / "ledger.jsonl")
+    assert not (tmp_path / "ledger.jsonl").exists()
 
 
 def test_a_ledger_that_is_no_text_or_whose_page_is_a_folder_is_refused(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_the_hash_ignores_the_order_of_rows_and_nothing_else(rows: list[tuple[fl
         ("t.csv", "N,L\n", r"t\.csv: the file holds no rows"),
         ("t.csv", "N,L\n1,2\n\n3,4,5\n", r"t\.csv, row 4: more values than columns; correct or remove"),
         ("t.csv", "N,L,L\n1,2,3\n", r"t\.csv: two columns have the same name"),
+        ("t.csv", "N,L, L\n1,2,3\n", r"t\.csv: two columns have the same name"),
         ("t.csv", 'N,L\n1,"2\n', r"t\.csv: not readable as csv"),
         ("t.jsonl", "[" * 100_000, r"t\.jsonl, row 1: not a JSON object"),
         ("t.jsonl", f'{{"N": 1{"0" * 5000}, "L": 2}}', r"t\.jsonl, row 1: not a JSON object"),
@@ -176,6 +177,12 @@ def test_bad_files_are_refused_naming_file_and_row(tmp_path: Path, name: str, te
     with pytest.raises(UserError, match=said) as refusal:
         read_points([tmp_path / name], x="N", y="L")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_table_that_is_not_utf_8_is_to_be_saved_as_such(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("N,L,größe\n1,2,3\n", encoding="latin-1")
+    with pytest.raises(UserError, match=r"t\.csv: not UTF-8 text: save the table as UTF-8$"):
+        read_points([tmp_path / "t.csv"], x="N", y="L")
 
 
 def test_missing_paths_and_empty_folders_are_refused(tmp_path: Path) -> None:
@@ -208,6 +215,16 @@ def test_own_points_with_another_kind_of_value_are_refused(field: str, wrong: ob
     rows = [own_row(10, 5.0), own_row(20, 4.0, metrics={"test/HR@10": wrong}, **{field: wrong})]
     file = write_lines(tmp_path / "points.jsonl", rows)
     with pytest.raises(UserError, match=r"points\.jsonl, row 2: .* is .*, not a number"):
+        read_points([file])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"seed": 2**63}, "seed is 9223372036854775808, beyond"), ({"N_body": -5}, "N_body is -5, not a positive number")],
+)
+def test_numbers_of_own_points_that_cannot_be_are_named(wrong: dict[str, object], said: str, tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "points.jsonl", [own_row(10, 5.0), own_row(20, 4.0) | wrong])
+    with pytest.raises(UserError, match=rf"points\.jsonl, row 2: {said}"):
         read_points([file])
 
 

@@ -178,11 +178,11 @@ def test_a_fit_and_figures_that_a_study_no_longer_has_are_removed(tmp_path: Path
 
 
 def test_a_study_with_hours_says_what_it_chose_and_why(tmp_path: Path) -> None:
-    plan = {"hours": 1, "reasons": ["Every run trains on 5 targets."], "parts": {"trials": 0.25}}
+    plan = {"hours": 1, "reasons": ["Every run trains on 5 targets."], "parts": {"trials": 0.25, "runs": 0.002}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     report = write_report(study_in(tmp_path), [make_run(tmp_path, "3k", 1.0)], [], {"fraction-1": "one size"})
-    assert "## Plan\n\nEvery run trains on 5 targets.\n\n| part | hours |" in report
-    assert "| trials | 0.25 |" in report
+    assert "## Plan\n\nEvery run trains on 5 targets.\n\n| part | time |" in report
+    assert "| trials | 15 min |\n| runs | 7 s |" in report
     assert "Not trained" not in report
 
 
