@@ -120,8 +120,8 @@ class Architecture:
 # - Adam's rates, as shares of optimizer.lr: d0 / d for matrices of the blocks and all vectors; for tables (tied items,
 #   positions, types, times) 4 d0 / d with Muon, so that a table's step changes a logit by as much at every width, and
 #   8 sqrt(d0 / d) with AdamW alone, because matrices of wide networks then learn too slowly (benchmarks/transfer.md).
-#   With Muon and optimizer.touched_rows, the rate of the item table is 4 at every width: a row that few steps touch
-#   would otherwise hardly leave its initial values in a wide network (benchmarks/hours.md).
+#   With Muon and optimizer.touched_rows, the rate of the item table is 4 sqrt(d0 / d): with 4 d0 / d, a row that few
+#   steps touch would hardly leave its initial values in a wide network (benchmarks/hours.md).
 # - Residual branches are multiplied by L0 / L; initial values have 1/sqrt(2 L0) at all L (arXiv 2505.01618, alpha = 1).
 Parametrisation = Literal["scaled", "standard"]
 BASE_WIDTH, BASE_LAYERS = 32, 2

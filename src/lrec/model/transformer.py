@@ -105,7 +105,7 @@ class Transformer(nn.Module):
             return narrower
         if not beside_muon:
             return TABLE_RATE * narrower**0.5
-        return TABLE_RATE_BESIDE_MUON * (1.0 if by_rows else narrower)
+        return TABLE_RATE_BESIDE_MUON * narrower ** (0.5 if by_rows else 1.0)
 
     def sgd_lr_multiplier(self, name: str) -> float:
         """The same for SGD, which must make up for the gradients of blocks: they shrink by L0/L, as their branches."""
