@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, device
 
 from lrec.checkpoint import trained
-from lrec.checkpoint.reading import ITEMS, read
+from lrec.checkpoint.reading import ITEMS, read, refuse_damage
 from lrec.common.text_tables import counted
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.features import as_plain, vocabularies_of
@@ -64,30 +64,39 @@ class StoredModel(LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: str | Path,
+        map_location: str | device | None = "cpu",
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
         trust: bool = False,
-        map_location: str | device = "cpu",
         **changed: Any,
     ) -> Self:
         """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
 
         Args:
             checkpoint_path: A file or a folder of shards.
-            trust: Import classes that the checkpoint names and that are not lrec's own.
             map_location: Device of the network.
+            hparams_file: None: the checkpoint has the model's arguments.
+            strict: As Lightning has it; the parameters must be those of the model in any case.
+            weights_only: As Lightning has it; no pickled code is read in any case.
+            trust: Import classes that the checkpoint names and that are not lrec's own.
             changed: Arguments of the model that replace those it was made with.
 
         Raises:
             UserError: The file is not a checkpoint of such a model.
         """
         path = Path(checkpoint_path)
-        checkpoint = read(path, optimizer=False)
-        about, parameters, _, _, new_items = trained.trained_in(checkpoint)
+        if hparams_file is not None:
+            raise UserError(f"hparams_file {hparams_file}: {path} has the model's arguments; give other ones by name")
+        with refuse_damage(path):
+            checkpoint = read(path, optimizer=False)
+            about, parameters, _, _, new_items = trained.trained_in(checkpoint)
+            stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         if about["model"] not in map(class_path, cls.__mro__):
             raise UserError(f"{path} holds a {about['model']}: use its own load_from_checkpoint")
         for name, kind in about["not_stored"].items():
             if name not in changed:
                 raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
-        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         check_trusted(stored, trust, path)
         model = from_plain(cls, stored, changed)
         beside = {n: t for n, t in checkpoint["state_dict"].items() if not n.startswith(trained.NETWORK)}
