@@ -234,6 +234,21 @@ def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
     assert begun.evaluations["val"]["loss"] < figures["test/loss"] + 0.5
 
 
+class OwnData(InteractionsDataModule):
+    """The user's own data."""
+
+
+def test_training_does_not_begin_its_order_again_with_data_of_another_class(
+    trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    own = data(log_csv, stores)
+    own.__class__ = OwnData
+    with pytest.raises(UserError, match="trained with data of another class than OwnData: give the same; the order"):
+        trainer(tmp_path, max_epochs=3, logger=False).fit(
+            SequentialRecommender(size="3k", optimizer=Optimizer(lr=0.01)), own, ckpt_path=str(trained[0])
+        )
+
+
 class Stops(Callback):
     """Fails at the start of a micro-batch."""
 

@@ -153,6 +153,9 @@ class StoredModel(LightningModule):
         if self.trainer.training:
             if "optimizer_states" not in checkpoint:
                 raise UserError(f"{path} has no optimizer, so no run can go on from it: give it as --model.warm_start")
+            if checkpoint["global_step"] and (kind := type(self.data).__qualname__) not in checkpoint:
+                why = "the order of the data would begin again"  # Lightning stores it by the name of the class
+                raise UserError(f"{path} was trained with data of another class than {kind}: give the same; {why}")
             made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             kept = _KEPT if isinstance(self.optimizer, OptimizerConfig) else None
             _refuse_other("optimizer", made_with, self.optimizer, kept)
@@ -173,7 +176,7 @@ class StoredModel(LightningModule):
         mine = steps_per_epoch(self.trainer, self.data.steps_per_epoch)
         before = checkpoint["lrec"].get("steps_per_epoch", mine)
         if whole_epochs and before != mine and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            way_out = "give the same --trainer.limit_train_batches and accumulate_grad_batches"
+            way_out = "give the same --data.targets_per_step, --trainer.limit_train_batches and accumulate_grad_batches"
             raise UserError(f"{path} has epochs of {counted(before, 'step')}, this run of {mine:,}: {way_out}")
 
     def _go_back_to_a_step(self, checkpoint: dict[str, Any]) -> None:
