@@ -401,13 +401,18 @@ def test_a_model_of_one_s_own_that_would_not_be_trained_or_counted_is_refused(
         def configure_callbacks(self) -> list[Callback]:
             return [Frozen()]
 
+    class Unevaluated(SequentialRecommender):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            self.log("val/own", 1.0, batch_size=1)
+
     for kind, refusal in (
+        (Unevaluated, r"Unevaluated\.validation_step evaluates no targets: call super\(\)\.validation_step"),
         (Alone, r"Alone\.configure_callbacks omits ProcessSetup: return \[\*super\(\)\.configure_callbacks\(\), "),
         (Untrained, r"lrec's optimizers train the network, not head\.weight: override configure_optimizers"),
         (Uncounted, r"Uncounted\.training_step does not count the targets: call super\(\)\.training_step"),
     ):
         with pytest.raises(UserError, match=refusal):
-            trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=False).fit(
+            trainer(tmp_path, max_steps=2, limit_val_batches=1, logger=False).fit(
                 kind(size="3k"), data(log_csv, stores)
             )
 

@@ -370,8 +370,13 @@ class SequentialRecommender(StoredModel):
 
     def _log_evaluation(self, stage: str) -> None:
         """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer. For
-        the 300 names of a test, `self.log` would take more than half of the training time of a small network."""
+        the 300 names of a test, `self.log` would take more than half of the training time of a small network. UserError
+        if a step of a subclass has evaluated no targets."""
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
+        if not named[f"{stage}/targets"]:
+            step = "test_step" if stage == "test" else "validation_step"
+            why = f"call super().{step}(batch, batch_idx)"
+            raise UserError(f"{type(self).__name__}.{step} evaluates no targets: {why}")
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))
         trainer = self.trainer
