@@ -120,7 +120,7 @@ def test_whole_epochs_are_not_counted_with_limited_ones(
     where = (f"--data.data_dir={run.parent}", f"--trainer.default_root_dir={tmp_path / 'run'}")
     limit, whole = "--trainer.limit_train_batches=3", run / "checkpoints" / "last.ckpt"
     error = refused("fit", *OPTIONS, *where, limit, f"--ckpt_path={whole}")
-    assert f"{whole} has epochs of 8 steps, this run of 3: give the same --trainer.limit_train_batches" in error
+    assert f"{whole} has epochs of 8 steps, this run of 3: give the same --data.targets_per_step" in error
     lrec("fit", *OPTIONS, *where, limit, "--trainer.max_epochs=1", "--points.test=false")
     assert "last.ckpt has epochs of 3 steps, this run of 8" in refused("fit", *OPTIONS, *where, "--ckpt_path=last")
     lrec("fit", *OPTIONS, *where, limit, "--ckpt_path=last", "--points.test=false")

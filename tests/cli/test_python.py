@@ -14,6 +14,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     ModelPruning,
     OnExceptionCheckpoint,
@@ -29,6 +31,7 @@ from lrec.model.config import Architecture, Dropout, OverDepth
 from lrec.model.losses import FullSoftmax, Loss, SampledSoftmax
 from lrec.training.optim import Optimizer, Switch
 from lrec.training.refused import refuse_trainer
+from lrec.training.strategies import FSDP2
 from small_checkpoints import write_by_hand
 
 
@@ -111,7 +114,7 @@ def test_a_loaded_model_tests_and_predicts_as_the_trained_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, figures = trained
-    elsewhere = SequentialRecommender.load_from_checkpoint(path, map_location="meta")
+    elsewhere = SequentialRecommender.load_from_checkpoint(path, "meta", strict=True)
     assert {each.device.type for each in (elsewhere, *elsewhere.net.parameters())} == {"meta"}
     model = SequentialRecommender.load_from_checkpoint(str(path))
     assert (model.size, model.optimizer, model.D) == ("3k", Optimizer(lr=0.01), 2 * data_of(log_csv, stores).U)
@@ -193,6 +196,12 @@ def test_a_model_asks_for_a_data_module_and_looks_at_its_trainer(log_csv: Path, 
         trainer(tmp_path, logger=False).fit(model, loaders.train_dataloader(), loaders.val_dataloader())
     with pytest.raises(UserError, match=r"--trainer\.overfit_batches"):
         trainer(tmp_path, logger=False, overfit_batches=2).fit(model, loaders)
+    # These callbacks use the network in their own setup, before that of the model.
+    with pytest.raises(UserError, match=r"--trainer\.callbacks BackboneFinetuning: .* freeze in configure_model"):
+        trainer(tmp_path, logger=False, callbacks=[BackboneFinetuning()]).fit(model, loaders)
+    sharded = trainer(tmp_path, logger=False, strategy=FSDP2(), callbacks=[EMAWeightAveraging()])
+    with pytest.raises(UserError, match=r"--trainer\.callbacks EMAWeightAveraging: it cannot average sharded"):
+        sharded.fit(model, loaders)
 
 
 def test_garbage_collection_passes_over_what_is_imported_while_a_trainer_works(
@@ -223,6 +232,21 @@ def test_training_goes_on_from_a_checkpoint_or_begins_with_its_network(
     begun = SequentialRecommender.load_from_checkpoint(path, optimizer=Optimizer(lr=0.0001))
     trainer(tmp_path, max_epochs=1).fit(begun, data(log_csv, stores))
     assert begun.evaluations["val"]["loss"] < figures["test/loss"] + 0.5
+
+
+class OwnData(InteractionsDataModule):
+    """The user's own data."""
+
+
+def test_training_does_not_begin_its_order_again_with_data_of_another_class(
+    trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    own = data(log_csv, stores)
+    own.__class__ = OwnData
+    with pytest.raises(UserError, match="trained with data of another class than OwnData: give the same; the order"):
+        trainer(tmp_path, max_epochs=3, logger=False).fit(
+            SequentialRecommender(size="3k", optimizer=Optimizer(lr=0.01)), own, ckpt_path=str(trained[0])
+        )
 
 
 class Stops(Callback):
@@ -373,12 +397,22 @@ def test_a_model_of_one_s_own_that_would_not_be_trained_or_counted_is_refused(
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             return self.loss_sum(batch)
 
+    class Alone(SequentialRecommender):
+        def configure_callbacks(self) -> list[Callback]:
+            return [Frozen()]
+
+    class Unevaluated(SequentialRecommender):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+            self.log("val/own", 1.0, batch_size=1)
+
     for kind, refusal in (
+        (Unevaluated, r"Unevaluated\.validation_step evaluates no targets: call super\(\)\.validation_step"),
+        (Alone, r"Alone\.configure_callbacks omits ProcessSetup: return \[\*super\(\)\.configure_callbacks\(\), "),
         (Untrained, r"lrec's optimizers train the network, not head\.weight: override configure_optimizers"),
         (Uncounted, r"Uncounted\.training_step does not count the targets: call super\(\)\.training_step"),
     ):
         with pytest.raises(UserError, match=refusal):
-            trainer(tmp_path, max_steps=2, limit_val_batches=0, logger=False).fit(
+            trainer(tmp_path, max_steps=2, limit_val_batches=1, logger=False).fit(
                 kind(size="3k"), data(log_csv, stores)
             )
 
@@ -419,11 +453,19 @@ def test_what_does_not_fit_is_refused(
         SequentialRecommender.load_from_checkpoint(trained[0], size="98k")
     with pytest.raises(UserError, match="no such checkpoint"):
         SequentialRecommender.load_from_checkpoint(tmp_path / "nowhere.ckpt")
-    before = torch.load(trained[0], weights_only=True)
+    damaged = "not a checkpoint that lrec wrote, or a damaged one"
+    for entry in ("lrec_items", "hyper_parameters"):
+        before = torch.load(trained[0], weights_only=True)
+        del before[entry]
+        torch.save(before, tmp_path / "before.ckpt")
+        with pytest.raises(UserError, match=damaged):
+            SequentialRecommender.load_from_checkpoint(tmp_path / "before.ckpt")
     del before["lrec_items"]
     torch.save(before, tmp_path / "before.ckpt")
-    with pytest.raises(UserError, match="not a checkpoint that lrec wrote, or a damaged one"):
+    with pytest.raises(UserError, match=damaged):
         lrec.load(tmp_path / "before.ckpt")
+    with pytest.raises(UserError, match=r"hparams_file mine\.yaml: .* has the model's arguments"):
+        SequentialRecommender.load_from_checkpoint(trained[0], hparams_file="mine.yaml")  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_of_lrec_fit_needs_nothing_beside_it(

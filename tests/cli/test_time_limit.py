@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from lrec.run import Run
 
@@ -44,6 +45,16 @@ def rates_of(run: Path) -> list[float]:
     events.Reload()
     (tag, *_) = [tag for tag in events.Tags()["scalars"] if tag.startswith("various/lr-")]
     return [event.value / LR for event in events.Scalars(tag)]
+
+
+def test_the_table_of_runs_has_no_epochs_if_time_is_the_limit(tmp_path: Path, lrec: Callable[..., str]) -> None:
+    lrec("fit", *QUICK, f"--data.data_dir={tmp_path}", f"--trainer.default_root_dir={tmp_path / 'run'}",
+         "--trainer.max_epochs=-1", "--trainer.max_time={milliseconds: 10}")  # fmt: skip
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    row = parse_session_start_info_plugin_data(content).hparams
+    assert "lr" in row
+    assert "epochs" not in row
 
 
 @pytest.mark.parametrize("epochs", ["100000", pytest.param("-1", marks=pytest.mark.slow)])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lrec.model import hstu
 from lrec.model.attention_context import Context, KeyValueCache
 from lrec.model.blocks import Block
 from lrec.model.config import Architecture, TransformerConfig
@@ -129,6 +130,22 @@ def test_a_block_equals_the_equations(name: str, when: str) -> None:
         if block.mlp is None:
             expected32_BLD = (x_BLD + expected_BLD).float()
             torch.testing.assert_close(found32_BLD, expected32_BLD, rtol=1e-5, atol=1e-5)
+
+
+class OwnHSTU(hstu.HSTU):
+    """A subclass that the user names by its path."""
+
+
+def test_a_subclass_by_its_path_computes_the_same() -> None:
+    plain = replace(HSTU, time="none", hstu_head_width=CONFIG.width // CONFIG.heads)
+    own = replace(plain, attention="test_hstu.OwnHSTU", hstu_head_width=None)
+    attentions = [Block(replace(CONFIG, architecture=each), 0).attention for each in (plain, own)]
+    with torch.no_grad():
+        for parameter in attentions[0].parameters():
+            parameter.normal_()
+        attentions[1].load_state_dict(attentions[0].state_dict())
+        x_BLD = torch.randn(2, 5, CONFIG.width)
+        assert torch.equal(attentions[0](x_BLD), attentions[1](x_BLD))
 
 
 def test_buckets_are_those_of_the_formula() -> None:

@@ -193,8 +193,8 @@ class TransformerConfig:
 
     @property
     def attention_scale(self) -> float:
-        """The factor of query-key products: 1 / sqrt(head width), or 1 with HSTU."""
-        return 1.0 if self.architecture.attention == "hstu" else self.head_width**-0.5
+        """The factor of query-key products: 1 / sqrt(head width). HSTU has none."""
+        return self.head_width**-0.5
 
     def to_dict(self) -> dict[str, Any]:
         """The shape as a checkpoint stores it: plain values of everything except dropout. The values of the

@@ -61,8 +61,6 @@ class HSTU(Attention):
         self, gate_BLHK: Tensor, query_BLHK: Tensor, key_BCHK: Tensor, value_BCHK: Tensor, context: Context
     ) -> Tensor:
         scores_BHLC = query_BLHK.transpose(1, 2) @ key_BCHK.permute(0, 2, 3, 1)
-        if self.config.attention_scale != 1:
-            scores_BHLC = scores_BHLC * self.config.attention_scale
         never = max(NEVER, torch.finfo(scores_BHLC.dtype).min / 2)  # SiLU of it is 0; of minus infinity it would be nan
         bias_B1LC = self.logit_bias(query_BLHK.shape[1], context)
         if bias_B1LC is None:

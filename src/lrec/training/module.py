@@ -176,15 +176,18 @@ class SequentialRecommender(StoredModel):
         return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
 
     def setup(self, stage: str) -> None:
-        """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if the trainer has what
-        lrec cannot train with, or if a callback monitors a metric that these data do not have, or takes its worst value
+        """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if a subclass omits
+        lrec's callbacks, or if a callback monitors a metric that these data do not have, or takes its worst value
         for the best."""
         self._evaluator.forget_baselines("test" if stage == "test" else "val")
         if stage == "fit":
-            refuse_trainer(self.trainer)
+            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+            for own in SequentialRecommender.configure_callbacks(self):  # which also looks at those of a subclass
+                if type(own) not in map(type, callbacks):
+                    way_out = "return [*super().configure_callbacks(), ...]"
+                    raise UserError(f"{type(self).__name__}.configure_callbacks omits {type(own).__name__}: {way_out}")
             # With max_steps, Lightning would count the epoch that a checkpoint ends with once more.
             self.trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
-            callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
             monitors = [str(getattr(callback, "monitor", None)) for callback in callbacks]
             self._evaluator.monitors_users = any(monitor.endswith(BY_USER) for monitor in monitors)
             there = self._evaluator.names("val", self.data)
@@ -276,7 +279,10 @@ class SequentialRecommender(StoredModel):
             super().lr_scheduler_step(scheduler, metric)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Callbacks for the process, and for the optimizer's switch."""
+        """Callbacks for the process, and for the optimizer's switch. Before the setup of other callbacks, UserError if
+        the trainer has what lrec cannot train with."""
+        if self.trainer.state.fn == "fit":
+            refuse_trainer(self.trainer)
         switch = self.optimizer.switch if isinstance(self.optimizer, Optimizer) else None
         return [ProcessSetup(), *([] if switch is None else [OptimizerSwitch(switch)])]
 
@@ -364,8 +370,13 @@ class SequentialRecommender(StoredModel):
 
     def _log_evaluation(self, stage: str) -> None:
         """Give the figures, already reduced over ranks, to callbacks, to loggers and to the caller of the trainer. For
-        the 300 names of a test, `self.log` would take more than half of the training time of a small network."""
+        the 300 names of a test, `self.log` would take more than half of the training time of a small network. UserError
+        if a step of a subclass has evaluated no targets."""
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
+        if not named[f"{stage}/targets"]:
+            step = "test_step" if stage == "test" else "validation_step"
+            why = f"call super().{step}(batch, batch_idx)"
+            raise UserError(f"{type(self).__name__}.{step} evaluates no targets: {why}")
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))
         trainer = self.trainer

@@ -17,6 +17,7 @@ _NOT_LREC_S = {
     callbacks.GradientAccumulationScheduler: "use --trainer.accumulate_grad_batches, which holds for all epochs",
     callbacks.StochasticWeightAveraging: f"{_BEFORE_THE_NETWORK}: use WeightAveraging",
     callbacks.ModelPruning: _BEFORE_THE_NETWORK,
+    callbacks.BaseFinetuning: f"{_BEFORE_THE_NETWORK}: freeze in configure_model, after super().configure_model()",
 }
 _NOT_SHARDED = {callbacks.WeightAveraging: "it cannot average sharded parameters: use --trainer.strategy ddp"}
 

@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, device
 
 from lrec.checkpoint import trained
-from lrec.checkpoint.reading import ITEMS, read
+from lrec.checkpoint.reading import ITEMS, read, refuse_damage
 from lrec.common.text_tables import counted
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.features import as_plain, vocabularies_of
@@ -64,30 +64,39 @@ class StoredModel(LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls,
         checkpoint_path: str | Path,
+        map_location: str | device | None = "cpu",
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
         trust: bool = False,
-        map_location: str | device = "cpu",
         **changed: Any,
     ) -> Self:
         """The model with its trained network, from a checkpoint alone, to test, predict or train on its data.
 
         Args:
             checkpoint_path: A file or a folder of shards.
-            trust: Import classes that the checkpoint names and that are not lrec's own.
             map_location: Device of the network.
+            hparams_file: None: the checkpoint has the model's arguments.
+            strict: As Lightning has it; the parameters must be those of the model in any case.
+            weights_only: As Lightning has it; no pickled code is read in any case.
+            trust: Import classes that the checkpoint names and that are not lrec's own.
             changed: Arguments of the model that replace those it was made with.
 
         Raises:
             UserError: The file is not a checkpoint of such a model.
         """
         path = Path(checkpoint_path)
-        checkpoint = read(path, optimizer=False)
-        about, parameters, _, _, new_items = trained.trained_in(checkpoint)
+        if hparams_file is not None:
+            raise UserError(f"hparams_file {hparams_file}: {path} has the model's arguments; give other ones by name")
+        with refuse_damage(path):
+            checkpoint = read(path, optimizer=False)
+            about, parameters, _, _, new_items = trained.trained_in(checkpoint)
+            stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         if about["model"] not in map(class_path, cls.__mro__):
             raise UserError(f"{path} holds a {about['model']}: use its own load_from_checkpoint")
         for name, kind in about["not_stored"].items():
             if name not in changed:
                 raise UserError(f"{path} could not keep {name}, a {kind}: load_from_checkpoint(..., {name}=...)")
-        stored = checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY]
         check_trusted(stored, trust, path)
         model = from_plain(cls, stored, changed)
         beside = {n: t for n, t in checkpoint["state_dict"].items() if not n.startswith(trained.NETWORK)}
@@ -144,6 +153,9 @@ class StoredModel(LightningModule):
         if self.trainer.training:
             if "optimizer_states" not in checkpoint:
                 raise UserError(f"{path} has no optimizer, so no run can go on from it: give it as --model.warm_start")
+            if checkpoint["global_step"] and (kind := type(self.data).__qualname__) not in checkpoint:
+                why = "the order of the data would begin again"  # Lightning stores it by the name of the class
+                raise UserError(f"{path} was trained with data of another class than {kind}: give the same; {why}")
             made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             kept = _KEPT if isinstance(self.optimizer, OptimizerConfig) else None
             _refuse_other("optimizer", made_with, self.optimizer, kept)
@@ -164,7 +176,7 @@ class StoredModel(LightningModule):
         mine = steps_per_epoch(self.trainer, self.data.steps_per_epoch)
         before = checkpoint["lrec"].get("steps_per_epoch", mine)
         if whole_epochs and before != mine and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            way_out = "give the same --trainer.limit_train_batches and accumulate_grad_batches"
+            way_out = "give the same --data.targets_per_step, --trainer.limit_train_batches and accumulate_grad_batches"
             raise UserError(f"{path} has epochs of {counted(before, 'step')}, this run of {mine:,}: {way_out}")
 
     def _go_back_to_a_step(self, checkpoint: dict[str, Any]) -> None:

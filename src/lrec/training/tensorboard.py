@@ -63,7 +63,7 @@ class RunTable(Callback):
             "N_total": cost.n_total(model.config),
             "lr": options.get("model.optimizer.lr"),
             "dropout": max((rate for name, rate in options.items() if name.startswith("model.dropout.")), default=None),
-            "epochs": options.get("trainer.max_epochs"),
+            "epochs": None if trainer.max_epochs == -1 else trainer.max_epochs,
         }
         others = {name: value for name, value in options.items() if name.startswith(("model.", "data."))}
         plain = bool | int | float | str | None
