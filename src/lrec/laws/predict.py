@@ -143,8 +143,8 @@ def above_floor(predictor: Predictor, expected: Prediction, rise: float = 1.0) -
 
 def turns(predictor: Predictor, ahead: Prediction) -> bool:
     """Whether two sizes larger than the best size did worse, or a larger size is expected to be no better than the
-    best: a loss that has risen may not fall again. A loss that fell more in the last step than in the one before has not
-    stopped, even if it is now below the curve. The many, noisy losses of a long curve are taken in groups."""
+    best: a loss that has risen may not fall again. A loss that fell more in the last step than in the one before
+    continues to fall, even if it is now below the curve. The many, noisy losses of a long curve are taken in groups."""
     losses = np.array(_reached(predictor)[1])
     means = [group.mean() for group in np.array_split(losses, min(len(losses), LADDER))]
     falls = -np.diff(means)
