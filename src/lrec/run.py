@@ -25,7 +25,11 @@ from typing import Any, Literal
 
 import yaml
 
+<<<<<<< HEAD
 from lrec.common.files import finite, json_hash, locked, read_json, write_text
+=======
+from lrec.common.files import json_hash, locked, read_json, undamaged, write_text
+>>>>>>> w71a
 from lrec.errors import UserError
 from lrec.options.config_files import read_config
 
@@ -234,8 +238,9 @@ class Run:
 
 def served(folder: Path) -> Path:
     """The run that an update's folder serves: one inside it, wherever moved, or the old one; else the folder itself."""
-    record = read_json(folder / UPDATE, {"kept": ".", "serve": folder})
-    return inside if (inside := folder / record["kept"]).is_dir() else Path(record["serve"])
+    with undamaged(folder / UPDATE):
+        record = read_json(folder / UPDATE, {"kept": ".", "serve": folder})
+        return inside if (inside := folder / record["kept"]).is_dir() else Path(record["serve"])
 
 
 def run_of_study(out: Path, name: str) -> Run:

@@ -170,7 +170,8 @@ def test_a_step_beyond_the_ladder_is_worth_more_than_it_shows(study: Path, lrec:
     finish_steps(study, **{"passes-x2-seed1": (1e9, 6.0), "users-x2-seed1": (800, 6.1), "nothing-seed1": (3072, 3.0)})
     found = run_exchange(study, lrec)
     assert found["steps"]["passes x2"]["worth"]["times"] is None  # infinite
-    assert "predicted" not in found["combinations"]["passes x2+nothing"]
+    combinations = found["combinations"]
+    assert not [name for name, each in combinations.items() if "passes x2" in name and "predicted" in each]
     report = (study.with_name("known-exchange") / "exchange.md").read_text()
     assert "more than shown" in report
     assert found["steps"]["users x2"]["gain"] < 0 < found["steps"]["users x2"]["worth"]["times"] < 1
@@ -208,6 +209,7 @@ def test_a_rate_follows_the_ladder(study: Path, lrec: Callable[..., str]) -> Non
     [
         (["--size=1x17"], "has finished runs of 1x8, 1x12, 1x16, 1x24, 1x32, 1x48"),
         (["--steps={a: {model.size: 4x192}}"], "sizes from 768 to 276,480 parameters only"),
+        (["--steps={a: {model.size: 5}}"], "unknown size '5'"),
         (["--steps={a: {model.size: 1x4}}"], "sizes from 768 to 276,480 parameters only"),
         (["--steps={a+b: {trainer.max_epochs: 2}}"], "must not contain +"),
         (["--steps={a: {data.split.trajectory: 3}}"], "step a: other test targets or items"),
@@ -277,3 +279,34 @@ def test_a_study_and_its_steps_are_trained(tmp_path: Path, lrec: Callable[..., s
     assert all(math.isfinite(step["gain"]) and step["hours"] > 0 for step in found["steps"].values())
     assert found["combinations"]["time+passes x2"]["actual"] > 0
     assert "[0/" not in lrec(*asked)  # nothing is trained twice
+
+
+@pytest.mark.parametrize("steps", [[1], {"a": {}}])
+def test_results_of_another_shape_are_refused(steps: object, study: Path, refused: Callable[..., str]) -> None:
+    earlier = {"study": "known", "size": "1x32", "steps": steps, "combinations": {}}
+    write_json(study.with_name("known-exchange") / "exchange.json", earlier)
+    assert "exchange.json is damaged" in refused("scaling", "exchange", f"--study={study}")
+
+
+def test_data_that_have_changed_since_the_study_are_refused(study: Path, refused: Callable[..., str]) -> None:
+    """Other targets of the same users would count as the same targets."""
+    run = run_of_study(study, "1x16-users-0.5-seed1")
+    run.write_points([replace(point, data_hash="of another log") for point in run.points])
+    said = "the data have changed since run 1x16-users-0.5-seed1 of the study"
+    assert said in refused("scaling", "exchange", f"--study={study}", "--size=1x16")
+    assert not study.with_name("known-exchange").exists()
+
+
+def test_a_study_keeps_its_folder_and_needs_a_fitted_size(study: Path, refused: Callable[..., str]) -> None:
+    command = ["scaling", "exchange", f"--study={study}"]
+    assert "is the folder of the study: choose another" in refused(*command, f"--out={study / '..' / study.name}")
+    for size in SIZES[:-1]:
+        shutil.rmtree(run_of_study(study, f"{size}-users-0.5-seed1").folder)
+    assert "known has finished runs of 1x48, but of no fitted size" in refused(*command)
+
+
+def test_steps_are_trained_together_once_in_whatever_order(study: Path, lrec: Callable[..., str]) -> None:
+    options = [f"--steps={json.dumps(STEPS)}", "--combine=[nothing+users x2, users x2+nothing]", "--dry_run"]
+    printed = lrec("scaling", "exchange", f"--study={study}", "--size=1x16", *options)
+    together = [line.split()[0] for line in printed.splitlines() if "users-x2" in line and "nothing" in line]
+    assert together == ["1x16-users-x2-nothing-seed1"]

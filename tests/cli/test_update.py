@@ -301,3 +301,9 @@ def clear(desk: Path, fresh: set[Path]) -> None:
     for path in sorted(desk.rglob("*"), reverse=True):
         if path not in fresh:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("content", [[1], {"kept": "old"}, {"kept": "updated", "serve": "run", "options": {}}])
+def test_results_of_another_shape_are_refused(content: object, desk: Path, refused: Callable[..., str]) -> None:
+    Path("run/update.json").write_text(json.dumps(content))
+    assert "update.json is damaged" in refused("update", "run", "--data", "new.csv")

@@ -151,6 +151,9 @@ def planned(backtest: Backtest, store: Store, windows: Windows) -> tuple[Study, 
         part = {"data.reduction": {"users": 0, "since": since}}
     for number, (begin, end) in windows.items():
         known = int(np.count_nonzero(count_before(store, begin) >= 2))
+        if known < 2:  # one is for validation
+            at = time_text(begin, store.time_unit)
+            raise UserError(f"fewer than two users have two interactions before {at}, origin {number}: begin later")
         split: dict[str, Any] = {"class_path": "lrec.GlobalTemporal", "validate_by": "users", "targets": "all"}
         split["held_out_users"] = min(MOST_VALIDATE, max(known // VALIDATE, 1))
         split |= {"test_from": begin, "test_until": end}

@@ -4,6 +4,7 @@ Shape suffix: M targets of a batch.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -48,7 +49,9 @@ def of_baselines(run: Run, data: SequenceDataModule) -> Scorers:
 def tested(run: Run, windows: Windows, of: Callable[[Run, SequenceDataModule], Scorers]) -> pl.DataFrame:
     """The targets of the windows as `of_network` or `of_baselines` ranks them; kept as a table in the run's folder."""
     file = run.folder / ("windows.parquet" if of is of_network else "baselines.parquet")
-    kept = pl.read_parquet(file) if file.is_file() else pl.DataFrame(schema=["window", "begin", "end"])
+    kept = pl.DataFrame(schema=["window", "begin", "end"])
+    with suppress(FileNotFoundError, pl.exceptions.PolarsError):  # a damaged table is made again
+        kept = pl.read_parquet(file, glob=False)
     ends = kept.select("window", "begin", "end").unique().rows()
     if {number: (begin, end) for number, begin, end in ends} == windows:
         return kept

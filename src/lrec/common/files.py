@@ -142,6 +142,15 @@ def read_json(path: Path, default: Any = None) -> Any:
         raise UserError(f"{path} is damaged ({error}): restore or remove it") from error
 
 
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Use a value of `read_json`; UserError if it lacks an entry, or if an entry is of another kind."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): restore or remove it") from error
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrec.common.files import check_folder, locked, read_json, sibling, write_json, write_text
+from lrec.common.files import check_folder, locked, read_json, sibling, undamaged, write_json, write_text
 from lrec.common.pages import rendered
 from lrec.common.pictures import alt_text, save_figure
 from lrec.common.text_tables import counted, on_terminal
@@ -77,6 +77,8 @@ def exchange(
     """
     folder = out or sibling(study, "exchange")
     check_folder(folder, "--out")
+    if folder.resolve() == study.resolve():
+        raise UserError(f"--out {folder} is the folder of the study: choose another")
     ladder = Ladder(study, size)
     chosen = ladder.offered() if steps is None else {name: dotted(options) for name, options in steps.items()}
     if wrong := [name for name in chosen if "+" in name or name == AGAIN]:
@@ -90,7 +92,8 @@ def exchange(
     alone = {AGAIN: ladder.planned(AGAIN, {"seed_everything": seed, "data.seed": seed})[:1]}
     alone |= {name: ladder.planned(name, options) for name, options in chosen.items() if [*options] != [SIZE]}
     judged = _judged(folder, ladder, chosen)
-    together = judged | {name: ladder.planned(name, _joined(name, chosen)) for name in combine if name not in judged}
+    named = {frozenset(name.split("+")): name for name in (*combine, *judged)}.values()  # its steps have any order
+    together = judged | {name: ladder.planned(name, _joined(name, chosen)) for name in named if name not in judged}
     runs = [run for planned in (*alone.values(), *together.values()) for run in planned]
     if len({run.name for run in runs}) < len(runs):
         raise UserError("--steps, --combine: two are the same, or their names differ only in signs: name others")
@@ -127,11 +130,13 @@ def _joined(name: str, steps: Mapping[str, Options]) -> dict[str, Any]:
 
 def _judged(folder: Path, ladder: Ladder, steps: Mapping[str, Options]) -> dict[str, list[PlannedRun]]:
     """The runs of combinations that an earlier call trained with the same steps, and whose losses are still there."""
-    earlier = read_json(folder / "exchange.json") or {}
-    if (earlier.get("study"), earlier.get("size")) != (ladder.name, ladder.size):
-        return {}
-    same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
-    names = [name for name, each in earlier["combinations"].items() if "actual" in each and {*name.split("+")} <= same]
+    with undamaged(file := folder / "exchange.json"):
+        earlier = read_json(file) or {}
+        if (earlier.get("study"), earlier.get("size")) != (ladder.name, ladder.size):
+            return {}
+        same = {name for name, step in earlier["steps"].items() if step["options"] == steps.get(name)}
+        trained = [name for name, each in earlier["combinations"].items() if "actual" in each]
+    names = [name for name in trained if {*name.split("+")} <= same]
     planned = {name: ladder.planned(name, _joined(name, steps)) for name in names}
     files = {name: [run_of_study(folder, run.name).target_losses_file for run in planned[name]] for name in names}
     return {name: planned[name] for name in names if all(file.is_file() for file in files[name])}
@@ -183,11 +188,11 @@ class Rates:
         return self.noise.quantile * math.hypot(error, math.sqrt(runs) * self.noise.sd * self.loss)
 
     def expected(self, name: str) -> dict[str, float]:
-        """The expected loss, with its 90 % interval, and hours of a new run with several steps; nothing if these are
-        worth more, or less, than the ladder shows."""
+        """The expected loss, with its 90 % interval, and hours of a new run with several steps; nothing if these, or
+        one of them, are worth more, or less, than the ladder shows."""
         steps, n_body, curve = [self.steps[part] for part in name.split("+")], self.ladder.n_body, self.ladder.curve
         worth = curve.together(n_body, [step.worth for step in steps])
-        if not 0 < worth.times < math.inf:
+        if not all(0 < each.times < math.inf for each in (worth, *(step.worth for step in steps))):
             return {}
         middle, most, least = (self.loss + curve.loss(n_body * each) - curve.loss(n_body) for each in worth)
         noise, hours = self._half(1), self.hours * math.prod(step.hours / self.hours for step in steps)

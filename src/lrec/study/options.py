@@ -293,7 +293,7 @@ def _spaced(ladder: dict[str, str | int]) -> list[str]:
 
 
 def ladder_n_body(size: str) -> int:
-    return cost.n_body(TransformerConfig(1, 1, *find_size(size)))
+    return cost.n_body(TransformerConfig(1, 1, *find_size(str(size))))
 
 
 def as_argument(value: Any) -> str:

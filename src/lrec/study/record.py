@@ -13,7 +13,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-from lrec.common.files import read_json, write_json, write_text
+from lrec.common.files import read_json, undamaged, write_json, write_text
 from lrec.common.hardware import auto_precision
 from lrec.errors import UserError
 from lrec.run import Run, RunConfig, find_points, read_points_file
@@ -21,6 +21,8 @@ from lrec.study.grid import PlannedRun, changed
 from lrec.study.launch import Outcome, is_running
 from lrec.study.options import PLAN, Study
 from lrec.study.placement import placement
+
+_AT_START = ("trainer.default_root_dir", "points.study", "points.run", "model.warm_start")  # set when a run starts
 
 
 class Record:
@@ -34,15 +36,16 @@ class Record:
         for name, mine in groupby(sorted(points, key=attrgetter("run")), attrgetter("run")):
             if not (self.folder / name).exists():
                 Run(self.folder / name).write_points([*mine])
-        earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
+        with undamaged(self.path):
+            earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
+            self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
+            # waiting, skipped, stopped, failed, diverged or finished
+            self.state: dict[str, str] = {run.name: earlier["state"].get(run.name, "waiting") for run in runs}
+            self.threads: dict[str, int] = earlier.get("threads", {})  # cores of each run that was trained
         if {path.name for path in out.glob("*")} - {PLAN} and not self.path.exists() and not find_points(self.folder):
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
-        self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
         self.runs = self._in_one_precision(runs)
-        # waiting, skipped, stopped, failed, diverged or finished
-        self.state: dict[str, str] = {run.name: earlier["state"].get(run.name, "waiting") for run in runs}
         self.reasons: dict[str, str] = {}
-        self.threads: dict[str, int] = earlier.get("threads", {})  # cores of each run that was trained
 
     def trained(self, run: PlannedRun) -> Run:
         return Run(self.folder / run.name)
@@ -55,7 +58,7 @@ class Record:
         for run in self.runs:
             if run.name in restart and is_running(self.trained(run).folder):
                 raise UserError(f"--restart {run.name}: it is under way: wait for its end, or stop it")
-            begun = self._earlier.get(run.name) if self.trained(run).folder.exists() else None
+            begun = self._begun(run)
             if run.name in restart or begun is None:
                 continue
             if run.starts_from in restart:
@@ -80,6 +83,14 @@ class Record:
                 self.threads[run.name] = self.study.threads
         self._write()
         return entered
+
+    def _begun(self, run: PlannedRun) -> dict[str, Any] | None:
+        """What study.json, or else its own config.yaml, says about a run that has begun; None if it has not."""
+        trained = self.trained(run)
+        if run.name in self._earlier or not trained.config_file.is_file():
+            return self._earlier.get(run.name) if trained.folder.exists() else None
+        planned = {option: run.config.value(option) for option in _AT_START if option in trained.config.flat}
+        return {"options": changed(trained.config.options, planned), "starts_from": run.starts_from}
 
     def check_data(self, runs: list[PlannedRun], restart: Collection[str] = ()) -> None:
         """UserError if the data of a ladder are not those of its finished runs, except those in `restart`. Of ladders
@@ -143,6 +154,8 @@ def changed_options(earlier: RunConfig, now: RunConfig) -> str:
         return ""  # the usual case, without importing Lightning
     from lrec.training.lightning_cli import compose
 
-    before = RunConfig(compose([f"--config={json.dumps(earlier.options)}"])).trained_with
+    before, after = (
+        RunConfig(compose([f"--config={json.dumps(each.options)}"])).trained_with for each in (earlier, now)
+    )
     differing = [name for name in before | after if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {before.get(name)}, now {after.get(name)}" for name in differing)

@@ -73,9 +73,11 @@ class Ladder:
                 by_size.setdefault(run.size, []).append(run)
         fitted = [size for size, runs in by_size.items() if not runs[0].held_out]
         if not fitted or size not in (None, *by_size):
-            raise UserError(f"--size {size}: {study} has finished runs of {', '.join(by_size) or 'no size'}")
+            found = f"{study} has finished runs of {', '.join(by_size) or 'no size'}"
+            raise UserError(f"--study {found}, but of no fitted size" if size is None else f"--size {size}: {found}")
         self.size = size or fitted[-1]
         self.runs, self.n_body = by_size[self.size], ladder_n_body(self.size)
+        self._data_hashes = {point.data_hash for run in self.runs if (point := results[run.name]) is not None}
         self._targets: pl.DataFrame | None = None
         self.results = {size: self.results_of(study, runs) for size, runs in by_size.items()}
         self.sizes = np.array([ladder_n_body(size) for size in by_size], dtype=float)
@@ -148,12 +150,16 @@ class Ladder:
         return runs
 
     def check_targets(self, runs: Sequence[PlannedRun]) -> None:
-        """Raise UserError if a step would be tested on other targets, or with another catalogue, than this size."""
+        """Raise UserError if the data have changed since this size was trained, or if a step would be tested on other
+        targets, or with another catalogue."""
         hashes: dict[str, str] = {}  # by options of the data: of users and items of the targets, and of the catalogue
         for run in (self.runs[0], *runs):
             key = json.dumps(run.config.nested["data"] | {"seed": 0}, default=str)
             if key not in hashes:
                 data = run.open_data()
+                if not hashes and not self._data_hashes <= {data.data_hash, ""}:
+                    way_out = "restore the earlier data, or train the study again"
+                    raise UserError(f"the data have changed since run {run.name} of the study: {way_out}")
                 cuts, (tested, _) = data.cuts, data.evaluated("test")
                 items = cuts.store.items_N[cuts.rows_of(tested)], cuts.catalogue_V
                 raw_ids = cuts.store.item_table["raw_id"]

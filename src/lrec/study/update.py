@@ -18,7 +18,17 @@ import polars as pl
 
 from lrec.checkpoint.reading import STATE
 from lrec.common import hardware
-from lrec.common.files import check_folder, file_hash, locked, read_json, remove, sibling, write_json, write_text
+from lrec.common.files import (
+    check_folder,
+    file_hash,
+    locked,
+    read_json,
+    remove,
+    sibling,
+    undamaged,
+    write_json,
+    write_text,
+)
 from lrec.common.pages import rendered
 from lrec.common.text_tables import on_terminal
 from lrec.data.datamodule import SequenceDataModule
@@ -127,13 +137,15 @@ def _base(folder: Path, trust: bool) -> Base:
     """The run to begin with, its data and the time of its last training row. UserError if they cannot be updated."""
     earlier = read_json(folder / UPDATE)
     run = Run((served(folder) if earlier else folder).resolve())  # a link may name another folder later
-    config = RunConfig(earlier["options"]) if earlier else run.config
+    with undamaged(folder / UPDATE):
+        config = RunConfig(earlier["options"]) if earlier else run.config
+        path, trained_until = (earlier["store"], earlier["trained_until"]) if earlier else ("", 0)
     trainer = config.options.get("trainer") or {}
     classes = [trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")]
     classes += [config.options[name] for name in ("data", "model")]
     check_trusted(classes, trust, folder / UPDATE if earlier else run.config_file)
     if earlier:
-        store, trained_until = Store.open(Path(earlier["store"])), earlier["trained_until"]
+        store = Store.open(Path(path))
     elif config.value("data.reduction.since") is not None:
         whole = "name the folder of this update, which has the original recipe"
         raise UserError(f"{folder} was trained by an update: {whole}")

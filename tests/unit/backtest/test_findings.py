@@ -13,12 +13,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from lrec.backtest import windows
 from lrec.backtest.findings import Findings, Gain, figures_of, mean_of, share_of_gain
-from lrec.backtest.options import Backtest, Update, network_of, open_store, windows_of
+from lrec.backtest.options import Backtest, Update, network_of, open_store, planned, windows_of
 from lrec.backtest.report import verdict_of, write_report
 from lrec.errors import UserError
 from lrec.evaluation.standard_errors import paired
-from lrec.run import Point
+from lrec.run import Point, Run
 
 SIZES = ["3k", "98k"]
 
@@ -254,3 +255,18 @@ def test_a_window_without_a_target_is_refused_before_any_training(
     backtest = Backtest(folds=2, every="100s", until=301)
     with pytest.raises(UserError, match=said) if said else nullcontext():
         assert windows_of(backtest, store, types) == {1: (101, 201), 2: (201, 301)}
+
+
+def test_an_origin_with_one_known_user_is_refused_before_any_training() -> None:
+    """The user would be for validation, and nothing would be left to train on."""
+    store: Any = SimpleNamespace(times_N=np.array([10, 20, 250, 260]), offsets_U1=np.array([0, 2, 4]), n_users=2)
+    store.time_unit = "s"
+    with pytest.raises(UserError, match="fewer than two users have two interactions before 1970-01-01 00:01"):
+        planned(Backtest(folds=2, every="100s"), store, {1: (101, 201), 2: (201, 301)})
+
+
+def test_a_damaged_table_of_targets_is_made_again(tmp_path: Path) -> None:
+    """Here it cannot be, because the run has no checkpoint."""
+    (tmp_path / "windows.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="has no checkpoint to test"):
+        windows.tested(Run(tmp_path), {1: (0, 5)}, windows.of_network)

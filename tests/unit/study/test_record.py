@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lrec.errors import UserError
-from lrec.run import Point
-from lrec.study.grid import PlannedRun, planned_runs
+from lrec.run import Point, Run, RunConfig
+from lrec.study.grid import PlannedRun, changed, planned_runs
 from lrec.study.options import Study
 from lrec.study.record import Record
 from lrec.study.work import Work
@@ -94,3 +94,25 @@ def test_a_run_is_left_out_with_the_run_that_it_starts_from(tmp_path: Path, monk
     record = Record(study, planned_runs(study))
     assert Work(study).too_long(record, record.runs) == ["3k-a-seed1", "3k-b-seed1"]
     assert Work(replace(study, hours=1e-12)).too_long(record, []) == []
+
+
+def test_a_run_without_a_record_has_the_options_of_its_own_folder(tmp_path: Path) -> None:
+    """As in a folder whose study.json was lost: results of other options would be shown as those of the new ones."""
+    study = study_in(tmp_path, starts_from={"b": "a"})
+    for run in entered(study):
+        start = {"trainer.default_root_dir": "elsewhere", "points.study": "old", "points.run": run.name}
+        start |= {"model.warm_start": "elsewhere"} if run.starts_from else {}
+        Run(tmp_path / "runs" / run.name).write_config(RunConfig(changed(run.options, start)))
+        Run(tmp_path / "runs" / run.name).write_points([Point(run=run.name)])
+    (tmp_path / "study.json").unlink()
+    with pytest.raises(UserError, match=r"3k-a-seed1 with other options \(model\.optimizer\.lr 0\.008, now 0\.5\)"):
+        entered(replace(study, variants=study.variants | {"a": {"model.optimizer.lr": 0.5}}))
+    assert not (tmp_path / "study.json").exists()
+    assert len(entered(study)) == 2
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"grid": null, "earlier_runs": [], "state": {}}'])
+def test_a_record_of_another_shape_is_damaged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(content)
+    with pytest.raises(UserError, match=r"study\.json is damaged .*: restore or remove it"):
+        entered(study_in(tmp_path))
