@@ -25,11 +25,7 @@ from typing import Any, Literal
 
 import yaml
 
-<<<<<<< HEAD
-from lrec.common.files import finite, json_hash, locked, read_json, write_text
-=======
-from lrec.common.files import json_hash, locked, read_json, undamaged, write_text
->>>>>>> w71a
+from lrec.common.files import finite, json_hash, locked, read_json, undamaged, write_text
 from lrec.errors import UserError
 from lrec.options.config_files import read_config
 
