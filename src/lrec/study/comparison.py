@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from lrec.common.files import check_folder, read_json, write_json
+from lrec.common.files import check_folder, read_json, undamaged, write_json
 from lrec.common.pictures import save_figure
 from lrec.common.text_tables import on_terminal, rows_table
 from lrec.errors import UserError
@@ -117,7 +117,7 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Path], set[str]]]:
     if record is None:
         raise UserError(f"--studies {path}: no study there (no study.json), and not a file of points either")
     ladders: dict[str, tuple[list[Path], list[Path], set[str]]] = {}
-    try:
+    with undamaged(path / "study.json"):
         longest = max((run.get("horizon", 1.0) for run in record["grid"]["runs"]), default=1.0)
         for run in record["grid"]["runs"]:
             trained = run_of_study(path, run["name"])
@@ -128,8 +128,6 @@ def _ladders(path: Path) -> dict[str, tuple[list[Path], list[Path], set[str]]]:
                     files.append(trained.points_file)
                 elif run.get("horizon", 1.0) == longest and not trained.diverged:
                     large.append(trained.points_file)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"--studies {path}: its study.json is damaged: start the study again") from error
     if not ladders:
         raise UserError(f"--studies {path}: none of its runs is finished here: start the study again")
     return ladders

@@ -195,8 +195,9 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
     shares_of_walks, number = shares_of_trials(trained, first), dict.fromkeys(sizes, RATED) | {sizes[-1]: LARGEST}
     number |= {sizes[0]: WALKED, sizes[-2]: HALVED} if tunes_step else {}
     walks = all_walks(sizes[0], sizes[FITTED // 2], sizes[-3], sizes[-2:], shares_of_walks)
-    trials = sum(number[size] * seconds(size, share, first) for size, share in walks)
-    trials += WALKED * seconds(sizes[-3], shares_of_walks[0], first) if "dropout" in tune else 0
+    tried = first / 2 if tunes_step else first  # the trials may find that shorter steps, which take longer, are better
+    trials = sum(number[size] * seconds(size, share, tried) for size, share in walks)
+    trials += WALKED * seconds(sizes[-3], shares_of_walks[0], tried) if "dropout" in tune else 0
     steps = [first * (OF_SMALL * (ladder_n_body(size) / LEAST_N_BODY) ** FALLS if tunes_step else 1) for size in sizes]
     each_s = [seconds(size, 1.0, step, OF_TRAINING) for size, step in zip(sizes, steps, strict=True)]
     ladder_s, held_out_s = each_s[: -len(HELD_OUT)], each_s[-len(HELD_OUT) :]
