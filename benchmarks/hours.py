@@ -285,8 +285,8 @@ def gain_of_ten(largest: dict[str, Any], held_out: list[dict[str, Any]], of: str
 
 SUMMARY = """
 These are the studies of today's kind: those whose names have no suffix, "tried steps", "moved law", "touched rows",
-"same rate" and "bfloat16 plan". Some train with AdamW alone, or with an earlier rate of the item table (see below). Errors are means of
-absolute values. No gain predicts the best value of the fitted sizes.
+"same rate" and "bfloat16 plan". Some train with AdamW alone, or with an earlier rate of the item table (see below).
+Errors are means of absolute values. No gain predicts the best value of the fitted sizes.
 
 **The answer of a study is in the metric of the better lists.** If lists without the items that users had before have
 more hits in the validation of the best network, this metric is HR@10_unseen, else HR@10. It is HR@10 for tennis and
@@ -503,8 +503,8 @@ and the forecasts were 3.8 and 10.5 % too low, outside. In the study with today'
 HR@10 are 8.1 and 5.6 % too low, within (no gain 14.9 and 16.0 % too low). Its report says: do not build a network yet.
 Showing a user's last tracks again has an HR@10 of 0.446, and the largest network has 0.326.
 
-**With the same rate at every width, the forecast of such a log of code holds.** With 7.7 million interactions and 209,838 items, `--hours 0.4`
-took 0.38 hours on a quiet machine, for 2.6 million targets a run. The forecasts of the loss are 1.8 % too high and 1.6
+**With the same rate at every width, the forecast of such a log of code holds.** With 7.7 million interactions and
+209,838 items, `--hours 0.4` took 0.38 hours on a quiet machine, for 2.6 million targets a run. The forecasts of the loss are 1.8 % too high and 1.6
 % too low, within their intervals; no gain is 3.7 and 5.0 % too high. HR@10 is 1.0 and 0.3 % too low (no gain 1.3 and
 2.2 % too low), within too. A ladder by hand (eight sizes from 1,536 to 1,204,224 parameters, two blocks, the rate
 0.007 for all, 4.8 million targets) has forecasts that are 0.5 % too high and 5.7 % too low (no gain 7.9 and 6.9 % too
