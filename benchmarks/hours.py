@@ -504,12 +504,12 @@ HR@10 are 8.1 and 5.6 % too low, within (no gain 14.9 and 16.0 % too low). Its r
 Showing a user's last tracks again has an HR@10 of 0.446, and the largest network has 0.326.
 
 **With the same rate at every width, the forecast of such a log of code holds.** With 7.7 million interactions and
-209,838 items, `--hours 0.4` took 0.38 hours on a quiet machine, for 2.6 million targets a run. The forecasts of the loss are 1.8 % too high and 1.6
-% too low, within their intervals; no gain is 3.7 and 5.0 % too high. HR@10 is 1.0 and 0.3 % too low (no gain 1.3 and
-2.2 % too low), within too. A ladder by hand (eight sizes from 1,536 to 1,204,224 parameters, two blocks, the rate
-0.007 for all, 4.8 million targets) has forecasts that are 0.5 % too high and 5.7 % too low (no gain 7.9 and 6.9 % too
-high), both within; its largest network is no better than a network of a quarter of its size. The study that missed had
-a larger log, so this is no paired comparison.
+209,838 items, `--hours 0.4` took 0.38 hours on a quiet machine, for 2.6 million targets a run. The forecasts of the
+loss are 1.8 % too high and 1.6 % too low, within their intervals; no gain is 3.7 and 5.0 % too high. HR@10 is 1.0 and
+0.3 % too low (no gain 1.3 and 2.2 % too low), within too. A ladder by hand (eight sizes from 1,536 to 1,204,224
+parameters, two blocks, the rate 0.007 for all, 4.8 million targets) has forecasts that are 0.5 % too high and 5.7 % too
+low (no gain 7.9 and 6.9 % too high), both within; its largest network is no better than a network of a quarter of its
+size. The study that missed had a larger log, so this is no paired comparison.
 
 **Two studies of one log agree.** The table before the last two has what ten times the largest fitted size would bring.
 The intervals of all studies of a log overlap, for half an hour and an hour, for other rates, and for other steps. All

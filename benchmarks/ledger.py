@@ -157,22 +157,13 @@ def scoreboard(entries: list[Entry]) -> str:
 
 def every(entries: list[Entry]) -> str:
     """All of them: those outside their interval first, then by the size of the error."""
-    head = [
-        "log",
-        "parameters",
-        "predicted",
-        "90 % interval",
-        "measured",
-        "error",
-        "no gain",
-        "committed",
-        "file@SHA-256",
-    ]
+    errors_in = ["error, %", "no gain, %"]
+    head = ["log", "parameters", "predicted", "90 % interval", "measured", *errors_in, "committed", "file@SHA-256"]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
         interval = f"{each.low:.3f}–{each.high:.3f}"
         interval = interval if each.within else f"**{interval}**"
-        errors = [f"{each.error:+.2f} %", f"{each.no_gain_error:+.2f} %"]
+        errors = [f"{each.error:+.2f}", f"{each.no_gain_error:+.2f}"]
         committed = f"{each.commit} {each.when}"
         stated = [committed if each.before else f"({committed})", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
