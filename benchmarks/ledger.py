@@ -1,6 +1,6 @@
 """A study writes its [forecasts](../laws.md#the-forecast) of test losses to the file `prediction.json` before it
 trains its largest sizes. A miss is a measured loss outside the 90 % [interval](../glossary.md#interval) of its
-forecast, which is then bold. The column "committed" has the commit that added the forecast, and its time. If the same
+forecast, which is then bold. The column "commit@time" has the commit that added the forecast, and its time. If the same
 commit added the measured loss, both are in brackets: only the study itself then says that the forecast came first. The
 last column has the file, and the first digits of its SHA-256. A second number after the parameters is the number of
 training targets: the forecast was made from runs on fewer. If a row names hours (1h), the study had [these
@@ -158,13 +158,13 @@ def scoreboard(entries: list[Entry]) -> str:
 def every(entries: list[Entry]) -> str:
     """All of them: those outside their interval first, then by the size of the error."""
     errors_in = ["error, %", "no gain, %"]
-    head = ["log", "parameters", "predicted", "90 % interval", "measured", *errors_in, "committed", "file@SHA-256"]
+    head = ["log", "parameters", "predicted", "90 % interval", "measured", *errors_in, "commit@time", "file@SHA-256"]
     rows = [head]
     for each in sorted(entries, key=lambda each: (each.within, -abs(each.error))):
         interval = f"{each.low:.3f}–{each.high:.3f}"
         interval = interval if each.within else f"**{interval}**"
         errors = [f"{each.error:+.2f}", f"{each.no_gain_error:+.2f}"]
-        committed = f"{each.commit} {each.when}"
+        committed = f"{each.commit}@{each.when}"
         stated = [committed if each.before else f"({committed})", each.file]
         rows.append([each.log, each.what, f"{each.predicted:.3f}", interval, f"{each.came:.3f}", *errors, *stated])
     return rows_table(rows, text=(0, 1, 7, 8))
