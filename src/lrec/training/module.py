@@ -373,7 +373,7 @@ class SequentialRecommender(StoredModel):
         the 300 names of a test, `self.log` would take more than half of the training time of a small network. UserError
         if a step of a subclass has evaluated no targets."""
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
-        if not named[f"{stage}/targets"]:
+        if not (named[f"{stage}/targets"] or self.trainer.sanity_checking):
             step = "test_step" if stage == "test" else "validation_step"
             why = f"call super().{step}(batch, batch_idx)"
             raise UserError(f"{type(self).__name__}.{step} evaluates no targets: {why}")
