@@ -119,7 +119,7 @@ def test_a_horizon_beyond_the_training_needs_passes_of_which_it_is_a_whole_numbe
     study, _ = planned(2, horizons=(0.5, 1.5))
     assert study.options["trainer.max_epochs"] % 2 == 0
     with pytest.raises(UserError, match=r"--horizons 1\.5 of trainer\.max_epochs 1 is 1\.5"):
-        planned_runs(planned(0.02, horizons=(0.5, 1.5))[0])
+        planned_runs(planned(0.05, horizons=(0.5, 1.5))[0])
 
 
 def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(
@@ -129,7 +129,7 @@ def test_more_seeds_variants_and_samples_leave_less_time_for_each_run(
         return int(re.findall(r"trains on ([\d,]+) targets", planned(0.5, cores=2, **given)[1])[0].replace(",", ""))
 
     alone = trained()
-    assert 3 * trained(seeds=(1, 2, 3), holdout_seeds=(1, 2, 3), variants={"a": {}, "b": {}}) < alone
+    assert 2 * trained(seeds=(1, 2, 3), holdout_seeds=(1, 2, 3), variants={"a": {}, "b": {}}) < alone
     assert trained(fractions=(1.0,)) > trained(fractions=(0.5, 1.0)) > alone  # by default also a quarter
     with pytest.raises(UserError, match="runs with --fractions 1 take longer: name 0"):
         trained(fractions=(0.5, 1.0), options={"trainer.max_epochs": 100})
@@ -283,7 +283,7 @@ def test_only_touched_rows_are_updated_where_the_table_takes_most_of_a_step(
         return of_target, 0.004 if example.config.value(TOUCHED_ROWS) else update_s
 
     monkeypatch.setattr("lrec.study.dial.seconds_of", seconds)
-    plan = plan_of(Study(hours=0.2, jobs=2, data=LOG))
+    plan = plan_of(Study(hours=0.25, jobs=2, data=LOG))
     assert plan["options"]["model.loss.class_path"] == "lrec.SampledSoftmax"
     assert plan["options"].get(TOUCHED_ROWS, False) == touched == ("optimizer.touched_rows" in as_text(plan))
     assert ("the hours would allow no study" in as_text(plan)) == (full_s == 2.0)
@@ -345,7 +345,8 @@ def test_hours_are_those_of_what_is_given(planned: Callable[..., tuple[Study, st
     def plan(hours: float = 0.5, **given: Any) -> tuple[Study, int, dict[str, float]]:
         study, said = planned(hours, cores=2, **given)
         targets = int(re.findall(r"trains on ([\d,]+) targets", said)[0].replace(",", ""))
-        return study, targets, {part: float(hours) for part, hours in re.findall(r"\| ([a-z -]+) \| ([\d.]+) \|", said)}
+        times = re.findall(r"\| ([a-z -]+) \| ([\d.]+) (s|min|h) \|", said)
+        return study, targets, {part: float(time) * {"s": 1, "min": 60, "h": 3600}[unit] for part, time, unit in times}
 
     alone, targets, parts = plan()
     assert parts["trials"] > 0
