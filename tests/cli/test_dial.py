@@ -89,7 +89,7 @@ def test_a_plan_trains_on_as_much_whatever_is_given(planned: Callable[..., tuple
     """If the passes are given, the plan chooses the share of users, and the other way round."""
     given: list[dict[str, Any]] = [{}, {"fractions": (0.5,)}, {"options": {"trainer.max_epochs": 8}}]
     for each in given:
-        study, said = planned(0.12, **each)
+        study, said = planned(0.16, **each)
         assert study.fractions is not None
         targets = int(re.search(r"trains on ([\d,]+) targets", said)[1].replace(",", ""))  # type: ignore[index]
         passes = study.options["trainer.max_epochs"] * max(study.fractions)

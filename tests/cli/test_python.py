@@ -412,7 +412,7 @@ def test_a_model_of_one_s_own_that_would_not_be_trained_or_counted_is_refused(
         (Uncounted, r"Uncounted\.training_step does not count the targets: call super\(\)\.training_step"),
     ):
         with pytest.raises(UserError, match=refusal):
-            trainer(tmp_path, max_steps=2, limit_val_batches=1, logger=False).fit(
+            trainer(tmp_path, max_steps=2, val_check_interval=1, limit_val_batches=1, logger=False).fit(
                 kind(size="3k"), data(log_csv, stores)
             )
 
