@@ -15,7 +15,7 @@ from lrec.laws.intervals import Judged, Prediction, came
 from lrec.laws.law import Law
 from lrec.laws.loss_laws import law_named
 from lrec.laws.mixture import LADDER
-from lrec.laws.table import FEW, longest, naive, points_of_most_data
+from lrec.laws.table import TooFewError, longest, naive, points_of_most_data
 
 AHEAD = 10.0  # the outlook is for this many times the largest size
 STEPS = 4  # steps of a roll-out over more than `LADDER` sizes; up to `LADDER` sizes are rolled out size by size
@@ -95,8 +95,10 @@ def holdout_report(
     small, large = hold_out(points, k)
     try:
         predictor = predictor_of(method, small, objective)
-    except UserError as error:
-        raise UserError(f"{error} or hold out fewer" if k and str(error).endswith(FEW) else str(error)) from error
+    except TooFewError as error:
+        if not k:
+            raise
+        raise TooFewError(f"{error} or hold out fewer") from error
     return predictor, None if large.is_empty() else tested(predictor, large)
 
 

@@ -27,8 +27,11 @@ from lrec.laws.law import Array
 
 COLUMNS = "x", "y", "d", "u", "processed", "horizon", "run", "flops", "wall_s", "overfitted", "may_stop", "file", "row"
 
-FEW = "add sizes"  # the way out if they are too few
 NARROWEST = 1.01  # if sizes span less than this factor, only rounding errors distinguish a power from a constant
+
+
+class TooFewError(UserError):
+    """There are too few sizes, or settings of several variables, for a law or a forecast."""
 
 
 def check_places(method: str, place_NV: Array, variables: Sequence[str], least: int) -> None:
@@ -36,7 +39,7 @@ def check_places(method: str, place_NV: Array, variables: Sequence[str], least: 
     if (there := len(np.unique(place_NV, axis=0))) < least:
         places = "sizes" if len(variables) == 1 else f"settings of {', '.join(variables)}"
         few = f"needs at least {least} distinct {places}, but there are {there}"
-        raise UserError(f"{method} {few}: {FEW}")
+        raise TooFewError(f"{method} {few}: add sizes")
     for what, column in zip(("sizes", "amounts of data"), place_NV.T, strict=False):
         if column.max() / column.min() < NARROWEST:
             alike = f"all are within {NARROWEST - 1:.0%} of {column.min():.6g}"

@@ -374,9 +374,8 @@ class SequentialRecommender(StoredModel):
         if a step of a subclass has evaluated no targets."""
         named = self._evaluator.end(stage, whole=not self.trainer.sanity_checking)
         if not (named[f"{stage}/targets"] or self.trainer.sanity_checking):
-            step = "test_step" if stage == "test" else "validation_step"
-            why = f"call super().{step}(batch, batch_idx)"
-            raise UserError(f"{type(self).__name__}.{step} evaluates no targets: {why}")
+            step = f"{'test' if stage == 'test' else 'validation'}_step"
+            raise UserError(f"{type(self).__name__}.{step} evaluates no targets: call super().{step}(batch, batch_idx)")
         values = torch.tensor(list(named.values()), dtype=torch.float32, device=self.device)
         figures = dict(zip(named, map(torch.clone, values.unbind()), strict=True))
         trainer = self.trainer
