@@ -2,12 +2,14 @@
 
 import gc
 import math
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 import pytest
@@ -33,6 +35,13 @@ from lrec.training.optim import Optimizer, Switch
 from lrec.training.refused import refuse_trainer
 from lrec.training.strategies import FSDP2
 from small_checkpoints import write_by_hand
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """A trainer leaves its port in the environment: commands of later tests must not use it too."""
+    with patch.dict(os.environ):
+        yield
 
 
 @dataclass(frozen=True)
