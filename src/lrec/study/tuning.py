@@ -128,10 +128,13 @@ def all_walks(small: str, middle: str, large: str, held_out: list[str], shares: 
 
 def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     """The law of the rate, fitted to trials, and moved towards the best trial of a large size on the most data. Of each
-    size and amount of data, it uses those with the best dropout."""
+    size and amount of data, it uses those with the best dropout. UserError if a loss is 0."""
     names = ["x", "d", "rate", "batch", "dropout", "y"]
     rows = [(each.n_body, each.targets, *astuple(each.setting), each.loss) for each in trials if each.loss is not None]
     runs = pl.DataFrame(rows, schema=names, orient="row")
+    if (perfect := runs.filter(pl.col("y") <= 0)).height:
+        why = "each next item is certain, so a larger network cannot be better"
+        raise UserError(f"--tune: a trial of {perfect['x'].min():,} parameters has a validation loss of 0: {why}")
     best = pl.col("dropout").sort_by("y").first().over("x", "d")
     runs = runs.filter(pl.col("dropout") == best)
     size, data, rate, step = runs.sort("d", "y", descending=[True, False]).row(0)[:4]

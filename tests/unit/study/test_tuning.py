@@ -114,6 +114,12 @@ def test_the_best_trial_of_a_large_size_on_the_most_data_moves_the_law_towards_i
     assert moved == pytest.approx((own * best) ** 0.5, rel=0.05)
 
 
+def test_a_log_whose_next_items_are_certain_has_no_law_of_the_rate() -> None:
+    trials = [*trials_about(RATE, {"3k": 3072}), Trial("12k", 12_288, 400_000, Setting(RATE, 512, 0.0), -1e-9)]
+    with pytest.raises(UserError, match="a trial of 12,288 parameters has a validation loss of 0: each next item is"):
+        law_of(trials, scaled=True)
+
+
 def test_a_rate_is_tuned_at_any_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = {"data.n_users": 200, "data.n_items": 20, "trainer.max_epochs": 1, "model.dropout.embedding": 0.6}
