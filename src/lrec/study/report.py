@@ -63,7 +63,7 @@ def write_report(
     mistuned, of_tuning = _tuning(runs, tuned) if tuned else ([], [])
     diverged = [run.name for run in runs if points[run.name].diverged]
     warned = [f"**Diverged and left out: {', '.join(diverged)}.** A lower {LR} may help."] if diverged else []
-    warned += [*_under_trained(runs, points, ngrams), *_out_of_line(runs, points), *mistuned]
+    warned += [*_under_trained(runs, points, ngrams, tuned is not None), *_out_of_line(runs, points), *mistuned]
     if late:
         again = f"they would take more than --hours {study.hours:g}. Start the same study again to train them."
         warned.append(f"**Not trained: {', '.join(late)}**, as {again}")
@@ -109,7 +109,9 @@ def write_report(
     return report
 
 
-def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float]) -> list[str]:
+def _under_trained(
+    runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float], is_tuned: bool
+) -> list[str]:
     """A warning if most fitted sizes have a higher loss than a counting baseline. n-grams are compared only with the
     ladder on whose data they were counted, the first, and only if its largest fitted size loses to them too: their
     tables hold more than the smallest networks can, even after long training."""
@@ -131,10 +133,11 @@ def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], ngrams: 
         return []
     whom = " and ".join(f"{name} ({', '.join(dict.fromkeys(mine))})" for name, mine in losing.items())
     steps = min(point.step for _, point in fitted)
+    way_out = "" if is_tuned else ", smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]')"
     return [
         "**Under-trained: slopes describe training, not size.** "
         f"{len(lost)} of {len(sizes)} fitted sizes have a higher test loss than {whom}, after {steps:,} steps or more. "
-        "More targets, smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]') may help."
+        f"More targets{way_out} may help."
     ]
 
 

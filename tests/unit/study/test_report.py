@@ -140,6 +140,7 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
         if losing > 2:
             assert f"{losing} of 5 fitted sizes" in first
             assert "markov (0.8k, 1.7k, 3k, 6.9k)" in first
+            assert "or a tuned learning rate (--tune '[lr]') may help" in first
 
 
 @pytest.mark.slow

@@ -160,10 +160,12 @@ def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(step
     runs = [planned("3k", RATE), planned("12k", 4 * RATE, step)]
     for run in runs:
         point = {"size": run.size, "best": True, "status": "finished", "val_loss": 5.0, "test_loss": 5.0}
+        point |= {"metrics": {"test/markov/loss": 4.0}}
         (tmp_path / "runs" / run.name).mkdir(parents=True)
         Run(tmp_path / "runs" / run.name).write_points([Point(**point, N_body=sizes[run.size], flops=1, D=1, U=1)])
     report = write_report(Study(out=tmp_path, sizes=[*sizes], holdout=0, law=None), runs, [], {}, tuned)
-    assert report.splitlines()[2].startswith("**Mistuned: 12k-0.04 (by")
+    assert "More targets may help." in report, "rate and steps are tuned already"
+    assert report.splitlines()[4].startswith("**Mistuned: 12k-0.04 (by")
     assert "3k-0.01 (by" not in report
     extrapolated = "This cost is extrapolated: trials had 512 to 512 targets per step, not 16."
     assert (extrapolated in report) == (step == 16)
