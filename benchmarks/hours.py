@@ -147,7 +147,8 @@ def recipe(out: Path, chosen: Callable[[dict[str, Any]], bool]) -> tuple[Run, fl
 
 
 def tried(run: Run, lr: float, step: int, folder: Path) -> dict[str, float]:
-    """The lowest validation loss of a finished run's recipe with another rate and step."""
+    """The lowest validation loss of a finished run's recipe with another rate and step, which is at least two rows."""
+    step = max(step, 2 * run.config.value("data.max_len"))
     trial = Run(folder / f"lr-{lr:.4g}-step-{step}")
     if trial.result is None:
         options = [f"--model.optimizer.lr={lr:.4g}", f"--data.targets_per_step={step}", "--points.test=false"]
