@@ -72,7 +72,7 @@ def write_report(
     for folder in ("fit", "figures"):  # some may be of ladders and variants that the study no longer has
         shutil.rmtree(out / folder, ignore_errors=True)
     sections += _figures(out, runs, points)
-    laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[Answer, Analysis]]()
+    laws, answers = {ladder.name: ladder for ladder in ladders}, list[tuple[float, Answer, Analysis]]()
     for ladder, mine in by_ladder(runs).items():
         longest, floor = of_all_data(mine), (points[mine[0].name].floor or {}).get("test")
         sections += [f"## {ladder or 'Runs'}", _runs_table(mine, points), _findings(longest, points, floor)]
@@ -90,11 +90,11 @@ def write_report(
             said = [sentence.replace("**", "") for sentence in (*warned, *judged[3:])]
             of_variant = [r for r in runs if r.variant == longest[0].variant and r.fraction <= longest[0].fraction]
             if found := answer_of(study, analysis, of_variant, points, said):
-                answers.append((found, analysis))
+                answers.append((longest[0].fraction, found, analysis))
     metric = metric_of(points.values())
     shown, short = dict[str, Any](name=study.name, metric=metric), list[str]()
-    if answers:  # that of the ladder whose largest network is the best; if some are equal, of the first
-        shown["answer"], of_answer = max(answers, key=lambda each: each[0].columns[0].value)
+    if answers:  # of the ladders with the most data, the one whose largest network is the best, or the first of these
+        _, shown["answer"], of_answer = max(answers, key=lambda each: (each[0], each[1].columns[0].value))
         short = [rendered("study", "answer.md.j2", shown | {"table": rows_table(shown["answer"].rows, text=(0,))})]
         figure = answer_figure(of_answer, metric, shown["answer"].finding)
         shown |= {"picture": within_a_page(figure), "alt": alt_text(figure)}

@@ -94,6 +94,24 @@ def go(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, (out / "report.html").read_text()
 
 
+def test_the_answer_is_of_the_ladder_with_the_most_data(tmp_path: Path) -> None:
+    """Also if smaller networks have better lists after less data."""
+    runs, small, large = runs_of(tmp_path, "go")
+    whole = [replace(run, ladder="whole") for run in runs]
+    half = [replace(run, name=f"{run.name}-half", fraction=0.5, ladder="half") for run in runs if not run.held_out]
+    for run, before in zip(half, runs, strict=False):
+        (point,) = run_of_study(tmp_path, before.name).points
+        better = {f"test/{name}": 1.3 * point.metrics[f"test/{name}"] for name in ("HR@10", "HR@10_unseen")}  # type: ignore[operator]
+        run_of_study(tmp_path, run.name).folder.mkdir()
+        run_of_study(tmp_path, run.name).write_points([replace(point, metrics=point.metrics | better)])
+    of_half = Forecast(read_points([run_of_study(tmp_path, run.name).points_file for run in half]))
+    predictions = tuple(Forecast(small).predict(large["x"].unique().sort().to_list()))
+    ladders = [LadderFit("half", of_half, ()), LadderFit("whole", Forecast(small), predictions)]
+    study = Study(out=tmp_path, sizes=["3k"], holdout=0, law=None)
+    report = write_report(study, [*whole, *half], ladders, {})
+    assert "2 of 2 large networks lie within their forecast 90 % intervals." in report
+
+
 def test_the_first_screen_answers_the_questions(go: tuple[Path, str]) -> None:
     out, page = go
     assert re.match(
