@@ -3,10 +3,10 @@
     python benchmarks/clicks.py --data globo_clicks.parquet [--environments data/peers] [--epochs 3] [--threads 2]
 
 Both tools read the same CSV file of clicks (5-core). With lrec, we run a user's three commands, which prepare the file,
-train, and recommend. The command that trains also validates, tests and writes checkpoints. With RecTools, one process
+train, and recommend. The training command also validates and tests, and writes checkpoints. With RecTools, one process
 reads the file, trains SASRec with the same size and number of epochs, and recommends. We do not count the time of this
 process's imports. The split is leave-one-out: the target is a user's last click, and the lists are made from the clicks
-before it. The lists do not contain articles that the user has read.
+before this click. The lists do not contain articles that the user has read.
 """
 
 import argparse

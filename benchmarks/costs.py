@@ -87,9 +87,9 @@ def page() -> str:
 
 TEXT = """# What a run costs
 
-For each data set and size, this page gives the time, the memory and the accuracy of a run. The
-[glossary](../glossary.md) explains the terms. For your own data, the option
-[`--dry_run`](../study-options.md#limits) of a study estimates the time. `lrec sizes` computes the memory:
+For each data set and size, this page gives the time, the memory and the accuracy of a run
+([terms](../glossary.md)). For your own data, the option [`--dry_run`](../study-options.md#limits) of a study estimates
+the time. `lrec sizes` computes the memory:
 
 ```bash
 lrec sizes --sizes '[3k, 98k]' --items 12000
@@ -112,8 +112,8 @@ lrec sizes --sizes '[3k, 98k]' --items 12000
 ## On one H100, computed
 
 The time is the number of FLOPs divided by 40 % of an H100's peak speed (989 TFLOP/s). Small networks reach less than
-40 %. The FLOPs include a [second computation of activations](../sizes.md#what-is-counted) (checkpointing). The memory
-is for a step of 8,192 positions in [bf16-mixed](../glossary.md#precision)
+40 % of this speed. The FLOPs include a [second computation of activations](../sizes.md#what-is-counted)
+(checkpointing). The memory is for a step of 8,192 positions in [bf16-mixed](../glossary.md#precision)
 (`lrec sizes --device cuda --checkpointing true`). We did not train these sizes, so we do not know their accuracy.
 
 {}

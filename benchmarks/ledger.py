@@ -1,10 +1,10 @@
-"""A study writes its [forecasts](../laws.md#the-forecast) of test losses to the file `prediction.json` before it
-trains its largest sizes. A miss is a measured loss outside the 90 % [interval](../glossary.md#interval) of its
-forecast, which is then bold. The column "commit@time" has the commit that added the forecast, and its time. If the same
-commit added the measured loss, both are in brackets: only the study itself then says that the forecast came first. The
-last column has the file, and the first digits of its SHA-256. A second number after the parameters is the number of
-training targets: the forecast was made from runs on fewer. If a row names hours (1h), the study had [these
-hours](../study.md#step-2-a-study-of-so-many-hours). Keep such a ledger of your own studies with [`lrec scaling
+"""A study writes its [forecasts](../laws.md#the-forecast) of test losses to the file `prediction.json` before it trains
+its largest sizes. A miss is a measured loss outside the 90 % [interval](../glossary.md#interval) of its forecast: the
+interval is then bold. The column "commit@time" has the commit that added the forecast, and its time. If the same commit
+added the measured loss, both are in brackets: then only the study itself says that the forecast came first. The last
+column has the forecast's file, and the first digits of the file's SHA-256. A second number after the parameters is the
+number of training targets: the forecast was made from runs on fewer targets. If a row names hours (1h), the study had
+[these hours](../study.md#step-2-a-study-of-so-many-hours). Keep such a ledger of your own studies with [`lrec scaling
 register`](../study.md#a-ledger-of-forecasts).
 
     python benchmarks/ledger.py        reads git's history

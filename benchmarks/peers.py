@@ -193,8 +193,8 @@ def table(name: str, counts: dict[str, int], max_len: int, epochs: int, results:
     lines += [
         "",
         f"A step with matrix products alone would reach {ceiling:,.0f} targets/s. lrec reaches "
-        f"{our_speed / ceiling:.0%} of this speed. `lrec test` also computes all metrics and five baselines. It ranks "
-        f"{tested:,.0f} users/s, {tested / recbole:.1f} times as many as RecBole's evaluation.",
+        f"{our_speed / ceiling:.0%} of this speed. `lrec test` also computes all metrics and five baselines. "
+        f"This command ranks {tested:,.0f} users/s, {tested / recbole:.1f} times as many as RecBole's evaluation.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -223,17 +223,17 @@ def page(tables: list[str], threads: int) -> str:
             "- **lrec** trains on 1,024 targets per step, with a learning rate of 0.006. We chose this rate by the",
             "  validation targets of Beauty. We ran lrec before, between and after the other tools, in float32 and in",
             "  bf16-mixed. The tables have the medians of these runs. The option `trainer.precision: auto` chooses",
-            "  bf16-mixed if the processor has instructions for it.",
+            "  bf16-mixed if the processor has instructions for bfloat16.",
             "",
             "The column **targets/s** does not count padding. In RecBole, each prefix of a history is a row, and each",
             "row counts as one target. At length 200, we timed only four batches of RecBole's epoch. For the column",
-            "**users/s**, we timed `recommend` in lrec and RecTools: the ten best items of every test user, from raw",
-            "ids to raw ids. The tables have the median of three runs. In RecBole, we timed the full-sort",
+            "**users/s**, we timed `recommend` in lrec and RecTools, which turns raw ids of histories into raw ids of",
+            "the ten best items. The tables have the median of three runs. In RecBole, we timed the full-sort",
             "evaluation without the filter of seen items, and computed its metrics with this filter.",
             "",
-            "The columns **lrec / tool** divide lrec's speed by the tool's: 2.0x means that lrec is twice as fast.",
-            "**Peak GiB** is the memory of the process with its imports. **lrec's share** is lrec's memory divided by",
-            "the memory of the tool.",
+            "The columns **lrec / tool** divide lrec's speed by the tool's speed. The value 2.0x means that lrec is",
+            "twice as fast. **Peak GiB** is the memory of the process with its imports. **lrec's share** is lrec's",
+            "memory divided by the memory of the tool.",
             "",
             *tables,
         ]
