@@ -11,17 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from lrec.common.pictures import (
-    BLUE,
-    GREY,
-    INK,
-    ORANGE,
-    LineEnd,
-    draw_frame,
-    entitle,
-    label_ends,
-    new_figure,
-)
+from lrec.common.pictures import BLUE, GREY, INK, ORANGE, LineEnd, draw_frame, entitle, label_ends, new_figure
 from lrec.common.text_tables import counted
 from lrec.laws.analysis import Analysis
 from lrec.laws.equivalents import Worth
