@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from lrec.common.files import remove, write_json, write_text
+from lrec.common.files import finite, remove, write_json, write_text
 from lrec.common.pages import rendered
 from lrec.common.pictures import draw_frame, entitle, label_ends, new_figure, write_png
 from lrec.common.text_tables import on_terminal, rows_table
@@ -103,12 +103,8 @@ def _content(section: Section) -> dict[str, Any]:
         }
         for name, group in section.groups.items()
     }
-    plain = apply_to_collection(groups, Estimate, _plain)
+    plain = finite(apply_to_collection(groups, Estimate, Estimate._asdict))
     return {"title": section.title, "sizes": section.sizes, "groups": plain, "findings": section.findings}
-
-
-def _plain(shown: Estimate) -> dict[str, float | None]:
-    return {key: number if math.isfinite(number) else None for key, number in shown._asdict().items()}
 
 
 def _table(section: Section, metric: str, brief: bool = False) -> str:
