@@ -64,18 +64,13 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def compare(predictor: Predictor, predictions: Sequence[Prediction], actual: pl.DataFrame) -> Comparison:
-    """Join predictions with later points; UserError if a predicted point is missing, or if there is no prediction."""
+    """Join predictions with the later points at their places."""
     columns = predictor.columns
     known = ["u"] if "u" in actual.columns and "u" not in columns else []
     groups = actual.group_by(columns, maintain_order=True).agg(pl.col("y", *known).mean()).to_dicts()
     at = {tuple(float(group[name]) for name in columns): group for group in groups}
-    if not predictions:
-        raise UserError("held-out report: there is no prediction to compare")
     points, no_gain = [], naive(predictor.points)
     for p in predictions:
-        if p.at not in at:
-            where = ", ".join(f"{value:g}" for value in p.at)
-            raise UserError(f"held-out report: no finished run at the predicted size {where}")
         loss = float(at[p.at]["y"])
         judged = came(p, loss, no_gain(at[p.at]))
         points.append(HeldOut(**vars(p), **judged, half_width_pct=100 * (p.high - p.low) / 2 / loss))
