@@ -215,10 +215,7 @@ class Tuner:
     @property
     def first_runs(self) -> list[PlannedRun]:
         """The trials that are certain: those of walks whose start is the best place."""
-        runs = list[PlannedRun]()
-        for size, share in self._walks:
-            runs += self._first_of(size, share, self._start)
-        return runs
+        return [run for size, share in self._walks for run in self._first_of(size, share, self._start)]
 
     def _first_of(self, size: str, share: float, start: Setting) -> list[PlannedRun]:
         """The trials of a walk that are certain."""
