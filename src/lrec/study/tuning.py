@@ -134,7 +134,7 @@ def law_of(trials: Iterable[Trial], scaled: bool) -> RateLaw:
     runs = pl.DataFrame(rows, schema=names, orient="row")
     if (perfect := runs.filter(pl.col("y") <= 0)).height:
         why = "each next item is certain, so a larger network cannot be better"
-        raise UserError(f"--tune: a trial of {perfect['x'].min():,} parameters has a validation loss of 0: {why}")
+        raise UserError(f"--tune: a trial of {min(perfect['x']):,} parameters has a validation loss of 0: {why}")
     best = pl.col("dropout").sort_by("y").first().over("x", "d")
     runs = runs.filter(pl.col("dropout") == best)
     size, data, rate, step = runs.sort("d", "y", descending=[True, False]).row(0)[:4]
