@@ -105,28 +105,15 @@ def finished(name: str, hours: float, out: Path) -> dict[str, Any]:
 
 def baselines(out: Path) -> dict[str, dict[str, float]]:
     """HR@10 of the baselines, and losses of n-grams, in the test of a study's runs with all data."""
-    from lrec.data.datasets import datamodule_of  # imports torch, which the page does not need
+    from lrec.data.datasets import datamodule_of  # these import torch, which the page does not need
+    from lrec.evaluation.ngrams import losses_of_test
 
     run = recipe(out, lambda each: Run(out / "runs" / each["name"]).result is not None)[0]
     assert run.result is not None
     hits = {name: run.result.metric(f"test/{name}/HR@10") for name in LISTED}
     data = datamodule_of(run.config.options, "fit")
     known = {name: hit for name, hit in hits.items() if hit is not None and np.isfinite(hit)}
-    return {"HR@10": known, "loss": of_ngrams(data)}
-
-
-def of_ngrams(data: Any) -> dict[str, float]:
-    """The mean cross-entropy of the test targets by n-grams of what a run trains on."""
-    from lrec.data.splits.rules import ranges  # these import torch
-    from lrec.evaluation.cases import cases_before
-    from lrec.evaluation.ngrams import ORDERS, ngram_losses
-
-    part = data.batch_plan.part
-    items_N = data.cuts.catalogue_index_I[part.items(ranges(part.starts_U, part.lengths_U))]
-    targets, _ = data.evaluated("test")
-    cases = cases_before(data.cuts, targets.users_T, targets.positions_T, len(ORDERS) - 1)
-    losses = ngram_losses(items_N, part.lengths_U, data.n_items, cases.where(cases.targets_C >= 0))
-    return {name: float(losses[name].mean()) for name in ORDERS[1:]}
+    return {"HR@10": known, "loss": losses_of_test(data)}
 
 
 def sweep(out: Path) -> dict[str, Any]:

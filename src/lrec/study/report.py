@@ -49,19 +49,21 @@ def write_report(
     ladders: list[LadderFit],
     unfit: Mapping[str, str],
     tuned: Tuned | None = None,
+    ngrams: Mapping[str, float] = {},
     late: Sequence[str] = (),
 ) -> str:
     """Compare the predictions with the large runs, write everything into the study's folder, and return report.md.
     Except for times, a study that was interrupted ends with the same report as one that was not.
 
-    `unfit` has the reason for each ladder without a law, and `late` the large runs for which there was no time.
+    `unfit` has the reason for each ladder without a law, `ngrams` the test loss of each n-gram model, and `late` the
+    large runs for which there was no time.
     """
     out = study.folder
     points = {run.name: run_of_study(out, run.name).result or Point() for run in runs}
     mistuned, of_tuning = _tuning(runs, tuned) if tuned else ([], [])
     diverged = [run.name for run in runs if points[run.name].diverged]
     warned = [f"**Diverged and left out: {', '.join(diverged)}.** A lower {LR} may help."] if diverged else []
-    warned += [*_under_trained(runs, points, tuned is not None), *_out_of_line(runs, points), *mistuned]
+    warned += [*_under_trained(runs, points, ngrams, tuned is not None), *_out_of_line(runs, points), *mistuned]
     if late:
         again = f"they would take more than --hours {study.hours:g}. Start the same study again to train them."
         warned.append(f"**Not trained: {', '.join(late)}**, as {again}")
@@ -74,6 +76,9 @@ def write_report(
     for ladder, mine in by_ladder(runs).items():
         longest, floor = of_all_data(mine), (points[mine[0].name].floor or {}).get("test")
         sections += [f"## {ladder or 'Runs'}", _runs_table(mine, points), _findings(longest, points, floor)]
+        if ngrams and longest[0] == of_all_data(runs)[0]:
+            counted = " and ".join(f"{loss:.4f} by {name}s" for name, loss in ngrams.items())
+            sections.append(f"Without a network, counts of these runs' training data have a test loss of {counted}.")
         sections += _noise(out, longest, points)
         if ladder in unfit:
             sections.append(f"No law: {unfit[ladder]}")
@@ -104,20 +109,30 @@ def write_report(
     return report
 
 
-def _under_trained(runs: list[PlannedRun], points: Mapping[str, Point], is_tuned: bool) -> list[str]:
-    """A warning if most fitted sizes have a higher loss than a counting baseline."""
-    fitted = [points[run.name] for run in of_all_data(runs) if not (run.held_out or points[run.name].diverged)]
+def _under_trained(
+    runs: list[PlannedRun], points: Mapping[str, Point], ngrams: Mapping[str, float], is_tuned: bool
+) -> list[str]:
+    """A warning if most fitted sizes have a higher loss than a counting baseline. n-grams are compared only with the
+    ladder on whose data they were counted, the first, and only if its largest fitted size loses to them too: their
+    tables hold more than the smallest networks can, even after long training."""
+    whole = of_all_data(runs)
+    counted = whole[0].ladder
+    fitted = [(run.ladder, points[run.name]) for run in whole if not (run.held_out or points[run.name].diverged)]
     losing: dict[str, list[str]] = defaultdict(list)  # for each baseline, the sizes that lose most to it
-    for point in fitted:
+    of_counted = [(point.N_body, point.test_loss or math.inf) for ladder, point in fitted if ladder == counted]
+    largest = max(of_counted, default=(0, -math.inf))[1]
+    ahead_of_all = {name: loss for name, loss in ngrams.items() if loss < largest}
+    for ladder, point in fitted:
         losses = {name: point.metric(f"test/{name}/loss") for name in COUNTING}
+        losses |= ahead_of_all if ladder == counted else {}
         ahead = {name: loss for name, loss in losses.items() if loss < (point.test_loss or 0)}
         if ahead:
             losing[min(ahead, key=ahead.__getitem__)].append(point.size)
-    sizes, lost = {point.size for point in fitted}, set().union(*losing.values())
+    sizes, lost = {point.size for _, point in fitted}, set().union(*losing.values())
     if 2 * len(lost) <= len(sizes):
         return []
     whom = " and ".join(f"{name} ({', '.join(dict.fromkeys(mine))})" for name, mine in losing.items())
-    steps = min(point.step for point in fitted)
+    steps = min(point.step for _, point in fitted)
     way_out = "" if is_tuned else ", smaller steps (data.targets_per_step) or a tuned learning rate (--tune '[lr]')"
     return [
         "**Under-trained: slopes describe training, not size.** "

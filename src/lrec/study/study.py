@@ -4,13 +4,15 @@ If a study is started again, it continues where it stopped: finished runs are ke
 grid is larger now, only the new runs are trained.
 """
 
+from contextlib import suppress
+
 from lrec.common.files import check_folder, locked, write_json
 from lrec.common.text_tables import counted, on_terminal
 from lrec.errors import UserError
 from lrec.study import budget
 from lrec.study.cluster import check_accelerators
 from lrec.study.dial import as_text, plan_of, with_plan
-from lrec.study.grid import limits, planned_runs
+from lrec.study.grid import limits, of_all_data, planned_runs
 from lrec.study.launch import lock_of
 from lrec.study.options import PLAN, Study
 from lrec.study.prediction import LadderFit, by_ladder, fit_ladder, write_prediction
@@ -99,7 +101,12 @@ def _carry_out(study: Study, tuner: Tuner | None, record: Record, work: Work) ->
             runs = [run for run in runs if run.name not in late]
         work.train(record, [run for run in runs if run.held_out], "held out")
     print("writing the report", flush=True)
-    report = write_report(study, runs, ladders, unfit, tuned, late)
+    from lrec.evaluation.ngrams import losses_of_test  # imports torch
+
+    ngrams = dict[str, float]()  # test losses of n-grams; empty if the data are gone
+    with suppress(UserError):
+        ngrams = losses_of_test(of_all_data(runs)[0].open_data())
+    report = write_report(study, runs, ladders, unfit, tuned, ngrams, late)
     print(f"{on_terminal(report, study.folder)}\n\n{study.folder / 'report.html'}")
     if unfit and not ladders:
         raise UserError(next(iter(unfit.values())))

@@ -1,12 +1,14 @@
 """n-grams: against a loop over interactions, as probabilities, and on data whose entropy is known."""
 
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lrec.data.sources.synthetic import SyntheticDataModule
 from lrec.evaluation.cases import Cases
-from lrec.evaluation.ngrams import ORDERS, ngram_losses
+from lrec.evaluation.ngrams import ORDERS, losses_of_test, ngram_losses
 
 
 def cases_of(histories: list[list[int]], targets: list[int]) -> Cases:
@@ -90,3 +92,23 @@ def test_nothing_is_found_in_items_without_order() -> None:
     losses = losses_on(items, 30)
     assert losses["popularity"] == pytest.approx(-np.log(share[items[:, -1]]).mean(), abs=0.01)
     assert losses["popularity"] - 0.002 < losses["bigram"] < losses["popularity"] + 0.03
+
+
+def test_losses_of_a_data_set_are_those_of_its_test_targets(tmp_path: Path) -> None:
+    data = SyntheticDataModule(n_users=300, n_items=30, length=12, data_dir=tmp_path)
+    data.prepare_data()
+    data.setup("test")
+    found, part = losses_of_test(data), data.batch_plan.part
+    index_I = data.cuts.catalogue_index_I
+    rows = [slice(start, start + length) for start, length in zip(part.starts_U, part.lengths_U, strict=True)]
+    users = [index_I[data.store.items_N[row]].tolist() for row in rows]
+    by_hand = []
+    for user, position in zip(*data.cuts.test_targets, strict=True):
+        history = index_I[data.store.items_N[data.store.offsets_U1[user] :][: position + 1]].tolist()
+        by_hand.append(-np.log(counted_by_hand(users, data.n_items, history[-3:-1], history[-1])[1:]))
+        if len(by_hand) == 5:
+            break
+    assert set(found) == {"bigram", "trigram"}
+    few = data.cuts.of_users(np.isin(np.arange(data.store.n_users), data.cuts.test_targets.users_T[:5]))
+    data.cuts = few
+    assert list(losses_of_test(data).values()) == pytest.approx(np.mean(by_hand, axis=0).tolist())

@@ -143,6 +143,29 @@ def test_a_ladder_that_loses_to_counting_says_so_first(tmp_path: Path) -> None:
             assert "or a tuned learning rate (--tune '[lr]') may help" in first
 
 
+@pytest.mark.slow
+def test_a_ladder_may_lose_to_n_grams_too(tmp_path: Path) -> None:
+    """Only if the largest size loses to them too, because small networks cannot hold what n-gram tables hold."""
+    for name, beyond, losing in (("all", -0.01, True), ("but the largest", 0.01, False)):
+        runs = [make_run(tmp_path / name, size, 1.0) for size in LADDER]
+        counted = {"bigram": loss("0.8k", 1.0) + 1, "trigram": loss("12k", 1.0) + beyond}
+        report = write_report(study_in(tmp_path / name), runs, [ladder(1.0)], {}, ngrams=counted)
+        said = "5 of 5 fitted sizes have a higher test loss than trigram (0.8k, 1.7k, 3k, 6.9k, 12k)"
+        assert (said in report) == ("Under-trained" in report) == losing
+        assert f"a test loss of {counted['bigram']:.4f} by bigrams and {counted['trigram']:.4f} by trigrams." in report
+
+
+def test_n_grams_are_compared_with_the_ladder_on_whose_data_they_were_counted(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
+    for run in [make_run(tmp_path, size, 0.5, test_loss=9.0) for size in LADDER]:
+        runs.append(replace(run, fraction=1.0, ladder="other"))
+    counted = {"bigram": loss("12k", 1.0) + 0.01}
+    report = write_report(study_in(tmp_path), runs, [ladder(1.0)], {}, ngrams=counted)
+    assert "4 of 5 fitted sizes have" not in report
+    assert "Under-trained" not in write_report(study_in(tmp_path), runs, [], {}, ngrams={"bigram": 8.0})
+    assert report.count("by bigrams.") == 1
+
+
 def test_a_fit_and_figures_that_a_study_no_longer_has_are_removed(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, size, 1.0) for size in LADDER]
     alone = [replace(run, ladder="") for run in runs]
