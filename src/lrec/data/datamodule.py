@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-import torch
 from lightning.pytorch import LightningDataModule
 
 from lrec.common.files import json_hash
@@ -353,10 +352,6 @@ class SequenceDataModule(LightningDataModule, ABC):
         """Every user's whole history, without a target."""
         lengths_U = np.diff(self.store.offsets_U1)
         return self._loader(Targets(np.arange(len(lengths_U)), lengths_U))
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """The batch on `device`. On the CPU it stays as it is, because Lightning would go through all its fields."""
-        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
         """The training loader's state, always. Lightning itself keeps it only in the middle of an epoch."""
