@@ -287,8 +287,8 @@ def gain_of_ten(largest: dict[str, Any], held_out: list[dict[str, Any]], of: str
 
 SUMMARY = """
 These are the studies of today's kind: those whose names have no suffix, "tried steps", "moved law", "touched rows",
-"same rate", "bfloat16 plan" and "0.8 plan". Some train with AdamW alone, or with an earlier rate of the item table (see below).
-Errors are means of absolute values. No gain predicts the best value of the fitted sizes.
+"same rate", "bfloat16 plan" and "0.8 plan". Some train with AdamW alone, or with an earlier rate of the item table (see
+below). Errors are means of absolute values. No gain predicts the best value of the fitted sizes.
 
 **The answer of a study is in the metric of the better lists.** If lists without the items that users had before have
 more hits in the validation of the best network, this metric is HR@10_unseen, else HR@10. It is HR@10 for tennis and
@@ -315,7 +315,8 @@ steps" are the first ones whose trials on half of the data try the step too, as 
 MovieLens-1M and clicks in 0.5 hours (without tried steps), and of tennis in 0.4 hours train with AdamW alone, all
 others with Muon. All studies train in bfloat16, but only for those with "bfloat16 plan" and "0.8 plan" did the plan
 measure the speed in bfloat16. For the others it measured float32, which is up to twice as slow, so they used about two
-thirds of their hours. In those with "0.8 plan", the plan uses 0.8 of the hours, as today. A study with one pass over all users may also take less than its hours, if two passes would take more.
+thirds of their hours. In those with "0.8 plan", the plan uses 0.8 of the hours, as today. A study with one pass over
+all users may also take less than its hours, if two passes would take more.
 
 **Clicks (globo).** In one hour, the networks make two passes over 87 % of the users. The forecasts of the loss are 1.2
 and 2.2 % too low, within their intervals, and the no-gain baseline is 1.2 and 2.0 % too high. So for the loss, the
