@@ -227,6 +227,11 @@ def test_the_store_of_a_run_is_enough(
     assert says in refused("update", "run", "--data", "newer.csv")
 
 
+def test_an_update_without_new_rows_asks_for_them(refused: Callable[..., str]) -> None:
+    for given in ([], ["run"]):
+        assert "name a run and its new rows: lrec update RUN --data FILE" in refused("update", *given)
+
+
 def test_a_k_core_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
     options = {"data__k_core": 2, "model__size": "0.8k", "trainer__max_epochs": 1}
     lrec(*fit_arguments(desk / "core", desk / "old.csv", **options))
