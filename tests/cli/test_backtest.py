@@ -186,7 +186,9 @@ def test_training_begins_at_a_time(log: pl.DataFrame, tmp_path: Path) -> None:
         (["--options.data.k_core=5"], "a backtest needs data.k_core 0"),
         (["--data.time_column=null"], "a backtest needs times"),
         (["--options.data.split.targets=first"], "data.split.targets: a backtest sets data.split itself"),
-        (["--train_from=2020-10-01", "--data.reduction.users=0.5"], "sets data.split and data.reduction itself"),
+        (["--train_from=2020-10-01", "--update=[none]", "--data.reduction.users=0.5"], "data.reduction.users 0.5: "),
+        (["--data.reduction.recent=0.5"], "data.reduction.recent 0.5: --train_from and --update warm set"),
+        (["--size_options={0.8k: {data.reduction.users: 0.25}}"], "data.reduction.users 0.25: "),
         (["--update=[cold]"], "--update"),
         (["--restart=[0.8k]"], "--restart: 0.8k is none of the backtest's runs"),
         (

@@ -146,7 +146,7 @@ def test_a_study_stopped_and_killed_ends_with_the_same_report(undisturbed: Path)
     stopped.send_signal(signal.SIGTERM)
     out, _ = stopped.communicate(timeout=60)
     assert stopped.returncode == 75, out
-    assert re.search(r"not finished: \d of \d runs; start the study again to continue", out)
+    assert re.search(r"not finished: \d of \d runs; start the same command again to continue", out)
     assert not any(is_running(run) for run in runs.iterdir())
     assert len(state(folder)) > finished(folder)
 

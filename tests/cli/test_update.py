@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[pl.DataFrame, list[str], str]] = {
     "a folder in use": (NEW, ["run", "--out", "stores"], "holds another update"),
     "a rate of nothing": (NEW, ["run", "--lr", "0"], "--lr"),
     "a window of everything": (NEW, ["run", "--judge", "0.9"], "--judge"),
+    "a row a user": (NEW.with_columns(user=pl.format("n{}", "timestamp")), [], "earlier interaction of its user. Take"),
     "no file": (NEW, ["run", "--data", "none.csv"], "does not exist"),
 }
 
@@ -194,6 +195,14 @@ def test_what_is_refused_changes_nothing(name: str, desk: Path, refused: Callabl
     (new if new.width else pl.read_csv("old.csv")).write_csv("more.csv")
     before = snapshot(desk)
     assert says in refused("update", *(options or ["run"]), *([] if "--data" in options else ["--data", "more.csv"]))
+    assert snapshot(desk) == before
+
+
+def test_a_damaged_base_is_refused_before_anything_is_written(desk: Path, refused: Callable[..., str]) -> None:
+    checkpoint = desk / "run" / "checkpoints" / "best.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+    before = snapshot(desk)
+    assert "best.ckpt: not a checkpoint that lrec wrote, or a damaged one" in refused("update", "run", "--data=new.csv")
     assert snapshot(desk) == before
 
 
@@ -216,6 +225,11 @@ def test_the_store_of_a_run_is_enough(
     shutil.rmtree(Path(datamodule_of(Run(desk / "run").config.options).data_dir))
     says = "does not exist" if log_of_run == "gone" else "not a store"
     assert says in refused("update", "run", "--data", "newer.csv")
+
+
+def test_an_update_without_new_rows_asks_for_them(refused: Callable[..., str]) -> None:
+    for given in ([], ["run"]):
+        assert "name a run and its new rows: lrec update RUN --data FILE" in refused("update", *given)
 
 
 def test_a_k_core_is_refused(desk: Path, lrec: Callable[..., str], refused: Callable[..., str]) -> None:
@@ -303,7 +317,16 @@ def clear(desk: Path, fresh: set[Path]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("content", [[1], {"kept": "old"}, {"kept": "updated", "serve": "run", "options": {}}])
+OF_UPDATE = {"kept": "updated", "serve": "run", "store": "stores", "trained_until": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([1], {"kept": "old"}, OF_UPDATE | {"options": {}}, OF_UPDATE | {"options": None}),
+        *(OF_UPDATE | {"options": {"data": None, "model": {}}}, OF_UPDATE | {"options": {}, "trained_until": None}),
+    ],
+)
 def test_results_of_another_shape_are_refused(content: object, desk: Path, refused: Callable[..., str]) -> None:
     Path("run/update.json").write_text(json.dumps(content))
     assert "update.json is damaged" in refused("update", "run", "--data", "new.csv")

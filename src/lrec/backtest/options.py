@@ -1,6 +1,6 @@
 """What a backtest trains: networks of each size at each origin; the networks are variants of a study without a law."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lrec.data.datasets import datamodule_of
+from lrec.data.splits.reduction import Reduction
 from lrec.data.splits.temporal import check_cut, count_before, cut_time
 from lrec.data.store.store import TIME_UNITS, Store, seconds_in, time_text
 from lrec.errors import UserError, check_range
@@ -64,10 +65,9 @@ class Backtest(Runs):
         check_cut("--until", self.until)
         check_cut("--train_from", self.train_from)
         study = self.study({})  # checks the options that it shares with a study
-        own = ["data.split", *["data.reduction"] * (self.train_from is not None)]
         for option in study.given:
-            if f"{option}.".startswith(tuple(f"{each}." for each in own)):
-                raise UserError(f"{option}: a backtest sets {' and '.join(own)} itself: leave this option out")
+            if f"{option}.".startswith("data.split."):
+                raise UserError(f"{option}: a backtest sets data.split itself: leave this option out")
         object.__setattr__(self, "sizes", study.ladder)  # from the smallest to the largest, however they were given
 
     @property
@@ -103,8 +103,14 @@ def origin_of(network: str) -> int:
 def open_store(backtest: Backtest) -> tuple[Store, list[str] | None]:
     """The store, prepared, and the types of event that may be targets (None: all); UserError if the store has no
     dates, or if data.k_core selects by future interactions."""
-    example = planned_runs(replace(backtest.study({}), sizes=backtest.sizes[:1], seeds=backtest.seeds[:1]))[0]
-    data = datamodule_of(example.options)
+    runs = planned_runs(replace(backtest.study({}), seeds=backtest.seeds[:1]))
+    for run in runs if "warm" in backtest.update or backtest.train_from is not None else ():
+        for share, usual in asdict(Reduction()).items():
+            if (value := run.config.value(f"data.reduction.{share}", usual)) != usual:
+                why = "--train_from and --update warm set data.reduction themselves"
+                way_out = "leave this option out, or give --update '[none, full]' and no --train_from"
+                raise UserError(f"data.reduction.{share} {value}: {why}: {way_out}")
+    data = datamodule_of(runs[0].options)
     data.prepare_data()
     store = data.open_store()
     if data.k_core:

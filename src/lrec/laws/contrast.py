@@ -49,7 +49,10 @@ class Contrast:
 
 
 def contrast(one: Fit, two: Fit) -> Contrast:
-    """Compare two fits of the same law of one variable; UserError if one has no more runs than parameters."""
+    """Compare two fits of the same law of one variable; UserError if one has no more runs than parameters, or no two
+    different losses."""
+    if any(np.ptp(fit.points["y"].to_numpy()) == 0 for fit in (one, two)):
+        raise UserError("bootstrap: all losses of a ladder are equal, so its exponent is not known")
     exponent = one.law.n_coefficients  # the first shape parameter
     # The first row is the fit itself, the others are its refits.
     one_BT, two_BT = (np.vstack([fit.theta_T, refits_of(fit, seed=seed)]) for seed, fit in enumerate((one, two)))

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
+from lrec.common.text_tables import counted
 from lrec.errors import UserError
 from lrec.laws.descent import Kind, Objective
 from lrec.laws.fit import Fit, fit_points
@@ -58,7 +59,8 @@ def hold_out(points: pl.DataFrame, k: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split points into those of the smaller sizes and those of the k largest sizes."""
     sizes = points["x"].unique().sort()
     if not 0 <= k < len(sizes):
-        raise UserError(f"--holdout: {k} of {len(sizes)} sizes cannot be held out; use 0 to {len(sizes) - 1}")
+        way_out = f"use 0 to {len(sizes) - 1}" if len(sizes) > 1 else "add points of other sizes"
+        raise UserError(f"--holdout: {k} of {counted(len(sizes), 'size')} cannot be held out; {way_out}")
     largest = pl.col("x").is_in(sizes.tail(k).implode())
     return points.filter(~largest), points.filter(largest)
 

@@ -100,6 +100,9 @@ class OneLineParser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as a UserError that names the option as the user gave it."""
         message = " ".join(message.split())
+        if self.prog == "lrec update":
+            way_out = "name a run and its new rows: lrec update RUN --data FILE"
+            message = re.sub(r".*required: (\w+, )*data$", way_out, message)
         for theirs, ours in _IN_OUR_WORDS:
             message = re.sub(theirs, ours, message)
         raise UserError(message)

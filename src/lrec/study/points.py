@@ -131,6 +131,8 @@ def _checked(place: str, row: dict[str, Any]) -> dict[str, Any]:
     count. UserError if a field has no number or no text where it should."""
     if not isinstance(metrics := row.get("metrics") or {}, dict):
         raise UserError(f"{place}: metrics is no JSON object; correct or remove the row")
+    if not isinstance(best := row.get("best"), bool | None):  # a text would be left out as if it were false
+        raise UserError(f"{place}: best is {best!r}, not true or false; correct or remove the row")
     texts = {name: None if row[name] is None else str(row[name]) for name in RUN if name in row}
     numbers = {name: _known(place, name, row[name]) for name in _NUMBERS if name in row}
     return row | texts | numbers | {"metrics": {name: _known(place, name, metrics[name]) for name in metrics}}

@@ -22,6 +22,7 @@ from lrec.study.launch import Outcome, is_running
 from lrec.study.options import PLAN, Study
 from lrec.study.placement import placement
 
+_OF_OTHERS = {"full-1", "again"}  # variants that every backtest, and every exchange, has
 _AT_START = ("trainer.default_root_dir", "points.study", "points.run", "model.warm_start")  # set when a run starts
 
 
@@ -33,17 +34,22 @@ class Record:
         self.study, self.folder, self.path = study, out / "runs", out / "study.json"
         self._points = out / "all_points.jsonl"
         points = read_points_file(self._points) if self._points.is_file() else []
-        for name, mine in groupby(sorted(points, key=attrgetter("run")), attrgetter("run")):
-            if not (self.folder / name).exists():
-                Run(self.folder / name).write_points([*mine])
         with undamaged(self.path):
             earlier: dict[str, Any] = read_json(self.path, {"grid": {"runs": []}, "earlier_runs": [], "state": {}})
             self._earlier = {run["name"]: run for run in [*earlier["earlier_runs"], *earlier["grid"]["runs"]]}
+            self._precision = {name: run["options"]["trainer"]["precision"] for name, run in self._earlier.items()}
+            had = {run["variant"] for run in self._earlier.values()}
             # waiting, skipped, stopped, failed, diverged or finished
             self.state: dict[str, str] = {run.name: earlier["state"].get(run.name, "waiting") for run in runs}
             self.threads: dict[str, int] = earlier.get("threads", {})  # cores of each run that was trained
-        if {path.name for path in out.glob("*")} - {PLAN} and not self.path.exists() and not find_points(self.folder):
+        known = self.path.exists() or points or find_points(self.folder)
+        if {path.name for path in out.glob("*")} - {PLAN} and not known:
             raise UserError(f"{out} is not empty and holds no study: choose another --out")
+        if had and _OF_OTHERS & (had ^ {run.variant for run in runs}):
+            raise UserError(f"{out} holds the runs of another command: choose another --out")
+        for name, mine in groupby(sorted(points, key=attrgetter("run")), attrgetter("run")):
+            if not (self.folder / name).exists():
+                Run(self.folder / name).write_points([*mine])
         self.runs = self._in_one_precision(runs)
         self.reasons: dict[str, str] = {}
 
@@ -124,12 +130,12 @@ class Record:
         unsettled = [run for run in runs if run.config.value("trainer.precision") == "auto"]
         if not unsettled:
             return runs
-        had = [self._earlier[run.name]["options"]["trainer"] for run in unsettled if run.name in self._earlier]
+        had = [self._precision[run.name] for run in unsettled if run.name in self._precision]
         kinds = {placement(run.config).kind for run in unsettled}
         if not had and len(kinds) > 1:
             mixed = "some runs train on CPUs, others on GPUs, but all need the same precision"
             raise UserError(f"trainer.precision auto: {mixed}: choose 32-true or bf16-mixed")
-        precision = had[0]["precision"] if had else auto_precision(*kinds)
+        precision = had[0] if had else auto_precision(*kinds)
         if not had:
             print(f"precision: {precision}, chosen by auto")
         settled = {run.name: changed(run.options, {"trainer.precision": precision}) for run in unsettled}

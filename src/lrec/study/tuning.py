@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from lrec.common.files import json_hash, read_json, sibling, write_json
+from lrec.common.files import json_hash, read_json, sibling, undamaged, write_json
 from lrec.errors import UserError
 from lrec.laws.rate_law import RateLaw
 from lrec.run import dotted, run_of_study
@@ -209,8 +209,8 @@ class Tuner:
 
     @property
     def runs_so_far(self) -> list[PlannedRun]:
-        record = read_json(self.study_of_trials.folder / "study.json", {"grid": {"runs": []}})
-        return [PlannedRun(**run) for run in record["grid"]["runs"]]
+        with undamaged(file := self.study_of_trials.folder / "study.json"):
+            return [PlannedRun(**run) for run in read_json(file, {"grid": {"runs": []}})["grid"]["runs"]]
 
     @property
     def first_runs(self) -> list[PlannedRun]:
@@ -228,9 +228,10 @@ class Tuner:
         kept = read_json(self._file, {})
         if not kept or {run.name for run in self.runs_so_far} & {*self.study.restart}:
             return None
-        trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
-        same = kept.pop("of") == self._key(trials[0].size, kept.pop("ladder"))
-        return Tuned(**kept | {"trials": trials}) if same else None
+        with undamaged(self._file):
+            trials = [Trial(**trial | {"setting": Setting(**trial["setting"])}) for trial in kept["trials"]]
+            same = kept.pop("of") == self._key(trials[0].size, kept.pop("ladder"))
+            return Tuned(**kept | {"trials": trials}) if same else None
 
     def tuned(self, work: Work) -> Tuned:
         """The result of the tuning, from its file if there is one for this study."""

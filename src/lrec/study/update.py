@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lrec.checkpoint.reading import STATE
+from lrec.checkpoint.reading import STATE, check
 from lrec.common import hardware
 from lrec.common.files import (
     check_folder,
@@ -102,6 +102,7 @@ def update(
     base = _base(run, trust)
     config, new, best = base.config, _reader(base, data), base.run.best
     split, late = _windows(base, new, judge)
+    check(best)
     network = file_hash(best / STATE if best.is_dir() else best)  # the run may have been trained again
     asked: dict[str, Any] = {"run": str(base.run.folder), "network": network, "store": base.store.hash}
     asked |= {"new": new.source(), "recipe": recipe, "split": asdict(split), "full": full}
@@ -137,15 +138,15 @@ def _base(folder: Path, trust: bool) -> Base:
     """The run to begin with, its data and the time of its last training row. UserError if they cannot be updated."""
     earlier = read_json(folder / UPDATE)
     run = Run((served(folder) if earlier else folder).resolve())  # a link may name another folder later
-    with undamaged(folder / UPDATE):
+    with undamaged(stored := folder / UPDATE if earlier else run.config_file):
         config = RunConfig(earlier["options"]) if earlier else run.config
-        path, trained_until = (earlier["store"], earlier["trained_until"]) if earlier else ("", 0)
-    trainer = config.options.get("trainer") or {}
-    classes = [trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")]
-    classes += [config.options[name] for name in ("data", "model")]
-    check_trusted(classes, trust, folder / UPDATE if earlier else run.config_file)
+        path, trained_until = (Path(earlier["store"]), int(earlier["trained_until"])) if earlier else (Path(), 0)
+        trainer = config.options.get("trainer") or {}
+        classes = [trainer.get(name) for name in ("callbacks", "logger", "plugins", "strategy", "profiler")]
+        classes += [config.options[name] | {} for name in ("data", "model")]
+    check_trusted(classes, trust, stored)
     if earlier:
-        store = Store.open(Path(path))
+        store = Store.open(path)
     elif config.value("data.reduction.since") is not None:
         whole = "name the folder of this update, which has the original recipe"
         raise UserError(f"{folder} was trained by an update: {whole}")

@@ -68,9 +68,10 @@ class Work:
         if failed:
             more = f"; so did {len(failed) - 1} more, see {record.path}" if len(failed) > 1 else ""
             skip = ", or leave runs out with --skip" if kind in ("fitted", "held out") else ""  # only a study has it
-            raise UserError(f"{failed[0]}{more}. Start the study again to retry{skip}")
+            raise UserError(f"{failed[0]}{more}. Start the same command again to retry{skip}")
         if done < len(runs):
-            left = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}; start the study again to continue"
+            unfinished = f"not finished: {len(runs) - done} of {counted(len(runs), 'run')}"
+            left = f"{unfinished}; start the same command again to continue"
             if self.interrupted.is_set():
                 print(f"lrec: interrupted: {left}", file=sys.stderr)
                 sys.exit(TRY_AGAIN)

@@ -135,3 +135,10 @@ def test_too_few_runs_are_refused() -> None:
     )
     with pytest.raises(UserError, match="more runs than 2"):
         refits_of(fit_points(LAWS["lsrm"], points))
+
+
+def test_a_ladder_of_one_loss_has_no_exponent_to_compare() -> None:
+    """Every exponent gives the same flat line, so none of them can be told apart from another."""
+    points = pl.DataFrame({"x": SIZES, "y": np.full(len(SIZES), 3.0)})
+    with pytest.raises(UserError, match="all losses of a ladder are equal"):
+        contrast(fit_points(law_named("lsrm"), points), ladder(*STEEP, 1e-3, 1))

@@ -174,6 +174,8 @@ def test_impossible_hold_outs_are_refused() -> None:
     x = np.geomspace(1e4, 1e7, 5)
     with pytest.raises(UserError, match=r"--holdout: 5 of 5 sizes"):
         holdout_report(LSRM, points_of(x, curve(x)), 5)
+    with pytest.raises(UserError, match="1 of 1 size cannot be held out; add points of other sizes"):
+        holdout_report(LSRM, points_of(x[:1], curve(x[:1])), 1)
     with pytest.raises(UserError, match="there are 3"):
         holdout_report(LSRM, points_of(x, curve(x)), 2)
     assert holdout_report(LSRM, points_of(x, curve(x)), 0)[1] is None

@@ -220,9 +220,13 @@ def test_own_points_with_another_kind_of_value_are_refused(field: str, wrong: ob
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"seed": 2**63}, "seed is 9223372036854775808, beyond"), ({"N_body": -5}, "N_body is -5, not a positive number")],
+    [
+        ({"seed": 2**63}, "seed is 9223372036854775808, beyond"),
+        ({"N_body": -5}, "N_body is -5, not a positive number"),
+        ({"best": "true"}, "best is 'true', not true or false"),
+    ],
 )
-def test_numbers_of_own_points_that_cannot_be_are_named(wrong: dict[str, object], said: str, tmp_path: Path) -> None:
+def test_values_of_own_points_that_cannot_be_are_named(wrong: dict[str, object], said: str, tmp_path: Path) -> None:
     file = write_lines(tmp_path / "points.jsonl", [own_row(10, 5.0), own_row(20, 4.0) | wrong])
     with pytest.raises(UserError, match=rf"points\.jsonl, row 2: {said}"):
         read_points([file])

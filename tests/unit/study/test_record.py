@@ -1,5 +1,7 @@
 """Which runs may enter a study's folder, from runs on disk."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,8 +113,31 @@ def test_a_run_without_a_record_has_the_options_of_its_own_folder(tmp_path: Path
     assert len(entered(study)) == 2
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"grid": null, "earlier_runs": [], "state": {}}'])
+BEGUN = '{"earlier_runs": [{"name": "3k-a-seed1", "variant": "a", "options": %s}], "grid": {"runs": []}, "state": {}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"grid": null, "earlier_runs": [], "state": {}}', BEGUN % "null", BEGUN % '{"trainer": null}'],
+)
 def test_a_record_of_another_shape_is_damaged(content: str, tmp_path: Path) -> None:
     (tmp_path / "study.json").write_text(content)
     with pytest.raises(UserError, match=r"study\.json is damaged .*: restore or remove it"):
         entered(study_in(tmp_path))
+
+
+@pytest.mark.parametrize("own", ["full-1", "again"])
+def test_the_folder_of_another_command_is_refused_and_stays_as_it_is(own: str, tmp_path: Path) -> None:
+    """Every backtest has the variant full-1, and every exchange the variant again."""
+    theirs = study_in(tmp_path, variants={own: {}, "b": {}})
+    entered(theirs)
+    point = Point(run="3k-b-seed1", best=True)
+    (tmp_path / "all_points.jsonl").write_text(json.dumps(point.to_dict()) + "\n")
+    shutil.rmtree(tmp_path / "runs" / "3k-b-seed1")
+    before = sorted(tmp_path.rglob("*"))
+    for variants in ({"": {}}, {"a": {}, "b": {}}):
+        with pytest.raises(UserError, match="holds the runs of another command: choose another --out"):
+            Record(study := study_in(tmp_path, variants=variants), planned_runs(study))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert Record(theirs, planned_runs(theirs)).state["3k-b-seed1"] == "waiting"
+    assert (tmp_path / "runs" / "3k-b-seed1").exists()

@@ -1,6 +1,7 @@
 """What an update says about numbers that are one, which runs it refuses, and to what it appends rows."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ def test_an_optimizer_without_a_learning_rate_is_refused() -> None:
         trained_on(config, 0)
 
 
-def test_one_is_singular() -> None:
+def page_of(**changes: Any) -> str:
+    """The page of an update with one target."""
     model = {f"{figure}{part}": 0.5 for figure in ("loss", "HR@10") for part in ("", "_se")} | {"unknown": 1}
-    record = {
+    record: dict[str, Any] = {
         "run": "run",
         "figures": ["loss", "HR@10"],
         "window": {"targets": 1, "users": 1, "from": "Monday", "until": "Tuesday"},
@@ -41,10 +43,22 @@ def test_one_is_singular() -> None:
         "late_rows": 1,
         "diverged": [],
     }
-    page = rendered("study", "update.md.j2", record)
+    record["models"]["old"] |= changes
+    record["drift"] |= {"loss_in_window": changes.get("loss", 0.1)}
+    return rendered("study", "update.md.j2", record)
+
+
+def test_one_is_singular() -> None:
+    page = page_of()
     assert "Judged on 1 target of 1 user, from Monday" in page
     assert "Drift of 1 new row: 10.0% are" in page
     assert "count as old rows, or are dropped as duplicates: 1." in page
+
+
+def test_a_loss_without_a_known_target_is_not_known() -> None:
+    page = page_of(loss=math.nan, loss_se=math.nan)
+    assert "| old | not known | 0.5000 ± 0.5000 |" in page
+    assert "and not known in the window." in page
 
 
 def run_of(folder: Path, **options: Any) -> tuple[Path, pl.DataFrame]:

@@ -94,8 +94,8 @@ class GlobalTemporal(SplitRule):
         for name, targets_U in (("validation", split.val_targets_U), ("test", split.test_targets_U)):
             if not targets_U.any():
                 cuts = ", ".join(f"{each} {time_text(time, store.time_unit)}" for each, time in times.items())
-                many = "or take users with several interactions"
-                raise UserError(f"the split leaves no {name} target: cut elsewhere than at {cuts}, {many}")
+                why = "a target needs an earlier interaction of its user. Take other times, or users with more rows"
+                raise UserError(f"the split leaves no {name} target ({cuts}): {why}")
         split.check_times(validation=self.validate_by == "time")
         return split
 

@@ -154,7 +154,7 @@ def test_dates_in_every_unit(tmp_path: Path) -> None:
         ):
             split = rule(store)
             assert (split.train_U.tolist(), split.val_U.tolist(), split.test_U.tolist()) == ([1], [1], [4])
-        with pytest.raises(UserError, match=r"at validate_from 2014-01-01 00:00, test_from 2014-02-01 00:00, or take"):
+        with pytest.raises(UserError, match=r"\(validate_from 2014-01-01 00:00, test_from 2014-02-01 00:00\): a "):
             GlobalTemporal("2014-01-01", "2014-02-01")(store)
     with pytest.raises(UserError, match=r"no dates; give a share or a number"):
         GlobalTemporal("2014-01-01", "2014-01-02")(with_unit(tmp_path, "step", seconds))
