@@ -258,6 +258,19 @@ def test_training_does_not_begin_its_order_again_with_data_of_another_class(
         )
 
 
+def test_training_does_not_count_from_zero_again_in_a_subclass(
+    trained: tuple[Path, dict[str, float]], log_csv: Path, stores: Path, tmp_path: Path
+) -> None:
+    class Own(SequentialRecommender):
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            pass
+
+    with pytest.raises(UserError, match=r"Own\.on_load_checkpoint does not restore the run: call super\(\)"):
+        trainer(tmp_path, max_epochs=3, logger=False).fit(
+            Own(size="3k", optimizer=Optimizer(lr=0.01)), data(log_csv, stores), ckpt_path=str(trained[0])
+        )
+
+
 class Stops(Callback):
     """Fails at the start of a micro-batch."""
 

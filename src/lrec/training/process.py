@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lrec.common import cpu_threads
 from lrec.common.hardware import keep_freed_memory
+from lrec.errors import UserError
 
 
 class ProcessSetup(Callback):
@@ -20,6 +21,12 @@ class ProcessSetup(Callback):
         gc.freeze()
         if cpu_threads.is_cpu(trainer.strategy.root_device):
             keep_freed_memory()
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """UserError if a subclass has its own hook, and a resumed run would count its targets from 0 again."""
+        if trainer.global_step and not pl_module.D:
+            name = f"{type(pl_module).__name__}.on_load_checkpoint"
+            raise UserError(f"{name} does not restore the run: call super().on_load_checkpoint(checkpoint)")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Seed dropout from (seed, micro-step, rank). So a resumed run has the same dropout as an uninterrupted one,

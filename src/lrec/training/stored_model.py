@@ -153,8 +153,9 @@ class StoredModel(LightningModule):
         if self.trainer.training:
             if "optimizer_states" not in checkpoint:
                 raise UserError(f"{path} has no optimizer, so no run can go on from it: give it as --model.warm_start")
-            if checkpoint["global_step"] and (kind := type(self.data).__qualname__) not in checkpoint:
-                why = "the order of the data would begin again"  # Lightning stores it by the name of the class
+            kind = type(self.data).__qualname__  # by which Lightning stores the state of the data
+            if checkpoint["global_step"] and "step" not in checkpoint.get(kind, {}):
+                why = "the order of the data would begin again"  # also if the class has a state_dict without super()
                 raise UserError(f"{path} was trained with data of another class than {kind}: give the same; {why}")
             made_with = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
             kept = _KEPT if isinstance(self.optimizer, OptimizerConfig) else None
