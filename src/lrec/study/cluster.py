@@ -95,9 +95,7 @@ class Job:
             import submitit
 
             job = submitit.JobEnvironment()
-            port = 20000 + int(job.raw_job_id) % 20000  # all processes meet at the first node
-            variables = {"NODE_RANK": str(job.node), "MASTER_ADDR": job.hostnames[0], "MASTER_PORT": str(port)}
-            training = replace(training, node=job.node, variables=variables)
+            training = training.on_node(job.node, job.hostnames[0], 20000 + int(job.raw_job_id) % 20000)
         return training.carry_out()
 
     def checkpoint(self, training: Training) -> Any:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -122,6 +122,11 @@ class Training:
     processes: Processes = field(default_factory=Processes)  # running processes of this machine, its own included
     variables: Mapping[str, str] = field(default_factory=dict)  # additional environment variables
     node: int = 0  # of the nodes that train the run; only the first one writes to its folder
+
+    def on_node(self, node: int, head: str, port: int) -> "Training":
+        """The part of one node; all processes meet at `head`, the address of the first node."""
+        variables = {"NODE_RANK": str(node), "MASTER_ADDR": head, "MASTER_PORT": str(port)}
+        return replace(self, variables=variables, node=node)
 
     def carry_out(self) -> Outcome:
         """Train the run unless it is finished. If another process trains it, wait for that process: it has inherited
