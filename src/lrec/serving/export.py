@@ -6,6 +6,7 @@ description as JSON, and a `checksum` of all this, which is verified.
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,8 @@ def load(
     Raises:
         UserError: The path is none of these; the file is damaged; it names a class that is not trusted.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"the path of a model is expected, such as runs/first, not {type(path).__name__}")
     file = file_of(Path(path))
     stored = read(file, new_items, None if item_vectors is None else Path(item_vectors))
     config = shape_of(stored, file)
