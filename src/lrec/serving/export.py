@@ -52,6 +52,11 @@ def export(
     check_writable(file, "--out")
     if not card and (page := file.with_suffix(".md")).is_file() and MARK in page.read_text("utf-8", "replace"):
         raise UserError(f"{page} is the card of an earlier export: write a new one with --card, or remove it")
+    beside = {".json": '"n_items"'} if file.suffix == ".safetensors" else {}
+    for ending, sign in (beside | ({".md": MARK} if card else {})).items():
+        check_writable(other := file.with_suffix(ending), "--out")
+        if other.is_file() and sign not in other.read_text("utf-8", "replace"):
+            raise UserError(f"{other} is not from lrec export, and would be lost: move it, or choose another --out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
     step, about_it = model.about["step"], card_of(model, Path(ckpt_path)) if card else None
     if file.suffix == ".onnx":
