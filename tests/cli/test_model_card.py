@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lrec.cli import main
+from lrec.errors import UserError
 from lrec.serving import card as serving_card
-from lrec.serving.export import load
+from lrec.serving.export import export, load
 
 OPTIONS = ["--config=data/synthetic.yaml", "--config=trainer/laptop.yaml", "--data.n_users=200", "--data.n_items=40"]
 OPTIONS += ["--data.length=12", "--data.targets_per_step=256", "--model.size=3k", "--trainer.max_epochs=1"]
@@ -144,3 +145,19 @@ def test_a_card_is_refused_without_the_test_that_it_tells(
     assert f"{says} {checkpoints / 'best.ckpt'}" in refused(*export, tmp_path / "two")
     assert "early.ckpt is not the best checkpoint of its run" in refused(*export, checkpoints / "early.ckpt")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.md"])
+def test_an_export_loses_no_file_of_the_user(run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name} is not from lrec export, and would be lost"):
+        export(run, tmp_path, card=True)
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {name: "{}"}
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.md"])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_the_export(run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder"):
+        export(run, tmp_path, card=True)
+    assert [each.name for each in tmp_path.iterdir()] == [name]

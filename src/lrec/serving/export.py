@@ -6,6 +6,7 @@ description as JSON, and a `checksum` of all this, which is verified.
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,11 @@ def export(
     check_writable(file, "--out")
     if not card and (page := file.with_suffix(".md")).is_file() and MARK in page.read_text("utf-8", "replace"):
         raise UserError(f"{page} is the card of an earlier export: write a new one with --card, or remove it")
+    beside = {".json": '"n_items"'} if file.suffix == ".safetensors" else {}
+    for ending, sign in (beside | ({".md": MARK} if card else {})).items():
+        check_writable(other := file.with_suffix(ending), "--out")
+        if other.is_file() and sign not in other.read_text("utf-8", "replace"):
+            raise UserError(f"{other} is not from lrec export, and would be lost: move it, or choose another --out")
     model = load(ckpt_path, trust, item_vectors=item_vectors)
     step, about_it = model.about["step"], card_of(model, Path(ckpt_path)) if card else None
     if file.suffix == ".onnx":
@@ -96,6 +102,8 @@ def load(
     Raises:
         UserError: The path is none of these; the file is damaged; it names a class that is not trusted.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"the path of a model is expected, such as runs/first, not {type(path).__name__}")
     file = file_of(Path(path))
     stored = read(file, new_items, None if item_vectors is None else Path(item_vectors))
     config = shape_of(stored, file)

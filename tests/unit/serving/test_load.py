@@ -1,7 +1,8 @@
-"""`lrec.load` of a checkpoint in bfloat16 whose item table is made from vectors."""
+"""`lrec.load` of a checkpoint in bfloat16 whose item table is made from vectors, and of what is no path."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -35,3 +36,9 @@ def test_a_table_made_from_vectors_has_the_type_of_the_other_parameters(own_rows
     refuse_other_vectors(saved, {f"net.{VECTORS}": vectors_VW}, "m.ckpt")  # tested in float32
     with pytest.raises(UserError, match="was trained with other vectors for its items"):
         lrec.load(tmp_path / "m.ckpt", item_vectors=tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize("path", [None, 3, ["runs/first"], b"runs/first"])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(UserError, match="the path of a model is expected"):
+        lrec.load(path)
