@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from lrec.common.files import json_hash
-from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges
+from lrec.data.splits.rules import Split, blocks_of_users, chosen_users, hash_numbers, ranges, refuse_leak
 from lrec.data.splits.temporal import count_before
 from lrec.data.store.store import Store
 from lrec.errors import UserError, check_range
@@ -84,9 +84,18 @@ class TrainingPart:
         places = (ranges(starts[some] + 1, lengths[some]) for some in blocks_of_users(lengths))
         return sum(int(np.count_nonzero(target_N[self.rows_at(each)])) for each in places)
 
+    def check(self) -> None:
+        """Raise AssertionError if an entry lies outside its user's unreduced training part."""
+        users = np.flatnonzero(self.lengths_U)
+        starts, begin = self.starts_U[users], self.split.store.offsets_U1[users]
+        first, last = self.rows_at(starts), self.rows_at(starts + self.lengths_U[users] - 1)
+        leaks_U = np.zeros(len(self.lengths_U), dtype=bool)
+        leaks_U[users] = (first < begin) | (last >= begin + self.split.train_U[users])
+        refuse_leak(leaks_U)
+
 
 def training_part(split: Split, reduction: Reduction) -> TrainingPart:
-    """The training items of the split that the reduction keeps."""
+    """The training items of the split that the reduction keeps, checked for leaks."""
     lengths_U = split.train_U * chosen_users(split.store, "reduction", reduction.users)
     # The tolerance keeps 0.1 * 30 = 3.0000000000000004 at 3.
     kept_U = np.ceil(lengths_U * reduction.recent - 1e-9).astype(np.int64)
@@ -97,14 +106,16 @@ def training_part(split: Split, reduction: Reduction) -> TrainingPart:
         kept_U = np.maximum(kept_U, np.where(new_U > 0, np.minimum(new_U + reduction.before, split.train_U), 0))
         lengths_U = np.where(kept_U > 0, split.train_U, 0)
     starts_U = split.store.offsets_U1[:-1] + lengths_U - kept_U
+    part = TrainingPart(split, starts_U, kept_U)
     if reduction.interactions < 1:
         rows, since, times_N = ranges(starts_U, kept_U), reduction.since, split.store.times_N
         old_P = np.arange(len(rows)) if since is None or times_N is None else np.flatnonzero(times_N[rows] < since)
         count = int(np.ceil(len(old_P) * reduction.interactions - 1e-9))
         rows = np.delete(rows, old_P[np.argsort(hash_numbers(rows[old_P]), kind="stable")[count:]])
         bounds_U1 = np.searchsorted(rows, split.store.offsets_U1)
-        return TrainingPart(split, bounds_U1[:-1], np.diff(bounds_U1), rows)
-    return TrainingPart(split, starts_U, kept_U)
+        part = TrainingPart(split, bounds_U1[:-1], np.diff(bounds_U1), rows)
+    part.check()
+    return part
 
 
 @dataclass(frozen=True)

@@ -299,9 +299,7 @@ class Split:
         for begin_U, number_U in ((self.trajectory_U, 0), test, val, (0, self.train_U)):
             leaks_U |= (begin_U >= 0) & (begin_U + number_U > end_U)
             end_U = np.where(begin_U >= 0, begin_U, end_U)
-        if leaks_U.any():
-            user = int(leaks_U.argmax())
-            raise AssertionError(f"leak: held-out positions in the training part of user {user} (store index)")
+        refuse_leak(leaks_U)
 
     def _check_shapes(self) -> None:
         n_users = self.store.n_users
@@ -347,6 +345,13 @@ def blocks_of_users(lengths_U: np.ndarray, most: int = 1 << 22) -> Iterator[slic
     ends_U = np.cumsum(lengths_U)
     bounds = np.searchsorted(ends_U, np.arange(0, int(lengths_U.sum()), most), side="right")
     return starmap(slice, pairwise([*bounds.tolist(), len(ends_U)]))
+
+
+def refuse_leak(leaks_U: np.ndarray) -> None:
+    """Raise AssertionError if one of the users has a held-out position in the training part."""
+    if leaks_U.any():
+        user = int(leaks_U.argmax())
+        raise AssertionError(f"leak: held-out positions in the training part of user {user} (store index)")
 
 
 def user_hashes(store: Store, purpose: str) -> np.ndarray:

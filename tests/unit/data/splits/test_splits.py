@@ -113,6 +113,11 @@ def test_leaks_are_refused(make_lengths) -> None:
         positions[0] = value
         with pytest.raises(AssertionError, match="leak"):
             replace(split, **{name: positions}).check()
+    part = training_part(split, Reduction())
+    with pytest.raises(AssertionError, match="leak"):
+        replace(part, lengths_U=part.lengths_U + 1).check()
+    with pytest.raises(AssertionError, match="leak"):
+        replace(part, starts_U=part.starts_U + 1).check()
 
 
 @pytest.mark.parametrize(
