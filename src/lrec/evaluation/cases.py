@@ -18,7 +18,7 @@ from lrec.data.splits.rules import Split, Targets, ranges
 from lrec.evaluation.metrics import METRICS, Found, Mean, Metric
 from lrec.evaluation.shared_scoring import share_of, together
 from lrec.model.transformer import Transformer
-from lrec.ranking.common_order import CommonOrder, newest_first
+from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import Scores, score
 
 LIST_LENGTH = 10
@@ -189,32 +189,41 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     return Ranked(together(loss_C), together(rank_C), names_V[together(top_CK)])
 
 
-def rank_by_popularity(
-    counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None, repeats: bool = False
-) -> Ranked:
-    """Rank targets by training count, a tie is half a rank; with `repeats`, after the history's items that are not
-    blanked, the last one on top. Without repeats, an item's probability is its share of the counts."""
-    if candidates_V is not None:  # no catalogue item has a count of 0
-        counts_V = np.where(np.isin(np.arange(len(counts_V)), candidates_V), counts_V, 0)
-    leading = None
-    if repeats:
-        read_N = counts_V[cases.items_N] > 0
-        if cases.blank_N is not None:
-            read_N &= ~cases.blank_N
-        case_N, items_N = torch.from_numpy(cases.case_N[read_N]), torch.from_numpy(cases.items_N[read_N])
-        leading = newest_first(case_N, items_N, len(counts_V))
-    k = min(LIST_LENGTH, int((counts_V > 0).sum()))
-    found = by_count(counts_V).ranked(torch.from_numpy(cases.targets_C), k, leading)
-    rank_C = found.rank_B.numpy()
+def rank_by_popularity(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """Rank targets by training count, a tie is half a rank. An item's probability is its share of the counts."""
+    counts_V = _among(counts_V, candidates_V)
+    found = _ranked(counts_V, cases.targets_C)
     with np.errstate(divide="ignore"):
         losses_V = -np.log(counts_V / counts_V.sum())
-    loss_C = np.where(np.isfinite(rank_C) & (not repeats), losses_V[cases.targets_C], np.nan)
-    return Ranked(loss_C, rank_C, found.top_BK.numpy())
+    return found._replace(loss_C=np.where(np.isfinite(found.rank_C), losses_V[cases.targets_C], np.nan))
+
+
+def rank_by_repeating(counts_V: np.ndarray, cases: Cases, candidates_V: np.ndarray | None = None) -> Ranked:
+    """Rank the history's items that are not blanked first, the last one on top, then all others by popularity."""
+    counts_V = _among(counts_V, candidates_V)
+    read_N = counts_V[cases.items_N] > 0
+    if cases.blank_N is not None:
+        read_N &= ~cases.blank_N
+    case_N, items_N = torch.from_numpy(cases.case_N[read_N]), torch.from_numpy(cases.items_N[read_N])
+    return _ranked(counts_V, cases.targets_C, newest_first(case_N, items_N, len(counts_V)))
 
 
 def by_count(counts_V: np.ndarray) -> CommonOrder:
     """The catalogue items in the order of their training counts; items with a count of 0 are not listed."""
     return CommonOrder(torch.from_numpy(counts_V).double().log())
+
+
+def _ranked(counts_V: np.ndarray, targets_C: np.ndarray, leading: Leading | None = None) -> Ranked:
+    k = min(LIST_LENGTH, int((counts_V > 0).sum()))
+    found = by_count(counts_V).ranked(torch.from_numpy(targets_C), k, leading)
+    return Ranked(found.loss_B.numpy(), found.rank_B.numpy(), found.top_BK.numpy())
+
+
+def _among(counts_V: np.ndarray, candidates_V: np.ndarray | None) -> np.ndarray:
+    """The counts, with 0 for items that are not candidates; no catalogue item has a count of 0."""
+    if candidates_V is None:
+        return counts_V
+    return np.where(np.isin(np.arange(len(counts_V)), candidates_V), counts_V, 0)
 
 
 def values_of(

@@ -154,7 +154,7 @@ def measure(
     for name, runs in sizes.items():
         draws[name] = draws_of([ranking.rank_by_net(run.net, cases, candidates_V) for run in runs])
     draws[POPULARITY] = draws_of([ranking.rank_by_popularity(counts_V, cases, candidates_V)])
-    draws[REPEAT_LAST] = draws_of([ranking.rank_by_popularity(counts_V, cases, candidates_V, repeats=True)])
+    draws[REPEAT_LAST] = draws_of([ranking.rank_by_repeating(counts_V, cases, candidates_V)])
     return Group(len(cases), len(np.unique(cases.users_C)), draws)
 
 
