@@ -133,6 +133,8 @@ def _above(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _merged(keys_RBK: Tensor) -> TopItems:
+    if len(keys_RBK) == 1:
+        return decoded(keys_RBK[0])
     keys_BW = keys_RBK.transpose(0, 1).flatten(1)
     return decoded(keys_BW.topk(keys_RBK.shape[2], 1).values)
 
