@@ -260,7 +260,7 @@ class Earlier:
         if "time" in old:  # otherwise, equal rows may be repeats of an item
             added = at(added, self._fresh(old, added))
         both = {name: np.concatenate([column, added[name]]) for name, column in old.items()}
-        ordered = at(both, in_time_order(both["user"], both.get("time")))
+        ordered = at(both, in_time_order(both["user"], both.get("time"), two_runs=True))
         lengths_U = np.bincount(ordered.pop("user"), minlength=len(new.lengths_U))
         return Ordered(new.first_user, lengths_U, ordered)
 
