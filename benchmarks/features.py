@@ -5,10 +5,12 @@
 On MovieLens-1M (a tenth of the users train, all are tested), events have the rating and items the genres as features.
 On Ciao (10-core), events have the rating and items have the category. On Go (a 64th of the games), items are points of
 the board, with row and column. On MovieLens-100K (the files of RecBole), events have the rating, items the genres and
-the year, and users the age, gender and occupation. The others have features of events only, which the log itself tells:
-on decks (a 128th of the players), how many cards of the deck came before; on news clicks (Globo, 5-core, a 20th of the
+the year, and users the age, gender and occupation. The others have features of events that the log itself tells: on
+decks (a 128th of the players), how many cards of the deck came before; on news clicks (Globo, 5-core, a 20th of the
 users), the hour of the day and how many clicks came before within the session, which ends after half an hour without
-clicks; on tennis (a quarter of the players), whether a match was won.
+clicks; on tennis (a quarter of the players), whether a match was won. A log also tells since when a user is known, the
+time of the first event: on MovieLens-1M, decks, news clicks and tennis, this is the feature of users. On tennis, a
+player has a second feature, men's or women's tour.
 
 The split is leave-one-out, but by time for tennis (20,000 of the test targets, sampled softmax). The same network (one
 layer of width 32, histories of 50) is trained with no features and with each kind: same seeds, same epochs, no choice
@@ -39,6 +41,7 @@ from lrec.common.files import write_text
 HERE = Path(__file__).parent
 SIDE = 19  # points of a side of the board
 SESSION_MS = 30 * 60 * 1000
+SINCE: dict[str, object] = {"data.user_features.numbers": "[since]"}
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,26 @@ def main() -> None:
     write_text(HERE / "features.md", page(found, options))
 
 
+def known_since(time_column: str) -> pl.Expr:
+    """The time of the user's first event."""
+    return pl.col(time_column).min().over("user").alias("since")
+
+
 def movielens(data: Path, runs: Path) -> Set:
     """Ratings as a CSV file, and a file of genres."""
     log, films = runs / "ml-1m.csv", runs / "films.csv"
     rows = [
         line.split("::") for line in lzma.decompress((data / "ml-1m_ratings.dat.xz").read_bytes()).decode().splitlines()
     ]
-    pl.DataFrame(rows, schema=["user", "item", "rating", "timestamp"], orient="row").write_csv(log)
+    table = pl.DataFrame(rows, schema=["user", "item", "rating", "timestamp"], orient="row")
+    table.with_columns(pl.col("timestamp").cast(pl.Int64)).with_columns(known_since("timestamp")).write_csv(log)
     found = re.findall(r"^(\d+)::.*::(.*)$", (data / "ml-1m_movies.dat").read_text(encoding="latin-1"), re.MULTILINE)
     pl.DataFrame(found, schema=["item", "genres"], orient="row").write_csv(films)
     return Set(
         {"data.path": log, "data.time_column": "timestamp", "data.reduction.users": 0.1},
         {"data.event_features.categories": "[rating]"},
         {"data.item_features.lists": "[genres]", "data.item_features.path": films},
+        SINCE,
     )
 
 
@@ -147,10 +157,11 @@ def movielens_100k(data: Path, runs: Path) -> Set:
 def decks(data: Path, runs: Path) -> Set:
     """How many cards of the deck came before."""
     log, place = runs / "decks.parquet", pl.int_range(pl.len()).over("user", "time")
-    pl.read_parquet(data / "mtg_decks.parquet").with_columns(place=place).write_parquet(log)
+    pl.read_parquet(data / "mtg_decks.parquet").with_columns(known_since("time"), place=place).write_parquet(log)
     return Set(
         {"data.path": log, "data.time_column": "time", "data.reduction.users": 1 / 128},
         {"data.event_features.numbers": "[place]"},
+        user=SINCE,
     )
 
 
@@ -160,20 +171,25 @@ def clicks(data: Path, runs: Path) -> Set:
     names = {"user_id": "user", "click_article_id": "item", "click_timestamp": "time"}
     table = pl.read_parquet(data / "globo_clicks.parquet").rename(names).sort("user", "time", maintain_order=True)
     begins = pl.col("time").diff().over("user").fill_null(SESSION_MS) >= SESSION_MS
-    table = table.with_columns(hour=pl.col("time") // 3_600_000 % 24, session=begins.cast(pl.Int32).cum_sum())
+    hour, session = pl.col("time") // 3_600_000 % 24, begins.cast(pl.Int32).cum_sum()
+    table = table.with_columns(known_since("time"), hour=hour, session=session)
     table.with_columns(place=pl.int_range(pl.len()).over("session")).drop("session").write_parquet(log)
     return Set(
         {"data.path": log, "data.time_column": "time", "data.k_core": 5, "data.reduction.users": 0.05},
         {"data.event_features.numbers": "[place]", "data.event_features.categories": "[hour]"},
+        user=SINCE,
     )
 
 
-def tennis(data: Path, _: Path) -> Set:
-    """Whether the match was won."""
+def tennis(data: Path, runs: Path) -> Set:
+    """Whether the match was won, and the tour of the player, the first letter of the id."""
+    log, tour = runs / "tennis.parquet", pl.col("user").str.head(1)
+    pl.read_parquet(data / "tennis.parquet").with_columns(known_since("time"), tour=tour).write_parquet(log)
     by_time = {"data.split": "GlobalTemporal", "data.split.validate_from": 0.9, "data.split.test_from": 0.95}
     sampled = {"model.loss": "SampledSoftmax", "model.loss.negatives": 1024, "model.loss.power": 1}
-    options = {"data.path": data / "tennis.parquet", "data.time_column": "time", "data.reduction.users": 0.25}
-    return Set(options | by_time | sampled, {"data.event_features.categories": "[event]"}, most=20_000)
+    options = {"data.path": log, "data.time_column": "time", "data.reduction.users": 0.25}
+    user = SINCE | {"data.user_features.categories": "[tour]"}
+    return Set(options | by_time | sampled, {"data.event_features.categories": "[event]"}, user=user, most=20_000)
 
 
 SETS = {

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lrec.common.files import write_text
-from lrec.common.hardware import seconds
+from lrec.common.hardware import auto_precision, seconds
 from lrec.data.datamodule import SequenceDataModule
 from lrec.data.datasets import datamodule_of
 from lrec.model.config import (
@@ -40,10 +40,15 @@ from lrec.model.losses import full_softmax
 from lrec.model.transformer import Transformer
 from lrec.options.config_files import with_shipped_configs
 from lrec.training.lightning_cli import compose
-from lrec.training.optim import Decay, Optimizer
+from lrec.training.optim import AdamWThenSGD, Decay, Optimizer, build
 
 HEAD_WIDTH, VALIDATION_USERS, WARM_UP, LEAST_WARM_UP = 32, 3000, 0.05, 50
-FILES = {"go": "go_games.txt.zst", "decks": "mtg_decks.parquet", "globo": "globo_clicks.parquet"}
+FILES = {
+    "go": "go_games.txt.zst",
+    "decks": "mtg_decks.parquet",
+    "globo": "globo_clicks.parquet",
+    "ml-1m": "ratings.dat",
+}
 FIRST = 2.0**-7
 DEFAULT = f"Muon 2.0, table {TABLE_RATE_BESIDE_MUON:g} r"
 PARAMETRISATIONS: tuple[Parametrisation, Parametrisation] = ("standard", "scaled")
@@ -169,6 +174,7 @@ class Run(NamedTuple):
     epochs: int
     seed: int
     lr: float
+    precision: str = "32-true"
 
 
 def opened(run: Run, raw: Path, data_dir: Path) -> SequenceDataModule:
@@ -197,7 +203,9 @@ def made(run: Run, rule: Rule, n_items: int, max_len: int) -> Transformer:
 
 def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
     if rule.muon is not None:
-        optimizer = Optimizer(lr=run.lr, weight_decay=rule.weight_decay, muon=rule.muon).build(net, 1)[0]
+        products = torch.bfloat16 if run.precision == "bf16-mixed" else torch.float32
+        optimizer = build(Optimizer(lr=run.lr, weight_decay=rule.weight_decay, muon=rule.muon), net, 1, products)[0]
+        assert isinstance(optimizer, AdamWThenSGD)
         for group in optimizer.param_groups:
             if group["params"][0] is net.items.weight:  # the group of all tables
                 group["lr"] = group["initial_lr"] = run.lr * rule.share("items.weight", net.items.weight, run.width)
@@ -236,18 +244,20 @@ def train(run: Run, data: SequenceDataModule) -> float:
     rule = RULES[run.rule]
     net = made(run, rule, data.n_items, data.max_len).train()
     optimizer, steps = optimizer_of(net, run, rule), run.epochs * data.steps_per_epoch
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=run.precision == "bf16-mixed")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(rule, step, steps))
     for _ in range(run.epochs):
         for batch in data.train_dataloader():
             optimizer.zero_grad()
-            loss = sum_of_losses(net, batch.items_BL, batch.positions_M, batch.targets_M)
+            with mixed:
+                loss = sum_of_losses(net, batch.items_BL, batch.positions_M, batch.targets_M)
             (loss / batch.step_targets).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     net.eval()
     total, targets = 0.0, 0
-    with torch.inference_mode():
+    with torch.inference_mode(), mixed:
         for case in data.val_dataloader():
             known_M = case.targets_M >= 0
             total += float(sum_of_losses(net, case.items_BL, case.positions_M[known_M], case.targets_M[known_M]))
@@ -366,6 +376,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=512, help="targets of a step")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default=auto_precision("cpu"))
     parser.add_argument("--rates", type=float, nargs="+", help="as exponents of two, in place of a search")
     parser.add_argument("--raw", type=Path, default=Path("../shared/data/interactions"), help="folder of the raw files")
     parser.add_argument("--data_dir", type=Path, default=Path("data"))
@@ -395,7 +406,8 @@ def main() -> None:
         for layers in options.layers:
             for width in options.widths:
                 for seed in options.seeds:
-                    at = Run(options.set, options.share, rule, layers, width, options.step, options.epochs, seed, 0.0)
+                    of_data = (options.step, options.epochs, seed, 0.0, options.precision)
+                    at = Run(options.set, options.share, rule, layers, width, *of_data)
                     if options.rates:
                         for exponent in options.rates:
                             loss_of(at._replace(lr=2.0**exponent))

@@ -320,7 +320,7 @@ def test_a_plan_counts_the_update_of_a_large_table(log: None, monkeypatch: pytes
         return int(re.findall(r"trains on ([\d,]+) targets", text)[0].replace(",", ""))
 
     without = trained()
-    monkeypatch.setattr("lrec.study.dial.update_seconds", lambda n, kind: 0.1)
+    monkeypatch.setattr("lrec.study.budget.update_seconds", lambda n, kind: 0.1)
     assert trained() < without / 2
 
 

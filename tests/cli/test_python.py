@@ -430,7 +430,7 @@ def test_a_model_of_one_s_own_that_would_not_be_trained_or_counted_is_refused(
     for kind, refusal in (
         (Unevaluated, r"Unevaluated\.validation_step evaluates no targets: call super\(\)\.validation_step"),
         (Alone, r"Alone\.configure_callbacks omits ProcessSetup: return \[\*super\(\)\.configure_callbacks\(\), "),
-        (Untrained, r"lrec's optimizers train the network, not head\.weight: override configure_optimizers"),
+        (Untrained, r"lrec trains the network, not head\.weight: override configure_optimizers"),
         (Uncounted, r"Uncounted\.training_step does not count the targets: call super\(\)\.training_step"),
     ):
         with pytest.raises(UserError, match=refusal):

@@ -133,11 +133,6 @@ def training_flops(
     return 6 * n_body(config) * positions + head_flops_per_target * targets + 3 * flops_per_pair(config) * pairs
 
 
-def muon_flops(config: TransformerConfig) -> int:
-    """FLOPs of a step of Muon on a CPU, about: 208 d^3 for a block of width d, whose matrices have 12 d^2 entries."""
-    return round(208 / 12 * n_body(config) * config.width)
-
-
 def projection_flops(config: TransformerConfig) -> int:
     """FLOPs of a step for given vectors: 2 V W d to make the item table, and as many for the projection's gradient."""
     return 4 * config.n_items * (config.vector_width or 0) * config.width

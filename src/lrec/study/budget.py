@@ -30,7 +30,7 @@ STARTING_S = 10
 PROCESS_GIB = 1.0
 
 # Limits of the network and of the steps that measure the speed, so that this takes only a fraction of a second.
-BLOCKS, MOST_ITEMS, MOST_PARAMETERS, SECONDS = 2, 20_000, 2**24, 0.3
+BLOCKS, MOST_ITEMS, MOST_PARAMETERS, MOST_WIDTH, SECONDS = 2, 20_000, 2**24, 256, 0.3
 MOST_FLOPS = {"cpu": 5e9, "cuda": 1e13}
 
 
@@ -63,11 +63,9 @@ def plan(study: Study, runs: list[PlannedRun]) -> list[Cost]:
         if (hours := spent.get(run.name)) is None:
             epochs = run.own * epochs_in_all(*limits(run.config), data.steps_per_epoch)
             rate = training_rate(config, run.model.loss, _positions(run.config, place), place.precision, place.kind)
-            of_target, of_step = flops_of(run, config, data)
-            flops = (1 + BESIDE_STEPS) * data.U * of_target + data.steps_per_epoch * of_step
-            n_updated = parameters_updated(run, config, _positions(run.config, place))
-            update_s = data.steps_per_epoch * update_seconds(n_updated, place.kind)
-            hours = (STARTING_S * place.ranks + epochs * (flops / rate + update_s)) / 3600
+            pass_s = (1 + BESIDE_STEPS) * data.U * flops_of_target(run, config, data) / rate
+            pass_s += data.steps_per_epoch * step_seconds(run, config, _positions(run.config, place), place)
+            hours = (STARTING_S * place.ranks + epochs * pass_s) / 3600
         takes = (hours, *gib_of(config, run.config, place), place.gpus * place.nodes)
         costs.append(Cost(run, cost.n_body(config), cost.n_total(config), *takes))
     return costs
@@ -91,15 +89,25 @@ def _positions(options: RunConfig, place: Placement) -> int:
     return -(-int(options.value(STEP)) // (place.ranks * place.accumulation))
 
 
-def flops_of(run: PlannedRun, config: TransformerConfig, data: "SequenceDataModule") -> tuple[float, float]:
-    """FLOPs of a run with this network on one target, if all windows are full; and those of Muon in each step."""
+def flops_of_target(run: PlannedRun, config: TransformerConfig, data: "SequenceDataModule") -> float:
+    """FLOPs of a run with this network on one target, if all windows are full."""
     part = data.batch_plan.part
     pairs = part.n_positions * (config.max_len + 1) // 2
     head_flops = run.model.loss.flops_per_target(config.n_items, config.width)
     flops = cost.training_flops(config, part.n_targets, pairs, head_flops, part.n_positions)
     if placement(run.config).checkpointing:
         flops += part.n_positions * cost.flops_per_interaction(config, checkpointing=True).recomputed
-    return flops / part.n_targets, cost.muon_flops(config) if run.config.value(MUON) is not None else 0.0
+    return flops / part.n_targets
+
+
+def step_seconds(run: PlannedRun, config: TransformerConfig, positions: int, place: Placement) -> float:
+    """Seconds of one core or GPU for the optimizer in each step on this many positions, however few its targets."""
+    spent = update_seconds(parameters_updated(run, config, positions), place.kind)
+    if run.config.value(MUON) is None:
+        return spent
+    measured = min(config.width, MOST_WIDTH)
+    block = replace(config, layers=1, width=measured, heads=1, n_items=1)
+    return spent + config.layers * (config.width / measured) ** 3 * _muon_seconds(block, place.precision, place.kind)
 
 
 @cache
@@ -179,6 +187,30 @@ def _update_seconds(n: int) -> float:
             clip_grad_norm_([parameter], 1.0)
             optimizer.step()
             seconds.append(hardware.seconds("cpu") - began)
+    return median(seconds[1:])
+
+
+@cache
+def _muon_seconds(block: TransformerConfig, precision: memory.Precision, kind: hardware.Kind) -> float:
+    """Seconds of one core or GPU to make a step of Muon on the matrices of a block; 0 for a GPU that is not here."""
+    if kind == "cuda" and not here():
+        return 0.0
+    import torch
+
+    from lrec.common.cpu_threads import one_core
+    from lrec.model.transformer import Transformer
+    from lrec.training.muon import is_for_muon, orthogonal
+
+    products = torch.float32 if kind == "cpu" and precision == "32-true" else torch.bfloat16
+    with one_core(), torch.random.fork_rng(devices=[]):
+        named = Transformer(block).named_parameters()
+        matrices = [torch.randn(each.shape, device=kind) for name, each in named if is_for_muon(name, each)]
+        seconds = list[float]()
+        for _ in range(4):  # the first time takes longer
+            began = hardware.seconds(kind)
+            for matrix in matrices:
+                orthogonal(matrix, products)
+            seconds.append(hardware.seconds(kind) - began)
     return median(seconds[1:])
 
 

@@ -17,7 +17,7 @@ from lrec.common.text_tables import lasting, rows_table
 from lrec.errors import UserError
 from lrec.model.network_sizes import HEAD_WIDTH, find_size, shapes
 from lrec.run import dotted
-from lrec.study.budget import BESIDE_STEPS, flops_of, parameters_updated, training_rate, update_seconds
+from lrec.study.budget import BESIDE_STEPS, flops_of_target, step_seconds, training_rate
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
@@ -250,9 +250,8 @@ def seconds_of(size: str, example: PlannedRun, data: "SequenceDataModule") -> tu
     below = math.floor(octave)
     rate = math.exp((below + 1 - octave) * log_rate(2**below) + (octave - below) * log_rate(2 ** (below + 1)))
     own = replace(network, layers=shape.layers, width=shape.width, heads=shape.heads)
-    of_target, of_step = flops_of(example, own, data)
-    update_s = update_seconds(parameters_updated(example, own, positions), place.kind)
-    return (1 + BESIDE_STEPS) * of_target / rate, of_step / rate + update_s + STEP_S
+    target_s = (1 + BESIDE_STEPS) * flops_of_target(example, own, data) / rate
+    return target_s, STEP_S + step_seconds(example, own, positions, place)
 
 
 def _choices(plan: Plan, data: "SequenceDataModule", jobs: int, study: Study) -> dict[str, Any]:

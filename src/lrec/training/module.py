@@ -40,6 +40,7 @@ from lrec.training.process import ProcessSetup
 from lrec.training.refused import refuse_trainer
 from lrec.training.schedule import ENDLESS, OptimizerSwitch, mode_of, schedule_steps, share_of_time
 from lrec.training.stored_model import StoredModel
+from lrec.training.strategies import products_of
 from lrec.training.tally import end_with_a_step, ends_step, logs_now
 from lrec.training.touched_rows import check_touched_rows, clip_by_norm, touched_of
 from lrec.training.warm_start import begin_from
@@ -247,12 +248,11 @@ class SequentialRecommender(StoredModel):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule of the network; UserError if the model has parameters beside it."""
         if beside := [n for n, p in self.named_parameters() if p.requires_grad and not n.startswith(NETWORK)]:
-            way_out = "override configure_optimizers, or set its requires_grad to False"
-            raise UserError(f"lrec's optimizers train the network, not {beside[0]}: {way_out}")
+            raise UserError(f"lrec trains the network, not {beside[0]}: override configure_optimizers, or freeze it")
         if isinstance(self.optimizer, Optimizer) and self.optimizer.touched_rows:
             check_touched_rows(self.config, self.loss, self.trainer)
         steps = schedule_steps(self.trainer)
-        optimizer, scheduler = build(self.optimizer, self.net, steps)
+        optimizer, scheduler = build(self.optimizer, self.net, steps, products_of(self.trainer))
         if steps == ENDLESS and not isinstance(scheduler, LambdaLR):
             given = f"with time as the only limit, the schedule must be a LambdaLR, not {type(scheduler).__name__}"
             raise UserError(f"{given}: return one, or give --trainer.max_epochs or --trainer.max_steps too")

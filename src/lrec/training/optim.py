@@ -78,12 +78,17 @@ class OptimizerConfig(ABC):
 OfParameters = Callable[[Iterable], torch.optim.Optimizer]
 
 
-def build(optimizer: OptimizerConfig | OfParameters, net: Transformer, total_steps: int) -> BuiltOptimizer:
-    """The optimizer and its scheduler. A torch optimizer has a constant rate, times each parameter's multiplier."""
+def build(
+    optimizer: OptimizerConfig | OfParameters, net: Transformer, total_steps: int, products: torch.dtype = torch.float32
+) -> BuiltOptimizer:
+    """The optimizer and its scheduler. A torch optimizer has a constant rate, times each parameter's multiplier. Matrix
+    products of training are of the type `products`, which Muon uses too."""
     if isinstance(optimizer, OptimizerConfig):
         pair = optimizer.build(net, total_steps)
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise UserError(f"model.optimizer {type(optimizer).__name__}: build returns no optimizer and scheduler")
+        if isinstance(pair[0], AdamWThenSGD) and products == torch.bfloat16:
+            pair[0].muon_products = products
         return pair
     if not callable(optimizer):
         raise UserError(f"model.optimizer must be an lrec.Optimizer or a class of torch.optim, got {optimizer!r}")
@@ -224,6 +229,8 @@ class AdamWThenSGD(AdamW):
     muon (whether Muon replaces AdamW). The arithmetic is torch.optim's, except for Muon and touched rows.
     """
 
+    muon_products = torch.float32  # the type of Muon's matrix products; on a GPU, it is always bfloat16
+
     def __init__(self, groups: Iterable[dict[str, Any]], **options: Any) -> None:
         not_yet = {"sgd_from": None, "sgd_scheduled_from": None}
         super().__init__([not_yet | group for group in groups], fused=True, **options)
@@ -262,7 +269,7 @@ class AdamWThenSGD(AdamW):
                 if touched_of(parameter) is not None:
                     (adamw_rows if in_adamw else sgd_rows)(parameter, self.state[parameter], group)
             if in_adamw and group["muon"]:
-                muon_matrices(group["params"], self.state, group)
+                muon_matrices(group["params"], self.state, group, self.muon_products)
             moving = [parameter for parameter in group["params"] if parameter.grad is not None]
             if moving and not in_adamw:
                 gradients = [parameter.grad for parameter in moving]

@@ -32,6 +32,11 @@ def precision_of(trainer: Trainer) -> str:
     return "bf16-mixed" if getattr(trainer.strategy, "param_dtype", None) else str(trainer.precision)
 
 
+def products_of(trainer: Trainer) -> torch.dtype:
+    """The type of the matrix products of training."""
+    return {"bf": torch.bfloat16, "16": torch.float16}.get(precision_of(trainer)[:2], torch.float32)
+
+
 class CheckpointFiles(TorchCheckpointIO):
     """Checkpoints of strategies that hold the whole network in every process: writes files, reads files and folders."""
 

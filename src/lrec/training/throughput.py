@@ -13,7 +13,7 @@ from lrec.common.files import write_json
 from lrec.training.callbacks import Announcer
 from lrec.training.checkpoint_callbacks import run_of
 from lrec.training.module import recommender
-from lrec.training.strategies import precision_of
+from lrec.training.strategies import products_of
 from lrec.training.tally import logs_now
 
 # Side of the square matrices whose product measures the peak: large enough for the best rate, small enough to be quick.
@@ -32,8 +32,7 @@ class Throughput(Announcer):
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        device, precision = pl_module.device, precision_of(trainer)
-        dtype = {"bf": torch.bfloat16, "16": torch.float16}.get(precision[:2], torch.float32)
+        device, dtype = pl_module.device, products_of(trainer)
         rounded = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
         self._products = "TF32" if rounded and device.type == "cuda" else str(dtype).removeprefix("torch.")
         self._peak_flops_per_s = measure_peak(device, dtype, torch.get_num_threads())

@@ -165,6 +165,23 @@ def test_a_step_updates_every_parameter() -> None:
     assert budget.update_seconds(2**26, "cuda") == 0
 
 
+def test_a_plan_counts_the_products_of_muon() -> None:
+    """They take most of a short step of a wide network: with 12 times the width, 12^3 times as many of them."""
+
+    def seconds(width: int, muon: float | None, layers: int = 1) -> float:
+        options = DATA | {"model.optimizer.muon": muon}
+        study = Study(configs=["data/synthetic.yaml"], sizes=["3k"], holdout=0, law=None, options=options)
+        (run,) = planned_runs(study)
+        return budget.step_seconds(run, TransformerConfig(10, 10, layers, width, 1), 100, placement(run.config))
+
+    def of_muon(width: int, layers: int = 1) -> float:
+        return seconds(width, 2.0, layers) - seconds(width, None, layers)
+
+    assert of_muon(96, layers=3) > 2.5 * of_muon(96) > 0
+    assert of_muon(8 * 256) > 100 * of_muon(96)
+    assert of_muon(8 * 256) > 0.5 * 8**3 * of_muon(256)
+
+
 def test_touched_rows_are_all_that_a_step_updates_of_the_item_table() -> None:
     config = TransformerConfig(10_000, 20, 1, 16, 1)
 

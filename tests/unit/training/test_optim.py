@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.flop_counter import FlopCounterMode
 
 from lrec.errors import UserError
-from lrec.model import cost
 from lrec.model.config import TransformerConfig
 from lrec.model.transformer import Transformer
-from lrec.training.muon import is_for_muon, orthogonal
+from lrec.training.muon import orthogonal
 from lrec.training.optim import AdamWThenSGD, Optimizer, OptimizerConfig, Switch, build
 
 CONFIG = TransformerConfig(7, 5, 2, 8, 1)
@@ -214,7 +212,8 @@ def test_rates_over_warm_up_decay_switch_and_end() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0)
 
 
-def test_matrices_of_the_blocks_are_moved_by_torch_s_muon_and_all_else_by_its_adamw() -> None:
+@pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
+def test_matrices_of_the_blocks_are_moved_by_torch_s_muon_and_all_else_by_its_adamw(products: torch.dtype) -> None:
     config = replace(CONFIG, width=64, parametrisation="scaled")
     net, reference = Transformer(config, seed=1), Transformer(config, seed=1)
     options = Optimizer(lr=0.01, weight_decay=0.1, warmup=0.2, muon=3.0)
@@ -231,16 +230,18 @@ def test_matrices_of_the_blocks_are_moved_by_torch_s_muon_and_all_else_by_its_ad
         betas=options.betas,
     )
     schedules = [LambdaLR(each, lambda step: options.lr_factor(step, 12)) for each in (muon, adamw)]
-    train(net, *options.build(net, 12), range(12), switch_at=12)
+    train(net, *build(options, net, 12, products), range(12), switch_at=12)
     for step in range(12):
         next(gradients(reference, step))
         for each in (muon, adamw, *schedules):
             each.step()
     assert len(matrices) == 8
     for (name, mine), theirs in zip(net.named_parameters(), reference.parameters(), strict=True):
-        # torch computes a step of Muon in bfloat16, and the sum of the rates is 0.2.
+        # torch computes a step of Muon in bfloat16, as in bf16-mixed training, but takes squares from the other side of
+        # square matrices. The sum of the rates is 0.2.
+        differs = products == torch.float32 or mine.shape[0] == mine.shape[-1]
         moved_by_muon = any(theirs is matrix for matrix in matrices)
-        torch.testing.assert_close(mine, theirs, rtol=2e-7, atol=1e-3 if moved_by_muon else 1e-7, msg=name)
+        torch.testing.assert_close(mine, theirs, rtol=2e-7, atol=1e-3 if moved_by_muon and differs else 1e-7, msg=name)
 
 
 @pytest.mark.parametrize("shape", [(96, 32), (32, 96), (32, 32)])
@@ -265,16 +266,6 @@ def test_orthogonal_is_the_published_iteration(shape: tuple[int, int], rank: int
         squares = x @ x.T
         x = 3.4445 * x + (-4.7750 * squares + 2.0315 * squares @ squares) @ x
     torch.testing.assert_close(orthogonal(matrix).double(), x, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(("layers", "width"), [(1, 32), (3, 64)])
-def test_the_flops_of_muon_are_counted(layers: int, width: int) -> None:
-    config = TransformerConfig(7, 5, layers, width, 1)
-    matrices = [each for name, each in Transformer(config).named_parameters() if is_for_muon(name, each)]
-    with FlopCounterMode(display=False) as counter:
-        for matrix in matrices:
-            orthogonal(matrix.detach())
-    assert cost.muon_flops(config) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
 @pytest.mark.parametrize("muon", [None, 2.0])
