@@ -19,6 +19,7 @@ LINEAR, CUBIC, QUINTIC, TIMES = 3.4445, -4.7750, 2.0315, 5
 # In float32, two and then three times in a row need fewer products of the size R C C, because the squares of the result
 # follow from those before. But small singular values lose one or two digits of seven: bfloat16 has none to lose.
 IN_A_ROW = (2, 3)
+WIDE = 80  # columns of a matrix from which a CPU is faster in bfloat16
 
 
 def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
@@ -53,12 +54,14 @@ def muon_matrices(
 
 
 def orthogonal(matrix_RC: Tensor, products: torch.dtype = torch.float32) -> Tensor:
-    """About U V' of the singular value decomposition U S V'; values near 0 in S stay near 0."""
+    """About U V' of the singular value decomposition U S V'; values near 0 in S stay near 0. With products in bfloat16,
+    narrow matrices on a CPU have products in float32 all the same."""
     if matrix_RC.shape[0] < matrix_RC.shape[1]:
         return orthogonal(matrix_RC.mT, products).mT
-    x_RC = matrix_RC.to(products)
+    short = products == torch.bfloat16 and (matrix_RC.is_cuda or matrix_RC.shape[1] >= WIDE)
+    x_RC = matrix_RC.to(torch.bfloat16 if short else torch.float32)
     x_RC = x_RC / x_RC.norm().clamp(min=1e-7)
-    if products == torch.bfloat16:
+    if short:
         for _ in range(TIMES):
             x_RC = torch.addmm(x_RC, x_RC, _beyond_linear(x_RC.mT @ x_RC), beta=LINEAR)
         return x_RC.to(matrix_RC.dtype)

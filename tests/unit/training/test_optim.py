@@ -214,18 +214,18 @@ def test_rates_over_warm_up_decay_switch_and_end() -> None:
 
 @pytest.mark.parametrize("products", [torch.bfloat16, torch.float32])
 def test_matrices_of_the_blocks_are_moved_by_torch_s_muon_and_all_else_by_its_adamw(products: torch.dtype) -> None:
-    config = replace(CONFIG, width=64, parametrisation="scaled")
+    config = replace(CONFIG, width=128, parametrisation="scaled")
     net, reference = Transformer(config, seed=1), Transformer(config, seed=1)
     options = Optimizer(lr=0.01, weight_decay=0.1, warmup=0.2, muon=3.0)
     matrices = [p for name, p in reference.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     tables = [p for name, p in reference.named_parameters() if not name.startswith("blocks.") and p.ndim == 2]
     vectors = [p for p in reference.parameters() if p.ndim == 1]
     muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1 / 3)
-    of_table = 4 * 0.5
+    of_table = 4 * 0.25
     adamw = torch.optim.AdamW(
         [
             {"params": tables, "lr": 0.01 * of_table, "weight_decay": 0.1 / of_table},
-            {"params": vectors, "lr": 0.01 / 2, "weight_decay": 0.0},
+            {"params": vectors, "lr": 0.01 / 4, "weight_decay": 0.0},
         ],
         betas=options.betas,
     )
