@@ -31,7 +31,7 @@ from lrec.study.options import Study, ladder_n_body
 BESIDE = {"HR@10": ("HR@10_unseen", "NDCG@10"), "HR@10_unseen": ("HR@10", "NDCG@10_unseen")}
 TIMES = (10, 30)
 PAYS = 0.01  # a smaller gain, as a share of today's metric, does not justify a network of ten times the price
-NEARLY = 0.99  # a smaller network with this share of the best measured metric may be the better choice
+NEARLY = 0.99  # a baseline or smaller network with this share of the best measured metric may be the better choice
 MOST_RISKS = 3
 WIDTHS = 8  # the width of a network that is not trained yet is a multiple of this
 BASELINES = {
@@ -127,8 +127,12 @@ def answer_of(
     judged = analysis.tested(metric)
     within = sum(each.inside for each in judged)
     fails = 2 * within < len(judged) if judged else any(FAILS in said for said in analysis.verdict)
-    beaten = baselines[0] if baselines and baselines[0][0] >= best else None
-    risks = [f"{BASELINES[beaten[1]].capitalize()} is as good as any network here."] if beaten else []
+    share, name = baselines[0] if baselines else (0.0, "")
+    beaten = baselines[0] if name and share >= best else None
+    risks = []
+    if name and share >= NEARLY * best:
+        good = "as good as any network here" if beaten else "nearly as good as the best network"
+        risks.append(f"{BASELINES[name].capitalize()} is {good} ({share:.3f} and {best:.3f}).")
     risks += warned
     if over_fits:
         risks.append("The loss stopped falling: larger networks may only memorise the training data.")

@@ -157,8 +157,18 @@ def test_a_baseline_that_is_better_stands_in_the_verdict(tmp_path: Path) -> None
     assert found.verdict.startswith(
         "Do not build a network yet: counting which item follows which has HR@10_unseen 0.900"
     )
-    assert found.risks[0] == "Counting which item follows which is as good as any network here."
+    assert found.risks[0] == "Counting which item follows which is as good as any network here (0.900 and 0.627)."
     assert found.command == f"lrec scaling exchange --study {tmp_path}"
+
+
+def test_a_baseline_that_is_nearly_as_good_is_the_first_risk(tmp_path: Path) -> None:
+    best = max(column.value for column in answer_to(tmp_path / "plain", "go").columns[:1])
+    found = answer_to(tmp_path / "near", "go", **{"test/markov/HR@10_unseen": 0.995 * best})
+    counting = f"Counting which item follows which is nearly as good as the best network ({0.995 * best:.3f}"
+    assert found.risks[0].startswith(counting)
+    assert "Do not build" not in found.verdict
+    far = answer_to(tmp_path / "far", "go", **{"test/markov/HR@10_unseen": 0.98 * best})
+    assert not any("as good as" in risk for risk in far.risks)
 
 
 def test_the_metric_is_that_of_the_lists_with_more_hits_in_validation(tmp_path: Path) -> None:
