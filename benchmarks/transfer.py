@@ -158,6 +158,10 @@ RULES = (
         f"Muon 2.0, table {table:g} r": replace(SCALED, muon=2.0, table=table, table_power=1.0)
         for table in (TABLE_RATE_BESIDE_MUON, 6.0, 8.0)
     }
+    | {
+        f"Muon {rate}, table {table:g} r": replace(SCALED, muon=rate, table=table, table_power=1.0)
+        for rate, table in [(2.0, 2.0), (1.0, 8.0), *((rate, 4.0) for rate in (0.35, 0.5, 0.7, 1.0, 1.4, 2.8, 4.0))]
+    }
     | {f"Muon {rate}": replace(SCALED, muon=rate) for rate in (0.6, 1.2, 2.5, 5.0)}
 )
 
