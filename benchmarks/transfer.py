@@ -31,6 +31,7 @@ from lrec.data.datasets import datamodule_of
 from lrec.model.config import (
     BASE_LAYERS,
     BASE_WIDTH,
+    MUON_POWER,
     TABLE_RATE,
     TABLE_RATE_BESIDE_MUON,
     Parametrisation,
@@ -50,7 +51,7 @@ FILES = {
     "ml-1m": "ratings.dat",
 }
 FIRST = 2.0**-7
-DEFAULT = f"Muon 2.0, table {TABLE_RATE_BESIDE_MUON:g} r"
+DEFAULT = f"Muon 2 r^{MUON_POWER:g}, table {TABLE_RATE_BESIDE_MUON:g} r"
 PARAMETRISATIONS: tuple[Parametrisation, Parametrisation] = ("standard", "scaled")
 READ = """
 "Muon 2.0, table 4 r" is lrec's default: Muon moves the matrices at twice the rate in the table, and the tables' rate
@@ -126,14 +127,17 @@ class Rule:
     epsilon: float = 1e-12
     weight_decay: float = 0.0  # of a step, as a share of the rate that is tuned
     fall: Decay = "linear"
-    muon: float | None = None  # rate of the matrices that Muon moves, relative to the rate that is tuned
+    muon: float | None = None  # rate of the matrices that Muon moves at the base, relative to the rate that is tuned
+    muon_power: float = 0.0
 
     def share(self, name: str, parameter: nn.Parameter, width: int) -> float:
         """The rate of a parameter, relative to the rate that is tuned."""
         narrower = BASE_WIDTH / width
         if parameter.ndim < 2:
             return self.vectors * narrower**self.matrix_power
-        return narrower**self.matrix_power if name.startswith("blocks.") else self.table * narrower**self.table_power
+        if not name.startswith("blocks."):
+            return self.table * narrower**self.table_power
+        return narrower**self.matrix_power if self.muon is None else self.muon * narrower**self.muon_power
 
 
 SCALED = Rule()
@@ -163,6 +167,7 @@ RULES = (
         for rate, table in [(2.0, 2.0), (1.0, 8.0), *((rate, 4.0) for rate in (0.35, 0.5, 0.7, 1.0, 1.4, 2.8, 4.0))]
     }
     | {f"Muon {rate}": replace(SCALED, muon=rate) for rate in (0.6, 1.2, 2.5, 5.0)}
+    | {DEFAULT: replace(SCALED, muon=2.0, muon_power=MUON_POWER, table=TABLE_RATE_BESIDE_MUON, table_power=1.0)}
 )
 
 
@@ -210,9 +215,10 @@ def optimizer_of(net: Transformer, run: Run, rule: Rule) -> torch.optim.AdamW:
         products = torch.bfloat16 if run.precision == "bf16-mixed" else torch.float32
         optimizer = build(Optimizer(lr=run.lr, weight_decay=rule.weight_decay, muon=rule.muon), net, 1, products)[0]
         assert isinstance(optimizer, AdamWThenSGD)
+        names = {parameter: name for name, parameter in net.named_parameters()}
         for group in optimizer.param_groups:
-            if group["params"][0] is net.items.weight:  # the group of all tables
-                group["lr"] = group["initial_lr"] = run.lr * rule.share("items.weight", net.items.weight, run.width)
+            first = group["params"][0]
+            group["lr"] = group["initial_lr"] = run.lr * rule.share(names[first], first, run.width)
         return optimizer
     groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in net.named_parameters():

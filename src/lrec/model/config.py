@@ -120,12 +120,14 @@ class Architecture:
 # - Adam's rates, as shares of optimizer.lr: d0 / d for matrices of the blocks and all vectors; for tables (tied items,
 #   positions, types, times) 4 d0 / d with Muon, so that a table's step changes a logit by as much at every width, and
 #   8 sqrt(d0 / d) with AdamW alone, because matrices of wide networks then learn too slowly (benchmarks/transfer.md).
+#   Muon's rate of the blocks' matrices is multiplied by (d0 / d)^(1/4): without this factor, the best lr of a wide
+#   network is lower than that of a narrow one (benchmarks/transfer.md).
 #   With Muon and optimizer.touched_rows, the rate of the item table is 4 sqrt(d0 / d): with 4 d0 / d, a row that few
 #   steps touch would hardly leave its initial values in a wide network (benchmarks/hours.md).
 # - Residual branches are multiplied by L0 / L; initial values have 1/sqrt(2 L0) at all L (arXiv 2505.01618, alpha = 1).
 Parametrisation = Literal["scaled", "standard"]
 BASE_WIDTH, BASE_LAYERS = 32, 2
-TABLE_RATE, TABLE_RATE_BESIDE_MUON = 8.0, 4.0
+TABLE_RATE, TABLE_RATE_BESIDE_MUON, MUON_POWER = 8.0, 4.0, 0.25
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from lrec.errors import UserError
 from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
-from lrec.model.config import BASE_WIDTH, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
+from lrec.model.config import BASE_WIDTH, MUON_POWER, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
 from lrec.model.sharded_table import OWN_ROWS, VECTORS, ItemTable
 
@@ -95,13 +95,15 @@ class Transformer(nn.Module):
         return _draw_normal_(rows, shape, std, f"{seed}/{drawn_as}", start)
 
     def lr_multiplier(self, name: str, beside_muon: bool = False, by_rows: bool = False) -> float:
-        """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`. `by_rows`: of
-        this table, a step updates only the rows that it uses."""
+        """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`. `beside_muon`:
+        Muon updates the matrices of the blocks, and their share is that of Muon's rate. `by_rows`: of this table, a step
+        updates only the rows that it uses."""
         if self.config.parametrisation == "standard":
             return 1.0
-        narrower = BASE_WIDTH / self.config.width
-        is_table = self.get_parameter(name).ndim >= 2 and not name.startswith("blocks.")
-        if not is_table:
+        narrower, parameter = BASE_WIDTH / self.config.width, self.get_parameter(name)
+        if beside_muon and is_for_muon(name, parameter):
+            return narrower**MUON_POWER
+        if parameter.ndim < 2 or name.startswith("blocks."):
             return narrower
         if not beside_muon:
             return TABLE_RATE * narrower**0.5
@@ -196,6 +198,11 @@ class Transformer(nn.Module):
                 (whole[name],) = context.with_cached(name, new)
         rows_B1 = torch.arange(len(whole["items_BL"]), device=whole["items_BL"].device)[:, None]
         return self.forward(**whole, head=lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table))
+
+
+def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter of a network is a matrix inside a block: neither a table nor a vector."""
+    return name.startswith("blocks.") and parameter.ndim == 2
 
 
 def _generator(key: str) -> torch.Generator:

@@ -198,8 +198,8 @@ def _muon_seconds(block: TransformerConfig, precision: memory.Precision, kind: h
     import torch
 
     from lrec.common.cpu_threads import one_core
-    from lrec.model.transformer import Transformer
-    from lrec.training.muon import is_for_muon, orthogonal
+    from lrec.model.transformer import Transformer, is_for_muon
+    from lrec.training.muon import orthogonal
 
     products = torch.float32 if kind == "cpu" and precision == "32-true" else torch.bfloat16
     with one_core(), torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
 """Muon, for the matrices of the blocks: each step is the momentum, made orthogonal.
 
 Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon. The step's spectral norm is about the rate times
-sqrt(max(1, rows / columns)), so that the best rate does not depend on the width (arXiv 2310.17813).
+sqrt(max(1, rows / columns)), whatever the width (arXiv 2310.17813).
 
 Shape suffixes: R rows, C columns.
 """
@@ -20,11 +20,6 @@ LINEAR, CUBIC, QUINTIC, TIMES = 3.4445, -4.7750, 2.0315, 5
 # follow from those before. But small singular values lose one or two digits of seven: bfloat16 has none to lose.
 IN_A_ROW = (2, 3)
 WIDE = 80  # columns of a matrix from which a CPU is faster in bfloat16
-
-
-def is_for_muon(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter of a network is a matrix inside a block: neither a table nor a vector."""
-    return name.startswith("blocks.") and parameter.ndim == 2
 
 
 @torch.no_grad()

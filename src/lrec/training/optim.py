@@ -16,8 +16,8 @@ from torch.optim.sgd import sgd
 from lrec.common.text_tables import counted
 from lrec.errors import UserError, check_range
 from lrec.model.sharded_table import TouchedRows
-from lrec.model.transformer import Transformer
-from lrec.training.muon import is_for_muon, muon_matrices
+from lrec.model.transformer import Transformer, is_for_muon
+from lrec.training.muon import muon_matrices
 from lrec.training.touched_rows import adamw_rows, sgd_rows, touched_of
 
 # wsd (warm-up, stable, decay): the rate is constant and falls by 1 - square root at the end. Runs of any length can
@@ -122,8 +122,8 @@ class Optimizer(OptimizerConfig):
         touched_rows: Update only the rows of the item table that a step uses: the items of its windows, its targets and
             its negatives. Other rows do not change, not even by decay. This saves the memory and time of their
             gradients, but gives other results than AdamW on all rows. For sampled losses.
-        muon: Muon updates the matrices of the blocks, with a peak rate of this multiple of lr, whatever the width. With
-            null, AdamW updates the matrices too.
+        muon: Muon updates the matrices of the blocks, with a peak rate of this multiple of lr, times the share that the
+            parametrisation gives to their width. With null, AdamW updates the matrices too.
     """
 
     lr: float = 0.008
@@ -169,10 +169,11 @@ class Optimizer(OptimizerConfig):
         groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in net.named_parameters():
             if parameter.requires_grad:
-                of_muon = self.muon if is_for_muon(name, parameter) else None
                 by_rows = touched_of(parameter) is not None
-                multiplier = of_muon or net.lr_multiplier(name, self.muon is not None, by_rows)
-                of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, of_muon is not None
+                multiplier = net.lr_multiplier(name, self.muon is not None, by_rows)
+                if by_muon := self.muon is not None and is_for_muon(name, parameter):
+                    multiplier *= self.muon
+                of = multiplier, net.sgd_lr_multiplier(name), parameter.ndim >= 2, by_muon
                 groups[of].append(parameter)
         # AdamW decays by lr * weight_decay. The division by the multiplier gives all groups the same decay per step.
         options = [

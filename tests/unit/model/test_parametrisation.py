@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lrec.model.config import Architecture, Parametrisation, TransformerConfig
-from lrec.model.transformer import Transformer
-from lrec.training.muon import is_for_muon
+from lrec.model.transformer import Transformer, is_for_muon
 from lrec.training.optim import Optimizer, Switch
 
 WIDTHS = (32, 64, 128, 256)
@@ -115,7 +114,7 @@ def test_rates_by_group() -> None:
     by_name = {name: rates[id(parameter)] for name, parameter in net.named_parameters()}
     assert by_name["items.weight"] == by_name["positions.weight"] == pytest.approx(0.01 * 4 * 0.25)
     matrices = [name for name, parameter in net.named_parameters() if is_for_muon(name, parameter)]
-    assert {by_name[name] for name in matrices} == {0.02}
+    assert [by_name[name] for name in matrices] == pytest.approx([0.01 * 2 * 0.25**0.25] * len(matrices))
     assert by_name["norm.weight"] == pytest.approx(0.01 * 0.25)
     by_rows, _ = Optimizer(lr=0.01, muon=2.0, touched_rows=True, warmup=0, decay="constant").build(net, 5)
     rates = {id(parameter): group["lr"] for group in by_rows.param_groups for parameter in group["params"]}

@@ -220,8 +220,8 @@ def test_matrices_of_the_blocks_are_moved_by_torch_s_muon_and_all_else_by_its_ad
     matrices = [p for name, p in reference.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
     tables = [p for name, p in reference.named_parameters() if not name.startswith("blocks.") and p.ndim == 2]
     vectors = [p for p in reference.parameters() if p.ndim == 1]
-    muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1 / 3)
-    of_table = 4 * 0.25
+    of_matrix, of_table = 3 * 0.25**0.25, 4 * 0.25
+    muon = torch.optim.Muon(matrices, lr=0.01 * of_matrix, weight_decay=0.1 / of_matrix)
     adamw = torch.optim.AdamW(
         [
             {"params": tables, "lr": 0.01 * of_table, "weight_decay": 0.1 / of_table},
