@@ -96,8 +96,8 @@ class Transformer(nn.Module):
 
     def lr_multiplier(self, name: str, beside_muon: bool = False, by_rows: bool = False) -> float:
         """Share of the optimizer's learning rate that the parameter `name` gets; see `Parametrisation`. `beside_muon`:
-        Muon updates the matrices of the blocks, and their share is that of Muon's rate. `by_rows`: of this table, a step
-        updates only the rows that it uses."""
+        Muon updates the matrices of the blocks, and their share is that of Muon's rate. `by_rows`: a step updates only
+        the rows of this table that it uses."""
         if self.config.parametrisation == "standard":
             return 1.0
         narrower, parameter = BASE_WIDTH / self.config.width, self.get_parameter(name)
