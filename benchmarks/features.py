@@ -10,7 +10,8 @@ decks (a 128th of the players), how many cards of the deck came before; on news 
 users), the hour of the day and how many clicks came before within the session, which ends after half an hour without
 clicks; on tennis (a quarter of the players), whether a match was won. A log also tells since when a user is known, the
 time of the first event: on MovieLens-1M, decks, news clicks and tennis, this is the feature of users. On tennis, a
-player has a second feature, men's or women's tour.
+player has a second feature, men's or women's tour. A feature of a user is a feature of events that is the same in all
+events of the user. The row of MovieLens-100K is older: ranges of ages then had equally many users, not events.
 
 The split is leave-one-out, but by time for tennis (20,000 of the test targets, sampled softmax). The same network (one
 layer of width 32, histories of 50) is trained with no features and with each kind: same seeds, same epochs, no choice
@@ -41,7 +42,7 @@ from lrec.common.files import write_text
 HERE = Path(__file__).parent
 SIDE = 19  # points of a side of the board
 SESSION_MS = 30 * 60 * 1000
-SINCE: dict[str, object] = {"data.user_features.numbers": "[since]"}
+SINCE: dict[str, object] = {"data.event_features.numbers": "[since]"}
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def movielens_100k(data: Path, runs: Path) -> Set:
         if name == "item":
             table = table.with_columns(pl.col("genres").str.replace_all(" ", "|"))
         table.write_csv(made)
+    pl.read_csv(log).join(pl.read_csv(people), on="user", how="left", maintain_order="left").write_csv(log)
     return Set(
         {"data.path": log, "data.time_column": "timestamp"},
         {"data.event_features.categories": "[rating]"},
@@ -147,9 +149,8 @@ def movielens_100k(data: Path, runs: Path) -> Set:
             "data.item_features.path": films,
         },
         {
-            "data.user_features.numbers": "[age]",
-            "data.user_features.categories": "[gender, occupation]",
-            "data.user_features.path": people,
+            "data.event_features.numbers": "[age]",
+            "data.event_features.categories": "[gender, occupation]",
         },
     )
 
@@ -188,7 +189,7 @@ def tennis(data: Path, runs: Path) -> Set:
     by_time = {"data.split": "GlobalTemporal", "data.split.validate_from": 0.9, "data.split.test_from": 0.95}
     sampled = {"model.loss": "SampledSoftmax", "model.loss.negatives": 1024, "model.loss.power": 1}
     options = {"data.path": log, "data.time_column": "time", "data.reduction.users": 0.25}
-    user = SINCE | {"data.user_features.categories": "[tour]"}
+    user = SINCE | {"data.event_features.categories": "[tour]"}
     return Set(options | by_time | sampled, {"data.event_features.categories": "[event]"}, user=user, most=20_000)
 
 

@@ -32,18 +32,16 @@ def step(device: str, price: str, country: str) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log with two features of events, a file of users, and a file of items, two of which are not in the log."""
+    """A log with two features of events and one of users, and a file of items, two of which are not in the log."""
     random, folder = np.random.default_rng(0), tmp_path_factory.mktemp("features")
-    lines = ["user,item,timestamp,device,price"]
+    lines = ["user,item,timestamp,device,price,country"]
     for user in range(USERS):
         item = int(random.integers(ITEMS))
         for time in range(LENGTH):
             device, price = str(random.choice(["web", "app"])), str(random.choice(["1", "2.5", "9", ""]))
-            lines.append(f"u{user},i{item},{time},{device},{price}")
+            lines.append(f"u{user},i{item},{time},{device},{price},c{user % 2}")
             item = (item + step(device, price, f"c{user % 2}")) % ITEMS
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
-    users = [f"u{user},c{user % 2}" for user in range(USERS)]
-    (folder / "users.csv").write_text("\n".join(["user,country", *users]) + "\n")
     items = [f"i{item},{'even' if item % 2 == 0 else 'odd'}|t{item % 3},{item}" for item in range(ITEMS + 2)]
     (folder / "items.csv").write_text("\n".join(["item,tags,weight", *items]) + "\n")
     return folder
@@ -55,9 +53,8 @@ def arguments(folder: Path) -> Callable[..., list[str]]:
         options: dict[str, object] = {
             "data__split__trajectory": 4,
             "data__split__trajectory_min_length": 10,
-            "data__event_features__categories": "[device]",
+            "data__event_features__categories": "[device, country]",
             "data__event_features__numbers": "[price]",
-            "data__user_features": f"{{path: {folder / 'users.csv'}, categories: [country]}}",
             "data__item_features": f"{{path: {folder / 'items.csv'}, lists: [tags], numbers: [weight]}}",
             "model__architecture__positions": "none",
             "model__optimizer__lr": 0.03,
@@ -122,25 +119,17 @@ def test_histories_bring_their_features(run: Path) -> None:
         model.recommend(HISTORIES.with_columns(price=pl.lit(["dear", "dear"])))
 
 
-def test_files_bring_their_features(
-    run: Path, folder: Path, tmp_path: Path, lrec: Callable[..., str], refused: Callable[..., str]
-) -> None:
+def test_files_bring_their_features(run: Path, folder: Path, tmp_path: Path, lrec: Callable[..., str]) -> None:
     out = tmp_path / "out.jsonl"
     options = ["recommend", f"--ckpt_path={run}", f"--histories={folder / 'log.csv'}", f"--out={out}", "--k=3"]
-    lrec(*options, f"--user_features={folder / 'users.csv'}")
-    log = pl.read_csv(folder / "log.csv", infer_schema=False).join(
-        pl.read_csv(folder / "users.csv", infer_schema=False), on="user", how="left", maintain_order="left"
-    )
+    lrec(*options)
+    log = pl.read_csv(folder / "log.csv", infer_schema=False)
     expected = library.load(run).recommend(log.sort("user", maintain_order=True), 3)
     assert pl.read_ndjson(out)["items"].to_list() == expected["items"].to_list()
     HISTORIES.write_ndjson(tmp_path / "h.jsonl")
     options[2] = f"--histories={tmp_path / 'h.jsonl'}"
     lrec(*options, "--exclude_seen=false")
     assert first(pl.read_ndjson(out)) == ["i6", "i9"]
-    (tmp_path / "u.csv").write_text("user,country\na,c0\n")
-    assert "no features for 1 user: " in lrec(*options, f"--user_features={tmp_path / 'u.csv'}")
-    (tmp_path / "u.csv").write_text("user,land\na,c0\n")
-    assert "has no column country (user_features)" in refused(*options, f"--user_features={tmp_path / 'u.csv'}")
 
 
 def test_new_items_have_rows(run: Path, folder: Path, tmp_path: Path) -> None:
@@ -170,8 +159,8 @@ def test_predict_knows_them(run: Path, lrec: Callable[..., str], folder: Path, t
     found = dict(pl.read_parquet(tmp_path / "predictions.parquet").select("user", "items").iter_rows())
     last = pl.read_csv(folder / "log.csv", infer_schema=False).group_by("user", maintain_order=True).last()
     follows = [
-        found[user][0] == f"i{(int(item[1:]) + step(device, price or '', f'c{int(user[1:]) % 2}')) % ITEMS}"
-        for user, item, _, device, price in last.iter_rows()
+        found[user][0] == f"i{(int(item[1:]) + step(device, price or '', country)) % ITEMS}"
+        for user, item, _, device, price, country in last.iter_rows()
     ]
     assert np.mean(follows) > 0.8
 
@@ -244,9 +233,7 @@ def test_a_run_goes_on_with_the_same_features_alone(
     best = f"--ckpt_path={run}/checkpoints/best.ckpt"
     (tmp_path / "items.csv").write_text((folder / "items.csv").read_text().replace("i3,odd|t0,3", "i3,odd|t0,4"))
     other = f"{{path: {tmp_path / 'items.csv'}, lists: [tags], numbers: [weight]}}"
-    (tmp_path / "users.csv").write_text((folder / "users.csv").read_text().replace("u3,c1", "u3,c9"))  # one value more
-    others = f"{{path: {tmp_path / 'users.csv'}, categories: [country]}}"
-    for changed in ({"data__item_features": other}, {"data__user_features": others}):
+    for changed in ({"data__item_features": other}, {"data__event_features__categories": "[country]"}):
         said = refused("test", *arguments(tmp_path / "again", **changed)[1:], best)
         assert "was trained on other data" in said
     said = refused(*arguments(tmp_path / "vectors", model__item_vectors=tmp_path / "v.npy"))

@@ -1,4 +1,4 @@
-"""Features of events, users and items against plain loops over the raw rows."""
+"""Features of events and items against plain loops over the raw rows."""
 
 import json
 import math
@@ -15,7 +15,6 @@ from torch import Tensor
 from lrec.data.features import Features, Vocabulary, as_plain, vectors_of_file
 from lrec.data.histories import histories_of
 from lrec.data.sources.interactions import InteractionsDataModule
-from lrec.data.splits.rules import LastItems, SplitRule, UserSplit
 from lrec.errors import UserError
 from lrec.model.config import TransformerConfig
 from lrec.model.item_vectors import scaled
@@ -24,11 +23,16 @@ from lrec.serving.recommender import Model
 
 USERS, ITEMS, LENGTH, WIDTH, BUCKETS = 30, 9, 8, 12, 4
 Row = dict[str, Any]
+USER_ROWS = {f"u{n}": {"sex": "mf"[n % 2], "age": "" if n % 7 == 0 else str(n * n)} for n in range(0, USERS, 2)}
+ITEM_ROWS = {
+    f"i{n}": {"brand": "xyz"[n % 3], "cost": "" if n == 4 else str(n / 3), "genres": "g|h" if n % 2 else "h"}
+    for n in range(1, ITEMS + 2)
+}
 
 
 def raw_rows(seed: int = 0) -> list[Row]:
     """Events with missing values in each feature; each user's last two have values, and more of them at once, that the
-    training part lacks."""
+    training part lacks. Two features are the same in all events of a user."""
     random = np.random.default_rng(seed)
     rows = []
     for user in range(USERS):
@@ -46,15 +50,9 @@ def raw_rows(seed: int = 0) -> list[Row]:
                     ),
                     "tags": random.choice(["a|b" if late else "b", "b", "c | a" if late else "a", ""]),
                 }
+                | USER_ROWS.get(f"u{user}", {"sex": "", "age": ""})
             )
     return rows
-
-
-USER_ROWS = {f"u{n}": {"sex": "mf"[n % 2], "age": "" if n % 7 == 0 else str(n * n)} for n in range(0, USERS, 2)}
-ITEM_ROWS = {
-    f"i{n}": {"brand": "xyz"[n % 3], "cost": "" if n == 4 else str(n / 3), "genres": "g|h" if n % 2 else "h"}
-    for n in range(1, ITEMS + 2)
-}
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -65,10 +63,7 @@ def write(path: Path, rows: list[Row]) -> Path:
 def module(folder: Path, rows: list[Row], **options: Any) -> InteractionsDataModule:
     usual: dict[str, Any] = {
         "event_column": "kind",
-        "event_features": Features(["device"], ["price"], ["tags"], buckets=BUCKETS),
-        "user_features": Features(
-            ["sex"], ["age"], path=write(folder / "u.csv", with_ids("user", USER_ROWS)), buckets=BUCKETS
-        ),
+        "event_features": Features(["device", "sex"], ["price", "age"], ["tags"], buckets=BUCKETS),
         "item_features": Features(
             ["brand"], ["cost"], ["genres"], path=write(folder / "i.csv", with_ids("item", ITEM_ROWS))
         ),
@@ -126,12 +121,9 @@ def names_of(entry: str, column: str, trained: list[str]) -> Iterator[str]:
 
 
 def columns_of(rows: list[Row]) -> dict[str, list[str]]:
-    """Entries of the training part: of all events but each user's last two, and of all users."""
-    events = {
-        name: [row[name] for row in rows if row["timestamp"] < LENGTH - 2] for name in ("device", "price", "tags")
-    }
-    users = {name: [USER_ROWS.get(f"u{n}", {name: ""})[name] for n in range(USERS)] for name in ("sex", "age")}
-    return events | users
+    """Entries of the training part: of all events but each user's last two."""
+    names = ("device", "sex", "price", "age", "tags")
+    return {name: [row[name] for row in rows if row["timestamp"] < LENGTH - 2] for name in names}
 
 
 @torch.inference_mode()
@@ -144,13 +136,10 @@ def test_what_a_network_reads_is_a_sum_over_raw_values(data: InteractionsDataMod
     vectors: list[Tensor] = []
     for row in rows:
         vector = net.items.weight[items.index(row["item"])] + net.events.weight[place[row["kind"]]]
-        whole = row | USER_ROWS.get(row["user"], {"sex": "", "age": ""})
         for column, entries in trained.items():
-            of = "user" if column in ("sex", "age") else "event"
-            for name in names_of(whole[column], column, entries):
-                vector = (
-                    vector + net.events.weight[place[f"{of} {column}={name if name != 'missing' else chr(0) + name}"]]
-                )
+            for name in names_of(row[column], column, entries):
+                of_value = f"event {column}={name if name != 'missing' else chr(0) + name}"
+                vector = vector + net.events.weight[place[of_value]]
         vectors.append(vector)
     plain = Transformer(TransformerConfig(len(rows), LENGTH, 2, WIDTH, 2)).double().eval()
     shared = {name: each for name, each in net.state_dict().items() if not name.startswith(("items.", "events."))}
@@ -256,13 +245,6 @@ def test_batches_are_the_same_from_workers(data: InteractionsDataModule, tmp_pat
     assert data.data_hash == two.data_hash
 
 
-def test_users_that_only_the_file_has_change_nothing(data: InteractionsDataModule, tmp_path: Path) -> None:
-    strangers = {"stranger": {"sex": "x", "age": "9999"}}
-    path = write(tmp_path / "more.csv", with_ids("user", strangers | USER_ROWS))
-    other = module(tmp_path, raw_rows(), user_features=Features(["sex"], ["age"], path=path, buckets=BUCKETS))
-    assert other.learned.vocabularies == data.learned.vocabularies
-
-
 def test_too_many_values_of_items_are_refused_before_they_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +252,7 @@ def test_too_many_values_of_items_are_refused_before_they_fill_the_memory(
     rows = [{"user": f"u{n % 30}", "item": f"i{n % 5000}", "timestamp": n, "kind": "buy"} for n in range(15_000)]
     path = write(tmp_path / "titles.csv", with_ids("item", {f"i{n}": {"title": f"t{n}"} for n in range(5000)}))
     with pytest.raises(UserError, match=r"item_features: 5,000 values; at most 4,096 are read"):
-        module(tmp_path, rows, event_features=None, user_features=None, item_features=Features(["title"], path=path))
+        module(tmp_path, rows, event_features=None, item_features=Features(["title"], path=path))
 
 
 def test_a_new_item_has_all_its_values_however_many(tmp_path: Path) -> None:
@@ -315,12 +297,12 @@ def test_a_feature_may_have_the_name_id(in_log: bool, tmp_path: Path) -> None:
     assert vectors_FW[:, 1].tolist() == [int(name[1:]) % 2 for name in ids]
 
 
-def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
-    """A user has the first value, and an item the first value of the training part."""
+def test_features_of_items_and_users_may_be_columns_of_the_log(tmp_path: Path) -> None:
+    """An item has the first value of the training part. For a user, each event has the same value."""
     rows = [
         row | {"shelf": f"s{int(row['item'][1:]) % 4}", "country": f"c{int(row['user'][1:]) % 3}"} for row in raw_rows()
     ]
-    options = {"item_features": Features(["shelf"]), "user_features": Features(["country"]), "event_features": None}
+    options = {"item_features": Features(["shelf"]), "event_features": Features(["country"])}
     data = module(tmp_path, rows, event_column=None, **options)
     ids, vectors_FW = data.learned.item_vectors or (pl.Series(), np.zeros(0))
     assert ids.to_list() == data.item_table()["raw_id"].to_list()
@@ -331,18 +313,14 @@ def test_features_of_the_log_by_item_and_user(tmp_path: Path) -> None:
         assert batch.events_BL[:, :, 0].tolist() == [[each] * LENGTH for each in countries]
 
 
-@pytest.mark.parametrize("split", [LastItems(), UserSplit(0.3, 0.3)])
-def test_a_user_has_one_value_in_histories_too(split: SplitRule, tmp_path: Path) -> None:
-    """The country of all users changes; the network reads the first one, in training, in evaluation, also of users who
-    are not used for training, and from histories."""
-    rows = [row | {"country": f"c{(int(row['user'][1:]) + row['timestamp'] // 3) % 3}"} for row in raw_rows()]
-    options = {"event_features": None, "item_features": None, "user_features": Features(["country"])}
-    data = module(tmp_path, rows, event_column=None, split=split, **options)
+def test_a_value_for_each_user_is_one_for_each_event(tmp_path: Path) -> None:
+    """In histories with a row per user, a feature that is the same in all events may be a single value."""
+    data = module(tmp_path, raw_rows(), event_column=None, item_features=None, event_features=Features(["sex"]))
     net, about = Transformer(TransformerConfig(data.n_items, LENGTH, 1, 4, 1)), as_plain(data.learned.vocabularies)
     model = Model(net, data.item_table()["raw_id"], about)
-    table = pl.DataFrame(rows).sort("user", maintain_order=True)
-    found = model.event_codes(histories_of(table, features=["country"]))
-    expected = data.cuts.events(np.arange(len(rows)))
+    table = pl.DataFrame(raw_rows()).group_by("user").agg(items="item", sex=pl.col("sex").first()).sort("user")
+    found = model.event_codes(histories_of(table, features=["sex"]))
+    expected = data.cuts.events(np.arange(USERS * LENGTH))
     assert expected is not None
     assert found.tolist() == expected.tolist()
 
@@ -356,7 +334,6 @@ def test_a_user_has_one_value_in_histories_too(split: SplitRule, tmp_path: Path)
         ),
         ({"event_features": Features(numbers=["device"])}, r"log.csv, row \d+: device is not a number: (web|app)"),
         ({"event_features": Features(["device"], path=Path("x.csv"))}, "features of events are columns of the log"),
-        ({"event_features": Features(["sex"]), "user_features": Features(["sex"])}, "have a column of the same name"),
         ({"item_features": Features(["brand"], path=Path("none.csv"))}, "data.item_features.path none.csv: no .csv"),
     ],
 )

@@ -77,7 +77,6 @@ class SequenceDataModule(LightningDataModule, ABC):
         recent_popularity: float | str = 0.1,
         store: Path | None = None,
         event_features: Features | None = None,
-        user_features: Features | None = None,
         item_features: Features | None = None,
     ) -> None:
         """Options of every data set.
@@ -109,15 +108,13 @@ class SequenceDataModule(LightningDataModule, ABC):
                 interactions of the last duration (90s, 30m, 12h, 7d, 2w).
             store: Folder or URL of a prepared store, which lrec reads instead of raw data; null to prepare a store in
                 data_dir.
-            event_features: Columns of the log with features of an event, which the network reads with the item; null
-                for none.
-            user_features: Columns with features of a user, which the network reads at each of the user's items; null
-                for none.
+            event_features: Columns of the log with features of an event, or of its user, which the network reads with
+                the item; null for none.
             item_features: Columns with features of an item, from which lrec makes the item's row of the item table (see
                 model.item_vectors_use); null for none.
         """
         super().__init__()
-        self._features = Chosen(event_features, user_features, item_features)
+        self._features = Chosen(event_features, item_features)
         self.feature_columns = self._features.columns_of_log()
         check_kinds(("data.split", split, SplitRule), ("data.reduction", reduction, Reduction))
         check_range("max_len", max_len, at_least=1)
@@ -280,7 +277,7 @@ class SequenceDataModule(LightningDataModule, ABC):
 
     @property
     def event_rows(self) -> list[str]:
-        """Names of the vectors besides those of items: types of event, and values of features of events and users."""
+        """Names of the vectors besides those of items: types of event, and values of features of events."""
         of_features = (each.row_names for each in self.learned.vocabularies if each.of != "item")
         return [*self.store.event_types, *chain.from_iterable(of_features)]
 

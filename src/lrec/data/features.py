@@ -1,10 +1,10 @@
-"""Features of events, users and items: columns of the log, or of a file with ids, as a network reads them.
+"""Features of events and items: columns of the log, or of a file with ids of items, as a network reads them.
 
-    a column -> its Vocabulary, from the training part alone -> events and users: codes, which are rows of a table
+    a column -> its Vocabulary, from the training part alone -> events: codes, which are rows of a table
                                                              -> items: vectors of ones and numbers
 
-Shape suffixes: N interactions or entries, U users, K users, items or distinct values, S values that an entry of a
-column may have, F values that the entries of all columns may have, W width of an item's vector.
+Shape suffixes: N interactions or entries, K items or distinct values, S values that an entry of a column may have, F
+values that the entries of all columns may have, W width of an item's vector.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Vocabulary:
     row (-1) and adds nothing."""
 
     column: str
-    of: str  # event, user or item
+    of: str  # event or item
     kind: Kind
     values: list[str] = field(default_factory=list)  # of categories and lists, in text order
     edges: list[float] = field(default_factory=list)  # of numbers: bucket b holds edges[b - 1] <= x < edges[b]
@@ -166,12 +166,11 @@ class Features:
 
     Args:
         categories: Columns with one of several values in each row, such as a device.
-        numbers: Columns of numbers, such as a price: cut into buckets of the training part for events and users,
-            standardised on the catalogue for items.
+        numbers: Columns of numbers, such as a price: cut into buckets of the training part for events, standardised on
+            the catalogue for items.
         lists: Columns with several values in each row, separated by |, such as genres.
         path: File (CSV, TSV, JSON lines, Parquet) with the columns and a column of ids. null: columns of the log, from
-            which a user gets the first value, and an item the first value in the training part. For events, only
-            columns of the log are possible.
+            which an item gets the first value in the training part. For events, only columns of the log are possible.
         id_column: Column of ids in this file; by default the first column.
         buckets: Largest number of buckets of a column of numbers.
     """
@@ -209,17 +208,14 @@ class Features:
             raise UserError(f"{given}: {frame[ID][int(twice.arg_max() or 0)]} is in it twice")
         return frame
 
-    def by_id(self, split: Split, of: str, raw_ids: pl.Series) -> pl.DataFrame:
-        """`ID` and the columns of users or items: first those of `raw_ids`, then others that a file has."""
+    def of_items(self, split: Split, raw_ids: pl.Series) -> pl.DataFrame:
+        """`ID` and the columns of items: first those of the catalogue, `raw_ids`, then others that a file has."""
         if self.path is not None:
-            return _completed(self.read(f"data.{of}_features"), raw_ids, f"data.{of}_features.path {self.path}", of)
+            return _completed(self.read("data.item_features"), raw_ids, f"data.item_features.path {self.path}")
         store = split.store
-        if of == "user":  # of the first event, which is no target; one without events has any value
-            first_K = np.minimum(store.offsets_U1[:-1], len(store.items_N) - 1)
-        else:  # each of them is in the training part
-            first_K = np.full(len(raw_ids), len(store.items_N))
-            for rows_N in split.training_rows():
-                np.minimum.at(first_K, split.catalogue_index_I[store.items_N[rows_N]], rows_N)
+        first_K = np.full(len(raw_ids), len(store.items_N))
+        for rows_N in split.training_rows():
+            np.minimum.at(first_K, split.catalogue_index_I[store.items_N[rows_N]], rows_N)
         return pl.DataFrame({ID: raw_ids} | {name: store.feature_values(name, first_K) for name in self.kinds})
 
     def learned(self, of: str, values: Mapping[str, pl.Series]) -> list[Vocabulary]:
@@ -230,12 +226,10 @@ class Features:
 
 class EventCodes:
     """What a network reads of interactions besides item and time: rows of one table, which has one for each type of
-    event and each value of the features of events and users."""
+    event and each value of the features of events."""
 
-    def __init__(self, store: Store, events: list[Vocabulary], users: list[Vocabulary], of_users: pl.DataFrame) -> None:
-        """`of_users` has a row for each user of the store."""
+    def __init__(self, store: Store, events: list[Vocabulary]) -> None:
         self._store, self._events = store, events
-        self._codes_UF = codes_of(users, of_users.to_dict(), store.n_users) if users else None
         # For text, the store has places in the list of the column's distinct values.
         self._of_text = {e.column: e.codes(store.feature_texts(e.column)) for e in events if e.kind != "numbers"}
         self._sizes = [len(store.event_types)] * (store.events_N is not None) + [each.size for each in events]
@@ -247,25 +241,22 @@ class EventCodes:
         for each in self._events:
             stored_N = store.features[each.column][rows_N]
             codes.append(each.buckets(stored_N) if each.kind == "numbers" else self._of_text[each.column][stored_N])
-        if self._codes_UF is not None:
-            codes.append(self._codes_UF[np.searchsorted(store.offsets_U1, rows_N, side="right") - 1])
         return one_table(codes, self._sizes)
 
 
 class Learned(NamedTuple):
     """The features of a data set, as a network reads them."""
 
-    vocabularies: list[Vocabulary]  # of events, users and items
+    vocabularies: list[Vocabulary]  # of events and items
     event_codes: EventCodes | None
     item_vectors: tuple[pl.Series, np.ndarray] | None  # raw ids, those of the catalogue first, and their vectors
     identity: list[Any]  # what distinguishes them from other features: options, and hashes of files
 
 
 class Chosen(NamedTuple):
-    """The options event_features, user_features and item_features; None if an option is not set."""
+    """The options event_features and item_features; None if an option is not set."""
 
     event: Features | None
-    user: Features | None
     item: Features | None
 
     def columns_of_log(self) -> dict[str, bool]:
@@ -275,28 +266,24 @@ class Chosen(NamedTuple):
         chosen = [kind for each in self if each is not None and each.path is None for kind in each.kinds.items()]
         found = {column: kind == "numbers" for column, kind in chosen}
         if any(found[column] != (kind == "numbers") for column, kind in chosen):
-            raise UserError("data: event_features, user_features, item_features must agree whether a column is numbers")
-        if self.event is not None and self.user is not None and self.event.kinds.keys() & self.user.kinds.keys():
-            raise UserError("data: event_features and user_features have a column of the same name")
+            raise UserError("data: event_features and item_features must agree whether a column is numbers")
         return found
 
     def learn(self, split: Split) -> Learned:
         """Learn the vocabularies from the split's training part, and encode its interactions and items with them."""
         store, raw_items = split.store, split.store.item_table["raw_id"].gather(split.catalogue_V)
-        of_users, of_items = pl.DataFrame(), pl.DataFrame()
-        events, users, items = list[Vocabulary](), list[Vocabulary](), list[Vocabulary]()
+        of_items, events, items = pl.DataFrame(), list[Vocabulary](), list[Vocabulary]()
         if self.event is not None:
             events = self.event.learned("event", {name: _trained_values(split, name) for name in self.event.kinds})
-        if self.user is not None:
-            of_users = self.user.by_id(split, "user", store.raw_user_ids).head(store.n_users)
-            users = self.user.learned("user", of_users.filter(pl.Series(split.train_U > 0)).to_dict())
         if self.item is not None:
-            of_items = self.item.by_id(split, "item", raw_items)
+            of_items = self.item.of_items(split, raw_items)
             items = self.item.learned("item", of_items.head(len(raw_items)).to_dict())
-        codes = EventCodes(store, events, users, of_users) if events or users else None
+        codes = EventCodes(store, events) if events else None
         vectors = (of_items[ID], item_vectors(items, of_items)) if items else None
-        identity = [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in self]
-        return Learned([*events, *users, *items], codes, vectors, identity)
+        # A None between the two keeps the hash of data without features, which runs and committed points have.
+        chosen = (self.event, None, self.item)
+        identity = [each and [repr(replace(each, path=None)), each.path and file_hash(each.path)] for each in chosen]
+        return Learned([*events, *items], codes, vectors, identity)
 
 
 def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndarray:
@@ -310,16 +297,10 @@ def item_vectors(vocabularies: list[Vocabulary], frame: pl.DataFrame) -> np.ndar
 def vectors_of_file(path: Path, about: Mapping[str, Any], raw_ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
     """Ids and vectors of another file's items, first `raw_ids`, then new ones; `about` describes a trained network."""
     vocabularies = [each for each in vocabularies_of(about) if each.of == "item"]
-    frame = _completed(read_again(path, vocabularies, "item_vectors"), raw_ids, f"item_vectors {path}", "item")
-    return frame[ID], item_vectors(vocabularies, frame)
-
-
-def read_again(path: Path, vocabularies: list[Vocabulary], option: str) -> pl.DataFrame:
-    """Read from another file `ID`, its column of ids in training, and the columns that a trained network reads."""
-    if not vocabularies:
-        raise UserError(f"{option} {path}: the network was trained without such features")
     columns: Any = {kind: [each.column for each in vocabularies if each.kind == kind] for kind in get_args(Kind)}
-    return Features(path=path, id_column=vocabularies[0].id_column, **columns).read(option, again=True)
+    trained = Features(path=path, id_column=vocabularies[0].id_column, **columns)
+    frame = _completed(trained.read("item_vectors", again=True), raw_ids, f"item_vectors {path}")
+    return frame[ID], item_vectors(vocabularies, frame)
 
 
 def _trained_values(split: Split, column: str) -> pl.Series:
@@ -331,9 +312,9 @@ def _trained_values(split: Split, column: str) -> pl.Series:
     return split.store.feature_texts(column).gather(np.unique(texts))
 
 
-def _completed(frame: pl.DataFrame, raw_ids: pl.Series, given: str, of: str) -> pl.DataFrame:
+def _completed(frame: pl.DataFrame, raw_ids: pl.Series, given: str) -> pl.DataFrame:
     """A row for each of `raw_ids` (nulls if the frame has no such id), then the other rows of the frame."""
     if not frame[ID].is_in(raw_ids.implode()).any():
-        raise UserError(f"{given} has none of the {len(raw_ids):,} {of}s' ids")
+        raise UserError(f"{given} has none of the {len(raw_ids):,} items' ids")
     mine = pl.DataFrame({ID: raw_ids}).join(frame, on=ID, how="left", maintain_order="left")
     return pl.concat([mine, frame.filter(~pl.col(ID).is_in(raw_ids.implode()))], how="vertical_relaxed")

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 
 from lrec.common.files import temporary
-from lrec.data.features import ID
 from lrec.data.formats.parsing import Table
 from lrec.data.formats.readers import Columns, Format, format_of, id_of, ids_of, read_table, to_interactions
 from lrec.data.formats.times import in_seconds
@@ -45,13 +44,6 @@ class Histories(NamedTuple):
             lengths_B = self.lengths_B[start : start + size]
             rows = self.rows.slice(int(starts_B[start]), int(lengths_B.sum()))
             yield Histories(self.users[start : start + size], lengths_B, rows)
-
-    def of_users(self, frame: pl.DataFrame) -> "Histories":
-        """The same histories with the features of `frame`, which has a row for each user `ID`."""
-        ids = pl.DataFrame({ID: ids_of(self.users)})
-        mine = ids.join(frame, on=ID, how="left", maintain_order="left")
-        of_rows = mine.drop(ID)[np.repeat(np.arange(len(mine)), self.lengths_B)]
-        return self._replace(rows=self.rows.with_columns(of_rows.rename(lambda name: f"{FEATURE}{name}")))
 
 
 def histories_of(

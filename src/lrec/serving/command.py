@@ -13,8 +13,7 @@ import torch
 
 from lrec.common.files import check_writable, replacing, temporary
 from lrec.common.text_tables import counted
-from lrec.data.features import ID, read_again
-from lrec.data.formats.readers import Columns, Format, ids_of, read_titles
+from lrec.data.formats.readers import Columns, Format, read_titles
 from lrec.data.histories import Histories, histories_in
 from lrec.data.store.long_work import Progress
 from lrec.errors import UserError, check_range
@@ -44,7 +43,6 @@ def recommend(
     fallback: bool = True,
     now: str | None = None,
     item_vectors: Path | None = None,
-    user_features: Path | None = None,
     trust: bool = False,
 ) -> None:
     """Write the items that most likely come next for each user of a file; the users may be new to the network.
@@ -75,15 +73,13 @@ def recommend(
             column of lists named times.
         item_vectors: File with the vectors, or the features, of the items that the network was trained with
             (model.item_vectors, data.item_features) and of newer items, which may then be recommended.
-        user_features: File with the features of users (data.user_features), with columns as in training, if the
-            features are not columns of the histories.
         trust: Import classes that the checkpoint names and that are not lrec's own.
     """
     check_range("--k", k, at_least=1)
     if out is not None:
         if out.suffix not in WRITERS:
             raise UserError(f"--out {out}: its name must end in {', '.join(WRITERS)}")
-        read = {"histories": histories, "titles": titles, "user_features": user_features, "item_vectors": item_vectors}
+        read = {"histories": histories, "titles": titles, "item_vectors": item_vectors}
         if lost := [name for name, path in read.items() if path is not None and path.resolve() == out.resolve()]:
             raise UserError(f"--out {out} is the file of --{lost[0]}: it would be lost")
         check_writable(out, "--out")
@@ -96,17 +92,13 @@ def recommend(
         raise UserError(f"--titles {titles} names no item of the model: see --title_item_column")
     given = {"user": user_column, "item": item_column, "time": time_column, "event": event_column}
     blocks = _blocks_of(model, histories, format, given)
-    with_features = None
-    if user_features is not None:
-        of_users = read_again(user_features, [each for each in model.features if each.of == "user"], "user_features")
-        blocks, with_features = (block.of_users(of_users) for block in blocks), of_users[ID].implode()
     if out is None:
         blocks = (next(block.blocks(SHOWN)) for block in islice(blocks, 1))
     lists = (model.recommend(block, k, exclude_seen, fallback=fallback, now=now) for block in blocks)
     if names is not None:
         title = pl.element().replace_strict(names["item"], names["title"], default=None)
         lists = (rows.with_columns(titles=pl.col("items").list.eval(title)) for rows in lists)
-    shown, counts = _write(lists, out, with_features)
+    shown, counts = _write(lists, out)
     if shown is None:
         raise UserError(f"{histories} holds no history")
     _say(shown, counts, out)
@@ -126,11 +118,8 @@ def _blocks_of(model: Model, histories: Path, format: Format | None, given: dict
     return histories_in(histories, format, columns, _columns(given, USUAL), *rules, *reads)
 
 
-def _write(
-    lists: Iterable[pl.DataFrame], out: Path | None, with_features: pl.Series | None
-) -> tuple[pl.DataFrame | None, Counter[str]]:
-    """Write the lists after all are computed; returns the first lists, and counts of users, of skipped items, and of
-    users who are not `with_features`, if that is given."""
+def _write(lists: Iterable[pl.DataFrame], out: Path | None) -> tuple[pl.DataFrame | None, Counter[str]]:
+    """Write the lists after all are computed; returns the first lists, and counts of users and of skipped items."""
     shown, counts, progress = None, Counter[str](), Progress()
     progress.stage("recommend")
     with temporary(Path(tempfile.gettempdir()) / "lrec-recommend") as folder:
@@ -140,8 +129,6 @@ def _write(
             shown = rows.head(SHOWN) if shown is None else shown
             found = rows.select("skipped", "fallback", empty=pl.col("items").list.len() == 0).sum()
             counts.update(found.row(0, named=True), users=len(rows))
-            if with_features is not None:
-                counts["without_features"] += len(rows) - int(ids_of(rows["user"]).is_in(with_features).sum())
             progress.add(len(rows))
         progress.finish()
         if out is not None and shown is not None:
@@ -160,8 +147,6 @@ def _say(shown: pl.DataFrame, counts: Counter[str], out: Path | None) -> None:
     print(f"{done}; {counted(counts['skipped'], 'unknown item')} of the histories skipped")
     if counts["fallback"]:
         print(f"popular items for {counted(counts['fallback'], 'user')}: the model knows no item of the history")
-    if counts["without_features"]:
-        print(f"no features for {counted(counts['without_features'], 'user')}: --user_features has no row with the id")
     if counts["empty"]:
         whose = counted(counts["empty"], "user")
         print(f"nothing for {whose}: the model knows no item of the history, or nothing unseen is left")

@@ -210,7 +210,7 @@ class Model:
 
     @cached_property
     def features(self) -> list[Vocabulary]:
-        """The columns of events and of users that the network reads, with their vocabularies."""
+        """The columns of events that the network reads, with their vocabularies."""
         return [each for each in vocabularies_of(self.about) if each.of != "item"]
 
     def event_codes(self, block: Histories) -> np.ndarray:
@@ -218,10 +218,6 @@ class Model:
         if not self.features:
             return self._types(block.rows)
         values = {each.name.removeprefix(FEATURE): each for each in block.rows if each.name.startswith(FEATURE)}
-        first_N = np.repeat(block.starts_B, block.lengths_B)
-        of_users = {each.column for each in self.features if each.of == "user"}
-        # A user has the first value of the history, as in training.
-        values |= {name: values[name].gather(first_N) for name in of_users & values.keys()}
         codes = codes_of(self.features, values, len(block.rows))
         if not self.reads_types:
             return codes

@@ -155,7 +155,7 @@ def _base(folder: Path, trust: bool) -> Base:
         if data.store.times_N is None:
             raise UserError(f"{data.store.path} has no times, so an update cannot tell which rows are new")
         if data.learned.event_codes is not None:
-            raise UserError(f"{run.folder} reads features of events or users, as no update can: train it on all rows")
+            raise UserError(f"{run.folder} reads features of events, as no update can: train it on all rows")
         ends_U = data.store.offsets_U1[:-1] + data.cuts.train_U
         trained_until = int(data.store.times_N[ends_U[data.cuts.train_U > 0] - 1].max())
         store = data.open_store()  # with the rows of all domains

@@ -33,6 +33,7 @@ def test_a_study_has_the_held_out_runs_that_were_predicted(name: str) -> None:
         # Some were trained before data.validation_users existed, when all users validated.
         predicted[run]["data"]["init_args"].setdefault("validation_users", "all")
         predicted[run]["model"]["optimizer"].setdefault("muon", None)  # or before Muon
+        assert predicted[run]["data"]["init_args"].pop("user_features", None) is None  # once an option
         assert changed_options(RunConfig(predicted[run]), config) == ""
 
 

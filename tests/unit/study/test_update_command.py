@@ -115,10 +115,9 @@ def test_validation_has_sets_if_that_of_the_run_has(by: Any, validated: str, tmp
     assert (split.targets, split.test_targets or split.targets) == (validated, "all")
 
 
-def test_features_of_users_in_a_file_are_refused(tmp_path: Path) -> None:
-    pl.DataFrame({"user": ["u1"], "age": ["old"]}).write_csv(tmp_path / "users.csv")
-    run, _ = run_of(tmp_path, user_features={"path": str(tmp_path / "users.csv"), "categories": ["age"]})
-    with pytest.raises(UserError, match="reads features of events or users"):
+def test_features_of_events_are_refused(tmp_path: Path) -> None:
+    run, _ = run_of(tmp_path, event_features={"categories": ["item"]})
+    with pytest.raises(UserError, match="reads features of events"):
         update._base(run, False)
 
 
