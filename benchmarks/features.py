@@ -13,6 +13,11 @@ time of the first event: on MovieLens-1M, decks, news clicks and tennis, this is
 player has a second feature, men's or women's tour. A feature of a user is a feature of events that is the same in all
 events of the user. The row of MovieLens-100K is older: ranges of ages then had equally many users, not events.
 
+Beside a network with no features, features of users changed the test loss by -0.008 [-0.031, +0.015] on MovieLens-1M,
++0.056 [+0.045, +0.067] on decks, +0.080 [-0.017, +0.173] on news clicks and -0.131 [-0.188, -0.077] on tennis, in three
+seeds and five epochs. These four were measured with lrec's former option for features of users, which entered the
+network in the same way.
+
 The split is leave-one-out, but by time for tennis (20,000 of the test targets, sampled softmax). The same network (one
 layer of width 32, histories of 50) is trained with no features and with each kind: same seeds, same epochs, no choice
 of an epoch. Differences from the network with neither are paired over test targets; 90 % intervals draw targets and
