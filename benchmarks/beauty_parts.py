@@ -41,7 +41,12 @@ TITLES = {
     "window": "these vectors, and a window of targets (`NextItems`)",
     "average": "these vectors, and averaged weights",
     "average-only": "averaged weights, without vectors",
+    "scaled": "rates by group and Muon, as `fit` has by default, rate 0.001",
+    "scaled-2": "the same, rate 0.002",
+    "scaled-half": "the same, rate 0.0005",
+    "scaled-quarter": "the same, rate 0.00025",
 }
+SCALED = {"scaled": 0.001, "scaled-2": 0.002, "scaled-half": 0.0005, "scaled-quarter": 0.00025}
 ELSE = """
 Muon for the matrices of the blocks (`--model.optimizer.muon 10`, with vectors and averaged weights, seed 1) is worse:
 we stopped it after 28 epochs, with a validation NDCG@10 of 0.0669. Without Muon, the 28th epoch has 0.0740.
@@ -55,6 +60,9 @@ def options_of(part: str, vectors: Path) -> dict[str, str]:
     if part in ("position", "hstu"):
         blocks = {"position_bias": "true"} | (HSTU if part == "hstu" else {})
         return {f"model.architecture.{option}": value for option, value in blocks.items()}
+    if part in SCALED:
+        rates = {"model.optimizer.lr": str(SCALED[part]), "model.optimizer.muon": "2.0"}
+        return {"model.parametrisation": "scaled"} | rates
     options = {}
     if part != "average-only":
         options = {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
