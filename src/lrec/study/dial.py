@@ -21,7 +21,7 @@ from lrec.study.budget import BESIDE_STEPS, flops_of_target, step_seconds, train
 from lrec.study.grid import PlannedRun, epochs_alone, planned_runs
 from lrec.study.options import EPOCHS, PLAN, STEP, Study, ladder_n_body
 from lrec.study.placement import placement
-from lrec.study.tuning import DROPOUTS, HALVED, LARGEST, LEAST_N_BODY, LR, RATED, WALKED, all_walks, shares_of_trials
+from lrec.study.tuning import DROPOUTS, HALVED, LEAST_N_BODY, LR, RATED, WALKED, all_walks, shares_of_trials
 
 if TYPE_CHECKING:
     from lrec.data.datamodule import SequenceDataModule
@@ -192,7 +192,7 @@ def _plan(targets: int, study: Study, example: PlannedRun, data: "SequenceDataMo
         target_s, step_s = seconds_of(size, example, data)
         return share * trained * ((1 + tests) * target_s + step_s / step) + RUN_S
 
-    shares_of_walks, number = shares_of_trials(trained, first), dict.fromkeys(sizes, RATED) | {sizes[-1]: LARGEST}
+    shares_of_walks, number = shares_of_trials(trained, first), dict.fromkeys(sizes, RATED)
     number |= {sizes[0]: WALKED, sizes[-2]: HALVED} if tunes_step else {}
     walks = all_walks(sizes[0], sizes[FITTED // 2], sizes[-3], sizes[-2:], shares_of_walks)
     tried = first / 2 if tunes_step else first  # the trials may find that shorter steps, which take longer, are better

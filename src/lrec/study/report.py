@@ -211,6 +211,8 @@ def _tuning(runs: list[PlannedRun], tuned: Tuned) -> tuple[list[str], list[str]]
     if not min(tried) <= step <= max(tried):
         had = f"trials had {min(tried):,} to {max(tried):,} targets per step, not {step:,}"
         cost += f" This cost is extrapolated: {had}."
+    for size, end in tuned.at_an_end.items():
+        cost += f" The best rate tried for {size} is the {end} one, so a rate beyond it may be better."
     if tuned.left_out:
         cost += f" The hours left no time for trials of {', '.join(tuned.left_out)}."
     missed = [run for run in whole if tuned.cost(run) > MISTUNED and tuned.is_off(run)]

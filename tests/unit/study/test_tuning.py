@@ -171,6 +171,29 @@ def test_a_run_at_another_rate_than_the_trials_call_for_is_expected_to_lose(step
     assert (extrapolated in report) == (step == 16)
 
 
+@pytest.mark.parametrize(("left_out", "end"), [(RATE / 2, "lowest"), (2 * RATE, "highest"), (None, None)])
+def test_the_report_says_whether_a_size_s_best_rate_is_at_an_end_of_those_tried(
+    left_out: float | None, end: str | None, tmp_path: Path
+) -> None:
+    sizes = {size: ladder_n_body(size) for size in ("3k", "12k", "49k")}
+    # On less data, the best rate of 49k is at an end too, but the trials on the most data decide.
+    trials = [
+        trial
+        for trial in trials_about(RATE, sizes)
+        if trial.size != "12k" or trial.setting.lr != left_out
+        if trial.size != "49k" or trial.targets == 400_000 or trial.setting.lr != 2 * RATE
+    ]
+    tuned = Tuned({LR: [RATE, 0.0, 0.0]}, {}, 1_600_000, True, trials)
+    assert tuned.at_an_end == ({"12k": end} if end else {})
+    run = planned("3k", RATE)
+    (tmp_path / "runs" / run.name).mkdir(parents=True)
+    point = {"size": "3k", "best": True, "status": "finished", "val_loss": 5.0, "test_loss": 5.0}
+    Run(tmp_path / "runs" / run.name).write_points([Point(**point, N_body=3072, flops=1, D=1, U=1)])
+    report = write_report(Study(out=tmp_path, sizes=[*sizes], holdout=0, law=None), [run], [], {}, tuned)
+    assert ("The best rate tried for" in report) == (end is not None)
+    assert end is None or f"The best rate tried for 12k is the {end} one, so a rate beyond it may be better." in report
+
+
 def test_trials_of_large_sizes_are_left_out_if_the_hours_leave_no_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
