@@ -4,12 +4,14 @@
 
 The modern block and HSTU's block (both 98k, histories of 200) read, in addition to the items: nothing, a bias by
 position, this bias and the gaps between past events, or this bias and the gaps up to the next event, whose time must
-then be known. "deep" has HSTU's block four times (4x64), Muon for its matrices, and a dropout of 0.2 in the last block.
-All runs use configs/recipes/ml-1m-hstu.yaml: 24 epochs in steps of 1,024 targets. The split is
-leave-one-out; all items that the user has not seen are ranked; the checkpoint has the best validation NDCG@10. With
---repository, runs also follow the HSTU repository: all items but a user's last one are for training, and only the seen
-items among the last 200 are not ranked. Figures are means over the seeds; 95 % intervals are over users, paired.
-Outcomes of runs are kept in benchmarks/block_and_time, and not measured again.
+then be known. "deep" has HSTU's block four times (4x64), Muon for its matrices, and a dropout of 0.2 in the last block;
+"deep_adamw" is the same without Muon. "scaled" is the modern block with rates by group and Muon, as `lrec fit` has by
+default, at the rate in its name. All other runs have the rate 0.002 for all parameters. All runs use
+configs/recipes/ml-1m-hstu.yaml: 24 epochs in steps of 1,024 targets. The split is leave-one-out; all items that the
+user has not seen are ranked; the checkpoint has the best validation NDCG@10. With --repository, runs also follow the
+HSTU repository: all items but a user's last one are for training, and only the seen items among the last 200 are not
+ranked. Figures are means over the seeds; 95 % intervals are over users, paired. Outcomes of runs are kept in
+benchmarks/block_and_time, and not measured again.
 """
 
 import argparse
@@ -31,13 +33,15 @@ from lrec.tasks.trained_runs import Data
 HERE = Path(__file__).parent
 OUTCOMES = HERE / "block_and_time"
 RECIPE = "configs/recipes/ml-1m-hstu.yaml"
-BLOCKS = {
-    "modern": {"attention": "softmax", "mlp": "swiglu", "norm": "rms", "positions": "rotary", "qk_norm": "true"},
-    "hstu": {"attention": "hstu", "mlp": "none"},
-    "deep": {"attention": "hstu", "mlp": "none"},
+RATES = {"scaled_0.001": 0.001, "scaled_0.002": 0.002, "scaled_0.004": 0.004}
+MODERN = {"attention": "softmax", "mlp": "swiglu", "norm": "rms", "positions": "rotary", "qk_norm": "true"}
+HSTU = {"attention": "hstu", "mlp": "none"}
+BLOCKS = {"modern": MODERN, "hstu": HSTU, "deep": HSTU, "deep_adamw": HSTU} | dict.fromkeys(RATES, MODERN)
+DEEP = {"model.size": "4x64"} | dict.fromkeys(("model.dropout.attention.last", "model.dropout.residual.last"), "0.2")
+OPTIONS = {"deep": DEEP | {"model.optimizer.muon": "5"}, "deep_adamw": DEEP} | {
+    block: {"model.parametrisation": "scaled", "model.optimizer.muon": "2", "model.optimizer.lr": str(rate)}
+    for block, rate in RATES.items()
 }
-DEEP = {"model.size": "4x64", "model.optimizer.muon": "5"}
-DEEP |= dict.fromkeys(("model.dropout.attention.last", "model.dropout.residual.last"), "0.2")
 INPUTS = {
     "nothing": {"position_bias": "false", "time": "none"},
     "position": {"position_bias": "true", "time": "none"},
@@ -83,9 +87,9 @@ def main() -> None:
     protocols = ["leave-one-out", *(["repository"] if options.repository else [])]
     with ThreadPoolExecutor(options.jobs) as pool:
         for protocol in protocols:
-            names = [f"{protocol}-{block}-{inputs}" for inputs in INPUTS for block in BLOCKS if block != "deep"]
-            deep = ("leave-one-out-deep-past", "leave-one-out-deep-request")
-            names += deep if protocol == "leave-one-out" else ()
+            names = [f"{protocol}-{block}-{inputs}" for inputs in INPUTS for block in ("modern", "hstu")]
+            if protocol == "leave-one-out":
+                names += [f"{protocol}-{block}-past" for block in OPTIONS] + [f"{protocol}-deep-request"]
             runs = [(name, seed) for seed in options.seeds for name in names]
             list(pool.map(lambda run: keep(run[0], run[1], options.data, options.runs), runs))
     found = {protocol: kept(protocol) for protocol in PUBLISHED}
@@ -100,7 +104,7 @@ def keep(name: str, seed: int, data: Path, runs: Path) -> None:
     protocol, block, inputs = name.rsplit("-", 2)
     options = {"config": RECIPE, "data.path": str(data)}
     options |= {f"model.architecture.{option}": value for option, value in (BLOCKS[block] | INPUTS[inputs]).items()}
-    options |= DEEP if block == "deep" else {}
+    options |= OPTIONS.get(block, {})
     if protocol == "repository":
         options |= {"data.split": "all_but_last.AllButLast"}
     folder = runs / f"{name}-seed{seed}"
