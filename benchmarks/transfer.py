@@ -91,8 +91,7 @@ REGRET = """
 A regret is a validation loss at a rate that was not tuned for the network, minus (a) the best loss of the network's own
 sweep, or (b) the best loss of the standard parametrisation, with AdamW alone, with the same shape and data. The rate is
 the best one for the two narrowest networks of a data set together, in the smallest share, with two blocks, in steps of
-512 targets. For a step of n targets, it is multiplied by sqrt(n / 512). Values with ≥ are lower bounds, because the
-best rate tried is at the end of its range; they count as they stand in the means. Empty cells were not measured.
+512 targets. For a step of n targets, it is multiplied by sqrt(n / 512). Empty cells were not measured.
 """
 AFTER_REGRET = """
 Wanted: (a) a mean of at most 0.005 and a worst of at most 0.02; (b) a mean of at most -0.05 and a worst of at most
