@@ -271,6 +271,23 @@ def test_training_does_not_count_from_zero_again_in_a_subclass(
         )
 
 
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (partial(Optimizer, decay="const"), r"optimizer\.decay const: choose cosine, linear, constant, wsd"),
+        (partial(Switch, decay="flat"), r"optimizer\.switch\.decay flat: choose"),
+        (partial(SequentialRecommender, parametrisation="standart"), r"model\.parametrisation standart: choose scaled"),
+        (partial(SequentialRecommender, item_vectors_use="init"), r"model\.item_vectors_use init: choose initial"),
+        (partial(InteractionsDataModule, "log.csv", cold_targets="drop"), r"data\.cold_targets drop: choose missed"),
+        (partial(InteractionsDataModule, "log.csv", repeats="none"), r"data\.repeats none: choose True, False, not_in"),
+        (partial(InteractionsDataModule, "log.csv", validation_users="al"), r"data\.validation_users al: choose auto"),
+    ],
+)
+def test_a_misspelt_choice_is_refused_in_python_too(made: Callable[[], object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        made()
+
+
 class Stops(Callback):
     """Fails at the start of a micro-batch."""
 

@@ -58,6 +58,10 @@ REFUSED = {
         ["fit", "--ckpt_path=last", "--model.optimizer.lr=0.001", "--trainer.max_epochs=9"],
         "--model.optimizer.lr 0.008, not 0.001",
     ),
+    "fit on with another update of the item table": (
+        ["fit", "--ckpt_path=last", "--model.optimizer.touched_rows=true", "--trainer.max_epochs=9"],
+        "--model.optimizer.touched_rows false, not true",
+    ),
     "fit on with another decay of moments": (
         ["fit", "--ckpt_path=last", "--model.optimizer.betas=[0.9, 0.99]", "--trainer.max_epochs=9"],
         "--model.optimizer.betas [0.9, 0.98], not [0.9, 0.99]",

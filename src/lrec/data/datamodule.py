@@ -25,7 +25,9 @@ from lrec.data.store.made_once import Arrays, arrays_of, made_if_large, shared_f
 from lrec.data.store.ordering import Repeats
 from lrec.data.store.prepare import RawInteractions, prepare_store, store_path
 from lrec.data.store.store import TIME_UNITS, Store, seconds_in
-from lrec.errors import UserError, check_kinds, check_range
+from lrec.errors import UserError, check_choices, check_kinds, check_range
+
+ColdTargets = Literal["missed", "dropped", "apart"]
 
 
 class SequenceDataModule(LightningDataModule, ABC):
@@ -72,7 +74,7 @@ class SequenceDataModule(LightningDataModule, ABC):
         memory_gib: float | None = None,
         validation_users: int | Literal["auto", "all"] = "auto",
         test_users: int | Literal["auto", "all"] = "auto",
-        cold_targets: Literal["missed", "dropped", "apart"] = "missed",
+        cold_targets: ColdTargets = "missed",
         repeats: Repeats = True,
         recent_popularity: float | str = 0.1,
         store: Path | None = None,
@@ -93,7 +95,7 @@ class SequenceDataModule(LightningDataModule, ABC):
             only_domain: Train and evaluate only on the items of this domain; null for all domains. The cuts between
                 training, validation and test are those of all domains together.
             num_workers: Worker processes that assemble batches; 0 for none.
-            seed: Seed of the order of training.
+            seed: Seed of the order of training, of dropout and of negatives.
             memory_gib: Memory for the rows while a store is prepared, in GiB; null for half of what is available.
             validation_users: Number of users for validation (a fixed sample), or all. With auto, `validate` works like
                 test_users. In `fit`, an evaluation then costs at most a tenth of the training since the previous
@@ -117,6 +119,10 @@ class SequenceDataModule(LightningDataModule, ABC):
         self._features = Chosen(event_features, item_features)
         self.feature_columns = self._features.columns_of_log()
         check_kinds(("data.split", split, SplitRule), ("data.reduction", reduction, Reduction))
+        check_choices(
+            ("data.cold_targets", cold_targets, ColdTargets),
+            ("data.repeats", repeats, Literal[True, False, "not_in_a_row"]),
+        )
         check_range("max_len", max_len, at_least=1)
         check_range(f"targets_per_step, with max_len {max_len},", targets_per_step, at_least=2 * max_len)
         for name, value in (("k_core", k_core), ("num_workers", num_workers), ("seed", seed)):
@@ -125,6 +131,8 @@ class SequenceDataModule(LightningDataModule, ABC):
         for name, users in (("validation_users", validation_users), ("test_users", test_users)):
             if isinstance(users, int):
                 check_range(name, users, at_least=1)
+            else:
+                check_choices((f"data.{name}", users, Literal["auto", "all"]))
         if not isinstance(recent_popularity, str):
             check_range("recent_popularity", recent_popularity, above=0, at_most=1)
         elif not seconds_in(recent_popularity):

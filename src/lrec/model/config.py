@@ -1,9 +1,9 @@
 """The shape of a network as plain values: everything about a network except its weights."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from lrec.errors import UserError, check_range
+from lrec.errors import UserError, check_choices, check_range
 
 _ARCHITECTURE = "architecture."
 
@@ -101,8 +101,7 @@ class Architecture:
             raise UserError("architecture.qk_norm does not work with architecture.attention hstu: set it to false")
         if self.attention != "hstu" and self.hstu_head_width is not None:
             raise UserError(f"architecture.hstu_head_width needs architecture.attention hstu, not {self.attention}")
-        if self.time not in get_args(Time):
-            raise UserError(f"architecture.time {self.time}: choose {', '.join(get_args(Time))}")
+        check_choices(("architecture.time", self.time, Time))
 
     @property
     def time_bias(self) -> bool:

@@ -35,7 +35,7 @@ _OF_RUNS = _OF_DATA | {
     "checkpoint.monitor": "metric that chooses the best checkpoint, such as val/NDCG@10",
     "early_stopping.patience": "the run ends after this number of evaluations without an improvement",
     "ckpt_path": "checkpoint to continue from or to evaluate: a path, best or last",
-    "seed_everything": "seed of the network's initial weights, dropout and negatives",
+    "seed_everything": "seed of the network's initial weights; data.seed: order of the data, dropout, negatives",
 }
 USED_MOST = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), _OF_RUNS),

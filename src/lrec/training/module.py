@@ -22,7 +22,7 @@ from lrec.checkpoint.trained import NETWORK, refuse_other_network
 from lrec.common import cpu_threads
 from lrec.data.batching.eval_batches import EvalBatch
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.errors import UserError, check_kinds, check_range
+from lrec.errors import UserError, check_choices, check_kinds, check_range
 from lrec.evaluation.evaluator import Evaluator, at_targets, scores_of
 from lrec.evaluation.metrics import BY_USER, Metric, best_is, with_own
 from lrec.model import cost, parallelize
@@ -113,6 +113,10 @@ class SequentialRecommender(StoredModel):
             ("model.dropout", dropout, Dropout),
             ("model.architecture", architecture, Architecture),
             ("model.loss", loss, Loss),
+        )
+        check_choices(
+            ("model.parametrisation", parametrisation, Parametrisation),
+            ("model.item_vectors_use", item_vectors_use, Use),
         )
         self.size, self.shape = chosen_size(size, layers, width, heads)
         check_parts(architecture)

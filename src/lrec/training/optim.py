@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.sgd import sgd
 
 from lrec.common.text_tables import counted
-from lrec.errors import UserError, check_range
+from lrec.errors import UserError, check_choices, check_range
 from lrec.model.sharded_table import TouchedRows
 from lrec.model.transformer import Transformer, is_for_muon
 from lrec.training.muon import muon_matrices
@@ -55,6 +55,7 @@ class Switch:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
+        check_choices(("optimizer.switch.decay", self.decay, Decay))
         check_range("optimizer.switch.at", self.at, at_least=1)
         check_range("optimizer.switch.patience", self.patience, at_least=1)
         check_range("optimizer.switch.lr", self.lr, above=0)
@@ -137,6 +138,7 @@ class Optimizer(OptimizerConfig):
     muon: float | None = 2.0
 
     def __post_init__(self) -> None:
+        check_choices(("optimizer.decay", self.decay, Decay))
         check_range("optimizer.lr", self.lr, above=0)
         check_range("optimizer.weight_decay", self.weight_decay, at_least=0)
         for beta in self.betas:

@@ -203,7 +203,7 @@ class StoredModel(LightningModule):
 
 
 # Options of an OptimizerConfig that its state holds; those of its schedule may change.
-_KEPT = ("lr", "weight_decay", "betas", "muon", "switch.lr", "switch.momentum", "switch.weight_decay")
+_KEPT = ("lr", "weight_decay", "betas", "muon", "touched_rows", "switch.lr", "switch.momentum", "switch.weight_decay")
 
 
 def _refuse_other(name: str, stored: dict[str, Any], mine: object, kept: Collection[str] | None = None) -> None:
@@ -214,6 +214,7 @@ def _refuse_other(name: str, stored: dict[str, Any], mine: object, kept: Collect
         return
     before, now = (RunConfig({"class_path": each} if isinstance(each, str) else each).flat for each in both)
     for option in ("class_path", *(sorted(before.keys() & now.keys()) if kept is None else kept)):
-        old, new = (json.dumps(options.get(option)) for options in (before, now))
-        if old != new:
-            raise UserError(f"the checkpoint was trained with --model.{name}.{option} {old}, not {new}: give the same")
+        old, new = (options.get(option) for options in (before, now))
+        if (old or None) != (new or None):  # a checkpoint of before the option existed lacks it
+            values = f"{json.dumps(old)}, not {json.dumps(new)}"
+            raise UserError(f"the checkpoint was trained with --model.{name}.{option} {values}: give the same")
