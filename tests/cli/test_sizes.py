@@ -90,6 +90,8 @@ def test_ten_million_items_fit_64_gpus(
     step = row["step_of_a_rank"]
     # Hidden states of 63 ranks in bfloat16, and their gradients in float32.
     assert step["hidden"] == 63 * targets // 64 * 1200 * (2 + 4)
+    # Muon gathers the steps of the blocks' matrices, in float32, once.
+    assert step["muon"] == pytest.approx(4 * row["parameters"]["body"] * 63 / 64)
     assert step["received"] == sum(step[part] for part in Traffic._fields)
     assert f"{step['flops'] / 1e12:,.2f}" in printed
 

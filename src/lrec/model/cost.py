@@ -148,6 +148,7 @@ class Traffic(NamedTuple):
 
     parameters: int  # parameters of other ranks, gathered for each pass over the blocks
     gradients: int  # gradients of its own share, from the ranks that share parameters and from other copies
+    muon: int  # the other ranks' shares of the steps of the blocks' matrices; 0 with AdamW alone
     embeddings: int  # the other ranks' items, table rows for its own items, and the other ranks' gradients of rows
     hidden: int  # hidden states of the other ranks, and the gradients of its own
     scores: int  # log-sums and targets' scores for every target
@@ -164,7 +165,7 @@ def traffic(
     """Traffic of a step as in `memory.of_step`. Gathers and scatters go in a ring: each rank receives what it lacks."""
     parameter, product = entry_bytes(precision)
     if shards == 1:
-        return Traffic(0, round(2 * (ranks - 1) / ranks * n_total(config) * parameter), 0, 0, 0)
+        return Traffic(0, round(2 * (ranks - 1) / ranks * n_total(config) * parameter), 0, 0, 0, 0)
     rest = n_total(config) - parameters(config).items
     lacking = (shards - 1) / shards
     copies = ranks // shards
@@ -173,6 +174,7 @@ def traffic(
     return Traffic(
         parameters=round(2 * rest * product * lacking) * accumulation,
         gradients=round(reduced),
+        muon=round(n_body(config) * SUM * lacking),
         embeddings=others * (ITEM + config.width * 2 * parameter) * accumulation,
         hidden=others * config.width * (product + SUM) * accumulation,
         scores=others * (TARGET + 2 * 3 * SUM) * accumulation,
