@@ -45,8 +45,15 @@ TITLES = {
     "scaled-2": "the same, rate 0.002",
     "scaled-half": "the same, rate 0.0005",
     "scaled-quarter": "the same, rate 0.00025",
+    "average-scaled": "vectors, averaged weights, rates by group and Muon, rate 0.0005",
 }
-SCALED = {"scaled": 0.001, "scaled-2": 0.002, "scaled-half": 0.0005, "scaled-quarter": 0.00025}
+SCALED = {
+    "scaled": 0.001,
+    "scaled-2": 0.002,
+    "scaled-half": 0.0005,
+    "scaled-quarter": 0.00025,
+    "average-scaled": 0.0005,
+}
 ELSE = """
 Muon for the matrices of the blocks (`--model.optimizer.muon 10`, with vectors and averaged weights, seed 1) is worse:
 we stopped it after 28 epochs, with a validation NDCG@10 of 0.0669. Without Muon, the 28th epoch has 0.0740.
@@ -60,15 +67,15 @@ def options_of(part: str, vectors: Path) -> dict[str, str]:
     if part in ("position", "hstu"):
         blocks = {"position_bias": "true"} | (HSTU if part == "hstu" else {})
         return {f"model.architecture.{option}": value for option, value in blocks.items()}
-    if part in SCALED:
-        rates = {"model.optimizer.lr": str(SCALED[part]), "model.optimizer.muon": "2.0"}
-        return {"model.parametrisation": "scaled"} | rates
     options = {}
-    if part != "average-only":
-        options = {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
+    if part in SCALED:
+        options = {"model.parametrisation": "scaled"}
+        options |= {"model.optimizer.lr": str(SCALED[part]), "model.optimizer.muon": "2.0"}
+    if part in ("vectors", "window", "average", "average-scaled"):
+        options |= {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
     if part == "window":
         options["model.loss"] = "NextItems"
-    if part in ("average", "average-only"):
+    if part.startswith("average"):
         options["trainer.callbacks"] = json.dumps([AVERAGE])
     return options
 
