@@ -3,11 +3,12 @@
     python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz [--parts vectors window average] [--seeds 1 2 3]
 
 All options are those of configs/recipes/beauty-modern.yaml, except those that the table names. Runs with new parts
-train in bf16-mixed. The data have no times. The item vectors are made from the training part only: the first 128
-singular directions of the positive pointwise mutual information of items that are near each other in histories. The
-item table starts with these vectors. Averaged weights are Lightning's `EMAWeightAveraging` with a decay of 0.999. The
-checkpoint has the best validation NDCG@10. Differences are from the recipe with the same seeds; their 95 % intervals
-are over users, paired. Outcomes of runs are kept in benchmarks/beauty_parts, and not measured again.
+train in bf16-mixed. The last part is configs/recipes/beauty-vectors.yaml. The data have no times. The item vectors are
+made from the training part only: the first 128 singular directions of the positive pointwise mutual information of
+items that are near each other in histories. The item table starts with these vectors. Averaged weights are Lightning's
+`EMAWeightAveraging` with a decay of 0.999. The checkpoint has the best validation NDCG@10. Differences are from the
+recipe with the same seeds; their 95 % intervals are over users, paired. Outcomes of runs are kept in
+benchmarks/beauty_parts, and not measured again.
 """
 
 import argparse
@@ -55,8 +56,8 @@ SCALED = {
     "average-scaled": 0.0005,
 }
 ELSE = """
-Muon for the matrices of the blocks (`--model.optimizer.muon 10`, with vectors and averaged weights, seed 1) is worse:
-we stopped it after 28 epochs, with a validation NDCG@10 of 0.0669. Without Muon, the 28th epoch has 0.0740.
+Without rates by group, Muon (`--model.optimizer.muon 10`, with vectors and averaged weights, seed 1) is worse: we
+stopped it after 28 epochs, with a validation NDCG@10 of 0.0669. Without Muon, the 28th epoch has 0.0740.
 A width of 256 with as many directions is worse too: its validation NDCG@10 is at most 0.0701, after 19 epochs. We
 stopped it after 22.
 """
@@ -144,7 +145,8 @@ def page() -> str:
         f"{time.strftime('%Y-%m-%d')}, one core a run; {here()}.",
         "",
         "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz",
-        "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz --parts vectors average --seeds 1 2 3",
+        "    python benchmarks/beauty_parts.py --data s3rec_Beauty.txt.gz --seeds 1 2 3 \\",
+        "        --parts vectors average average-scaled scaled scaled-half",
         "",
         (__doc__ or "").split("\n\n", 2)[2].strip(),
         "",
