@@ -70,7 +70,7 @@ ELSE = """
 With two blocks, Muon brings nothing: with the next event's time (`--model.optimizer.muon 5`, leave-one-out, seed 1),
 the validation NDCG@10 is 0.2327 after 24 epochs, as without Muon (0.2326), and the test has an HR@10 of 0.3608 and an
 NDCG@10 of 0.2218, lower than without Muon (0.3676, 0.2252). In short runs on a tenth of the users, Muon pays
-([muon.md](muon.md)). We have not trained four blocks without Muon.
+([muon.md](muon.md)). With four blocks, Muon brings nothing either: "deep" is not certainly better than "deep_adamw".
 """
 Outcomes = dict[tuple[str, str], list[Outcome]]  # by block and inputs
 
@@ -179,11 +179,13 @@ def differences(ranks: dict[tuple[str, str], np.ndarray]) -> list[str]:
     ]
     pairs += [(f"hstu for modern, {TITLES[inputs]}", ("modern", inputs), ("hstu", inputs)) for inputs in INPUTS]
     pairs += [(f"deep for hstu, {TITLES[each]}", ("hstu", each), ("deep", each)) for each in ("past", "request")]
+    pairs += [("Muon, deep, position and past gaps", ("deep_adamw", "past"), ("deep", "past"))]
+    pairs += [(f"{rate} for modern, position and past gaps", ("modern", "past"), (rate, "past")) for rate in RATES]
     lines = ["| | HR@10 | NDCG@10 |", "|---|---:|---:|"]
     users_U = np.arange(next(iter(ranks.values())).shape[1])
     resamples = UserResamples(users_U, seed=0)
     for title, before, after in pairs:
-        if before in ranks and after in ranks:
+        if before in ranks and after in ranks and len(ranks[before]) == len(ranks[after]):
             changes = [
                 estimate(resamples.mean(new.mean(0) - old.mean(0), users_U)).signed()
                 for new, old in zip(metrics_of(ranks[after]), metrics_of(ranks[before]), strict=True)
