@@ -48,13 +48,7 @@ TITLES = {
     "scaled-quarter": "the same, rate 0.00025",
     "average-scaled": "vectors, averaged weights, rates by group and Muon, rate 0.0005",
 }
-SCALED = {
-    "scaled": 0.001,
-    "scaled-2": 0.002,
-    "scaled-half": 0.0005,
-    "scaled-quarter": 0.00025,
-    "average-scaled": 0.0005,
-}
+SCALED = {"scaled": 0.001, "scaled-2": 0.002, "scaled-half": 0.0005, "scaled-quarter": 0.00025}
 ELSE = """
 Without rates by group, Muon (`--model.optimizer.muon 10`, with vectors and averaged weights, seed 1) is worse: we
 stopped it after 28 epochs, with a validation NDCG@10 of 0.0669. Without Muon, the 28th epoch has 0.0740.
@@ -68,15 +62,17 @@ def options_of(part: str, vectors: Path) -> dict[str, str]:
     if part in ("position", "hstu"):
         blocks = {"position_bias": "true"} | (HSTU if part == "hstu" else {})
         return {f"model.architecture.{option}": value for option, value in blocks.items()}
-    options = {}
     if part in SCALED:
-        options = {"model.parametrisation": "scaled"}
-        options |= {"model.optimizer.lr": str(SCALED[part]), "model.optimizer.muon": "2.0"}
-    if part in ("vectors", "window", "average", "average-scaled"):
-        options |= {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
+        rates = {"model.optimizer.lr": str(SCALED[part]), "model.optimizer.muon": "2.0"}
+        return {"model.parametrisation": "scaled"} | rates
+    if part == "average-scaled":
+        return {"config": "configs/recipes/beauty-vectors.yaml", "model.item_vectors": str(vectors)}
+    options = {}
+    if part != "average-only":
+        options = {"model.item_vectors": str(vectors), "model.item_vectors_use": "initial"}
     if part == "window":
         options["model.loss"] = "NextItems"
-    if part.startswith("average"):
+    if part in ("average", "average-only"):
         options["trainer.callbacks"] = json.dumps([AVERAGE])
     return options
 

@@ -107,7 +107,7 @@ better, but width 16 loses more at this rate than width 32 gains. The worst of (
 
 Not measured: clicks and MovieLens-1M; four times the data; steps of 256 and 1,024; width 352, other depths and other
 steps on decks; the standard parametrisation where cells are empty. The recipe of MovieLens-1M is in
-[block_and_time.md](block_and_time.md): no difference, with Muon at 0.002. Beauty's recipe is in
+[block_and_time.md](block_and_time.md): no certain difference, with Muon and the rate 0.002. Beauty's recipe is in
 [beauty_parts.md](beauty_parts.md): over three seeds, its HR@10 is 0.0018 higher with the default rates and Muon, and
 0.0023 higher with half of the rate. The sweeps in [hours.md](hours.md) say what the rate and the step that a study
 chose lose: 0.003 to 0.047 nats on clicks, Go and MovieLens-1M, with one rate of Muon for all widths.
