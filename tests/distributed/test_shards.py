@@ -15,7 +15,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from host_waits import HostWaits
 from lrec.common import cpu_threads
 from lrec.data.batching.train_batches import TrainBatch
-from lrec.model.config import TransformerConfig
+from lrec.model.config import Architecture, TransformerConfig
 from lrec.model.losses import GBCE, FullSoftmax, Loss, NextItems, SampledSoftmax
 from lrec.model.parallelize import Sharding, build, fill
 from lrec.model.sharded_table import VECTORS, fetch, whole, whole_table
@@ -92,7 +92,7 @@ def train(
             mine = index * world + rank
             batch = joined(parts[cuts[mine] : cuts[mine + 1]])
             torch.manual_seed(100 * step + index)
-            loss_sum = net(batch.items_BL, head_of(loss, batch, config.n_items))
+            loss_sum = net(batch.items_BL, head_of(loss, batch, config.n_items), positions_M=batch.positions_M)
             (loss_sum * world / n_targets).backward()
             total += loss_sum.detach()
         if sharding is not None:
@@ -116,10 +116,10 @@ def joined(parts: list[Batch]) -> Batch:
 
 
 def head_of(loss: Loss, batch: Batch, n_items: int) -> Callable[[Tensor, Any], Tensor]:
-    def head(hidden_BLD: Tensor, table: Any) -> Tensor:
+    def head(hidden_MD: Tensor, table: Any) -> Tensor:
         table = table if loss.in_shards else whole(table)
         targets = batch.targets_M if loss.ahead == 1 else TrainBatch(*batch, 0, 0, 0, 0).next_targets(loss.ahead)
-        return loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, targets, torch.ones(n_items))
+        return loss(hidden_MD, table, targets, torch.ones(n_items))
 
     return head
 
@@ -165,6 +165,21 @@ def test_steps_are_those_of_one_process(
             torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
 
 
+def test_steps_with_additions_to_seen_items(tmp_path: Path) -> None:
+    """The processes' histories have different lengths, and one has no targets."""
+    config = TransformerConfig(11, LENGTH, 1, 8, 2, architecture=Architecture(seen=True))
+
+    def with_losses(sharding: Sharding | None) -> list[dict[str, Any]]:
+        return [train(config, loss, 1, sharding) for loss in LOSSES[:4]]
+
+    alone = with_losses(None)
+    for found in on_processes((2,), tmp_path, with_losses):
+        for several, one in zip(found, alone, strict=True):
+            assert several["losses"] == pytest.approx(one["losses"], rel=1e-5)
+            assert several["norm"] == pytest.approx(one["norm"], rel=1e-4)
+            torch.testing.assert_close(several["table"], one["table"], rtol=1e-4, atol=1e-5)
+
+
 @SLOW
 @pytest.mark.parametrize("own_rows", [True, False], ids=["added", "fixed"])
 @pytest.mark.parametrize("shape", [(2,), (2, 2)], ids=str)
@@ -192,7 +207,7 @@ def test_no_step_asks_a_device_how_many_rows_are_here(tmp_path: Path) -> None:
         for loss in LOSSES[:3]:
             with HostWaits() as waits:
                 batch = batches(config.n_items, 0)[2 * sharding.mesh.get_rank()]
-                net(batch.items_BL, head_of(loss, batch, config.n_items)).backward()
+                net(batch.items_BL, head_of(loss, batch, config.n_items), positions_M=batch.positions_M).backward()
                 torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -75,6 +75,7 @@ def refuse_other_network(
     if data_hash is not None and trained["data_hash"] != data_hash:
         way_out = "give the same; if the log has changed, name the store of its old rows (--data.store)"
         raise UserError(f"{named} was trained on other data, another split or another reduction: {way_out}")
+    trained = {"architecture.seen": False} | trained  # checkpoints of earlier versions do not have it
     for name, value in config.to_dict().items():
         if trained[name] != value:
             raise UserError(f"{named} has {name} {trained[name]}, the config {value}: give the same")

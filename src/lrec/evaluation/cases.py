@@ -17,6 +17,7 @@ from lrec.data.batching.train_batches import padded, with_request
 from lrec.data.splits.rules import Split, Targets, ranges
 from lrec.evaluation.metrics import METRICS, Found, Mean, Metric
 from lrec.evaluation.shared_scoring import share_of, together
+from lrec.model.sharded_table import Table, among
 from lrec.model.transformer import Transformer
 from lrec.ranking.common_order import CommonOrder, Leading, newest_first
 from lrec.ranking.scoring import Scores, score
@@ -178,10 +179,10 @@ def rank_by_net(net: Transformer, cases: Cases, candidates_V: np.ndarray | None 
     for chosen_M, read in share_of(batches(cases, net)):
         targets_M = torch.from_numpy(targets_C[chosen_M]).to(device)
 
-        def head(hidden_MD: Tensor, table_VD: Tensor, targets_M: Tensor = targets_M) -> Scores:
+        def head(hidden_MD: Tensor, table: Table, targets_M: Tensor = targets_M) -> Scores:
             if candidates_V is not None:
-                table_VD = table_VD[torch.from_numpy(candidates_V).to(device)]
-            return score(hidden_MD, table_VD, targets_M, nothing, nothing, LIST_LENGTH)
+                table = among(table, torch.from_numpy(candidates_V).to(device))
+            return score(hidden_MD, table, targets_M, nothing, nothing, LIST_LENGTH)
 
         found = net(head=head, **read)
         loss_C[chosen_M], rank_C[chosen_M] = found.loss_B.cpu(), found.rank_B.cpu()

@@ -83,6 +83,7 @@ class Architecture:
             number for the bucket of the time between two events. request: the same, with the time up to the request; in
             training, the request is the next event, and in serving you must give its time. input: the item gets a
             vector for the bucket of the time since the previous event. none: no times.
+        seen: Add a learned number to the score of each item of the history, by how many events ago the item was last.
         hstu_head_width: Width of a head of hstu; null: lrec computes it, so that a block has about 12 d² parameters.
     """
 
@@ -94,6 +95,7 @@ class Architecture:
     position_bias: bool = False
     time: Time = "none"
     hstu_head_width: int | None = None
+    seen: bool = False
 
     def __post_init__(self) -> None:
         check_range("architecture.hstu_head_width", self.hstu_head_width, at_least=1)

@@ -21,7 +21,7 @@ class Parameters(NamedTuple):
 
     body: int  # the blocks' matrices
     items: int  # the items' own rows
-    positions: int  # other inputs: positions, buckets of time, types of event, the projection of item vectors
+    positions: int  # other tables: positions, buckets of time, types of event, projection of item vectors, seen items
     biases: int  # vectors of the blocks, except those of norms
     norms: int
 
@@ -42,10 +42,11 @@ def parameters(config: TransformerConfig) -> Parameters:
     head_norms = 2 * config.head_width if choice.qk_norm else 0
     positions = config.max_len if choice.positions == "learned" else 0
     times = TIME_BUCKETS if choice.time == "input" else 0
+    ages = config.max_len.bit_length() if choice.seen else 0
     return Parameters(
         body=config.layers * (attention + mlp),
         items=n_head(config) if config.own_rows else 0,
-        positions=(positions + times + config.event_types + (config.vector_width or 0)) * d,
+        positions=(positions + times + ages + config.event_types + (config.vector_width or 0)) * d,
         biases=config.layers * (attention_biases + mlp_biases),
         norms=config.layers * ((2 if into else 1) * norm + head_norms) + norm,
     )
@@ -60,7 +61,7 @@ def _counted(config: TransformerConfig) -> Parameters:
     for name, parameter in _net(config).named_parameters():
         if name == "items.weight":
             group = "items"
-        elif name.startswith(("positions.", "times.", "events.", "items.")):
+        elif name.startswith(("positions.", "times.", "events.", "items.", "seen.")):
             group = "positions"
         elif name.startswith("blocks.") and parameter.ndim >= 2:
             group = "body"

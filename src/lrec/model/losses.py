@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from lrec.errors import UserError, check_range
 from lrec.model.memory import chunk_rows
+from lrec.model.seen_items import Additions
 from lrec.model.sharded_table import Shard, Table, rows_of, shard_of
 
 
@@ -32,12 +33,15 @@ class Loss(ABC):
             gets the whole table, which takes more memory.
         touches_rows: Whether only some rows of the table get a gradient: the rows that the loss gets from
             `sharded_table.rows_of`.
+        adds_to_seen: Whether the loss adds `Shard.added` to the scores of items of the history, as a network with
+            `architecture.seen` needs.
         ahead: How many next items the loss gets as targets of a position. If more than 1, its targets are (M, ahead),
             and -1 where a training window ends before.
     """
 
     in_shards: ClassVar[bool] = False
     touches_rows: ClassVar[bool] = False
+    adds_to_seen: ClassVar[bool] = False
 
     @property
     def ahead(self) -> int:
@@ -58,6 +62,7 @@ class FullSoftmax(Loss):
     together."""
 
     in_shards: ClassVar[bool] = True
+    adds_to_seen: ClassVar[bool] = True
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
         """Sum of -log softmax(hidden @ table.T)[target]."""
@@ -93,15 +98,19 @@ class NextItems(FullSoftmax):
         return len(self.weights)
 
     def __call__(self, hidden_MD: Tensor, table_VD: Table, targets_M: Tensor, counts_V: Tensor) -> Tensor:
-        targets_MK = targets_M.view(len(targets_M), self.ahead)
-        rows_MKD = rows_of(shard_of(table_VD), targets_MK.clamp(min=0).flatten()).unflatten(0, targets_MK.shape)
+        targets_MK, shard = targets_M.view(len(targets_M), self.ahead), shard_of(table_VD)
+        rows_MKD = rows_of(shard, targets_MK.clamp(min=0).flatten()).unflatten(0, targets_MK.shape)
         there_KM = (targets_MK >= 0).T
         weights_MK = torch.stack([weight * there_M for weight, there_M in zip(self.weights, there_KM, strict=True)], 1)
         weights_MK = weights_MK / weights_MK.sum(1, keepdim=True)
         # The log of the sum is the same for all next items: only their scores differ.
         beside_next_MD = (weights_MK[..., None] * (rows_MKD[:, :1] - rows_MKD)).sum(1)
         of_next = full_softmax(hidden_MD, table_VD, targets_MK[:, 0].contiguous())
-        return of_next + (hidden_MD * beside_next_MD).float().sum()
+        loss = of_next + (hidden_MD * beside_next_MD).float().sum()
+        if shard.added is None:
+            return loss
+        added_MK = shard.added.of(targets_MK)
+        return loss + (weights_MK * (added_MK[:, :1] - added_MK)).sum()
 
     def flops_per_target(self, n_items: int, width: int) -> int:
         return 6 * (n_items + self.ahead) * width
@@ -113,6 +122,7 @@ class _Sampled(Loss):
 
     in_shards: ClassVar[bool] = True
     touches_rows: ClassVar[bool] = True
+    adds_to_seen: ClassVar[bool] = True
 
     negatives: int = 256
 
@@ -169,8 +179,7 @@ class SampledSoftmax(_Sampled):
             scores_CN *= share_C[:, None]
             return (all_C - fixed_M[chunk]).sum()
 
-        rows_ND = rows_of(shard, negatives_N, shared=True)
-        loss = _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD))
+        loss = _sum_over_negatives(hidden_MD, shard, negatives_N, of_chunk)
         # The added term is 0. It brings the gradient with respect to the targets' scores: d loss / d s = -share.
         return loss + (share_M * (fixed_M - target_M)).sum()
 
@@ -213,8 +222,7 @@ class GBCE(_Sampled):
             scores_CN.sigmoid_().masked_fill_(hit_CN, 0.0)
             return loss
 
-        rows_ND = rows_of(shard, negatives_N, shared=True)
-        negative = _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD))
+        negative = _sum_over_negatives(hidden_MD, shard, negatives_N, of_chunk)
         positive = F.softplus(-_target_scores(hidden_MD, shard, targets_M)).sum()
         return (beta * positive + negative) / (self.negatives + 1)
 
@@ -249,7 +257,22 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
         own = slice(max(first - chunk.start, 0), max(last - chunk.start, 0))
         return (log_sum_C - target_C)[own].sum()
 
-    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most)
+    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most, *(shard.added or ()))
+
+
+def _sum_over_negatives(hidden_MD: Tensor, shard: Shard, negatives_N: Tensor, of_chunk: "OfChunk") -> Tensor:
+    """Sum of a loss over the scores of the negatives."""
+    rows_ND, given = rows_of(shard, negatives_N, shared=True), tuple[Tensor, ...]()
+    if shard.added is not None:
+        sorted_N = negatives_N.sort().values
+
+        def place(items: Tensor) -> Tensor:
+            """The first place of an item among the sorted negatives; -1 if it is not there."""
+            places = torch.searchsorted(sorted_N, items).clamp(max=len(sorted_N) - 1)
+            return places.masked_fill(sorted_N[places] != items, -1)
+
+        given = *shard.added.mapped(place), place(negatives_N)
+    return _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD), *given)
 
 
 # Returns the sum of a loss over a chunk of float32 scores, and overwrites the scores with their gradients.
@@ -260,10 +283,23 @@ class _SumOverScores(torch.autograd.Function):
     """Sum of a loss over the scores hidden @ table.T, with one chunk of scores in memory at a time. No process has more
     than `most` hidden states. If the scores have the gradient G, that of the hidden states is G @ table, and that of
     the table is G.T @ hidden: the forward pass adds up both while it has the scores; the backward pass returns them.
+
+    `items_MK` and `added_MK` are `Additions`; their items are rows of the table. If several of these rows are the same
+    item, they are the first of them, and `first_V` is the first row of each row's item.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_MD: Tensor, table_VD: Tensor, of_chunk: OfChunk, shard: Shard, most: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        table_VD: Tensor,
+        of_chunk: OfChunk,
+        shard: Shard,
+        most: int,
+        items_MK: Tensor | None = None,
+        added_MK: Tensor | None = None,
+        first_V: Tensor | None = None,
+    ) -> Tensor:
         device = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
         factor_GD, factor_VD = shard.gathered(hidden_MD.to(dtype), most), table_VD.to(dtype)
@@ -274,12 +310,20 @@ class _SumOverScores(torch.autograd.Function):
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
         # One buffer for all chunks: otherwise the system would take back and clear memory of this size for each chunk.
         buffer_CV = factor_GD.new_empty(min(rows, len(factor_GD)), len(factor_VD))
+        added = None
+        if items_MK is not None and added_MK is not None:
+            added = shard.additions_here(Additions(items_MK, added_MK), most)
+            grad_added_GK = torch.empty_like(added.added_MC)
         for start in range(0, len(factor_GD), rows):
             chunk = slice(start, start + rows)
             factor_CD = factor_GD[chunk]
             product_CV = _product(factor_CD, factor_VD, buffer_CV[: len(factor_CD)])
             scores_CV = product_CV.float()  # the buffer itself, if the products are in float32
+            if added is not None:
+                added.rows(chunk).add_(scores_CV, first_V)
             loss += of_chunk(scores_CV, chunk)
+            if added is not None:
+                grad_added_GK[chunk] = added.rows(chunk).gradient(scores_CV, first_V)
             grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
             del scores_CV  # with bfloat16, it is a copy twice as large as the buffer
             grad_hidden_GD[chunk] = grad_CV @ factor_VD
@@ -288,7 +332,10 @@ class _SumOverScores(torch.autograd.Function):
             else:
                 grad_table_VD += grad_CV.T @ factor_CD
         grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
-        ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype)
+        grad_added_MK = None
+        if added_MK is not None:
+            grad_added_MK = shard.returned(grad_added_GK, len(hidden_MD))[:, : added_MK.shape[1]]
+        ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_added_MK
         ctx.gradient_of_table = shard.gradient
         return loss
 
@@ -297,12 +344,12 @@ class _SumOverScores(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # In place, because each of them may be as large as the table. So a second backward pass is not possible.
         assert ctx.gradients is not None, "backward can go through a loss only once"
-        of_hidden, of_table = (each.mul_(grad_loss) for each in ctx.gradients)
+        of_hidden, of_table, of_added = (None if each is None else each.mul_(grad_loss) for each in ctx.gradients)
         ctx.gradients = None
         if ctx.gradient_of_table is not None:
             ctx.gradient_of_table.add_dense(of_table)
             of_table = None
-        return of_hidden, of_table, None, None, None
+        return of_hidden, of_table, None, None, None, None, of_added, None
 
 
 def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:
@@ -348,4 +395,5 @@ def _masses(counts_V: Tensor, power: float) -> tuple[Tensor, Tensor]:
 
 def _target_scores(hidden_MD: Tensor, shard: Shard, targets_M: Tensor) -> Tensor:
     """The score of each row's target, in float32."""
-    return (hidden_MD * rows_of(shard, targets_M)).sum(1).float()
+    score_M = (hidden_MD * rows_of(shard, targets_M)).sum(1).float()
+    return score_M if shard.added is None else score_M + shard.added.of(targets_M[:, None])[:, 0]

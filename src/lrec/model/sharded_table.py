@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lrec.model.config import TransformerConfig
+from lrec.model.seen_items import Additions
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # its import takes longer than loading a network
@@ -81,13 +82,15 @@ def whole_table(parameters: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(eq=False)
 class Shard:
-    """The rows of the item table that this process holds, and exchanges that all processes make in the same order."""
+    """The rows of the item table that this process holds, and exchanges that all processes make in the same order. For
+    a head, also what is added to the scores of items of its hidden states' histories."""
 
     rows_HD: Tensor
     start: int  # index of the first of these rows in the catalogue
     n_items: int  # rows of the whole table
     processes: int  # that share the table
     gradient: "Gradient | None" = None  # to which a backward pass adds; None: autograd adds it up
+    added: Additions | None = None  # to the scores of this process's hidden states
 
     @cached_property
     def rank(self) -> int:
@@ -126,6 +129,15 @@ class Shard:
         values_G = values_M.new_empty((self.processes * most, *values_M.shape[1:]))
         distributed.all_gather_single(values_G, padded_P)
         return values_G
+
+    def additions_here(self, added: Additions, most: int) -> Additions:
+        """The additions for the hidden states of all processes, each process's part padded to `most` rows, and places
+        among the rows held here instead of items."""
+        missing = self.most(added.items_MC.shape[1]) - added.items_MC.shape[1]
+        items_GC = self.gathered(F.pad(added.items_MC, (0, missing), value=-1), most, -1)
+        here_GC, places_GC = self.places(items_GC)
+        added_GC = self.gathered(F.pad(added.added_MC, (0, missing)), most)
+        return Additions(places_GC.masked_fill(~here_GC, -1), added_GC)
 
     def returned(self, parts_G: Tensor, n: int) -> Tensor:
         """This process's first n values, each the sum of the parts that all processes have for it."""
@@ -267,6 +279,25 @@ def fetch(table_VD: Tensor, items: Tensor, rows_HD: Tensor | None = None) -> tup
 def rows_of(shard: Shard, items_M: Tensor, shared: bool = False) -> Tensor:
     """The rows of the items that this process asks for; with `shared`, all processes ask for the same items."""
     return _Rows.apply(shard.rows_HD, items_M, shard, shared)
+
+
+def among(table: Table, candidates_N: Tensor) -> Table:
+    """The table of these items only, ascending; for one process."""
+    shard = shard_of(table)
+    rows_ND = shard.rows_HD[candidates_N]
+    if shard.added is None:
+        return rows_ND
+    place_V = torch.full((shard.n_items,), -1, device=candidates_N.device)
+    place_V[candidates_N] = torch.arange(len(candidates_N), device=candidates_N.device)
+    return Shard(rows_ND, 0, len(rows_ND), 1, added=shard.added.mapped(place_V.__getitem__))
+
+
+def all_scores(hidden_MD: Tensor, table: Table) -> Tensor:
+    """The scores of all items, (M, V)."""
+    scores_MV = hidden_MD @ whole(table).T
+    if isinstance(table, Shard) and table.added is not None:
+        table.added.add_(scores_MV)
+    return scores_MV
 
 
 def whole(table: Table) -> Tensor:

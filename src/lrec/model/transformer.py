@@ -5,6 +5,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,9 +17,11 @@ from lrec.model.attention_context import CAUSAL, Context, KeyValueCache
 from lrec.model.blocks import Attention, Block, Branch, DropoutLayer, norm, positions
 from lrec.model.config import BASE_WIDTH, MUON_POWER, TABLE_RATE, TABLE_RATE_BESIDE_MUON, TransformerConfig
 from lrec.model.event_inputs import EventInput, TimeInput, gaps
-from lrec.model.sharded_table import OWN_ROWS, VECTORS, ItemTable
+from lrec.model.seen_items import Additions, SeenItems
+from lrec.model.sharded_table import OWN_ROWS, VECTORS, ItemTable, shard_of
 
 INIT_STD = 0.02
+SEEN = "seen.weight"
 DRAWN_AT_ONCE, ONE_STREAM = 2**20, 2**28  # numbers: drawn in a block, and at most in a tensor of one stream
 # Parameters of lrec's own parts are drawn under the names that they had in earlier versions, so that a seed still gives
 # the same network.
@@ -51,6 +54,7 @@ class Transformer(nn.Module):
         self.dropout = DropoutLayer(config.dropout.embedding)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = norm(config)
+        self.seen = SeenItems(config) if config.architecture.seen else None
         for name, parameter in self.named_parameters():
             if parameter.ndim == 0:  # processes share parameters row by row
                 raise UserError(
@@ -72,9 +76,10 @@ class Transformer(nn.Module):
         Matrices and tables are Normal(0, 0.02), residual projections (out.weight) Normal(0, 0.02 / sqrt(2 L)), biases
         0, norms as their class sets them, unless a part has an `initial_value`. In the scaled parametrisation, L is the
         depth of the base. With given vectors, trained rows begin at 0, and so do the vectors until they are filled in.
+        So do the vectors of seen items.
         A draw depends only on the seed and the name: not on the device, the sharding or the order of parameters.
         """
-        if self.config.vector_width is not None and name in (OWN_ROWS, VECTORS):
+        if name == SEEN or (self.config.vector_width is not None and name in (OWN_ROWS, VECTORS)):
             return rows.zero_()
         drawn_as = re.sub(r"(?<=\d\.)\w+\.\w+(?=\.)", lambda part: _DRAWN_AS.get(part[0], part[0]), name)
         own: Tensor | None = None
@@ -127,24 +132,25 @@ class Transformer(nn.Module):
 
         Args:
             items_BL: Catalogue indices, padded on the right with any item.
-            head: Function of the hidden states and the item table. The table is a tensor, or a `sharded_table.Shard` if
-                several processes share it.
+            head: Function of the hidden states and the item table. The table is a tensor. It is a
+                `sharded_table.Shard` if several processes share it, or if the network has `architecture.seen`.
             blank_BL: True for a blanked item: it keeps its position, but no position reads it, not even its own.
             cache: Keys and values of the earlier items of these histories. `items_BL` are the next items, and are
                 added. For inference, without blanks.
-            positions_M: Flat index b * L + l of each position whose hidden state the head gets, row after row, at least
-                one in each row. With one in each row, the last block computes only these. Without a cache.
+            positions_M: Flat index b * L + l of each position whose hidden state the head gets, row after row. For
+                inference without a cache, at least one in each row; with one, the last block computes only these.
             times_BT: Times of the items, and then the time of the request (L + 1), in whole seconds; for networks with
                 `architecture.time`. With a cache, the time of an item is the time of the previous request.
             events_BL: Type of the event of each item, padded on the right with any type; for networks with
                 `event_types`. With features (B, L, F), see `EventInput`.
         """
-        assert cache is None or (blank_BL is None and positions_M is None)
+        assert cache is None or blank_BL is None
         assert (times_BT is not None) == self.reads_times, "times are missing, or given to a network without times"
         assert (events_BL is not None) == self.reads_events, "types are missing, or given to a network without types"
         context = CAUSAL if cache is None else cache.next(items_BL.shape[1])
         if cache is not None and not all(attention.caches for attention in self.attentions):
-            return self._decode_again(head, context, items_BL=items_BL, times_BT=times_BT, events_BL=events_BL)
+            inputs = {"items_BL": items_BL, "times_BT": times_BT, "events_BL": events_BL}
+            return self._decode_again(head, context, positions_M, inputs)
         if blank_BL is not None:
             context = _around(blank_BL)
         hidden_BLD, table = self.items.fetch(items_BL)
@@ -159,14 +165,34 @@ class Transformer(nn.Module):
         elif times_BT is not None:
             context = context._replace(gaps_BLC=gaps(times_BT, context, self.reads_request))
         hidden_BLD = self.dropout(hidden_BLD)
-        alone_B = positions_M if positions_M is not None and len(positions_M) == len(items_BL) else None
+        alone_B = None
+        if positions_M is not None and len(positions_M) == len(items_BL) and cache is None and not self.training:
+            alone_B = positions_M
         for block in self.blocks:
             given = (hidden_BLD, context, alone_B if block is self.blocks[-1] else None)
             again = self.checkpoint_activations and self.training
             hidden_BLD = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
+        hidden = self.norm(hidden_BLD)
         if positions_M is not None:
-            hidden_BLD = hidden_BLD.flatten(0, 1)[slice(None) if alone_B is not None else positions_M]
-        return head(self.norm(hidden_BLD), table)
+            hidden = hidden.flatten(0, 1)[slice(None) if alone_B is not None else positions_M]
+        if self.seen is not None:
+            table = replace(shard_of(table), added=self._additions(hidden, items_BL, positions_M, blank_BL, context))
+        return head(hidden, table)
+
+    def _additions(
+        self, hidden: Tensor, items_BL: Tensor, positions_M: Tensor | None, blank_BL: Tensor | None, context: Context
+    ) -> Additions:
+        """What is added to the scores of the hidden states that the head gets."""
+        assert self.seen is not None
+        (n_rows, length), device = items_BL.shape, items_BL.device
+        rows_BL = torch.arange(n_rows, device=device)[:, None].expand(n_rows, length)
+        at_BL = context.positions(length, device).expand(n_rows, length)
+        chosen = slice(None) if positions_M is None else positions_M
+        rows_M, at_M = (each_BL.flatten()[chosen] for each_BL in (rows_BL, at_BL))
+        (items_BC,) = context.with_cached("items", items_BL)
+        if blank_BL is not None:
+            items_BC = items_BC.masked_fill(blank_BL, -1)
+        return self.seen(hidden.reshape(-1, hidden.shape[-1]), items_BC, rows_M, at_M)
 
     @property
     def reads_times(self) -> bool:
@@ -187,7 +213,13 @@ class Transformer(nn.Module):
     def attentions(self) -> list[Attention]:
         return [block.attention for block in self.blocks if isinstance(block, Block)]
 
-    def _decode_again(self, head: Callable[[Tensor, Any], Result], context: Context, **inputs: Tensor | None) -> Result:
+    def _decode_again(
+        self,
+        head: Callable[[Tensor, Any], Result],
+        context: Context,
+        positions_M: Tensor | None,
+        inputs: dict[str, Tensor | None],
+    ) -> Result:
         """Put the items into the cache, and encode the whole histories again."""
         whole: dict[str, Any] = {}
         for name, new in inputs.items():
@@ -196,8 +228,16 @@ class Transformer(nn.Module):
                 whole[name] = torch.cat([events_BC[:, :1], requests_BC], 1)
             elif new is not None:
                 (whole[name],) = context.with_cached(name, new)
-        rows_B1 = torch.arange(len(whole["items_BL"]), device=whole["items_BL"].device)[:, None]
-        return self.forward(**whole, head=lambda all_BCD, table: head(all_BCD[rows_B1, context.positions_BL], table))
+        n_rows, n_read = whole["items_BL"].shape
+        new_BL = torch.arange(n_rows, device=whole["items_BL"].device)[:, None] * n_read + context.positions_BL
+        if positions_M is not None:
+            return self.forward(**whole, head=head, positions_M=new_BL.flatten()[positions_M])
+        of_rows = (n_rows, -1)
+        return self.forward(
+            **whole,
+            head=lambda hidden_MD, table: head(hidden_MD.unflatten(0, of_rows), table),
+            positions_M=new_BL.flatten(),
+        )
 
 
 def is_for_muon(name: str, parameter: nn.Parameter) -> bool:

@@ -153,6 +153,7 @@ class _Search:
             seen_rows_S = shard.gathered(seen_rows_S + shard.rank * self._most, most)
             seen_items_S = shard.gathered(seen_items_S, most, shard.n_items)
         self.seen = Pairs(seen_rows_S, seen_items_S)
+        self.added = None if shard.added is None else shard.additions_here(shard.added, self._most)
         n_rows, n_items = len(self.hidden_GD), max(len(shard.rows_HD), 1)
         # On a CPU, a multiple of 4 blocks, so that 2 or 4 threads get as many each.
         size, rows, alike = (CPU_PIECE_BYTES, CPU_PIECE_ROWS, 4) if self.on_cpu else (PIECE_BYTES, PIECE_ROWS, 1)
@@ -170,11 +171,16 @@ class _Search:
 
     def target_scores(self, targets_G: Tensor) -> tuple[Tensor, Tensor]:
         """The scores of the targets, and how far from them another score still counts as equal."""
-        here_G, _ = self.shard.places(targets_G)
+        here_G, places_G = self.shard.places(targets_G)
         rows_GD = self.shard.rows_here(targets_G)
-        both_2G = torch.stack([(self.hidden_GD * rows_GD).sum(1), rows_GD.float().norm(dim=1)])
-        score_G, length_G = self.shard.summed(both_2G.masked_fill(~here_G, 0.0))
-        return score_G, EQUAL * self.hidden_GD.norm(dim=1) * length_G
+        found = [(self.hidden_GD * rows_GD).sum(1), rows_GD.float().norm(dim=1)]
+        if self.added is not None:
+            found.append(self.added.of(places_G[:, None])[:, 0])
+        found_XG = self.shard.summed(torch.stack(found).masked_fill_(~here_G, 0.0))
+        near_G = EQUAL * self.hidden_GD.norm(dim=1) * found_XG[1]
+        if self.added is None:
+            return found_XG[0], near_G
+        return found_XG[0] + found_XG[2], near_G + EQUAL * found_XG[2].abs()
 
     def results(self, of_block: "Callable[[_Block], tuple[Tensor, ...]]") -> list[Tensor]:
         """Apply `of_block` to each block, on a CPU in a thread for each core, and join each field over all blocks.
@@ -202,6 +208,7 @@ class _Block:
     def __init__(self, search: _Search, start: int) -> None:
         self.search, self.rows = search, slice(start, start + search.n_block)
         self._hidden_BD, self._table_HD = search.hidden_GD[self.rows], search.shard.rows_HD
+        self._added = None if search.added is None else search.added.rows(self.rows)
         self.n_items, n_rows = len(self._table_HD), len(self._hidden_BD)
         rows_S, items_S = search.seen.rows_S - start, search.seen.items_S
         own_S = (rows_S >= 0) & (rows_S < search.n_block)
@@ -223,7 +230,12 @@ class _Block:
             table_CD = self._table_HD[start : start + self.search.n_chunk].float()
             shape = len(hidden_BD), len(table_CD)
             scores_BC, work_BC = (of_all[: math.prod(shape)].view(shape) for of_all in (memory.scores_F, memory.work_F))
-            yield self.search.shard.start + start, torch.mm(hidden_BD, table_CD.T, out=scores_BC), work_BC
+            torch.mm(hidden_BD, table_CD.T, out=scores_BC)
+            if self._added is not None:
+                places_BL = self._added.items_MC - start
+                outside_BL = (places_BL < 0) | (places_BL >= len(table_CD))
+                self._added._replace(items_MC=places_BL.masked_fill(outside_BL, -1)).add_(scores_BC)
+            yield self.search.shard.start + start, scores_BC, work_BC
 
     def add_unseen(self, start: int, scores_BC: Tensor) -> None:
         """Look for the best items in a piece. Keep the scores of the seen pairs in it, and put -inf in their places."""

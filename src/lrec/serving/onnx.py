@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from lrec.common.files import replacing
 from lrec.errors import UserError
+from lrec.model.sharded_table import Shard, Table, all_scores
 from lrec.model.transformer import Transformer
 from lrec.serving.recommender import Model
 
@@ -41,9 +43,12 @@ class HistoryScores(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The scores of all items, the best items that are not in the row, and the scores of these."""
 
-        def head(hidden_BLD: Tensor, table_VD: Tensor) -> Tensor:
+        def head(hidden_BLD: Tensor, table: Table) -> Tensor:
             last_B1D = last_B[:, None, None].expand(-1, 1, hidden_BLD.shape[2])
-            return hidden_BLD.gather(1, last_B1D).squeeze(1) @ table_VD.T
+            if isinstance(table, Shard) and table.added is not None:
+                flat_B = last_B + torch.arange(items_BL.shape[0]) * items_BL.shape[1]
+                table = replace(table, added=table.added.rows(flat_B))
+            return all_scores(hidden_BLD.gather(1, last_B1D).squeeze(1), table)
 
         most = self.net.config.n_items - 1
         real_BL = torch.arange(items_BL.shape[1])[None] < lengths_B[:, None]

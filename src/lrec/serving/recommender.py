@@ -21,6 +21,7 @@ from lrec.data.histories import Histories, histories_of
 from lrec.data.splits.rules import ranges
 from lrec.data.store.encoding import FEATURE
 from lrec.errors import UserError, check_range
+from lrec.model.sharded_table import Table, among
 from lrec.model.transformer import Transformer
 from lrec.ranking.best_items import TopItems
 from lrec.ranking.scoring import top_items
@@ -188,16 +189,16 @@ class Model:
         seen = slice(None if exclude_seen else 0)
         rows_S, items_S = batch.seen_targets_S[seen], batch.seen_items_S[seen]
 
-        def head(hidden_BD: Tensor, table_VD: Tensor) -> TopItems:
+        def head(hidden_BD: Tensor, table: Table) -> TopItems:
             if len(candidates_C) == n_items:
-                return top_items(hidden_BD, table_VD, rows_S, items_S, k)
+                return top_items(hidden_BD, table, rows_S, items_S, k)
             # The candidates ascend, so ties keep the catalogue's order.
             candidates = torch.from_numpy(candidates_C).to(device)
             place_V = torch.full((n_items,), -1, device=device)
             place_V[candidates] = torch.arange(len(candidates), device=device)
             places_S = place_V[items_S]
             may_S = places_S >= 0
-            top = top_items(hidden_BD, table_VD[candidates], rows_S[may_S], places_S[may_S], k)
+            top = top_items(hidden_BD, among(table, candidates), rows_S[may_S], places_S[may_S], k)
             return TopItems(candidates[top.items_BK].masked_fill(top.items_BK < 0, -1), top.scores_BK)
 
         inputs = {"positions_M": batch.positions_M, "times_BT": batch.times_BT, "events_BL": batch.events_BL}

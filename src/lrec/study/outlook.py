@@ -8,6 +8,7 @@ V catalogue.
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lrec.common.cpu_threads import one_core
 from lrec.common.files import check_folder, write_json, write_text
 from lrec.common.pages import rendered
 from lrec.common.text_tables import amount, on_terminal
-from lrec.data.batching.train_batches import BatchPlan, TrainBatch, TrainLoader
+from lrec.data.batching.train_batches import BatchPlan, TrainLoader
 from lrec.data.datasets import SequenceDataModule
 from lrec.data.splits.reduction import TrainingPart, training_part
 from lrec.data.splits.rules import ranges
@@ -212,11 +213,8 @@ def train_briefly(data: SequenceDataModule, part: TrainingPart, size: str, posit
         torch.manual_seed(seed)
         optimizer, schedule = OPTIMIZER.build(net, steps)
         for batch in islice(chain.from_iterable(repeat(loader)), steps):
-
-            def head(hidden_BLD: Tensor, table_VD: Tensor, batch: TrainBatch = batch) -> Tensor:
-                return loss_function(hidden_BLD.flatten(0, 1)[batch.positions_M], table_VD, batch.targets_M, counts_V)
-
-            loss: Tensor = net(batch.items_BL, head)
+            head = partial(loss_function, targets_M=batch.targets_M, counts_V=counts_V)
+            loss: Tensor = net(batch.items_BL, head, positions_M=batch.positions_M)
             (loss / max(batch.step_targets, 1)).backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()

@@ -2,6 +2,7 @@
 C users with a trajectory, T steps, B rows, L positions, D width, V catalogue, S seen pairs, R draws."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -81,12 +82,11 @@ def decode(net: Transformer, given: Trajectories, repeats: bool) -> Decoded:
         rows_S, items_S = _seen(given.seen.where(chosen_B[:0] if repeats else chosen_B), device)
         rows_B = torch.arange(n_rows, device=device)
         for step in range(steps):
-            hidden_BLD, table_VD = net(head=lambda hidden_BLD, table_VD: (hidden_BLD, table_VD), cache=cache, **read)
-            hidden_BD = hidden_BLD.flatten(0, 1)[rows_B if step else last_B]
+            targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
+            head = partial(score, targets_B=targets_B, seen_rows_S=rows_S, seen_items_S=items_S, k=1)
+            scores = net(head=head, cache=cache, positions_M=rows_B if step else last_B, **read)
             if step == 0:
                 cache.filled_B = last_B % width + 1
-            targets_B = torch.from_numpy(given.truth_CT[chosen_B, step]).to(device)
-            scores = score(hidden_BD, table_VD, targets_B, rows_S, items_S, k=1)
             best_B = scores.top_unseen_BK[:, 0].clamp(min=0)  # -1 only if the whole catalogue was seen
             items_CT[chosen_B, step] = scores.top_unseen_BK[:, 0].cpu().numpy()
             rank_CT[chosen_B, step] = scores.rank_unseen_B.cpu().numpy()

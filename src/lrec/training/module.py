@@ -31,7 +31,8 @@ from lrec.model.config import Architecture, Dropout, Parametrisation, Transforme
 from lrec.model.item_vectors import Use, initial_parameters, read_width, scaled, vectors_of
 from lrec.model.losses import FullSoftmax, Loss
 from lrec.model.network_sizes import chosen_size
-from lrec.model.sharded_table import Table, local_range, whole
+from lrec.model.sharded_table import Table, all_scores, local_range, whole
+from lrec.options.class_paths import class_path
 from lrec.options.objects import from_config
 from lrec.ranking.scoring import Scores, top_items
 from lrec.serving.recommender import lists_of
@@ -122,6 +123,8 @@ class SequentialRecommender(StoredModel):
         check_parts(architecture)
         check_range("model.top_k", top_k, at_least=1)
         self.dropout, self.architecture, self.parametrisation = dropout, architecture, parametrisation
+        if architecture.seen and not loss.adds_to_seen:
+            raise UserError(f"model.architecture.seen true does not work with model.loss {class_path(type(loss))}")
         self.loss, self.optimizer = loss, optimizer
         self.top_k, self.exclude_seen = top_k, exclude_seen
         self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
@@ -178,7 +181,7 @@ class SequentialRecommender(StoredModel):
         last_B = torch.arange(rows, device=items_BL.device) * longest - 1
         last_B += longest if lengths_B is None else lengths_B
         given = {"positions_M": last_B, "times_BT": times_BT, "events_BL": events_BL}
-        return self.net(items_BL, lambda hidden_BD, table: hidden_BD @ whole(table).T, **given)
+        return self.net(items_BL, all_scores, **given)
 
     def setup(self, stage: str) -> None:
         """Let epochs end with a whole step, and resumed runs count each epoch once; UserError if a subclass omits
@@ -311,12 +314,13 @@ class SequentialRecommender(StoredModel):
     def loss_sum(self, batch: TrainBatch) -> Tensor:
         """The training loss, summed over this micro-batch's targets."""
 
-        def head(hidden_BLD: Tensor, table: Table) -> Tensor:
+        def head(hidden_MD: Tensor, table: Table) -> Tensor:
             table = table if self.loss.in_shards else whole(table)
             targets = batch.targets_M if self.loss.ahead == 1 else batch.next_targets(self.loss.ahead)
-            return self.loss(hidden_BLD.flatten(0, 1)[batch.positions_M], table, targets, self.counts_V)
+            return self.loss(hidden_MD, table, targets, self.counts_V)
 
-        return self.net(batch.items_BL, head, times_BT=batch.times_BT, events_BL=batch.events_BL)
+        given = {"positions_M": batch.positions_M, "times_BT": batch.times_BT, "events_BL": batch.events_BL}
+        return self.net(batch.items_BL, head, **given)
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         """Log the mean training loss since the last log, and the next step's learning rate (the largest of all
