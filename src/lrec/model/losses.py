@@ -257,22 +257,25 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
         own = slice(max(first - chunk.start, 0), max(last - chunk.start, 0))
         return (log_sum_C - target_C)[own].sum()
 
-    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most, *(shard.added or ()))
+    return _SumOverScores.apply(hidden_MD, shard.rows_HD, of_chunk, shard, most, *_given(shard.added))
 
 
 def _sum_over_negatives(hidden_MD: Tensor, shard: Shard, negatives_N: Tensor, of_chunk: "OfChunk") -> Tensor:
     """Sum of a loss over the scores of the negatives."""
-    rows_ND, given = rows_of(shard, negatives_N, shared=True), tuple[Tensor, ...]()
-    if shard.added is not None:
-        sorted_N = negatives_N.sort().values
+    rows_ND, sorted_N = rows_of(shard, negatives_N, shared=True), negatives_N.sort().values
 
-        def place(items: Tensor) -> Tensor:
-            """The first place of an item among the sorted negatives; -1 if it is not there."""
-            places = torch.searchsorted(sorted_N, items).clamp(max=len(sorted_N) - 1)
-            return places.masked_fill(sorted_N[places] != items, -1)
+    def place(items: Tensor) -> Tensor:
+        """The first place of an item among the sorted negatives; -1 if it is not there."""
+        places = torch.searchsorted(sorted_N, items).clamp(max=len(sorted_N) - 1)
+        return places.masked_fill(sorted_N[places] != items, -1)
 
-        given = *shard.added.mapped(place), place(negatives_N)
+    given = () if shard.added is None else (*_given(shard.added.mapped(place)), place(negatives_N))
     return _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD), *given)
+
+
+def _given(added: Additions | None) -> tuple[Any, ...]:
+    """For autograd, the tensor that has a gradient stands beside the additions."""
+    return () if added is None else (added, added.of_ages_MK)
 
 
 # Returns the sum of a loss over a chunk of float32 scores, and overwrites the scores with their gradients.
@@ -284,8 +287,8 @@ class _SumOverScores(torch.autograd.Function):
     than `most` hidden states. If the scores have the gradient G, that of the hidden states is G @ table, and that of
     the table is G.T @ hidden: the forward pass adds up both while it has the scores; the backward pass returns them.
 
-    `items_MK` and `added_MK` are `Additions`; their items are rows of the table. If several of these rows are the same
-    item, they are the first of them, and `first_V` is the first row of each row's item.
+    The items of `added` are rows of the table. If several of these rows are the same item, they are the first of them,
+    and `first_V` is the first row of each row's item. `of_ages_MK` is that of `added`.
     """
 
     @staticmethod
@@ -296,8 +299,8 @@ class _SumOverScores(torch.autograd.Function):
         of_chunk: OfChunk,
         shard: Shard,
         most: int,
-        items_MK: Tensor | None = None,
-        added_MK: Tensor | None = None,
+        added: Additions | None = None,
+        of_ages_MK: Tensor | None = None,
         first_V: Tensor | None = None,
     ) -> Tensor:
         device = hidden_MD.device.type
@@ -310,20 +313,20 @@ class _SumOverScores(torch.autograd.Function):
         grad_table_VD = torch.zeros_like(table_VD, dtype=torch.float32)
         # One buffer for all chunks: otherwise the system would take back and clear memory of this size for each chunk.
         buffer_CV = factor_GD.new_empty(min(rows, len(factor_GD)), len(factor_VD))
-        added = None
-        if items_MK is not None and added_MK is not None:
-            added = shard.additions_here(Additions(items_MK, added_MK), most)
-            grad_added_GK = torch.empty_like(added.added_MC)
+        if added is not None:
+            added = shard.additions_here(added, most)
+            grad_of_ages_GK = torch.empty_like(added.of_ages_MK)
         for start in range(0, len(factor_GD), rows):
             chunk = slice(start, start + rows)
             factor_CD = factor_GD[chunk]
             product_CV = _product(factor_CD, factor_VD, buffer_CV[: len(factor_CD)])
             scores_CV = product_CV.float()  # the buffer itself, if the products are in float32
-            if added is not None:
-                added.rows(chunk).add_(scores_CV, first_V)
+            slots = None if added is None else added.rows(chunk).slots()
+            if slots is not None:
+                slots.add_(scores_CV, first_V)
             loss += of_chunk(scores_CV, chunk)
-            if added is not None:
-                grad_added_GK[chunk] = added.rows(chunk).gradient(scores_CV, first_V)
+            if slots is not None:
+                grad_of_ages_GK[chunk] = slots.gradient(scores_CV, first_V)
             grad_CV = scores_CV if scores_CV.dtype == dtype else product_CV.copy_(scores_CV)
             del scores_CV  # with bfloat16, it is a copy twice as large as the buffer
             grad_hidden_GD[chunk] = grad_CV @ factor_VD
@@ -332,10 +335,8 @@ class _SumOverScores(torch.autograd.Function):
             else:
                 grad_table_VD += grad_CV.T @ factor_CD
         grad_hidden_MD = shard.returned(grad_hidden_GD, len(hidden_MD)).to(hidden_MD.dtype)
-        grad_added_MK = None
-        if added_MK is not None:
-            grad_added_MK = shard.returned(grad_added_GK, len(hidden_MD))[:, : added_MK.shape[1]]
-        ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_added_MK
+        grad_of_ages_MK = None if added is None else shard.returned(grad_of_ages_GK, len(hidden_MD))
+        ctx.gradients = grad_hidden_MD, grad_table_VD.to(table_VD.dtype), grad_of_ages_MK
         ctx.gradient_of_table = shard.gradient
         return loss
 
@@ -344,12 +345,12 @@ class _SumOverScores(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         # In place, because each of them may be as large as the table. So a second backward pass is not possible.
         assert ctx.gradients is not None, "backward can go through a loss only once"
-        of_hidden, of_table, of_added = (None if each is None else each.mul_(grad_loss) for each in ctx.gradients)
+        of_hidden, of_table, of_ages = (None if each is None else each.mul_(grad_loss) for each in ctx.gradients)
         ctx.gradients = None
         if ctx.gradient_of_table is not None:
             ctx.gradient_of_table.add_dense(of_table)
             of_table = None
-        return of_hidden, of_table, None, None, None, None, of_added, None
+        return of_hidden, of_table, None, None, None, None, of_ages, None
 
 
 def _product(left_CD: Tensor, right_VD: Tensor, out_CV: Tensor) -> Tensor:

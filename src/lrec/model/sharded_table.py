@@ -131,13 +131,21 @@ class Shard:
         return values_G
 
     def additions_here(self, added: Additions, most: int) -> Additions:
-        """The additions for the hidden states of all processes, each process's part padded to `most` rows, and places
-        among the rows held here instead of items."""
-        missing = self.most(added.items_MC.shape[1]) - added.items_MC.shape[1]
-        items_GC = self.gathered(F.pad(added.items_MC, (0, missing), value=-1), most, -1)
-        here_GC, places_GC = self.places(items_GC)
-        added_GC = self.gathered(F.pad(added.added_MC, (0, missing)), most)
-        return Additions(places_GC.masked_fill(~here_GC, -1), added_GC)
+        """The additions for the hidden states of all processes, each process's part padded to `most` states. Instead of
+        items, they have places among the rows held here."""
+        if self.processes == 1:
+            return added
+        rows, length = map(self.most, added.items_BC.shape)
+        missing = length - added.items_BC.shape[1]
+        items_BC, gaps_BC = (self.gathered(F.pad(each, (0, missing)), rows) for each in added[:2])
+        of_row_G = self.gathered(added.rows_M + self.rank * rows, most)
+        of_all = Additions(items_BC, gaps_BC, of_row_G, *(self.gathered(each, most) for each in added[3:]))
+
+        def place(items_BC: Tensor) -> Tensor:
+            here_BC, places_BC = self.places(items_BC)
+            return places_BC.masked_fill(~here_BC, -1)
+
+        return of_all.mapped(place)
 
     def returned(self, parts_G: Tensor, n: int) -> Tensor:
         """This process's first n values, each the sum of the parts that all processes have for it."""
@@ -296,7 +304,7 @@ def all_scores(hidden_MD: Tensor, table: Table) -> Tensor:
     """The scores of all items, (M, V)."""
     scores_MV = hidden_MD @ whole(table).T
     if isinstance(table, Shard) and table.added is not None:
-        table.added.add_(scores_MV)
+        table.added.slots().add_(scores_MV)
     return scores_MV
 
 

@@ -208,7 +208,7 @@ class _Block:
     def __init__(self, search: _Search, start: int) -> None:
         self.search, self.rows = search, slice(start, start + search.n_block)
         self._hidden_BD, self._table_HD = search.hidden_GD[self.rows], search.shard.rows_HD
-        self._added = None if search.added is None else search.added.rows(self.rows)
+        self._added = None if search.added is None else search.added.rows(self.rows).slots()
         self.n_items, n_rows = len(self._table_HD), len(self._hidden_BD)
         rows_S, items_S = search.seen.rows_S - start, search.seen.items_S
         own_S = (rows_S >= 0) & (rows_S < search.n_block)
@@ -232,9 +232,7 @@ class _Block:
             scores_BC, work_BC = (of_all[: math.prod(shape)].view(shape) for of_all in (memory.scores_F, memory.work_F))
             torch.mm(hidden_BD, table_CD.T, out=scores_BC)
             if self._added is not None:
-                places_BL = self._added.items_MC - start
-                outside_BL = (places_BL < 0) | (places_BL >= len(table_CD))
-                self._added._replace(items_MC=places_BL.masked_fill(outside_BL, -1)).add_(scores_BC)
+                self._added.part(start, len(table_CD)).add_(scores_BC)
             yield self.search.shard.start + start, scores_BC, work_BC
 
     def add_unseen(self, start: int, scores_BC: Tensor) -> None:
