@@ -57,7 +57,7 @@ ADDED = [
     {"position_bias": True},
     {"time": "past", "position_bias": True},
     {"time": "request"},
-    {"time": "input"},
+    {"time": "input", "seen": True},
 ]
 
 
@@ -82,7 +82,8 @@ def check_parameters(architecture: Architecture) -> None:
     norms = [p.numel() for name, p in net.named_parameters() if "norm" in name]
     in_blocks = [(name, p) for name, p in net.blocks.named_parameters() if p.ndim == 1]
     biases = [p.numel() for name, p in in_blocks if "norm" not in name]
-    positions = sum(p.numel() for part in (net.positions, net.times) if part is not None for p in part.parameters())
+    tables = [part for part in (net.positions, net.times, net.seen) if part is not None]
+    positions = sum(p.numel() for part in tables for p in part.parameters())
     expected = cost.Parameters(sum(matrices), net.items.weight.numel(), positions, sum(biases), sum(norms))
     assert cost.parameters(config) == expected
     assert sum(expected) == sum(p.numel() for p in net.parameters())
@@ -95,6 +96,7 @@ SHAPES = {
     "dropout": (TransformerConfig(500, 50, 4, 96, 4, DROPOUT), 20),
     "small": (TransformerConfig(300, 50, 1, 48, 2), 40),
     "hstu": (TransformerConfig(500, 50, 6, 128, 4, architecture=HSTU), 20),
+    "seen": (TransformerConfig(500, 400, 1, 48, 2, architecture=Architecture(seen=True)), 4),
     "hstu, dropout": (TransformerConfig(500, 50, 4, 96, 4, DROPOUT, HSTU), 20),
 }
 

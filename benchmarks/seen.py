@@ -1,0 +1,114 @@
+"""Numbers for seen items: what they bring to the test loss and to NDCG@10, and how many parameters would bring as much.
+
+    python benchmarks/seen.py --data FOLDER [--epochs 5] [--seeds 0 1 2] [--runs runs/seen]
+
+With `--model.architecture.seen true`, a network adds a learned number to the score of each item of the history, by how
+many events ago the item was last. The same network (one layer of width 32, histories of 50, AdamW) is trained with and
+without, with the same seeds, epochs and steps, on MovieLens-1M (a tenth of the users train), on the clicks of Globo
+(20-core, 8 % of the users), on Ciao (10-core), on Amazon Beauty, on decks (3 % of the users, histories of 100), on Go
+(1 % of the games, histories of 256) and on tennis (100-core, 5 % of the users). The test is each user's last item; for
+Go, the moves of other games; for tennis, each player's first match after a cut in time. Up to 6,040 targets are tested,
+among all items. Differences are paired over targets; their 90 % intervals resample targets and seeds together. A
+negative difference of the loss and a positive one of NDCG@10 are better.
+
+The last column is the equivalent size: how many times the parameters in blocks would lower the test loss as much, by a
+ladder of networks of widths 8 to 128 (`lrec.laws.equivalents`). It is "more" if no network of the ladder, and none up
+to ten times its largest, would; if a smaller network has the lowest loss of the ladder, size does not pay. The wide
+networks have a width of 128: 16 times the parameters in blocks.
+"""
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from small_network import LADDER, Measured, equivalent_size, interval, measured, told
+from targets import logs, of_seeds, verdict
+
+from lrec.common.files import write_text
+
+HERE = Path(__file__).parent
+TESTED = 6040
+SEEN: dict[str, object] = {"model.architecture.seen": "true"}
+# What is trained: its options, and what it is compared with.
+ARMS: dict[str, tuple[dict[str, object], str | None]] = {
+    "without": ({}, None),
+    "with": (SEEN, "without"),
+    **{f"width {width}": ({"model.width": width}, None) for width in LADDER},
+    "with, wide": (SEEN | {"model.width": LADDER[-1]}, f"width {LADDER[-1]}"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Folder with the files of all sets.")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("runs/seen"))
+    parser.add_argument("--sets", nargs="+", help="All by default.")
+    parser.add_argument("--finished", action="store_true", help="Train nothing more: the page of the runs there are.")
+    options = parser.parse_args()
+    options.runs.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    sets = logs(options.data, options.runs) | {
+        "Beauty": {"data.path": options.data / "s3rec_Beauty.txt.gz"},
+        "Go": {"data.path": options.data / "go_games.txt.zst", "data.max_len": 256, "data.reduction.users": 0.01}
+        | {"data.split": "UserSplit", "data.split.validation": 0.0003, "data.split.test": 0.005},
+    }
+    found = {}
+    for seed in options.seeds:
+        for name in options.sets or sets:
+            for arm, (given, _) in ARMS.items():
+                kept = options.runs / f"{name}-{arm}-{seed}.npz"
+                if kept.exists() or not options.finished:
+                    found[name, arm, seed] = measured(kept, sets[name] | given, seed, options.epochs, TESTED)
+    write_text(HERE / "seen.md", page(found, options))
+
+
+def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespace) -> str:
+    """benchmarks/seen.md."""
+    title, _, *about = (__doc__ or "").strip().split("\n\n")
+    seeds = " ".join(map(str, options.seeds))
+    head = ["data", "network", "seeds", "test loss", "difference", "NDCG@10", "difference", "pays", "ms a step"]
+    lines = [
+        "# Seen items",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, one core, torch {torch.__version__}.",
+        "",
+        f"    python benchmarks/seen.py --data FOLDER --epochs {options.epochs} --seeds {seeds}",
+        "",
+        "\n\n".join([title, *about]),
+        "",
+        f"{options.epochs} epochs. Times are the processor time of a whole run, with start and validation, per step: "
+        "the least of the seeds.",
+        "",
+        f"| {' | '.join(head)} | times the size |",
+        "|---|---|---:|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    for name in {name: None for name, _, _ in found}:
+        for arm, (_, beside) in ARMS.items():
+            both = [seed for seed in options.seeds if {(name, arm, seed), (name, beside or arm, seed)} <= found.keys()]
+            if not both:
+                continue
+            mine, others = ([found[name, each, seed] for seed in both] for each in (arm, beside or arm))
+            loss_SC, ndcg_SC = of_seeds(mine)
+            known_C, differences, worth = ~np.isnan(loss_SC).any(0), ["", "", ""], ""
+            if beside is not None:
+                other_loss_SC, other_ndcg_SC = of_seeds(others)
+                loss, ndcg = interval((loss_SC - other_loss_SC)[:, known_C]), interval(ndcg_SC - other_ndcg_SC)
+                differences = [told(loss), told(ndcg), verdict(loss, ndcg)]
+                worth = equivalent_size(loss, found, name, beside, known_C) if arm == "with" else ""
+            figures = f"{loss_SC[:, known_C].mean():.4f}", differences[0], f"{ndcg_SC.mean():.4f}", *differences[1:]
+            cells = name, arm, str(len(both)), *figures, f"{min(run.step_ms for run in mine):.1f}", worth
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", FINDINGS.strip()]) + "\n"
+
+
+FINDINGS = """
+"""
+
+
+if __name__ == "__main__":
+    main()
