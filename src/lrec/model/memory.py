@@ -115,10 +115,13 @@ def _block_activations(config: TransformerConfig, stream: int, product: int, dev
 
 
 def _head(config: TransformerConfig, n_items: int, positions: int, product: int, device: str) -> int:
-    """Bytes of full softmax over `n_items`, without hidden states: the table's gradient, and a chunk's logits."""
-    rows = chunk_rows(n_items, config.width, device)
-    logits, table = n_items * min(rows, positions), n_items * config.width
+    """Bytes of full softmax over `n_items`, without hidden states: the table's gradient, and a chunk's logits and
+    histories."""
+    rows = min(chunk_rows(n_items, config.width, device), positions)
+    logits, table = n_items * rows, n_items * config.width
+    # Items (int64), whether they count, what is added, and two tensors of gradients.
+    seen = 21 * rows * config.max_len if config.architecture.seen else 0
     if product == 4:
-        return 4 * table + 4 * logits
+        return 4 * table + 4 * logits + seen
     # The gradient in float32, a copy of the table, and then the logits and their float32 softmax, or a product to add.
-    return 6 * table + max(6 * logits, 2 * logits + 2 * table)
+    return 6 * table + max(6 * logits + seen, 2 * logits + 2 * table)

@@ -56,12 +56,14 @@ class Additions(NamedTuple):
 
         # An item counts where it was last: there, it does not come again before the position of the hidden state.
         counts_MC = until(self.gaps_BC) > ages_C
-        return Slots(until(self.items_BC), counts_MC, added_MC * counts_MC, n_ages)
+        return Slots(until(self.items_BC), counts_MC, added_MC.where(counts_MC, 0.0), n_ages)
 
     def of(self, items_MT: Tensor) -> Tensor:
         """What is added to the scores of these items, (M, T); 0 for an item that the history does not have."""
         items_MC, _, added_MC, _ = self.slots()
-        return torch.stack([(added_MC * (items_MC == items_M[:, None])).sum(1) for items_M in items_MT.unbind(1)], 1)
+        return torch.stack(
+            [added_MC.where(items_MC == items_M[:, None], 0.0).sum(1) for items_M in items_MT.unbind(1)], 1
+        )
 
 
 class Slots(NamedTuple):
@@ -85,13 +87,13 @@ class Slots(NamedTuple):
         """The same for a piece of the scores: n columns from `start` on."""
         columns_MC = self.items_MC - start
         here_MC = (columns_MC >= 0) & (columns_MC < n)
-        return self._replace(items_MC=columns_MC.clamp(0, n - 1), added_MC=self.added_MC * here_MC)
+        return self._replace(items_MC=columns_MC.clamp(0, n - 1), added_MC=self.added_MC.where(here_MC, 0.0))
 
     def gradient(self, grad_MN: Tensor, first_N: Tensor | None = None) -> Tensor:
         """The gradient of `of_ages_MK` from that of the scores to which `add_` has added."""
         if first_N is not None:
             grad_MN = torch.zeros_like(grad_MN).index_add_(1, first_N, grad_MN)
-        grad_MC, n = grad_MN.gather(1, self.items_MC) * self.counts_MC, self.items_MC.shape[1]
+        grad_MC, n = grad_MN.gather(1, self.items_MC).where(self.counts_MC, 0.0), self.items_MC.shape[1]
         ends = [n - min(2**age - 1, n) for age in range(self.n_ages)] + [0]
         return torch.stack([grad_MC[:, start:end].sum(1) for end, start in pairwise(ends)], 1)
 
