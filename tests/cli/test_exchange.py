@@ -185,7 +185,7 @@ def test_what_is_offered_follows_from_the_study(passes: int, study: Path, lrec: 
     write_json(study / "study.json", record)
     printed = lrec("scaling", "exchange", f"--study={study}", "--size=1x16", "--dry_run")
     planned = [line.split()[0] for line in printed.splitlines() if line.startswith("1x16-")]
-    offered = ["users-x2", "length-x2", "passes-x2", "time", *(["next-items"] if passes > 1 else [])]
+    offered = ["users-x2", "length-x2", "passes-x2", "time", "seen-items", *(["next-items"] if passes > 1 else [])]
     assert planned == ["1x16-again-seed101", *(f"1x16-{name}-seed1" for name in offered)]
     assert not study.with_name("known-exchange").exists()
 

@@ -21,7 +21,8 @@ from lrec.study.options import EPOCHS, as_argument, ladder_n_body
 from lrec.study.points import REPEATED, read_target_losses
 from lrec.study.tuning import LR
 
-LENGTH, USERS, TIME, SIZE = "data.max_len", "data.reduction.users", "model.architecture.time", "model.size"
+LENGTH, USERS, SIZE = "data.max_len", "data.reduction.users", "model.size"
+TIME, SEEN = "model.architecture.time", "model.architecture.seen"
 FULL = "lrec.FullSoftmax"
 Options = Mapping[str, Any]
 
@@ -129,6 +130,8 @@ class Ladder:
             steps["passes x2"] = {EPOCHS: 2 * epochs}
         if data.store.times_N is not None and get(TIME) == "none":
             steps["time"] = {TIME: "past"}
+        if not get(SEEN, False) and run.model.loss.adds_to_seen:
+            steps["seen items"] = {SEEN: True}
         if epochs > 1 and get("model.loss.class_path", FULL) == FULL:
             steps["next items"] = {"model.loss": "NextItems"}
         return steps
