@@ -65,7 +65,12 @@ def test_a_run_goes_on_only_with_the_same_choice(
     trained: Callable[..., Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     run = trained("without")
-    options = ["fit", f"--config={run / 'config.yaml'}", f"--ckpt_path={run}", "--trainer.max_epochs=4"]
+    options = [
+        "fit",
+        f"--config={run / 'config.yaml'}",
+        f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}",
+        "--trainer.max_epochs=4",
+    ]
     said = refused(*options, "--model.architecture.seen=true", f"--trainer.default_root_dir={tmp_path / 'run'}")
     assert "architecture.seen False, the config True" in said
 
