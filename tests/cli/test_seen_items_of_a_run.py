@@ -73,6 +73,8 @@ def test_a_run_goes_on_only_with_the_same_choice(
     ]
     said = refused(*options, "--model.architecture.seen=true", f"--trainer.default_root_dir={tmp_path / 'run'}")
     assert "architecture.seen False, the config True" in said
+    said = refused("fit", f"--config={run / 'config.yaml'}", f"--ckpt_path={run}", "--trainer.max_epochs=4")
+    assert f"name one of its checkpoints, such as {run / 'checkpoints' / 'last.ckpt'}" in said
 
 
 def test_a_network_of_an_earlier_version_has_no_such_numbers() -> None:

@@ -149,6 +149,8 @@ def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Itera
     """Raise UserError if `path` does not exist, or if an error in the block shows damage or another kind of file."""
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
+    if (of_run := path / "checkpoints").is_dir():
+        raise UserError(f"{path}: the folder of a run: name one of its checkpoints, such as {of_run / 'last.ckpt'}")
     try:
         yield
     except (UserError, PermissionError):
