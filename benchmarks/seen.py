@@ -105,15 +105,8 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
             figures = f"{loss_SC[:, known_C].mean():.4f}", differences[0], f"{ndcg_SC.mean():.4f}", *differences[1:]
             runs = [Run(options.runs / f"{name}-{arm}-{seed}") for seed in both]
             unseen = np.mean([run.points[-1].metric("val/NDCG@10_unseen") for run in runs])
-            cells = (
-                name,
-                arm,
-                str(len(both)),
-                *figures,
-                f"{unseen:.4f}",
-                f"{min(run.step_ms for run in mine):.1f}",
-                worth,
-            )
+            spent = f"{min(run.step_ms for run in mine):.1f}"
+            cells = name, arm, str(len(both)), *figures, f"{unseen:.4f}", spent, worth
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", FINDINGS.strip()]) + "\n"
 

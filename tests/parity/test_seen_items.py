@@ -168,5 +168,5 @@ def test_a_loss_that_does_not_add_to_seen_items_is_refused() -> None:
     class Own(losses.FullSoftmax):
         adds_to_seen = False
 
-    with pytest.raises(UserError, match=r"architecture.seen true does not work with model.loss .*Own"):
+    with pytest.raises(UserError, match=r"Own does not add to the scores of seen items .*seen to false"):
         SequentialRecommender(size="3k", architecture=SEEN, loss=Own())

@@ -124,7 +124,8 @@ class SequentialRecommender(StoredModel):
         check_range("model.top_k", top_k, at_least=1)
         self.dropout, self.architecture, self.parametrisation = dropout, architecture, parametrisation
         if architecture.seen and not loss.adds_to_seen:
-            raise UserError(f"model.architecture.seen true does not work with model.loss {class_path(type(loss))}")
+            given = f"model.loss {class_path(type(loss))} does not add to the scores of seen items (adds_to_seen)"
+            raise UserError(f"{given}: set model.architecture.seen to false")
         self.loss, self.optimizer = loss, optimizer
         self.top_k, self.exclude_seen = top_k, exclude_seen
         self.checkpoint_activations, self.compile_blocks = checkpoint_activations, compile_blocks
