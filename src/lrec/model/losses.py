@@ -262,14 +262,16 @@ def full_softmax(hidden_MD: Tensor, table_VD: Table, targets_M: Tensor) -> Tenso
 
 def _sum_over_negatives(hidden_MD: Tensor, shard: Shard, negatives_N: Tensor, of_chunk: "OfChunk") -> Tensor:
     """Sum of a loss over the scores of the negatives."""
-    rows_ND, sorted_N = rows_of(shard, negatives_N, shared=True), negatives_N.sort().values
+    rows_ND, given = rows_of(shard, negatives_N, shared=True), tuple[Any, ...]()
+    if shard.added is not None:
+        sorted_N = negatives_N.sort().values
 
-    def place(items: Tensor) -> Tensor:
-        """The first place of an item among the sorted negatives; -1 if it is not there."""
-        places = torch.searchsorted(sorted_N, items).clamp(max=len(sorted_N) - 1)
-        return places.masked_fill(sorted_N[places] != items, -1)
+        def place(items: Tensor) -> Tensor:
+            """The first place of an item among the sorted negatives; -1 if it is not there."""
+            places = torch.searchsorted(sorted_N, items).clamp(max=len(sorted_N) - 1)
+            return places.masked_fill(sorted_N[places] != items, -1)
 
-    given = () if shard.added is None else (*_given(shard.added.mapped(place)), place(negatives_N))
+        given = *_given(shard.added.mapped(place)), place(negatives_N)
     return _SumOverScores.apply(hidden_MD, rows_ND, of_chunk, shard_of(rows_ND), len(hidden_MD), *given)
 
 
