@@ -62,6 +62,7 @@ TODAY = (
     "bfloat16 plan",
     "0.8 plan",
     "fourth rate",
+    "seen items",
 )  # what follows the set in the names of studies that are as today
 RATES, STEPS = (0.25, 0.5, 1.0, 2.0, 4.0), (0.5, 1.0, 2.0)
 FORECAST = ("predicted", "low", "high")
@@ -288,7 +289,7 @@ def gain_of_ten(largest: dict[str, Any], held_out: list[dict[str, Any]], of: str
 
 SUMMARY = """
 These are the studies of today's kind: those whose names have no suffix, "tried steps", "moved law", "touched rows",
-"same rate", "bfloat16 plan", "0.8 plan" and "fourth rate". Some train with AdamW alone, or with an earlier rate of the
+"same rate", "bfloat16 plan", "0.8 plan", "fourth rate" and "seen items". Some train with AdamW alone, or with an earlier rate of the
 item table (see below). Errors are means of absolute values. No gain predicts the best value of the fitted sizes.
 
 **The answer of a study is in the metric of the better lists.** If lists without the items that users had before have
