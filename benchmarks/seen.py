@@ -114,6 +114,19 @@ def page(found: dict[tuple[str, str, int], Measured], options: argparse.Namespac
 
 
 FINDINGS = """
+**Lists of all items are better on all seven sets**, with intervals above zero: NDCG@10 is 1.2 to 3.1 times as high. On
+MovieLens-1M, Globo, Go and decks, the test loss is 0.15 to 0.59 nats lower, as much as 60 times the parameters bring on
+MovieLens-1M, and more than any size on the three others. Four times the width does not make these gains smaller.
+
+**Lists that leave out what the user has had change little** on MovieLens-1M, Globo, Ciao, Beauty and tennis: there, the
+numbers mostly say that no item comes twice. On decks and Go, these lists are better too, by 5 and 8 %.
+
+**On tennis and Beauty, the loss rises by 0.19 nats.** The test of tennis is after a cut in time, and five passes are too
+many for Beauty, whose smaller networks have the lower loss. On Ciao, wide networks overfit more than without. So
+compare both on validation targets where data are few, or where the future differs from the past.
+
+A step takes 1 to 20 % longer; longest histories and small catalogues (Go) cost most. For one block of width 64 and
+histories of 1,000, a step takes about 1.7 times as long.
 """
 
 
