@@ -121,8 +121,8 @@ MovieLens-1M, and more than any size on the three others. Four times the width d
 **Lists that leave out what the user has had change little** on MovieLens-1M, Globo, Ciao, Beauty and tennis: there, the
 numbers mostly say that no item comes twice. On decks and Go, these lists are better too, by 5 and 8 %.
 
-**On tennis and Beauty, the loss rises by 0.19 nats.** The test of tennis is after a cut in time, and five passes are too
-many for Beauty, whose smaller networks have the lower loss. On Ciao, wide networks overfit more than without. So
+**On tennis and Beauty, the loss rises by 0.19 nats.** The test of tennis is after a cut in time, and five passes are
+too many for Beauty, whose smaller networks have the lower loss. On Ciao, wide networks overfit more than without. So
 compare both on validation targets where data are few, or where the future differs from the past.
 
 A step takes 1 to 20 % longer; longest histories and small catalogues (Go) cost most. For one block of width 64 and
