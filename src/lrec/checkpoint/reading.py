@@ -149,13 +149,14 @@ def refuse_damage(path: Path, kind: str = "checkpoint that lrec wrote") -> Itera
     """Raise UserError if `path` does not exist, or if an error in the block shows damage or another kind of file."""
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint")
-    if (of_run := path / "checkpoints").is_dir():
-        raise UserError(f"{path}: the folder of a run: name one of its checkpoints, such as {of_run / 'last.ckpt'}")
     try:
         yield
     except (UserError, PermissionError):
         raise
     except _DAMAGE as error:
+        if (of_run := path / "checkpoints").is_dir():
+            last = of_run / "last.ckpt"
+            raise UserError(f"{path}: the folder of a run: name one of its checkpoints, such as {last}") from error
         raise UserError(f"{path}: not a {kind}, or a damaged one") from error
 
 
