@@ -125,8 +125,10 @@ numbers mostly say that no item comes twice. On decks and Go, these lists are be
 too many for Beauty, whose smaller networks have the lower loss. On Ciao, wide networks overfit more than without. So
 compare both on validation targets where data are few, or where the future differs from the past.
 
-A step takes 1 to 20 % longer; longest histories and small catalogues (Go) cost most. For one block of width 64 and
-histories of 1,000, a step takes about 1.7 times as long.
+A step in float32 takes up to 20 % longer; long histories and small catalogues (Go) cost most. In bfloat16, other work
+is faster: with one block of width 64, the forward and backward pass takes 5 % longer with 20,000 items and histories of
+100, 48 % longer on the shape of Go, and 1.8 times as long with 3,700 items and histories of 1,000. With 2,048 negatives,
+56,000 items and 1,000 targets, it takes 2.9 times as long.
 """
 
 
