@@ -126,9 +126,9 @@ too many for Beauty, whose smaller networks have the lower loss. On Ciao, wide n
 compare both on validation targets where data are few, or where the future differs from the past.
 
 A step in float32 takes up to 20 % longer; long histories and small catalogues (Go) cost most. In bfloat16, other work
-is faster: with one block of width 64, the forward and backward pass takes 5 % longer with 20,000 items and histories of
-100, 48 % longer on the shape of Go, and 1.8 times as long with 3,700 items and histories of 1,000. With 2,048 negatives,
-56,000 items and 1,000 targets, it takes 2.9 times as long.
+is faster: with one block of width 64, the forward and backward pass takes 5 % longer with 20,000 items and histories
+of 100, 48 % longer on the shape of Go, and 1.8 times as long with 3,700 items and histories of 1,000. With 2,048
+negatives, 56,000 items and 1,000 targets, it takes 2.9 times as long.
 """
 
 
